@@ -1,0 +1,14 @@
+"""Names that the doctests use without importing them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import rbp_lightning
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
+    doctest_namespace["torch"] = torch
+    doctest_namespace.update({name: getattr(rbp_lightning, name) for name in rbp_lightning.__all__})

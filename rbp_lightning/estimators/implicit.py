@@ -1,0 +1,80 @@
+"""What the estimators that solve an adjoint equation share."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from rbp_lightning.estimators.base import GradientEstimator
+from rbp_lightning.fixed_point import ConvergenceTest
+from rbp_lightning.linalg import Linearization
+from rbp_lightning.pytree import State, Vector
+from rbp_lightning.solvers import Update
+
+
+class ImplicitEstimator(GradientEstimator):
+    """Replaces the gradient g at the fixed point by z = (I - J^T)^-1 g, or by an approximation of it.
+
+    The fixed point is found without a tape; only one more step is taped, and all Jacobian products go through it. The
+    memory is that of one step, however many were taken (paper, section 3).
+    """
+
+    @abstractmethod
+    def _solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
+        """Solves (I - J^T) z = g.
+
+        Args:
+            linearization: Products with J and J^T at the fixed point.
+            gradient: Leaves of g, in float32 or wider.
+
+        Returns:
+            Leaves of z.
+        """
+
+    def _report_adjoint(self, steps: int, residual: Tensor, tol: float) -> None:
+        """Warns where the adjoint did not converge; a ``tol`` of 0 asks for steps, which only NaN can spoil.
+
+        Args:
+            steps: Steps taken.
+            residual: Adjoint residual over the norm of g, for each sample.
+            tol: The tolerance it was meant to reach.
+        """
+        worst = float(residual.max())
+        # NaN fails this comparison as well.
+        if not worst <= (tol if tol > 0 else torch.finfo(residual.dtype).max):
+            self._warn(
+                f"The adjoint solve took {steps} steps to a relative residual of {worst:.2e} (tol={tol:g}), so the "
+                "gradient is wrong by more than asked for: raise steps or tol, or make the update a stronger "
+                "contraction (near spectral radius 1 no estimator is reliable)."
+            )
+
+    def _solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+        state, steps = self._iterate_untaped(update, state, 1, test)
+        state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
+        following = self._step(update, state, test)
+        outputs, structure = tree_flatten(following)
+        linearization = Linearization(update, state, outputs, test.batch_dims)
+
+        def adjoint(gradient: Vector) -> Vector:
+            wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in gradient]
+            return [z.to(g.dtype) for z, g in zip(self._solve_adjoint(linearization, wide), gradient, strict=True)]
+
+        return tree_unflatten(list(_ReplaceGradient.apply(adjoint, *outputs)), structure), steps + 1
+
+
+class _ReplaceGradient(torch.autograd.Function):
+    """The identity, whose backward hands the solution of the adjoint equation on in place of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, adjoint: Callable[[Vector], Vector], *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.adjoint = adjoint
+        return tuple(output.view_as(output) for output in outputs)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.adjoint(gradient)

@@ -1,0 +1,134 @@
+"""What a forward solve returns, and how its outcome is judged."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from rbp_lightning.errors import UserError
+from rbp_lightning.pytree import State, Vector, minus, norm
+
+
+class Status(str, Enum):
+    """Outcome of a fixed-point iteration; of a batch, that of its worst sample.
+
+    Example:
+        >>> Status.MAX_STEPS.message
+        'not converged: raise max_steps or tol, or make the update a stronger contraction'
+    """
+
+    CONVERGED = "converged"
+    MAX_STEPS = "max_steps"
+    DIVERGED = "diverged"
+    NAN = "nan"
+
+    @property
+    def message(self) -> str:
+        """What the status means and what to do about it, in one line."""
+        return _MESSAGES[self]
+
+
+_ORDER = list(Status)
+
+_MESSAGES = {
+    Status.CONVERGED: "converged to the tolerance",
+    Status.MAX_STEPS: "not converged: raise max_steps or tol, or make the update a stronger contraction",
+    Status.DIVERGED: "diverged: its steps grew instead of shrinking; the update is not a contraction, so scale its "
+    "weights down or damp it",
+    Status.NAN: "NaN in the state: look for NaN in the inputs and the parameters, and lower the learning rate",
+}
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Result of a forward solve.
+
+    Attributes:
+        state: The last iterate, of the structure of the initial state; differentiable when an estimator made it
+            with gradients enabled.
+        steps: How many times the update was applied.
+        residual: Norm of the last change of the state over the norm of the state, one value for each sample (a
+            scalar tensor where the state has no batch).
+        status: How the iteration ended; the worst over the samples.
+    """
+
+    state: State
+    steps: int
+    residual: Tensor
+    status: Status
+
+    @property
+    def converged(self) -> bool:
+        """Whether every sample reached the tolerance."""
+        return self.status is Status.CONVERGED
+
+
+class ConvergenceTest:
+    """Judges successive iterates, sample by sample, and reads the verdict off the device in one transfer.
+
+    A sample has converged when its last change is at most ``tol`` times its norm. It has diverged when it holds an
+    infinity, or when its change exceeds the first one by more than rounding explains; otherwise it is NaN when it
+    holds one.
+
+    Args:
+        tol: Largest relative residual of a converged sample.
+        batch_dims: The number of leading dimensions that index independent samples.
+    """
+
+    def __init__(self, tol: float, batch_dims: int) -> None:
+        self.tol = tol
+        self.batch_dims = batch_dims
+        self.residual = torch.tensor(float("inf"))
+        self.first_change: Tensor | None = None
+        self.verdict = torch.tensor(_ORDER.index(Status.MAX_STEPS))
+
+    def observe(self, previous: Vector, current: Vector) -> None:
+        """Records the change between two successive iterates, without a transfer from the device.
+
+        Args:
+            previous: Leaves of the iterate before the update.
+            current: Leaves of the iterate after it.
+
+        Raises:
+            UserError: If the update changed the structure or the shapes of the state.
+        """
+        if [leaf.shape for leaf in previous] != [leaf.shape for leaf in current]:
+            raise UserError(
+                f"The update turned a state of shapes {[tuple(leaf.shape) for leaf in previous]} into one of shapes "
+                f"{[tuple(leaf.shape) for leaf in current]}: it must return what it was given, one step later."
+            )
+        previous = [leaf.detach() for leaf in previous]
+        current = [leaf.detach() for leaf in current]
+        change = norm(minus(current, previous), self.batch_dims)
+        size = norm(current, self.batch_dims)
+        self.residual = change / size.clamp_min(torch.finfo(size.dtype).tiny)
+        if self.first_change is None:
+            self.first_change = change
+        # A warm start may begin at rounding error, from where any change is growth.
+        rounding = torch.finfo(size.dtype).eps ** 0.5
+        diverging = (change > self.first_change) & (self.residual > rounding) | size.isinf()
+        verdict = torch.where(diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.MAX_STEPS))
+        verdict = torch.where(self.residual <= self.tol, _ORDER.index(Status.CONVERGED), verdict)
+        # What was growing before it became NaN has overflowed.
+        was_diverging = self.verdict.to(verdict.device) == _ORDER.index(Status.DIVERGED)
+        not_a_number = torch.where(was_diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.NAN))
+        self.verdict = torch.where(size.isnan(), not_a_number, verdict)
+
+    def finished(self) -> bool:
+        """Whether further steps can change no sample's verdict: each has converged or is no longer finite."""
+        converged = self.verdict == _ORDER.index(Status.CONVERGED)
+        return bool((converged | ~self.residual.isfinite()).all())
+
+    def status(self) -> Status:
+        """The worst verdict over the samples."""
+        return _ORDER[int(self.verdict.max())]
+
+    def result(self, state: State, steps: int) -> FixedPoint:
+        """Builds the solve's result.
+
+        Args:
+            state: The last iterate.
+            steps: How many times the update was applied.
+        """
+        return FixedPoint(state, steps, self.residual, self.status())

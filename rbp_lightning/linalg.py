@@ -1,0 +1,161 @@
+"""Products with the Jacobian of an update at its fixed point, and Krylov solvers on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from rbp_lightning.pytree import State, Vector, inner, minus, norm, plus, scaled
+from rbp_lightning.solvers import Update
+
+
+class Linearization:
+    """The Jacobian J = dF/dh at one taped step of an update, as an operator.
+
+    Args:
+        update: The map F.
+        state: The state h that ``outputs`` were computed from; its leaves require gradients.
+        outputs: Leaves of the taped step F(h).
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Example:
+        >>> state = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> square = Linearization(torch.square, state, [state.square()], batch_dims=0)
+        >>> square.vjp([torch.ones(2)]), square.jvp_function()([torch.ones(2)])
+        ([tensor([2., 4.])], [tensor([2., 4.])])
+    """
+
+    def __init__(self, update: Update, state: State, outputs: Vector, batch_dims: int) -> None:
+        self.batch_dims = batch_dims
+        self._update = update
+        self._inputs, self._structure = tree_flatten(state)
+        self._outputs = outputs
+
+    def vjp(self, cotangent: Vector) -> list[Tensor]:
+        """Product J^T v.
+
+        Args:
+            cotangent: Leaves of v.
+
+        Returns:
+            Leaves of J^T v, in the dtypes of v.
+        """
+        products = _pull_back(self._outputs, self._inputs, cotangent, create_graph=False)
+        return [product.to(leaf.dtype) for product, leaf in zip(products, cotangent, strict=True)]
+
+    def jvp_function(self) -> Callable[[Vector], list[Tensor]]:
+        """Product J v as a function of v.
+
+        J v is the derivative with respect to u of (J^T u) . v, so it is had from the tape, with no second evaluation
+        of the update. Where an operator cannot be differentiated twice, the update is evaluated in forward mode.
+
+        Returns:
+            A function from the leaves of v to the leaves of J v, in the dtypes of v.
+        """
+        duals = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
+        try:
+            with torch.enable_grad():
+                transposed = _pull_back(self._outputs, self._inputs, duals, create_graph=True)
+            products = _pull_back(transposed, duals, self._inputs, create_graph=False)
+        except RuntimeError:
+            return self._jvp_forward_mode
+        del products
+
+        def jvp(tangent: Vector) -> list[Tensor]:
+            products = _pull_back(transposed, duals, tangent, create_graph=False)
+            return [product.to(leaf.dtype) for product, leaf in zip(products, tangent, strict=True)]
+
+        return jvp
+
+    def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
+        with torch.no_grad(), forward_ad.dual_level():
+            duals = [
+                forward_ad.make_dual(leaf.detach(), direction.to(leaf.dtype))
+                for leaf, direction in zip(self._inputs, tangent, strict=True)
+            ]
+            outputs = tree_leaves(self._update(tree_unflatten(duals, self._structure)))
+            products = [forward_ad.unpack_dual(output).tangent for output in outputs]
+        return [
+            torch.zeros_like(leaf) if product is None else product.to(leaf.dtype)
+            for product, leaf in zip(products, tangent, strict=True)
+        ]
+
+
+def _pull_back(outputs: Vector, inputs: Vector, cotangent: Vector, create_graph: bool) -> list[Tensor]:
+    """Vector-Jacobian product of taped tensors; zero where an input is not used."""
+    taped = [(output, leaf.to(output.dtype)) for output, leaf in zip(outputs, cotangent, strict=True)]
+    taped = [(output, leaf) for output, leaf in taped if output.requires_grad]
+    if not taped:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    return list(
+        torch.autograd.grad(
+            [output for output, _ in taped],
+            inputs,
+            [leaf for _, leaf in taped],
+            retain_graph=True,
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """Result of solving (I - J^T) z = g.
+
+    Attributes:
+        vector: Leaves of the newest z.
+        steps: Steps taken.
+        residual: ||g - (I - J^T) z|| / ||g||, one value for each sample.
+    """
+
+    vector: Vector
+    steps: int
+    residual: Tensor
+
+
+def conjugate_gradient(
+    linearization: Linearization, gradient: Vector, steps: int, tol: float, check_every: int
+) -> LinearSolution:
+    """Solves (I - J^T) z = g by conjugate gradients on its normal equations, from z = 0.
+
+    This is the CGLS form (Bjorck, Numerical Methods for Least Squares Problems, 1996, algorithm 7.4.1), which
+    recurs the residual of the equation itself instead of the normal equations' one: it loses fewer digits, and the
+    residual falls with every step. Samples advance side by side, each with its own step lengths, and rest once they
+    have converged.
+
+    Args:
+        linearization: Products with J and J^T.
+        gradient: Leaves of g.
+        steps: Most steps, each of one product with J and one with J^T.
+        tol: Residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
+        check_every: Steps between two looks at the residual, each of which waits for the device.
+
+    Returns:
+        The newest iterate, with its residual.
+    """
+    batch_dims = linearization.batch_dims
+    jvp = linearization.jvp_function()
+    solution: Vector = [torch.zeros_like(leaf) for leaf in gradient]
+    residual = gradient
+    direction = normal = minus(residual, jvp(residual))
+    normal_square = inner(normal, normal, batch_dims)
+    size = norm(gradient, batch_dims)
+    limit = tol * size
+    for step in range(1, steps + 1):
+        image = minus(direction, linearization.vjp(direction))
+        image_square = inner(image, image, batch_dims)
+        active = (norm(residual, batch_dims) > limit) & (image_square > 0)
+        length = torch.where(active, normal_square / image_square, 0)
+        solution = plus(solution, scaled(length, direction))
+        residual = minus(residual, scaled(length, image))
+        if step == steps or (tol > 0 and step % check_every == 0 and bool((norm(residual, batch_dims) <= limit).all())):
+            break
+        normal = minus(residual, jvp(residual))
+        previous_square, normal_square = normal_square, inner(normal, normal, batch_dims)
+        ratio = torch.where(previous_square > 0, normal_square / previous_square, 0)
+        direction = plus(normal, scaled(ratio, direction))
+    return LinearSolution(solution, step, torch.where(size > 0, norm(residual, batch_dims) / size, 0))

@@ -1,0 +1,111 @@
+"""States as lists of tensors, and the inner products that solvers and estimators share.
+
+A state is a tensor or any pytree of floating-point tensors. Its first ``batch_dims`` dimensions, the same in every leaf,
+index samples that do not act on each other; norms and inner products are taken over all the others.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from rbp_lightning.errors import UserError
+
+State: TypeAlias = Any
+"""A tensor, or any pytree (dict, tuple, list, ...) of floating-point tensors."""
+
+Vector: TypeAlias = Sequence[Tensor]
+"""The leaves of a state, in pytree order."""
+
+
+def leaves_of(state: State, batch_dims: int) -> list[Tensor]:
+    """Returns the leaves of a state after checking that it can be iterated on.
+
+    Args:
+        state: The state to check.
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Returns:
+        The tensors of the state, in pytree order.
+
+    Raises:
+        UserError: If a leaf is not a floating-point tensor, there is none, or the leaves do not share their first
+            ``batch_dims`` dimensions.
+    """
+    leaves = tree_flatten(state)[0]
+    if not leaves:
+        raise UserError("The initial state is empty: it must be a tensor or a pytree of tensors.")
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise UserError(f"The initial state has a leaf of type {kind}: every leaf must be a floating-point tensor.")
+        if leaf.dim() < batch_dims or leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
+            raise UserError(
+                f"batch_dims={batch_dims}, but the leaves of the initial state have the shapes "
+                f"{[tuple(other.shape) for other in leaves]}: the first {batch_dims} dimensions must be the same in all."
+            )
+    return leaves
+
+
+def inner(left: Vector, right: Vector, batch_dims: int) -> Tensor:
+    """Inner product of two states, one for each sample.
+
+    Low-precision leaves are summed in float32.
+
+    Args:
+        left: Leaves of one state.
+        right: Leaves of the other.
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Returns:
+        The inner products, of the shape of the first ``batch_dims`` dimensions (a scalar tensor for 0).
+
+    Example:
+        >>> inner([torch.ones(2, 3)], [torch.full((2, 3), 2.0)], batch_dims=1)
+        tensor([6., 6.])
+    """
+    total = torch.zeros((), device=left[0].device)
+    for one, other in zip(left, right, strict=True):
+        dtype = torch.promote_types(one.dtype, torch.float32)
+        shape = one.shape[:batch_dims] + (-1,)
+        product = torch.linalg.vecdot(one.to(dtype).reshape(shape), other.to(dtype).reshape(shape))
+        total = total + product
+    return total
+
+
+def norm(vector: Vector, batch_dims: int) -> Tensor:
+    """Euclidean norm of a state, one for each sample.
+
+    Args:
+        vector: Leaves of the state.
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Returns:
+        The norms, of the shape of the first ``batch_dims`` dimensions.
+    """
+    return inner(vector, vector, batch_dims).sqrt()
+
+
+def scaled(scale: Tensor, vector: Vector) -> list[Tensor]:
+    """Multiplies each sample of a state by its own factor.
+
+    Args:
+        scale: Factors, of the shape of the batch dimensions.
+        vector: Leaves of the state.
+
+    Returns:
+        The products, each of its leaf's shape and dtype.
+    """
+    return [scale.reshape(scale.shape + (1,) * (leaf.dim() - scale.dim())).to(leaf.dtype) * leaf for leaf in vector]
+
+
+def plus(left: Vector, right: Vector) -> list[Tensor]:
+    """Sum of two states, leaf by leaf."""
+    return [one + other for one, other in zip(left, right, strict=True)]
+
+
+def minus(left: Vector, right: Vector) -> list[Tensor]:
+    """Difference of two states, leaf by leaf."""
+    return [one - other for one, other in zip(left, right, strict=True)]

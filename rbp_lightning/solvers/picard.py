@@ -1,0 +1,43 @@
+"""Picard iteration."""
+
+from torch.utils._pytree import tree_leaves
+
+from rbp_lightning.errors import check_count
+from rbp_lightning.fixed_point import ConvergenceTest
+from rbp_lightning.pytree import State
+from rbp_lightning.solvers.base import FixedPointSolver, Update
+
+
+class Picard(FixedPointSolver):
+    """Picard iteration h <- F(h), which is the network's own dynamics (paper, section 2).
+
+    Args:
+        max_steps: Most applications of the update, at least 1.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``max_steps``.
+        check_every: Steps between two looks at the residual, each of which waits for the device. The iteration can
+            run this many steps less one beyond the tolerance.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> solver = Picard(max_steps=50, tol=1e-6)
+        >>> test = ConvergenceTest(solver.tol, batch_dims=0)
+        >>> state, steps = solver.iterate(torch.cos, torch.zeros(()), solver.max_steps, test)
+        >>> state, steps, test.status().value
+        (tensor(0.7391), 40, 'converged')
+    """
+
+    def __init__(self, max_steps: int = 100, tol: float = 1e-6, check_every: int = 10) -> None:
+        super().__init__(max_steps, tol)
+        self.check_every = check_count(self, "check_every", check_every, 1)
+
+    def iterate(self, update: Update, state: State, max_steps: int, test: ConvergenceTest) -> tuple[State, int]:
+        for step in range(1, max_steps + 1):
+            previous, state = state, update(state)
+            look = step % self.check_every == 0
+            if step == 1 or look or step == max_steps:
+                test.observe(tree_leaves(previous), tree_leaves(state))
+            if look and self.tol > 0 and test.finished():
+                return state, step
+        return state, max_steps
