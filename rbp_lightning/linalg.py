@@ -73,11 +73,11 @@ class Linearization:
     def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
         with torch.no_grad(), forward_ad.dual_level():
             duals = [
-                forward_ad.make_dual(leaf.detach(), direction.to(leaf.dtype))
+                forward_ad.make_dual(leaf.detach(), direction.to(leaf.dtype))  # type: ignore[no-untyped-call]
                 for leaf, direction in zip(self._inputs, tangent, strict=True)
             ]
             outputs = tree_leaves(self._update(tree_unflatten(duals, self._structure)))
-            products = [forward_ad.unpack_dual(output).tangent for output in outputs]
+            products = [forward_ad.unpack_dual(output).tangent for output in outputs]  # type: ignore[no-untyped-call]
         return [
             torch.zeros_like(leaf) if product is None else product.to(leaf.dtype)
             for product, leaf in zip(products, tangent, strict=True)

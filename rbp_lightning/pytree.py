@@ -1,7 +1,7 @@
 """States as lists of tensors, and the inner products that solvers and estimators share.
 
-A state is a tensor or any pytree of floating-point tensors. Its first ``batch_dims`` dimensions, the same in every leaf,
-index samples that do not act on each other; norms and inner products are taken over all the others.
+A state is a tensor or any pytree of floating-point tensors. Its first ``batch_dims`` dimensions, the same in every
+leaf, index samples that do not act on each other; norms and inner products are taken over all the others.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,8 @@ def leaves_of(state: State, batch_dims: int) -> list[Tensor]:
         if leaf.dim() < batch_dims or leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
             raise UserError(
                 f"batch_dims={batch_dims}, but the leaves of the initial state have the shapes "
-                f"{[tuple(other.shape) for other in leaves]}: the first {batch_dims} dimensions must be the same in all."
+                f"{[tuple(other.shape) for other in leaves]}: the first {batch_dims} dimensions must be the same in "
+                "all of them."
             )
     return leaves
 
@@ -69,7 +70,7 @@ def inner(left: Vector, right: Vector, batch_dims: int) -> Tensor:
     total = torch.zeros((), device=left[0].device)
     for one, other in zip(left, right, strict=True):
         dtype = torch.promote_types(one.dtype, torch.float32)
-        shape = one.shape[:batch_dims] + (-1,)
+        shape = (*one.shape[:batch_dims], -1)
         product = torch.linalg.vecdot(one.to(dtype).reshape(shape), other.to(dtype).reshape(shape))
         total = total + product
     return total

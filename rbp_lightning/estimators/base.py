@@ -44,7 +44,7 @@ class GradientEstimator(Callback, ABC):
         """
 
     # A trace of the solve would put its data-dependent loop into the graph; the update may itself be compiled.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, update: Update, initial_state: State, batch_dims: int = 0) -> FixedPoint:
         """Iterates an update to its fixed point.
 
@@ -110,7 +110,7 @@ class GradientEstimator(Callback, ABC):
         if len(estimators) > 1:
             names = " and ".join(type(estimator).__name__ for estimator in estimators)
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
-        pl_module.estimator = self
+        pl_module.estimator = self  # type: ignore[assignment]
         self._trainer = trainer
         pl_module.save_hyperparameters({"estimator": describe(self)})
 

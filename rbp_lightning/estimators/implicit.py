@@ -63,7 +63,8 @@ class ImplicitEstimator(GradientEstimator):
             wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in gradient]
             return [z.to(g.dtype) for z, g in zip(self._solve_adjoint(linearization, wide), gradient, strict=True)]
 
-        return tree_unflatten(list(_ReplaceGradient.apply(adjoint, *outputs)), structure), steps + 1
+        outputs = list(_ReplaceGradient.apply(adjoint, *outputs))  # type: ignore[no-untyped-call]
+        return tree_unflatten(outputs, structure), steps + 1
 
 
 class _ReplaceGradient(torch.autograd.Function):
@@ -75,6 +76,6 @@ class _ReplaceGradient(torch.autograd.Function):
         return tuple(output.view_as(output) for output in outputs)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, *ctx.adjoint(gradient)

@@ -33,6 +33,7 @@ class Picard(FixedPointSolver):
         self.check_every = check_count(self, "check_every", check_every, 1)
 
     def iterate(self, update: Update, state: State, max_steps: int, test: ConvergenceTest) -> tuple[State, int]:
+        """Applies the update until every sample has converged or ``max_steps`` are spent."""
         for step in range(1, max_steps + 1):
             previous, state = state, update(state)
             look = step % self.check_every == 0
