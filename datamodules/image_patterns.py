@@ -1,0 +1,196 @@
+"""Binary images to store in an associative memory."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from datamodules.corruption import CORRUPTIONS
+from datamodules.files import data_directory
+from datamodules.image_sources import digits_images, folder_images, mnist_images
+from datamodules.mnist_files import SHA256, mnist_file
+from rbp_lightning.errors import UserError, check_count, check_number
+
+STREAMS = {"train": 0, "val": 1, "test": 2}
+
+
+class Draws(Dataset[dict[str, Tensor]]):
+    """Patterns over and over, each occurrence a draw to be corrupted in its own way.
+
+    Args:
+        patterns: Binary images, 0.0 or 1.0, of shape ``[n, height, width]``.
+        draws: How often each pattern occurs.
+    """
+
+    def __init__(self, patterns: Tensor, draws: int) -> None:
+        self.patterns = patterns
+        self.draws = draws
+
+    def __len__(self) -> int:
+        return len(self.patterns) * self.draws
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"clean": self.patterns[index % len(self.patterns)], "draw": torch.tensor(index)}
+
+
+class ImagePatterns(LightningDataModule):
+    """Binary images, clean and corrupted.
+
+    A batch holds ``clean`` and ``corrupted`` images, 0.0 or 1.0, of shape ``[batch, height, width]``, and the number of
+    each one's ``draw``. Training, validation and test differ in their corruptions, which depend on the seed, the epoch
+    (training) and the draw alone: they are the same whatever the batch size, the number of processes, or an
+    interruption. Validation and test recall the stored patterns, or with ``held_out`` others.
+
+    Args:
+        source: ``"digits"`` (8 x 8, bundled with scikit-learn), ``"mnist"`` (28 x 28) or ``"folder"`` (image files).
+        num_patterns: How many images to store, classes in turn for the digits and in order of name for a folder.
+        held_out: How many further images to recall in validation and test in place of the stored ones; 0 for none.
+        data_dir: The folder of image files, or of MNIST's files; ``None`` is the environment variable
+            ``RBP_DATA_DIR`` or else ``data``.
+        size: Height and width that the images of a folder are resized to.
+        threshold: Intensity, 0 to 1, from which a pixel is on.
+        train_corruption: How training images are corrupted: ``"erase"`` turns on pixels off, ``"salt_and_pepper"``
+            replaces pixels by random ones, ``"occlude"`` turns a block off.
+        train_level: Share of the on pixels, of the pixels, or of the area that is corrupted in training; 0 trains on
+            clean images, as the paper does.
+        corruption: How the images to recall are corrupted.
+        level: Its share.
+        train_draws: How many corrupted versions of a pattern are in an epoch, new ones in each.
+        eval_draws: How many corrupted versions of a pattern are in validation and in test.
+        batch_size: Images in a batch, of each process.
+        corruption_seed: Seed of all corruptions.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> data = ImagePatterns(num_patterns=10)
+        >>> data.setup("fit")
+        >>> len(data.stored), data.stored[0].shape
+        (10, torch.Size([8, 8]))
+    """
+
+    def __init__(
+        self,
+        source: Literal["digits", "mnist", "folder"] = "digits",
+        num_patterns: int = 10,
+        held_out: int = 0,
+        data_dir: str | None = None,
+        size: int = 28,
+        threshold: float = 0.5,
+        train_corruption: Literal["erase", "salt_and_pepper", "occlude"] = "erase",
+        train_level: float = 0.3,
+        corruption: Literal["erase", "salt_and_pepper", "occlude"] = "erase",
+        level: float = 0.3,
+        train_draws: int = 100,
+        eval_draws: int = 50,
+        batch_size: int = 20,
+        corruption_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        for name, value, choices in (
+            ("source", source, ("digits", "mnist", "folder")),
+            ("train_corruption", train_corruption, tuple(CORRUPTIONS)),
+            ("corruption", corruption, tuple(CORRUPTIONS)),
+        ):
+            if value not in choices:
+                raise UserError(f"ImagePatterns: {name}={value!r} must be one of {', '.join(choices)}.")
+        if source == "folder" and data_dir is None:
+            raise UserError("ImagePatterns: source='folder' needs data_dir, the folder of image files.")
+        self.source = source
+        self.num_patterns = check_count(self, "num_patterns", num_patterns, 1)
+        self.held_out = check_count(self, "held_out", held_out, 0)
+        self.data_dir = data_dir
+        self.size = check_count(self, "size", size, 1)
+        self.threshold = check_number(self, "threshold", threshold, 0.0, 1.0)
+        self.train_corruption, self.corruption = train_corruption, corruption
+        self.train_level = check_number(self, "train_level", train_level, 0.0, 1.0)
+        self.level = check_number(self, "level", level, 0.0, 1.0)
+        self.train_draws = check_count(self, "train_draws", train_draws, 1)
+        self.eval_draws = check_count(self, "eval_draws", eval_draws, 1)
+        self.batch_size = check_count(self, "batch_size", batch_size, 1)
+        self.corruption_seed = check_count(self, "corruption_seed", corruption_seed, 0)
+
+    def prepare_data(self) -> None:
+        """Downloads MNIST where it is wanted and missing."""
+        if self.source == "mnist":
+            for name in SHA256:
+                if name.startswith("train"):
+                    mnist_file(name, self.data_dir)
+
+    def setup(self, stage: str) -> None:
+        """Loads and binarises the images.
+
+        Raises:
+            UserError: If files are missing, corrupt or too few.
+        """
+        count = self.num_patterns + self.held_out
+        if self.source == "digits":
+            images = digits_images(count)
+        elif self.source == "mnist":
+            images = mnist_images(count, self.data_dir)
+        else:
+            images = folder_images(str(data_directory(self.data_dir)), count, self.size)
+        if len(images) < count:
+            raise UserError(
+                f"ImagePatterns: num_patterns={self.num_patterns} and held_out={self.held_out} want {count} images, "
+                f"but source={self.source!r} has {len(images)}."
+            )
+        patterns = torch.from_numpy((images >= self.threshold).astype(np.float32))
+        self.stored = patterns[: self.num_patterns]
+        self.recalled = patterns[self.num_patterns :] if self.held_out else self.stored
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Stored patterns in an order that depends on the seed and the epoch."""
+        dataset = Draws(self.stored, self.train_draws)
+        # Lightning tells this sampler the epoch, which a resumed run needs to see the same order.
+        sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(
+            dataset,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            seed=self.corruption_seed,
+        )
+        return DataLoader(dataset, self.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Patterns to recall, in order."""
+        return DataLoader(Draws(self.recalled, self.eval_draws), self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Patterns to recall, in order."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Patterns to recall, in order."""
+        return self.val_dataloader()
+
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Corrupts the images of a batch, each by random numbers of its own."""
+        assert self.trainer is not None  # a Trainer calls this hook
+        if self.trainer.training:
+            return self.corrupt(batch, "train", self.trainer.current_epoch)
+        return self.corrupt(batch, "val" if self.trainer.validating or self.trainer.sanity_checking else "test")
+
+    def corrupt(
+        self, batch: dict[str, Tensor], stage: Literal["train", "val", "test"], epoch: int = 0
+    ) -> dict[str, Tensor]:
+        """Adds the corrupted images to a batch.
+
+        Args:
+            batch: ``clean`` images and the number of their ``draw``.
+            stage: Whose kind, level and random numbers to take.
+            epoch: Epoch of training.
+
+        Returns:
+            The batch with ``corrupted`` images.
+        """
+        kind, level = (self.train_corruption, self.train_level) if stage == "train" else (self.corruption, self.level)
+        corrupted = [
+            CORRUPTIONS[kind](image, level, np.random.default_rng([self.corruption_seed, STREAMS[stage], epoch, draw]))
+            for image, draw in zip(batch["clean"].numpy(), batch["draw"].tolist(), strict=True)
+        ]
+        return {**batch, "corrupted": torch.from_numpy(np.stack(corrupted))}

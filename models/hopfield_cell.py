@@ -1,0 +1,82 @@
+"""The continuous Hopfield network as an update for a fixed-point solver."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from rbp_lightning.errors import check_count, check_number
+from rbp_lightning.solvers import Update
+
+
+class SymmetricWithoutSelfLoops(nn.Module):
+    """Parametrization that keeps a square matrix symmetric with a zero diagonal.
+
+    The upper triangle is what is learned.
+
+    Example:
+        >>> SymmetricWithoutSelfLoops()(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[0., 2.],
+                [2., 0.]])
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Mirrors the strict upper triangle of ``weight``, of shape ``[n, n]``."""
+        upper = weight.triu(1)
+        return upper + upper.T
+
+
+class HopfieldCell(nn.Module):
+    """Continuous Hopfield network with input, hidden and output units (paper, section 4.1).
+
+    Every unit has a state h and an activity sigmoid(b h), and all are connected to all others by a symmetric matrix W
+    without self-loops. The input units are clamped to an image and the others, hidden units first, follow
+    h <- (1 - a) h + W sigmoid(b h), of which the clamped units' part is the same at every step.
+
+    Args:
+        num_pixels: Number of pixels P of an image, at least 1; there are as many input and as many output units.
+        num_hidden: Number of hidden units H, at least 0.
+        decay: a, in (0, 1]: the share of its state that a unit loses in a step.
+        gain: b, above 0: slope of the activity.
+        weight_scale: Standard deviation of the initial weights, at least 0.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> cell = HopfieldCell(num_pixels=4, num_hidden=8)
+        >>> update = cell.clamp(torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
+        >>> update(torch.zeros(1, cell.num_free)).shape
+        torch.Size([1, 12])
+    """
+
+    def __init__(
+        self, num_pixels: int, num_hidden: int, decay: float = 0.5, gain: float = 2.0, weight_scale: float = 0.02
+    ) -> None:
+        super().__init__()
+        self.num_pixels = check_count(self, "num_pixels", num_pixels, 1)
+        self.num_hidden = check_count(self, "num_hidden", num_hidden, 0)
+        self.decay = check_number(self, "decay", decay, 0.0, 1.0, low_allowed=False)
+        self.gain = check_number(self, "gain", gain, 0.0, low_allowed=False)
+        units = 2 * num_pixels + num_hidden
+        scale = check_number(self, "weight_scale", weight_scale, 0.0)
+        self.weight = nn.Parameter(scale * torch.randn(units, units))
+        register_parametrization(self, "weight", SymmetricWithoutSelfLoops())
+
+    @property
+    def num_free(self) -> int:
+        """Number of units that are not clamped: hidden and output units."""
+        return self.num_hidden + self.num_pixels
+
+    def clamp(self, images: Tensor) -> Update:
+        """Clamps the input units and returns the update of the others.
+
+        Args:
+            images: Pixels, 0 to 1, of shape ``[batch, num_pixels]``; a unit's state is 2 pixel - 1.
+
+        Returns:
+            A map of states of shape ``[batch, num_free]``.
+        """
+        weight = self.weight[:, self.num_pixels :]
+        drive = torch.sigmoid(self.gain * (2 * images - 1)) @ weight[: self.num_pixels]
+        between = weight[self.num_pixels :]
+        return lambda state: (1 - self.decay) * state + drive + torch.sigmoid(self.gain * state) @ between

@@ -1,0 +1,103 @@
+"""Pictures of what an associative memory recalls."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Tensor:
+    """Lays images out in three rows: clean, corrupted, recalled.
+
+    Args:
+        clean: Images, pixels 0 to 1, of shape ``[n, height, width]``.
+        corrupted: What the memory was shown, of the same shape.
+        recalled: What it recalled, of the same shape.
+
+    Returns:
+        One image, pixels 0 to 1, of shape ``[3 (height + 2), n (width + 2)]``; a grey line is between the images.
+
+    Example:
+        >>> images = torch.zeros(10, 8, 8)
+        >>> recall_grid(images, images, images).shape
+        torch.Size([30, 100])
+    """
+    rows = [
+        torch.cat(list(pad(images.float(), (1, 1, 1, 1), value=0.5)), dim=1) for images in (clean, corrupted, recalled)
+    ]
+    return torch.cat(rows)
+
+
+class RecallPictures(Callback):
+    """Shows clean, corrupted and recalled images at each validation and test, and after a prediction.
+
+    The first images of the first batch go to TensorBoard as ``<stage>/recall`` and to ``recall.png`` in the log
+    directory, where the newest replaces the one before. Without a logger there is nowhere to put them.
+
+    Args:
+        num_images: Most images in a picture.
+    """
+
+    def __init__(self, num_images: int = 10) -> None:
+        self.num_images = num_images
+        self._path: Path | None = None
+
+    def _show(self, trainer: Trainer, stage: str, batch: dict[str, Tensor], recalled: Any, batch_idx: int) -> None:
+        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or trainer.logger is None:
+            return
+        images = [images[: self.num_images].cpu() for images in (batch["clean"], batch["corrupted"], recalled)]
+        grid = recall_grid(*images)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_image(f"{stage}/recall", grid, trainer.global_step, dataformats="HW")
+        if trainer.log_dir is not None:
+            self._path = Path(trainer.log_dir) / "recall.png"
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Each pixel becomes a square that can be seen.
+            side = max(1, 640 // grid.shape[1])
+            pixels = np.kron((255 * grid).byte().numpy(), np.ones((side, side), dtype=np.uint8))
+            Image.fromarray(pixels).save(self._path)
+
+    def on_validation_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._show(trainer, "val", batch, outputs, batch_idx)
+
+    def on_test_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._show(trainer, "test", batch, outputs, batch_idx)
+
+    def on_predict_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._show(trainer, "predict", batch, outputs, batch_idx)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Says where the picture is."""
+        if self._path is not None:
+            rank_zero_info(f"Clean, corrupted and recalled images (rows): {self._path}")
