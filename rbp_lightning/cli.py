@@ -1,14 +1,15 @@
 """The command line."""
 
 import sys
+from argparse import ArgumentError
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import datamodules  # noqa: F401  so that short class names resolve
 import models  # noqa: F401
-from rbp_lightning.checkpoints import model_hyperparameters
-from rbp_lightning.errors import UserError
+from rbp_lightning.checkpoints import check_parameters, model_arguments, read_checkpoint
+from rbp_lightning.cli_errors import explain, user_error
 from rbp_lightning.estimators import GradientEstimator
 
 
@@ -17,17 +18,28 @@ class RBPLightningCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds ``--estimator``."""
-        parser.add_lightning_class_args(GradientEstimator, "estimator", subclass_mode=True, required=False)
+        parser.add_lightning_class_args(GradientEstimator, "estimator", subclass_mode=True)
         parser.set_defaults({"estimator": {"class_path": "rbp_lightning.NeumannRBP"}})
 
     def _parse_ckpt_path(self) -> None:
         # In place of Lightning's, which takes the estimator for an argument of the model and does not say what is
         # wrong with a file.
-        subcommand = self.config.subcommand
-        path, model = (self.config[subcommand].get(key) for key in ("ckpt_path", "model"))
+        config = self.config[self.config.subcommand]
+        path, model = config.get("ckpt_path"), config.model
+        self.checkpoint = None
         if path is not None and path not in ("best", "last", "hpc") and ":" not in path:
-            saved = {"class_path": model.class_path, "init_args": model_hyperparameters(path, model.class_path)}
-            self.config = self.parser.parse_object({subcommand: {"model": saved}}, self.config)
+            self.checkpoint = read_checkpoint(path)
+            saved = {
+                "class_path": model.class_path,
+                "init_args": model_arguments(path, self.checkpoint, model.class_path),
+            }
+            self.config = self.parser.parse_object({self.config.subcommand: {"model": saved}}, self.config)
+
+    def after_instantiate_classes(self) -> None:
+        """Refuses a checkpoint of another model before anything is run or written."""
+        if self.checkpoint is not None:
+            check_parameters(self.config[self.subcommand].ckpt_path, self.checkpoint, self.model)
+            self.checkpoint = None
 
     def after_fit(self) -> None:
         """Prints the last metrics, and where the logs and the best checkpoint are."""
@@ -41,16 +53,26 @@ class RBPLightningCLI(LightningCLI):
 def main(args: ArgsType = None) -> None:
     """Runs the command line.
 
-    A mistake of the user's is told in one line, with exit status 1, or 2 where an option is wrong.
+    A mistake of the user's is told in one line: exit status 2 for a wrong option, 1 for anything else.
 
     Args:
         args: Arguments in place of the command line's.
     """
+    subparsers = {subcommand: {"exit_on_error": False} for subcommand in LightningCLI.subcommands()}
     try:
-        RBPLightningCLI(args=args, seed_everything_default=0, save_config_kwargs={"overwrite": True})
-    except (UserError, MisconfigurationException) as error:
+        RBPLightningCLI(
+            args=args,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False, **subparsers},
+        )
+    except ArgumentError as error:
+        print(f"error: {explain(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except MisconfigurationException as error:
         sys.exit(f"error: {error}")
-    except RuntimeError as error:
-        if "Error(s) in loading state_dict" not in str(error):
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
             raise
-        sys.exit(f"error: the checkpoint is of another model. {error}")
+        sys.exit(f"error: {mistake}")

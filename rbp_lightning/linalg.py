@@ -59,10 +59,11 @@ class Linearization:
         try:
             with torch.enable_grad():
                 transposed = _pull_back(self._outputs, self._inputs, duals, create_graph=True)
-            products = _pull_back(transposed, duals, self._inputs, create_graph=False)
+            _pull_back(transposed, duals, self._inputs, create_graph=False)
         except RuntimeError:
             return self._jvp_forward_mode
-        del products
+        if _drops_a_derivative(transposed):
+            return self._jvp_forward_mode
 
         def jvp(tangent: Vector) -> list[Tensor]:
             products = _pull_back(transposed, duals, tangent, create_graph=False)
@@ -100,6 +101,22 @@ def _pull_back(outputs: Vector, inputs: Vector, cotangent: Vector, create_graph:
             materialize_grads=True,
         )
     )
+
+
+def _drops_a_derivative(tensors: Vector) -> bool:
+    """Whether an operator behind the tensors was marked ``once_differentiable``.
+
+    Its backward returns tensors that are cut off from their inputs, behind a node that raises only if it is reached
+    from the other side: a second derivative through them is silently zero.
+    """
+    nodes = [tensor.grad_fn for tensor in tensors]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return any(node.name() == "torch::autograd::Error" for node in seen)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""The command line's errors in one line each."""
+
+import inspect
+import re
+from pydoc import locate
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from rbp_lightning.errors import UserError
+from rbp_lightning.estimators import GradientEstimator
+from rbp_lightning.solvers import FixedPointSolver
+
+_CHOICES = {
+    "estimator": GradientEstimator,
+    "solver": FixedPointSolver,
+    "model": LightningModule,
+    "data": LightningDataModule,
+}
+
+# What jsonargparse says of its own types and of the alternatives that it tried.
+_NOISE = re.compile(
+    r"- Does not|Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value|- Expected a path but"
+)
+
+
+def user_error(error: BaseException) -> UserError | None:
+    """Finds the user's mistake among an exception and those that led to it.
+
+    Args:
+        error: An exception, which jsonargparse may have wrapped.
+
+    Returns:
+        The mistake, or ``None`` where it is none of the user's.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def explain(message: str) -> str:
+    r"""Tells a parser's error in one line and adds the names that exist.
+
+    Args:
+        message: What jsonargparse says.
+
+    Returns:
+        The error, with the known classes or the class's options where it was one of these that was wrong.
+
+    Example:
+        >>> explain("Problem with given class_path 'rbp_lightning.BPTT':\n  Option 'steps' is not accepted")
+        "Problem with given class_path 'rbp_lightning.BPTT': Option 'steps' is not accepted. Options of BPTT: solver."
+    """
+    lines = [line.strip() for line in message.splitlines()]
+    text = " ".join(line.removeprefix("- ") for line in lines if line and not _NOISE.match(line))
+    keys = re.findall(r'Parser key "(\w+)"', text)
+    owners = re.findall(r"class_path '([\w.]+)'", text)
+    owner = locate(owners[-1]) if owners else None
+    if "is not accepted" in text and isinstance(owner, type):
+        options = ", ".join(inspect.signature(owner).parameters)
+        return f"{text}. Options of {owner.__name__}: {options}."
+    if re.search(r"Expected a dot import path|not a subclass|No module named|has no attribute", text) and keys:
+        known = sorted(_concrete_subclasses(_CHOICES[keys[-1]])) if keys[-1] in _CHOICES else []
+        return f"{text}. Known: {', '.join(known)}." if known else text
+    if text.startswith("unrecognized arguments"):
+        return f"{text}. The options are listed by --help, and those of an estimator by --estimator.help NAME."
+    return text
+
+
+def _concrete_subclasses(base: type) -> set[str]:
+    names: set[str] = set()
+    subclasses: list[type] = type.__subclasses__(base)
+    for subclass in subclasses:
+        names |= _concrete_subclasses(subclass)
+        if not inspect.isabstract(subclass) and not subclass.__module__.startswith("lightning."):
+            names.add(subclass.__name__)
+    return names
