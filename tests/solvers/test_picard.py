@@ -1,0 +1,79 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rbp_lightning import Picard, Status
+from rbp_lightning.fixed_point import ConvergenceTest
+
+
+class CountSyncs(TorchDispatchMode):
+    """Counts reads of a tensor's value, each of which waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func == torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def run(update, start, solver, batch_dims=0):
+    test = ConvergenceTest(solver.tol, batch_dims)
+    state, steps = solver.iterate(update, start, solver.max_steps, test)
+    return test.result(state, steps)
+
+
+@given(rate=st.floats(0.05, 0.95), scale=st.floats(1e-6, 1e6), tol=st.sampled_from([1e-3, 1e-8]))
+def test_stops_within_the_tolerance_and_no_later_than_the_next_check(rate, scale, tol) -> None:
+    result = run(lambda h: rate * h + scale, torch.zeros(2, dtype=torch.float64), Picard(2000, tol))
+    assert result.status is Status.CONVERGED
+    assert float(result.residual) <= tol
+    # h_t = scale (1 - rate^t) / (1 - rate), so the residual is known at each step.
+    first = next(t for t in range(1, 2001) if rate ** (t - 1) * (1 - rate) / (1 - rate**t) <= tol)
+    assert first <= result.steps <= first + 10
+
+
+def test_the_tolerance_is_met_by_every_sample() -> None:
+    # The first sample is a million times as large as the second, which converges slowly.
+    rates, drive = torch.tensor([[0.1], [0.9]]), torch.tensor([[1e6], [1.0]])
+    apart = run(lambda h: rates * h + drive, torch.zeros(2, 1), Picard(1000, 1e-5), batch_dims=1)
+    together = run(lambda h: rates * h + drive, torch.zeros(2, 1), Picard(1000, 1e-5), batch_dims=0)
+    torch.testing.assert_close(apart.state[1], torch.tensor([10.0]), rtol=1e-3, atol=0)
+    assert together.steps < apart.steps
+
+
+def test_reads_the_device_once_in_ten_steps() -> None:
+    with CountSyncs() as syncs:
+        result = run(lambda h: 0.999 * h + 1, torch.zeros(3, 2), Picard(200, 1e-9), batch_dims=1)
+    assert result.steps == 200
+    assert syncs.count <= 200 // 10 + 1
+
+
+def test_tolerance_zero_runs_every_step() -> None:
+    calls = []
+    result = run(lambda h: calls.append(1) or 0 * h, torch.ones(2), Picard(37, tol=0))
+    assert len(calls) == result.steps == 37
+    assert result.status is Status.CONVERGED  # nothing moved in the end
+
+
+def test_a_fixed_point_at_zero() -> None:
+    assert run(lambda h: h @ torch.eye(2), torch.zeros(2), Picard(50, 1e-6)).status is Status.CONVERGED
+
+
+def test_a_start_at_the_fixed_point_is_not_divergence() -> None:
+    start = torch.full((2,), 1 / 3)
+    assert run(lambda h: 0.7 * h + 0.1, start, Picard(50, 0)).status in (Status.CONVERGED, Status.MAX_STEPS)
+
+
+def test_limit_cycle_is_not_convergence() -> None:
+    rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    assert run(lambda h: h @ rotation, torch.ones(2), Picard(100, 1e-6)).status is Status.MAX_STEPS
+
+
+def test_low_precision_states_are_judged_in_float32() -> None:
+    result = run(lambda h: 0.5 * h + 1, torch.zeros(4, 70000, dtype=torch.bfloat16), Picard(60, 1e-3), batch_dims=1)
+    assert result.residual.dtype is torch.float32
+    assert result.status is Status.CONVERGED
+    assert result.state.dtype is torch.bfloat16
