@@ -1,0 +1,98 @@
+"""Finding, downloading and refusing data files, from a real server on the loopback."""
+
+import gzip
+import hashlib
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from datamodules.files import data_directory, obtain
+from datamodules.mnist_files import mnist_file, read_idx
+from rbp_lightning import UserError
+
+CONTENT = b"some data" * 1000
+SUM = hashlib.sha256(CONTENT).hexdigest()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture()
+def server(tmp_path):
+    (tmp_path / "served").mkdir()
+    handler = partial(QuietHandler, directory=str(tmp_path / "served"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield tmp_path / "served", f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_a_file_is_found_in_any_of_the_folders(tmp_path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "file").write_bytes(CONTENT)
+    assert obtain("file", SUM, [tmp_path / "a", tmp_path / "b"], []) == tmp_path / "b" / "file"
+
+
+def test_a_missing_file_is_downloaded(tmp_path, server) -> None:
+    served, url = server
+    (served / "file").write_bytes(CONTENT)
+    path = obtain("file", SUM, [tmp_path / "data"], [url + "/nowhere", url])
+    assert path.read_bytes() == CONTENT
+    assert list((tmp_path / "data").iterdir()) == [path]
+
+
+def test_a_download_with_another_sum_is_refused_and_removed(tmp_path, server) -> None:
+    served, url = server
+    (served / "file").write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="could not be downloaded"):
+        obtain("file", SUM, [tmp_path / "data"], [url])
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_without_a_network_one_sentence_says_what_to_do(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"^file is in none of .*put it into .*data, or set data_dir or RBP_DATA_DIR"):
+        obtain("file", SUM, [tmp_path / "data"], ["http://127.0.0.1:9"])
+
+
+def test_a_corrupt_file_is_refused_and_kept(tmp_path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="is corrupt"):
+        obtain("file", SUM, [tmp_path], [])
+    assert (tmp_path / "file").exists()
+
+
+def test_a_truncated_mnist_file_is_refused(tmp_path) -> None:
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz is corrupt"):
+        mnist_file("train-labels-idx1-ubyte.gz", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b""),
+        gzip.compress(b"\x00\x00\x08\x01"),
+        gzip.compress(b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00"),
+        gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x05ab"),
+        gzip.compress(bytes(1000))[:-20],
+        gzip.compress(bytes(1000))[:15] + b"\xff" * 10,
+    ],
+)
+def test_what_is_no_idx_file_is_refused(tmp_path, content) -> None:
+    (tmp_path / "file.gz").write_bytes(content)
+    with pytest.raises(UserError, match=r"file\.gz is not a gzipped IDX file"):
+        read_idx(tmp_path / "file.gz")
+
+
+def test_default_folder(monkeypatch) -> None:
+    monkeypatch.delenv("RBP_DATA_DIR", raising=False)
+    assert str(data_directory(None)) == "data"
+    monkeypatch.setenv("RBP_DATA_DIR", "elsewhere")
+    assert str(data_directory(None)) == "elsewhere"
+    assert str(data_directory("given")) == "given"

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from datamodules import ImagePatterns
+from datamodules.corruption import erase, occlude, salt_and_pepper
+from rbp_lightning import UserError
+
+images = arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0.0, 1.0]))
+levels = st.floats(0, 1)
+seeds = st.integers(0, 2**31)
+
+
+@given(image=images, level=levels, seed=seeds)
+def test_erase_turns_its_share_of_the_on_pixels_off(image, level, seed) -> None:
+    corrupted = erase(image, level, np.random.default_rng(seed))
+    assert np.all(corrupted <= image)
+    assert image.sum() - corrupted.sum() == round(level * image.sum())
+
+
+@given(image=images, level=levels, seed=seeds)
+def test_salt_and_pepper_changes_no_more_than_its_share(image, level, seed) -> None:
+    corrupted = salt_and_pepper(image, level, np.random.default_rng(seed))
+    assert set(np.unique(corrupted)) <= {0.0, 1.0}
+    assert (corrupted != image).sum() <= round(level * image.size)
+
+
+def test_salt_and_pepper_turns_pixels_on_and_off() -> None:
+    grey = salt_and_pepper(np.zeros((100, 100), dtype=np.float32), 0.4, np.random.default_rng(0))
+    assert 0.18 < grey.mean() < 0.22
+    grey = salt_and_pepper(np.ones((100, 100), dtype=np.float32), 0.4, np.random.default_rng(0))
+    assert 0.78 < grey.mean() < 0.82
+
+
+@given(height=st.integers(1, 12), width=st.integers(1, 12), level=levels, seed=seeds)
+def test_occlude_turns_one_block_off(height, width, level, seed) -> None:
+    off = occlude(np.ones((height, width), dtype=np.float32), level, np.random.default_rng(seed)) == 0
+    rows, columns = off.any(1).sum(), off.any(0).sum()
+    assert off.sum() == rows * columns == round(height * level**0.5) * round(width * level**0.5)
+
+
+def loaded(**arguments) -> ImagePatterns:
+    data = ImagePatterns(**arguments)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def batch_of(data: ImagePatterns, stage: str, epoch: int = 0) -> dict[str, torch.Tensor]:
+    loader = data.train_dataloader() if stage == "train" else data.val_dataloader()
+    return data.corrupt(next(iter(loader)), stage, epoch)
+
+
+def test_digits_are_one_of_each_class_binarised() -> None:
+    digits = load_digits()
+    stored = loaded(num_patterns=10).stored
+    for label in range(10):
+        first = digits.images[np.flatnonzero(digits.target == label)[0]]
+        assert np.array_equal(stored[label].numpy(), (first >= 8).astype(np.float32))
+
+
+def test_the_same_seed_gives_the_same_corruptions_and_another_others() -> None:
+    one, same, other = (loaded(corruption_seed=seed) for seed in (0, 0, 1))
+    for stage in ("train", "val", "test"):
+        assert torch.equal(batch_of(one, stage)["corrupted"], batch_of(same, stage)["corrupted"])
+        assert not torch.equal(batch_of(one, stage)["corrupted"], batch_of(other, stage)["corrupted"])
+    assert not torch.equal(batch_of(one, "val")["corrupted"], batch_of(one, "test")["corrupted"])
+    assert not torch.equal(batch_of(one, "train", 0)["corrupted"], batch_of(one, "train", 1)["corrupted"])
+
+
+def test_a_corruption_does_not_depend_on_its_batch() -> None:
+    data = loaded()
+    batch = next(iter(data.val_dataloader()))
+    whole = data.corrupt(batch, "val")["corrupted"]
+    for i in (0, 7, 19):
+        alone = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+        assert torch.equal(data.corrupt(alone, "val")["corrupted"][0], whole[i])
+
+
+def test_draws_of_one_pattern_differ() -> None:
+    data = loaded(num_patterns=1, eval_draws=20)
+    corrupted = batch_of(data, "val")["corrupted"]
+    assert len({tuple(image.flatten().tolist()) for image in corrupted}) > 10
+
+
+def test_training_and_recall_can_be_corrupted_differently() -> None:
+    data = loaded(train_level=0.0, level=1.0)
+    train, val = batch_of(data, "train"), batch_of(data, "val")
+    assert torch.equal(train["corrupted"], train["clean"])
+    assert float(val["corrupted"].sum()) == 0
+
+
+def test_an_epoch_holds_every_draw_of_every_pattern_in_a_new_order() -> None:
+    data = loaded(num_patterns=3, train_draws=4, batch_size=5)
+    loader = data.train_dataloader()
+    orders = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)
+        orders.append(torch.cat([batch["draw"] for batch in loader]).tolist())
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(12))
+    assert orders[0] != orders[1]
+
+
+def test_held_out_patterns_are_not_stored() -> None:
+    data = loaded(num_patterns=10, held_out=5, eval_draws=1, batch_size=5)
+    recalled = batch_of(data, "val")["clean"]
+    assert len(recalled) == 5
+    assert not any(torch.equal(image, stored) for image in recalled for stored in data.stored)
+
+
+def test_mnist(data_dir) -> None:
+    stored = loaded(source="mnist", data_dir=data_dir).stored
+    assert stored.shape == (10, 28, 28)
+    # The first zero is the second image of the training set; 0.5 of 255 is reached from 128.
+    from datamodules.mnist_files import mnist_file, read_idx
+
+    images = read_idx(mnist_file("train-images-idx3-ubyte.gz", data_dir))
+    assert images.shape == (60000, 28, 28)
+    assert images.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
+    assert np.array_equal(stored[0].numpy(), (images[1] >= 128).astype(np.float32))
+
+
+def test_data_dir_comes_from_the_environment(data_dir, monkeypatch) -> None:
+    monkeypatch.setenv("RBP_DATA_DIR", data_dir)
+    assert len(loaded(source="mnist").stored) == 10
+
+
+def test_folder_of_images(tmp_path) -> None:
+    for name, value in (("b.png", 255), ("a.jpg", 0), ("c.bmp", 255)):
+        Image.new("RGB", (20, 10), (value,) * 3).save(tmp_path / name)
+    stored = loaded(source="folder", data_dir=str(tmp_path), num_patterns=3, size=6).stored
+    assert stored.shape == (3, 6, 6)
+    assert stored.mean(dim=(1, 2)).tolist() == [0, 1, 1]
+
+
+def test_bad_folders_are_refused_by_name(tmp_path) -> None:
+    with pytest.raises(UserError, match="needs data_dir"):
+        ImagePatterns(source="folder")
+    with pytest.raises(UserError, match="not a folder"):
+        loaded(source="folder", data_dir=str(tmp_path / "none"), num_patterns=1)
+    Image.new("L", (64, 64), 255).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="want 2 images, but source='folder' has 1"):
+        loaded(source="folder", data_dir=str(tmp_path), num_patterns=2)
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
+        loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
+        loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"source": "cifar"},
+        {"corruption": "blur"},
+        {"train_corruption": "blur"},
+        {"num_patterns": 0},
+        {"held_out": -1},
+        {"level": 1.5},
+        {"train_level": -0.1},
+        {"threshold": 2},
+        {"batch_size": 0},
+        {"eval_draws": 0},
+        {"size": 0},
+    ],
+)
+def test_arguments_are_checked_at_once(arguments) -> None:
+    with pytest.raises(UserError, match=f"ImagePatterns: {next(iter(arguments))}="):
+        ImagePatterns(**arguments)
