@@ -154,11 +154,11 @@ class ImagePatterns(LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             seed=self.corruption_seed,
         )
-        return DataLoader(dataset, self.batch_size, sampler=sampler)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Patterns to recall, in order."""
-        return DataLoader(Draws(self.recalled, self.eval_draws), self.batch_size)
+        return DataLoader(Draws(self.recalled, self.eval_draws), batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Patterns to recall, in order."""

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
@@ -47,22 +46,26 @@ class RecallPictures(Callback):
 
     def __init__(self, num_images: int = 10) -> None:
         self.num_images = num_images
+        self._folder: str | None = None
         self._path: Path | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Asks for the log directory, which every rank has to do together."""
+        self._folder = trainer.log_dir if trainer.logger is not None else None
+
     def _show(self, trainer: Trainer, stage: str, batch: dict[str, Tensor], recalled: Any, batch_idx: int) -> None:
-        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or trainer.logger is None:
+        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
             return
         images = [images[: self.num_images].cpu() for images in (batch["clean"], batch["corrupted"], recalled)]
         grid = recall_grid(*images)
         if isinstance(trainer.logger, TensorBoardLogger):
             trainer.logger.experiment.add_image(f"{stage}/recall", grid, trainer.global_step, dataformats="HW")
-        if trainer.log_dir is not None:
-            self._path = Path(trainer.log_dir) / "recall.png"
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # Each pixel becomes a square that can be seen.
-            side = max(1, 640 // grid.shape[1])
-            pixels = np.kron((255 * grid).byte().numpy(), np.ones((side, side), dtype=np.uint8))
-            Image.fromarray(pixels).save(self._path)
+        self._path = Path(self._folder) / "recall.png"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Each pixel becomes a square that can be seen.
+        side = max(1, 640 // grid.shape[1])
+        pixels = np.kron((255 * grid).byte().numpy(), np.ones((side, side), dtype=np.uint8))
+        Image.fromarray(pixels).save(self._path)
 
     def on_validation_batch_end(  # noqa: D102
         self,
@@ -100,4 +103,4 @@ class RecallPictures(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Says where the picture is."""
         if self._path is not None:
-            rank_zero_info(f"Clean, corrupted and recalled images (rows): {self._path}")
+            print(f"Clean, corrupted and recalled images (rows): {self._path}")

@@ -3,6 +3,7 @@
 import sys
 from argparse import ArgumentError
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -43,10 +44,11 @@ class RBPLightningCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Prints the last metrics, and where the logs and the best checkpoint are."""
+        log_dir = self.trainer.log_dir  # every rank has to ask
         if self.trainer.is_global_zero:
             for name, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{name}: {float(value):.4g}")
-            print(f"Logs: {self.trainer.log_dir}")
+            print(f"Logs: {log_dir}")
             print(f"Best checkpoint: {getattr(self.trainer.checkpoint_callback, 'best_model_path', None)}")
 
 
@@ -58,14 +60,18 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: Arguments in place of the command line's.
     """
-    subparsers = {subcommand: {"exit_on_error": False} for subcommand in LightningCLI.subcommands()}
+    # An abbreviation would turn a misspelt option into another one.
+    strict = {"exit_on_error": False, "allow_abbrev": False}
     try:
         RBPLightningCLI(
             args=args,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False, **subparsers},
+            parser_kwargs={**strict, **dict.fromkeys(LightningCLI.subcommands(), strict)},
         )
+        # Lightning leaves gloo's process group to the interpreter's exit, which aborts at times.
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     except ArgumentError as error:
         print(f"error: {explain(str(error))}", file=sys.stderr)
         sys.exit(2)

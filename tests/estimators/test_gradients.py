@@ -133,7 +133,9 @@ def test_conjugate_gradients_through_an_operator_without_a_second_derivative() -
     cell = tanh_cell(0)
     weight, drive = cell.tensors
     exact = dense(cell).gradients
-    cell.update = lambda h: 0.5 * torch.tanh(h @ weight + drive) + 0.5 * OnceDifferentiableTanh.apply(h @ weight + drive)
+    cell.update = lambda h: (
+        0.5 * torch.tanh(h @ weight + drive) + 0.5 * OnceDifferentiableTanh.apply(h @ weight + drive)
+    )
     assert relative_error(gradients(CGRBP(50, 1e-14, solver=EXACT), cell), exact) < 1e-10
 
 
