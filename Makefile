@@ -1,0 +1,28 @@
+# `make demo` and `make test` set up what they need. Both work offline but for the package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check clean
+
+demo: $(INSTALLED)
+	$(BIN)/rbp-lightning fit --config configs/hopfield.yaml
+	cp "$$(ls -t logs/hopfield/*/recall.png | head -n 1)" recall.png
+	@echo "Clean, corrupted and recalled digits (rows): recall.png"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) logs recall.png
