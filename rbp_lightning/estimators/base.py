@@ -23,6 +23,17 @@ class GradientEstimator(Callback, ABC):
 
     Args:
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+
+    Example:
+        >>> class LastStep(GradientEstimator):
+        ...     "Differentiates the last step alone."
+        ...     def solve_with_gradient(self, update, state, test):
+        ...         state, steps = self.iterate_untaped(update, state, 1, test)
+        ...         return self.taped_step(update, state, test), steps + 1
+        >>> weight = torch.tensor(0.5, requires_grad=True)
+        >>> LastStep()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
+        >>> weight.grad  # 2 of the true 4
+        tensor(2.0000)
     """
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
@@ -31,7 +42,7 @@ class GradientEstimator(Callback, ABC):
         self._trainer: Trainer | None = None
 
     @abstractmethod
-    def _solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
         """Finds the fixed point with gradients enabled.
 
         Args:
@@ -66,7 +77,7 @@ class GradientEstimator(Callback, ABC):
         leaves_of(initial_state, batch_dims)
         test = ConvergenceTest(self.solver.tol, batch_dims)
         if torch.is_grad_enabled():
-            state, steps = self._solve_with_gradient(update, initial_state, test)
+            state, steps = self.solve_with_gradient(update, initial_state, test)
         else:
             state, steps = self.solver.iterate(update, initial_state, self.solver.max_steps, test)
         result = test.result(state, steps)
@@ -79,15 +90,34 @@ class GradientEstimator(Callback, ABC):
             )
         return result
 
-    def _iterate_untaped(
+    def iterate_untaped(
         self, update: Update, state: State, taped_steps: int, test: ConvergenceTest
     ) -> tuple[State, int]:
-        """Runs the solver without a tape, leaving ``taped_steps`` of its steps to the caller."""
+        """Runs the solver without a tape.
+
+        Args:
+            update: The map F.
+            state: The initial state.
+            taped_steps: How many of the solver's ``max_steps`` are left to the caller.
+            test: Observes the iterates.
+
+        Returns:
+            The last iterate and how many times ``update`` was applied.
+        """
         with torch.no_grad():
             return self.solver.iterate(update, state, self.solver.max_steps - taped_steps, test)
 
-    def _step(self, update: Update, state: State, test: ConvergenceTest) -> State:
-        """Applies the update once and observes the change."""
+    def taped_step(self, update: Update, state: State, test: ConvergenceTest) -> State:
+        """Applies the update once, and has the change observed.
+
+        Args:
+            update: The map F.
+            state: The state to apply it to.
+            test: Observes the change.
+
+        Returns:
+            The next state.
+        """
         following = update(state)
         test.observe(tree_leaves(state), tree_leaves(following))
         return following

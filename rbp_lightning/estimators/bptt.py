@@ -24,5 +24,6 @@ class BPTT(GradientEstimator):
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         super().__init__(solver)
 
-    def _solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+        """Runs the solver on the tape."""
         return self.solver.iterate(update, state, self.solver.max_steps, test)

@@ -21,10 +21,23 @@ class ImplicitEstimator(GradientEstimator):
 
     The fixed point is found without a tape; only one more step is taped, and all Jacobian products go through it. The
     memory is that of one step, however many were taken (paper, section 3).
+
+    Args:
+        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+
+    Example:
+        >>> class DampedNeumann(ImplicitEstimator):
+        ...     "Keeps one correction of the Neumann series, at half its weight."
+        ...     def solve_adjoint(self, linearization, gradient):
+        ...         return [g + 0.5 * v for g, v in zip(gradient, linearization.vjp(gradient))]
+        >>> weight = torch.tensor(0.5, requires_grad=True)
+        >>> DampedNeumann()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
+        >>> weight.grad  # 2.5 of the true 4
+        tensor(2.5000)
     """
 
     @abstractmethod
-    def _solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
+    def solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
         """Solves (I - J^T) z = g.
 
         Args:
@@ -35,7 +48,7 @@ class ImplicitEstimator(GradientEstimator):
             Leaves of z.
         """
 
-    def _report_adjoint(self, steps: int, residual: Tensor, tol: float) -> None:
+    def report_adjoint(self, steps: int, residual: Tensor, tol: float) -> None:
         """Warns where the adjoint did not converge; a ``tol`` of 0 asks for steps, which only NaN can spoil.
 
         Args:
@@ -52,16 +65,17 @@ class ImplicitEstimator(GradientEstimator):
                 "contraction (near spectral radius 1 no estimator is reliable)."
             )
 
-    def _solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
-        state, steps = self._iterate_untaped(update, state, 1, test)
+    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+        """Runs the solver without a tape, tapes one more step and replaces the gradient behind it."""
+        state, steps = self.iterate_untaped(update, state, 1, test)
         state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
-        following = self._step(update, state, test)
+        following = self.taped_step(update, state, test)
         outputs, structure = tree_flatten(following)
         linearization = Linearization(update, state, outputs, test.batch_dims)
 
         def adjoint(gradient: Vector) -> Vector:
             wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in gradient]
-            return [z.to(g.dtype) for z, g in zip(self._solve_adjoint(linearization, wide), gradient, strict=True)]
+            return [z.to(g.dtype) for z, g in zip(self.solve_adjoint(linearization, wide), gradient, strict=True)]
 
         outputs = list(_ReplaceGradient.apply(adjoint, *outputs))  # type: ignore[no-untyped-call]
         return tree_unflatten(outputs, structure), steps + 1

@@ -69,7 +69,8 @@ class RBP(ImplicitEstimator):
         # Drawn on the CPU, so that every device sees the same numbers.
         return torch.rand(like.shape, dtype=like.dtype, generator=self._generator).to(like.device)
 
-    def _solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
+    def solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
+        """Iterates z <- J^T z + g."""
         batch_dims = linearization.batch_dims
         adjoint = self._first_iterate(gradient, batch_dims)
         size = norm(gradient, batch_dims)
@@ -79,7 +80,7 @@ class RBP(ImplicitEstimator):
                 change = norm(minus(adjoint, previous), batch_dims)
                 if step == self.steps or bool((change <= self.tol * size).all()):
                     break
-        self._report_adjoint(step, torch.where(size > 0, change / size, change), self.tol)
+        self.report_adjoint(step, torch.where(size > 0, change / size, change), self.tol)
         return adjoint
 
     def state_dict(self) -> dict[str, Any]:

@@ -37,9 +37,10 @@ class TBPTT(GradientEstimator):
                 "raise max_steps."
             )
 
-    def _solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
-        state, untaped_steps = self._iterate_untaped(update, state, self.steps, test)
+    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+        """Runs the solver without a tape, and the last steps on it."""
+        state, untaped_steps = self.iterate_untaped(update, state, self.steps, test)
         state = tree_map(lambda leaf: leaf.detach(), state)
         for _ in range(self.steps - 1):
             state = update(state)
-        return self._step(update, state, test), untaped_steps + self.steps
+        return self.taped_step(update, state, test), untaped_steps + self.steps

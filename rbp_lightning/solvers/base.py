@@ -21,6 +21,17 @@ class FixedPointSolver(ABC):
         max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
             this number.
         tol: Relative residual at which a sample has converged; 0 runs exactly ``max_steps``.
+
+    Example:
+        >>> class Damped(FixedPointSolver):
+        ...     "h <- (h + F(h)) / 2, which tames oscillations."
+        ...     def iterate(self, update, state, max_steps, test):
+        ...         for _ in range(max_steps):
+        ...             previous, state = state, (state + update(state)) / 2
+        ...         test.observe([previous], [state])
+        ...         return state, max_steps
+        >>> NeumannRBP(solver=Damped(max_steps=60))(lambda h: 1 - h, torch.zeros(())).state.detach()
+        tensor(0.5000)
     """
 
     def __init__(self, max_steps: int = 100, tol: float = 1e-6) -> None:
