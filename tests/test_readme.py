@@ -1,0 +1,115 @@
+"""Every command and example of the README is run."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [line.split("   #")[0] for block in blocks("sh") for line in block.splitlines()]
+SMALL = [
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.accelerator=cpu",
+    "--data.train_draws=2",
+    "--data.eval_draws=1",
+]
+
+
+@pytest.mark.parametrize("example", blocks("python"))
+def test_python_example(example: str) -> None:
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A folder to run commands in that leaves no logs in the repository, with one finished run."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "train.py"):
+        os.symlink(ROOT / name, folder / name)
+    run([*python_command("python train.py fit --config configs/hopfield.yaml"), *SMALL, "--trainer.devices=1"], folder)
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    return finished.stdout
+
+
+def python_command(command: str) -> list[str]:
+    assert command.startswith("python ")
+    return [sys.executable, *command.split()[1:]]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python ")])
+def test_command(command: str, checkout: Path) -> None:
+    # The commands train with the config's sizes; one epoch of few draws is enough here.
+    subcommand = command.split()[2]
+    small = SMALL if subcommand == "fit" and "help" not in command else []
+    assert run(python_command(command) + small, checkout)
+
+
+def test_yaml_example(checkout: Path) -> None:
+    (example,) = blocks("yaml")
+    (checkout / "estimator.yaml").write_text(example)
+    command = "python train.py fit --config configs/hopfield.yaml --config estimator.yaml"
+    run([*python_command(command), *SMALL], checkout)
+
+
+def test_tensorboard_shows_the_runs(checkout: Path) -> None:
+    assert "tensorboard --logdir logs" in COMMANDS
+    log = checkout / "tensorboard.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [str(BIN / "tensorboard"), "--logdir", "logs", "--port", "0", "--host", "127.0.0.1"],
+            cwd=checkout,
+            stderr=file,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert address, log.read_text()
+        while time.monotonic() < deadline:
+            runs = urllib.request.urlopen(f"{address[0]}/data/runs").read().decode()
+            if "hopfield" in runs:
+                break
+            time.sleep(0.2)
+        assert "hopfield/version_0" in runs
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+def test_ci_runs_the_two_commands() -> None:
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    made = [command for command in COMMANDS if command.startswith("make ")]
+    assert made == ["make demo", "make test"]
+    assert set(made) <= set(script)
+
+
+def test_the_recall_benchmark(tmp_path: Path) -> None:
+    assert "python -m benchmarks.recall" in README
+    command = [sys.executable, "-m", "benchmarks.recall", "--estimators", "NeumannRBP", "CGRBP", "--seeds", "2"]
+    command += [f"--csv={tmp_path}/recall.csv", f"--trainer.logger.save_dir={tmp_path}", *SMALL]
+    printed = run(command, ROOT)
+    assert re.search(r"\| CGRBP \| [\d.]+ ± [\d.]+ % \| [\d.]+ ± [\d.]+ % \| 2 \|", printed)
+    rows = (tmp_path / "recall.csv").read_text()
+    assert run(command, ROOT).endswith(printed[printed.index("| estimator") :])  # from the file, nothing is run again
+    assert (tmp_path / "recall.csv").read_text() == rows
+    assert len(rows.splitlines()) == 5
