@@ -1,16 +1,12 @@
 """The command line."""
 
-import sys
-from argparse import ArgumentError
-
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import datamodules  # noqa: F401  so that short class names resolve
 import models  # noqa: F401
 from rbp_lightning.checkpoints import check_parameters, model_arguments, read_checkpoint
-from rbp_lightning.cli_errors import explain, user_error
+from rbp_lightning.cli_errors import one_line_errors
 from rbp_lightning.estimators import GradientEstimator
 
 
@@ -30,10 +26,8 @@ class RBPLightningCLI(LightningCLI):
         self.checkpoint = None
         if path is not None and path not in ("best", "last", "hpc") and ":" not in path:
             self.checkpoint = read_checkpoint(path)
-            saved = {
-                "class_path": model.class_path,
-                "init_args": model_arguments(path, self.checkpoint, model.class_path),
-            }
+            arguments = model_arguments(path, self.checkpoint, model.class_path)
+            saved = {"class_path": model.class_path, "init_args": arguments}
             self.config = self.parser.parse_object({self.config.subcommand: {"model": saved}}, self.config)
 
     def after_instantiate_classes(self) -> None:
@@ -53,32 +47,12 @@ class RBPLightningCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Runs the command line.
-
-    A mistake of the user's is told in one line: exit status 2 for a wrong option, 1 for anything else.
-
-    Args:
-        args: Arguments in place of the command line's.
-    """
+    """Runs the command line, with ``args`` in place of the command line's arguments where they are given."""
     # An abbreviation would turn a misspelt option into another one.
     strict = {"exit_on_error": False, "allow_abbrev": False}
-    try:
-        RBPLightningCLI(
-            args=args,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={**strict, **dict.fromkeys(LightningCLI.subcommands(), strict)},
-        )
+    parsers = {**strict, **dict.fromkeys(LightningCLI.subcommands(), strict)}
+    with one_line_errors():
+        RBPLightningCLI(args=args, seed_everything_default=0, parser_kwargs=parsers)
         # Lightning leaves gloo's process group to the interpreter's exit, which aborts at times.
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    except ArgumentError as error:
-        print(f"error: {explain(str(error))}", file=sys.stderr)
-        sys.exit(2)
-    except MisconfigurationException as error:
-        sys.exit(f"error: {error}")
-    except Exception as error:
-        mistake = user_error(error)
-        if mistake is None:
-            raise
-        sys.exit(f"error: {mistake}")

@@ -2,8 +2,13 @@
 
 import inspect
 import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pydoc import locate
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from rbp_lightning.errors import UserError
@@ -23,7 +28,25 @@ _NOISE = re.compile(
 )
 
 
-def user_error(error: BaseException) -> UserError | None:
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends the program with one line for a mistake of the user's; other exceptions pass.
+
+    The exit status is 2 for a wrong option and 1 for anything else.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        print(f"error: {explain(str(error))}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        sys.exit(f"error: {mistake}")
+
+
+def user_error(error: BaseException) -> BaseException | None:
     """Finds the user's mistake among an exception and those that led to it.
 
     Args:
@@ -33,7 +56,7 @@ def user_error(error: BaseException) -> UserError | None:
         The mistake, or ``None`` where it is none of the user's.
     """
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
+    while cause is not None and not isinstance(cause, UserError | MisconfigurationException):
         cause = cause.__cause__ or cause.__context__
     return cause
 

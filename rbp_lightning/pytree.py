@@ -35,8 +35,8 @@ def leaves_of(state: State, batch_dims: int) -> list[Tensor]:
             ``batch_dims`` dimensions.
     """
     leaves = tree_flatten(state)[0]
-    if not leaves:
-        raise UserError("The initial state is empty: it must be a tensor or a pytree of tensors.")
+    if not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in leaves):
+        raise UserError("The initial state is empty: it must be a tensor, or a pytree of tensors, with elements.")
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__

@@ -39,7 +39,7 @@ class GradientEstimator(Callback, ABC):
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         self.solver = Picard() if solver is None else solver
         self._warned: set[str] = set()
-        self._trainer: Trainer | None = None
+        self._in_trainer = False
 
     @abstractmethod
     def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
@@ -125,7 +125,7 @@ class GradientEstimator(Callback, ABC):
     def _warn(self, message: str) -> None:
         """Warns, under a Trainer once an epoch for each kind of message."""
         kind = message.split(" took ")[0]
-        if self._trainer is None or kind not in self._warned:
+        if not self._in_trainer or kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(f"{type(self).__name__}: {message}", ConvergenceWarning, stacklevel=4)
 
@@ -141,7 +141,7 @@ class GradientEstimator(Callback, ABC):
             names = " and ".join(type(estimator).__name__ for estimator in estimators)
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
         pl_module.estimator = self  # type: ignore[assignment]
-        self._trainer = trainer
+        self._in_trainer = True
         pl_module.save_hyperparameters({"estimator": describe(self)})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,8 +149,8 @@ class GradientEstimator(Callback, ABC):
         self._warned.clear()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the Trainer; the module keeps the estimator, so that it can be called afterwards."""
-        self._trainer = None
+        """Leaves the Trainer; the module keeps the estimator, so that it can be called afterwards."""
+        self._in_trainer = False
 
 
 def describe(configured: object) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class RBP(ImplicitEstimator):
     def _first_iterate(self, gradient: Vector, batch_dims: int) -> Vector:
         if self.start == "gradient":
             return gradient
-        size = sum(leaf[(0,) * batch_dims].numel() for leaf in gradient)
+        size = sum(leaf.shape[batch_dims:].numel() for leaf in gradient)
         root_mean_square = norm(gradient, batch_dims) / size**0.5
         return scaled(root_mean_square, [self._uniform(leaf) for leaf in gradient])
 
