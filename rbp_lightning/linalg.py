@@ -8,6 +8,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from rbp_lightning.errors import UserError
 from rbp_lightning.pytree import State, Vector, inner, minus, norm, plus, scaled
 from rbp_lightning.solvers import Update
 
@@ -53,7 +54,8 @@ class Linearization:
         of the update. Where an operator cannot be differentiated twice, the update is evaluated in forward mode.
 
         Returns:
-            A function from the leaves of v to the leaves of J v, in the dtypes of v.
+            A function from the leaves of v to the leaves of J v, in the dtypes of v. It raises ``UserError`` where the
+            update can be differentiated in neither way.
         """
         duals = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
         try:
@@ -72,13 +74,20 @@ class Linearization:
         return jvp
 
     def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
-        with torch.no_grad(), forward_ad.dual_level():
-            duals = [
-                forward_ad.make_dual(leaf.detach(), direction.to(leaf.dtype))  # type: ignore[no-untyped-call]
-                for leaf, direction in zip(self._inputs, tangent, strict=True)
-            ]
-            outputs = tree_leaves(self._update(tree_unflatten(duals, self._structure)))
-            products = [forward_ad.unpack_dual(output).tangent for output in outputs]  # type: ignore[no-untyped-call]
+        try:
+            with torch.no_grad(), forward_ad.dual_level():
+                duals = [
+                    forward_ad.make_dual(leaf.detach(), direction.to(leaf.dtype))  # type: ignore[no-untyped-call]
+                    for leaf, direction in zip(self._inputs, tangent, strict=True)
+                ]
+                outputs = tree_leaves(self._update(tree_unflatten(duals, self._structure)))
+                products = [forward_ad.unpack_dual(output).tangent for output in outputs]  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise UserError(
+                "The update can be differentiated neither twice nor in forward mode, so there is no product with its "
+                "Jacobian: take an estimator that needs none (NeumannRBP, RBP), or do not compile the update. "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         return [
             torch.zeros_like(leaf) if product is None else product.to(leaf.dtype)
             for product, leaf in zip(products, tangent, strict=True)

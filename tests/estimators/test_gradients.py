@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard, UserError
 from rbp_lightning.linalg import Linearization, conjugate_gradient
 from tests.cells import Cell, cells, dense, gru_cell, hopfield_cell, loss_of, relative_error, settle, tanh_cell
 
@@ -137,6 +137,27 @@ def test_conjugate_gradients_through_an_operator_without_a_second_derivative() -
         0.5 * torch.tanh(h @ weight + drive) + 0.5 * OnceDifferentiableTanh.apply(h @ weight + drive)
     )
     assert relative_error(gradients(CGRBP(50, 1e-14, solver=EXACT), cell), exact) < 1e-10
+
+
+class OnceDifferentiableOnly(OnceDifferentiableTanh):
+    jvp = torch.autograd.Function.jvp
+
+
+def test_an_operator_without_jvp_is_told() -> None:
+    weight, drive = tanh_cell(0).tensors
+    state = CGRBP()(lambda h: OnceDifferentiableOnly.apply(h @ weight + drive), torch.zeros_like(drive)).state
+    with pytest.raises(UserError, match=r"neither twice nor in forward mode.*NeumannRBP"):
+        state.sum().backward()
+
+
+@pytest.mark.parametrize("estimator", BY_NAME)
+def test_a_compiled_update(estimator: GradientEstimator) -> None:
+    cell = tanh_cell(0)
+    exact = dense(cell).gradients
+    weight, drive = cell.tensors
+    compiled = torch.compile(lambda h, weight, drive: torch.tanh(h @ weight + drive), backend="aot_eager")
+    cell.update = lambda h: compiled(h, weight, drive)
+    assert relative_error(gradients(estimator, cell), exact) < 1e-10
 
 
 @settings(max_examples=20, deadline=None)
