@@ -30,7 +30,7 @@ class CGRBP(ImplicitEstimator):
     """
 
     def __init__(
-        self, steps: int = 20, tol: float = 1e-6, check_every: int = 10, solver: FixedPointSolver | None = None
+        self, steps: int = 20, tol: float = 1e-4, check_every: int = 10, solver: FixedPointSolver | None = None
     ) -> None:
         super().__init__(solver)
         self.steps = check_count(self, "steps", steps, 1)

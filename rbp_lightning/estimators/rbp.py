@@ -41,8 +41,8 @@ class RBP(ImplicitEstimator):
 
     def __init__(
         self,
-        steps: int = 100,
-        tol: float = 1e-6,
+        steps: int = 20,
+        tol: float = 1e-4,
         start: Literal["uniform", "gradient"] = "uniform",
         seed: int = 0,
         check_every: int = 10,

@@ -1,6 +1,7 @@
 """What estimators keep alive, how they report, and how they live in a module."""
 
 import gc
+import inspect
 import warnings
 import weakref
 from typing import Any
@@ -263,3 +264,13 @@ def test_describe_lists_every_argument() -> None:
             },
         },
     }
+
+
+def test_estimators_share_their_defaults() -> None:
+    # A command line that replaces a config's estimator keeps the values of arguments of the same name, defaults
+    # included: they have to mean the same, and to be the same number of steps.
+    defaults: dict[str, set[Any]] = {}
+    for kind in KINDS:
+        for name, parameter in inspect.signature(kind).parameters.items():
+            defaults.setdefault(name, set()).add(parameter.default)
+    assert {name: len(values) for name, values in defaults.items()} == dict.fromkeys(defaults, 1)
