@@ -1,4 +1,5 @@
 # `make demo` and `make test` set up what they need. Both work offline but for the package index.
+# The demo's network is too small for more than one thread to help.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test check clean
 
 demo: $(INSTALLED)
-	$(BIN)/rbp-lightning fit --config configs/hopfield.yaml
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/rbp-lightning fit --config configs/hopfield.yaml
 	cp "$$(ls -t logs/hopfield/*/recall.png | head -n 1)" recall.png
 	@echo "Clean, corrupted and recalled digits (rows): recall.png"
 

@@ -1,11 +1,13 @@
 """Recall of the associative memory by each estimator: ``python -m benchmarks.recall --help``.
 
 Trains a config once for each estimator and seed, tests it on corruptions that neither training nor validation saw, and
-prints a table of means and standard deviations. Finished runs are kept in a CSV file and not done again.
+prints a table of means and standard deviations, and of the median time. Finished runs are kept in a CSV file and not
+done again unless the config changed; delete the file when the code did.
 """
 
 import argparse
 import csv
+import hashlib
 import statistics
 import sys
 import time
@@ -15,7 +17,7 @@ from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP
 from rbp_lightning.cli import RBPLightningCLI
 
 ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
-FIELDS = ["config", "overrides", "estimator", "seed", "exact_recall", "pixel_error", "seconds"]
+FIELDS = ["config", "sha256", "overrides", "estimator", "seed", "exact_recall", "pixel_error", "seconds"]
 
 
 def train_and_test(config: str, overrides: list[str], estimator: str, seed: int) -> dict[str, float]:
@@ -48,7 +50,7 @@ def table(rows: list[dict[str, str]]) -> str:
     Args:
         rows: Runs of one config, as in the CSV file.
     """
-    lines = ["| estimator | recalled exactly | wrong pixels | seeds |", "|---|---|---|---|"]
+    lines = ["| estimator | recalled exactly | wrong pixels | seconds | seeds |", "|---|---|---|---|---|"]
     for estimator in ESTIMATORS:
         runs = [row for row in rows if row["estimator"] == estimator]
         if runs:
@@ -57,7 +59,8 @@ def table(rows: list[dict[str, str]]) -> str:
                 values = [100 * float(row[field]) for row in runs]
                 spread = statistics.stdev(values) if len(values) > 1 else float("nan")
                 cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f} %")
-            lines.append(f"| {estimator} | {' | '.join(cells)} | {len(runs)} |")
+            seconds = statistics.median(float(row["seconds"]) for row in runs)
+            lines.append(f"| {estimator} | {' | '.join(cells)} | {seconds:.0f} | {len(runs)} |")
     return "\n".join(lines)
 
 
@@ -77,7 +80,8 @@ def main() -> None:
             rows = list(csv.DictReader(file))
     options.csv.parent.mkdir(parents=True, exist_ok=True)
     wanted = [(estimator, str(seed)) for estimator in options.estimators for seed in range(options.seeds)]
-    ours = {"config": options.config, "overrides": " ".join(overrides)}
+    digest = hashlib.sha256(Path(options.config).read_bytes()).hexdigest()
+    ours = {"config": options.config, "sha256": digest, "overrides": " ".join(overrides)}
     for estimator, seed in wanted:
         keys = {**ours, "estimator": estimator, "seed": seed}
         if not any(all(row[name] == value for name, value in keys.items()) for row in rows):

@@ -44,8 +44,8 @@ def obtain(name: str, sha256: str, folders: Sequence[Path], urls: Iterable[str])
             return path
     path = folders[0] / name
     for url in urls:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(f"{url}/{name}", str(path), hash_prefix=sha256, progress=False)
         except (OSError, RuntimeError):
             continue

@@ -138,7 +138,7 @@ class ImagePatterns(LightningDataModule):
         if len(images) < count:
             raise UserError(
                 f"ImagePatterns: num_patterns={self.num_patterns} and held_out={self.held_out} want {count} images, "
-                f"but source={self.source!r} has {len(images)}."
+                f"but source={self.source!r} has {len(images)}: set num_patterns to no more than that."
             )
         patterns = torch.from_numpy((images >= self.threshold).astype(np.float32))
         self.stored = patterns[: self.num_patterns]
@@ -191,6 +191,6 @@ class ImagePatterns(LightningDataModule):
         kind, level = (self.train_corruption, self.train_level) if stage == "train" else (self.corruption, self.level)
         corrupted = [
             CORRUPTIONS[kind](image, level, np.random.default_rng([self.corruption_seed, STREAMS[stage], epoch, draw]))
-            for image, draw in zip(batch["clean"].numpy(), batch["draw"].tolist(), strict=True)
+            for image, draw in zip(batch["clean"].float().numpy(), batch["draw"].tolist(), strict=True)
         ]
-        return {**batch, "corrupted": torch.from_numpy(np.stack(corrupted))}
+        return {**batch, "corrupted": torch.from_numpy(np.stack(corrupted)).to(batch["clean"].dtype)}

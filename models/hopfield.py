@@ -1,11 +1,13 @@
 """Associative memory."""
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 from torch.nn.functional import l1_loss
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryHammingDistance, MultilabelExactMatch
 
@@ -28,7 +30,7 @@ class HopfieldMemory(LightningModule):
         gain: b, above 0: slope of the activity sigmoid(b h).
         weight_scale: Standard deviation of the initial weights.
         learning_rate: Adam's first learning rate, decayed to 0 over the run along a cosine. The command line's
-            ``--optimizer`` and ``--lr_scheduler`` replace both.
+            ``--optimizer``, with or without ``--lr_scheduler``, takes the place of both.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -107,6 +109,8 @@ class HopfieldMemory(LightningModule):
         recalled = (outputs > 0).int()
         metrics.update(recalled, clean.flatten(1).int())
         self.log_dict(metrics, prog_bar=True)
+        if stage == "val":
+            self.log("hp_metric", metrics["exact_recall"])  # what TensorBoard's HPARAMS compares runs by
         return recalled.reshape(clean.shape).float()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -133,6 +137,10 @@ class HopfieldMemory(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with a cosine decay over the whole run."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError("HopfieldMemory: the learning rate's decay needs max_epochs or max_steps: set one of them.")
+        # Unlike CosineAnnealingLR, which keeps the length of the run it was made for, this follows a run that is
+        # continued to more epochs.
+        scheduler = LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -37,15 +37,11 @@ def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Tensor:
 class RecallPictures(Callback):
     """Shows clean, corrupted and recalled images at each validation and test, and after a prediction.
 
-    The first images of the first batch go to TensorBoard as ``<stage>/recall`` and to ``recall.png`` in the log
+    The first ten images of the first batch go to TensorBoard as ``<stage>/recall`` and to ``recall.png`` in the log
     directory, where the newest replaces the one before. Without a logger there is nowhere to put them.
-
-    Args:
-        num_images: Most images in a picture.
     """
 
-    def __init__(self, num_images: int = 10) -> None:
-        self.num_images = num_images
+    def __init__(self) -> None:
         self._folder: str | None = None
         self._path: Path | None = None
 
@@ -56,10 +52,11 @@ class RecallPictures(Callback):
     def _show(self, trainer: Trainer, stage: str, batch: dict[str, Tensor], recalled: Any, batch_idx: int) -> None:
         if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
             return
-        images = [images[: self.num_images].cpu() for images in (batch["clean"], batch["corrupted"], recalled)]
+        images = [images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], recalled)]
         grid = recall_grid(*images)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image(f"{stage}/recall", grid, trainer.global_step, dataformats="HW")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(f"{stage}/recall", grid, trainer.global_step, dataformats="HW")
         self._path = Path(self._folder) / "recall.png"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Each pixel becomes a square that can be seen.

@@ -1,78 +1,79 @@
 """Reading a checkpoint that the user names, and saying what is wrong with it."""
 
+import zipfile
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
 from rbp_lightning.errors import UserError
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint, tensors on the CPU, with nothing in it executed.
+class NamedCheckpoint:
+    """A checkpoint that is named on the command line. It is read without executing anything in it.
 
     Args:
         path: The checkpoint's file.
 
-    Returns:
-        Its content.
-
     Raises:
-        UserError: If the file is missing or is no checkpoint of a LightningModule.
+        UserError: If the file is missing, is damaged or is no checkpoint of a LightningModule.
     """
-    if not Path(path).is_file():
-        raise UserError(f"ckpt_path={path!r} is not a file: name a checkpoint, such as last.ckpt of an earlier run.")
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-        checkpoint["state_dict"]
-    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
-        raise UserError(f"ckpt_path={path!r} is corrupt, or is no checkpoint of a LightningModule.") from error
-    return checkpoint
 
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not Path(path).is_file():
+            raise UserError(f"ckpt_path={path!r} is not a file: name a checkpoint, such as last.ckpt of a run.")
+        try:
+            # PyTorch does not look at the sums of the archive's members.
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            content: dict[str, Any] = {} if damaged else torch.load(path, weights_only=True, map_location="cpu")
+            whole = {"state_dict", "pytorch-lightning_version"} <= content.keys()
+        except Exception as error:  # whatever damaged bytes make of the readers
+            raise UserError(f"ckpt_path={path!r} is corrupt, or is no checkpoint of a LightningModule.") from error
+        if not whole:
+            raise UserError(f"ckpt_path={path!r} is corrupt, or is no checkpoint of a LightningModule.")
+        self.hyperparameters: dict[str, Any] = content.get("hyper_parameters") or {}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}
 
-def model_arguments(path: str, checkpoint: dict[str, Any], class_path: str) -> dict[str, Any]:
-    """Returns the arguments that a checkpoint's model was made with.
+    def model_config(self, config: Namespace) -> dict[str, Any]:
+        """Returns the configuration of the checkpoint's model, and prints what in the given one it replaces.
 
-    Args:
-        path: The checkpoint's file, for messages.
-        checkpoint: Its content.
-        class_path: Import path of the class that is to load it.
+        Args:
+            config: The model's configuration, ``class_path`` and ``init_args``.
 
-    Returns:
-        The hyperparameters without the estimator's.
-
-    Raises:
-        UserError: If the checkpoint is of another class.
-    """
-    hyperparameters = checkpoint.get("hyper_parameters", {})
-    saved = hyperparameters.get("_class_path", class_path)
-    if saved != class_path:
-        raise UserError(f"ckpt_path={path!r} is a checkpoint of {saved}, not of {class_path}: give the model it is of.")
-    return {
-        name: value
-        for name, value in hyperparameters.items()
-        if name not in ("_class_path", "_instantiator", "estimator")
-    }
-
-
-def check_parameters(path: str, checkpoint: dict[str, Any], model: LightningModule) -> None:
-    """Checks that a model can load a checkpoint's parameters.
-
-    Args:
-        path: The checkpoint's file, for messages.
-        checkpoint: Its content.
-        model: The model that is to load it.
-
-    Raises:
-        UserError: If a parameter is missing, left over or of another shape.
-    """
-    saved = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
+        Raises:
+            UserError: If the checkpoint is of another class.
+        """
+        saved = self.hyperparameters.get("_class_path", config.class_path)
+        if saved != config.class_path:
             raise UserError(
-                f"ckpt_path={path!r} is a checkpoint of another model: its {name} has the shape {saved.get(name)}, "
-                f"that of {type(model).__name__} {wanted.get(name)}: give the model, with the arguments, that it is of."
+                f"ckpt_path={self.path!r} is a checkpoint of {saved}, not of {config.class_path}: give the model that "
+                "it is of."
             )
+        own = ("_class_path", "_instantiator", "estimator")  # not the model's arguments
+        arguments = {name: value for name, value in self.hyperparameters.items() if name not in own}
+        for name in sorted(arguments.keys() & config.init_args.keys()):
+            if arguments[name] != config.init_args[name]:
+                print(f"The checkpoint's {name}={arguments[name]} takes the place of {config.init_args[name]}.")
+        return {"class_path": config.class_path, "init_args": arguments}
+
+    def check_parameters(self, model: LightningModule) -> None:
+        """Checks that a model can load the checkpoint's parameters.
+
+        Args:
+            model: The model that is to load it.
+
+        Raises:
+            UserError: If a parameter is missing, left over or of another shape.
+        """
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        for name in sorted(self.shapes.keys() | wanted.keys()):
+            here, there = (shapes.get(name, "missing") for shapes in (wanted, self.shapes))
+            if here != there:
+                raise UserError(
+                    f"ckpt_path={self.path!r} is a checkpoint of another model: {name} is {there} there and {here} in "
+                    f"{type(model).__name__}: give the model, with the arguments, that it is of."
+                )

@@ -5,9 +5,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import datamodules  # noqa: F401  so that short class names resolve
 import models  # noqa: F401
-from rbp_lightning.checkpoints import check_parameters, model_arguments, read_checkpoint
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.checkpoints import NamedCheckpoint
+from rbp_lightning.cli_errors import one_line_errors, refused_arguments
 from rbp_lightning.estimators import GradientEstimator
+from rbp_lightning.save_config import SaveConfigWithLogs
 
 
 class RBPLightningCLI(LightningCLI):
@@ -20,21 +21,20 @@ class RBPLightningCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         # In place of Lightning's, which takes the estimator for an argument of the model and does not say what is
-        # wrong with a file.
-        config = self.config[self.config.subcommand]
-        path, model = config.get("ckpt_path"), config.model
-        self.checkpoint = None
-        if path is not None and path not in ("best", "last", "hpc") and ":" not in path:
-            self.checkpoint = read_checkpoint(path)
-            arguments = model_arguments(path, self.checkpoint, model.class_path)
-            saved = {"class_path": model.class_path, "init_args": arguments}
-            self.config = self.parser.parse_object({self.config.subcommand: {"model": saved}}, self.config)
+        # wrong with a file. When fitting, "last" is the newest checkpoint if there is one.
+        subcommand, config = self.config.subcommand, self.config[self.config.subcommand]
+        path, self.checkpoint = config.get("ckpt_path"), None
+        if path is not None and "://" not in path and (subcommand, path) not in (("fit", "last"), ("fit", "hpc")):
+            self.checkpoint = NamedCheckpoint(path)
+            saved = {subcommand: {"model": self.checkpoint.model_config(config.model)}}
+            self.config = self.parser.parse_object(saved, self.config)
 
-    def after_instantiate_classes(self) -> None:
-        """Refuses a checkpoint of another model before anything is run or written."""
+    def instantiate_classes(self) -> None:
+        """Makes the objects; refuses a checkpoint of another model before anything is run or written."""
+        with refused_arguments(self.config[self.subcommand]):
+            super().instantiate_classes()
         if self.checkpoint is not None:
-            check_parameters(self.config[self.subcommand].ckpt_path, self.checkpoint, self.model)
-            self.checkpoint = None
+            self.checkpoint.check_parameters(self.model)
 
     def after_fit(self) -> None:
         """Prints the last metrics, and where the logs and the best checkpoint are."""
@@ -43,7 +43,8 @@ class RBPLightningCLI(LightningCLI):
             for name, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{name}: {float(value):.4g}")
             print(f"Logs: {log_dir}")
-            print(f"Best checkpoint: {getattr(self.trainer.checkpoint_callback, 'best_model_path', None)}")
+            if best := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
+                print(f"Best checkpoint: {best}")
 
 
 def main(args: ArgsType = None) -> None:
@@ -52,7 +53,7 @@ def main(args: ArgsType = None) -> None:
     strict = {"exit_on_error": False, "allow_abbrev": False}
     parsers = {**strict, **dict.fromkeys(LightningCLI.subcommands(), strict)}
     with one_line_errors():
-        RBPLightningCLI(args=args, seed_everything_default=0, parser_kwargs=parsers)
+        RBPLightningCLI(None, None, SaveConfigWithLogs, args=args, seed_everything_default=0, parser_kwargs=parsers)
         # Lightning leaves gloo's process group to the interpreter's exit, which aborts at times.
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

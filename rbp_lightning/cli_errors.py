@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pydoc import locate
 
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 
@@ -39,11 +40,31 @@ def one_line_errors() -> Iterator[None]:
     except ArgumentError as error:
         print(f"error: {explain(str(error))}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a file or folder that cannot be read or written
+        sys.exit(f"error: {user_error(error) or error}")
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:
             raise
         sys.exit(f"error: {mistake}")
+
+
+@contextmanager
+def refused_arguments(config: Namespace) -> Iterator[None]:
+    """Takes what constructors refuse for a mistake of the user's.
+
+    Args:
+        config: The subcommand's configuration.
+
+    Raises:
+        UserError: In place of a ``ValueError`` or an ``OSError``, and where an option would be ignored.
+    """
+    if config.get("lr_scheduler") and not config.get("optimizer"):
+        raise UserError("--lr_scheduler is ignored without --optimizer: give both.")
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise (user_error(error) or UserError(str(error))) from error
 
 
 def user_error(error: BaseException) -> BaseException | None:

@@ -73,8 +73,8 @@ class ConvergenceTest:
     """Judges successive iterates, sample by sample, and reads the verdict off the device in one transfer.
 
     A sample has converged when its last change is at most ``tol`` times its norm. It has diverged when it holds an
-    infinity, or when its change exceeds the first one by more than rounding explains; otherwise it is NaN when it
-    holds one.
+    infinity, or when its change exceeds the first one, by more than rounding explains, and does not fall any more;
+    otherwise it is NaN when it holds one.
 
     Args:
         tol: Largest relative residual of a converged sample.
@@ -86,6 +86,7 @@ class ConvergenceTest:
         self.batch_dims = batch_dims
         self.residual = torch.tensor(float("inf"))
         self.first_change: Tensor | None = None
+        self.last_change: Tensor | None = None
         self.verdict = torch.tensor(_ORDER.index(Status.MAX_STEPS))
 
     def observe(self, previous: Vector, current: Vector) -> None:
@@ -96,23 +97,32 @@ class ConvergenceTest:
             current: Leaves of the iterate after it.
 
         Raises:
-            UserError: If the update changed the structure or the shapes of the state.
+            UserError: If the update changed the shapes of the state, or handed a leaf of it through.
         """
-        if [leaf.shape for leaf in previous] != [leaf.shape for leaf in current]:
+        before, after = ([tuple(getattr(leaf, "shape", ())) for leaf in leaves] for leaves in (previous, current))
+        if before != after or not all(isinstance(leaf, Tensor) for leaf in current):
             raise UserError(
-                f"The update turned a state of shapes {[tuple(leaf.shape) for leaf in previous]} into one of shapes "
-                f"{[tuple(leaf.shape) for leaf in current]}: it must return what it was given, one step later."
+                f"The update turned a state of shapes {before} into one of shapes {after} and types "
+                f"{[type(leaf).__name__ for leaf in current]}: it must return what it was given, one step later."
+            )
+        if any(one is other for one, other in zip(previous, current, strict=True)):
+            raise UserError(
+                "The update returned a tensor of the state itself: it must return new ones, and what it does not "
+                "change is no state but something to close over."
             )
         previous = [leaf.detach() for leaf in previous]
         current = [leaf.detach() for leaf in current]
         change = norm(minus(current, previous), self.batch_dims)
         size = norm(current, self.batch_dims)
         self.residual = change / size.clamp_min(torch.finfo(size.dtype).tiny)
-        if self.first_change is None:
-            self.first_change = change
-        # A warm start may begin at rounding error, from where any change is growth.
-        rounding = torch.finfo(size.dtype).eps ** 0.5
-        diverging = (change > self.first_change) & (self.residual > rounding) | size.isinf()
+        if self.first_change is None or self.last_change is None:
+            self.first_change = self.last_change = change
+        # A warm start may begin at rounding error, from where any change is growth; the changes of a contraction
+        # whose Jacobian is not normal may grow at first.
+        rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
+        growing = (change > self.first_change) & (change >= self.last_change)
+        diverging = growing & (self.residual > rounding) | size.isinf()
+        self.last_change = change
         verdict = torch.where(diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.MAX_STEPS))
         verdict = torch.where(self.residual <= self.tol, _ORDER.index(Status.CONVERGED), verdict)
         # What was growing before it became NaN has overflowed.

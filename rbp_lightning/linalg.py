@@ -34,6 +34,8 @@ class Linearization:
         self._update = update
         self._inputs, self._structure = tree_flatten(state)
         self._outputs = outputs
+        device = outputs[0].device.type
+        self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
 
     def vjp(self, cotangent: Vector) -> list[Tensor]:
         """Product J^T v.
@@ -62,6 +64,8 @@ class Linearization:
             with torch.enable_grad():
                 transposed = _pull_back(self._outputs, self._inputs, duals, create_graph=True)
             _pull_back(transposed, duals, self._inputs, create_graph=False)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return self._jvp_forward_mode
         if _drops_a_derivative(transposed):
@@ -75,7 +79,7 @@ class Linearization:
 
     def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
         try:
-            with torch.no_grad(), forward_ad.dual_level():
+            with torch.no_grad(), torch.autocast(*self._autocast), forward_ad.dual_level():
                 duals = [
                     forward_ad.make_dual(leaf.detach(), direction.to(leaf.dtype))  # type: ignore[no-untyped-call]
                     for leaf, direction in zip(self._inputs, tangent, strict=True)
@@ -174,7 +178,8 @@ def conjugate_gradient(
     for step in range(1, steps + 1):
         image = minus(direction, linearization.vjp(direction))
         image_square = inner(image, image, batch_dims)
-        active = (norm(residual, batch_dims) > limit) & (image_square > 0)
+        # Not ``>``: a sample with NaN has to keep it.
+        active = ~(norm(residual, batch_dims) <= limit) & (image_square != 0)
         length = torch.where(active, normal_square / image_square, 0)
         solution = plus(solution, scaled(length, direction))
         residual = minus(residual, scaled(length, image))
@@ -182,6 +187,6 @@ def conjugate_gradient(
             break
         normal = minus(residual, jvp(residual))
         previous_square, normal_square = normal_square, inner(normal, normal, batch_dims)
-        ratio = torch.where(previous_square > 0, normal_square / previous_square, 0)
+        ratio = torch.where(previous_square != 0, normal_square / previous_square, 0)
         direction = plus(normal, scaled(ratio, direction))
-    return LinearSolution(solution, step, torch.where(size > 0, norm(residual, batch_dims) / size, 0))
+    return LinearSolution(solution, step, torch.where(size == 0, 0, norm(residual, batch_dims) / size))

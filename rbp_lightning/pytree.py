@@ -36,7 +36,9 @@ def leaves_of(state: State, batch_dims: int) -> list[Tensor]:
     """
     leaves = tree_flatten(state)[0]
     if not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in leaves):
-        raise UserError("The initial state is empty: it must be a tensor, or a pytree of tensors, with elements.")
+        raise UserError(
+            "The initial state has no elements: it must be a tensor, or a pytree of tensors, that has some."
+        )
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -86,7 +88,15 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
     Returns:
         The norms, of the shape of the first ``batch_dims`` dimensions.
     """
-    return inner(vector, vector, batch_dims).sqrt()
+    # Squares of float32 overflow from 1e19 and vanish from 1e-19 on.
+    largest = torch.zeros((), device=vector[0].device)
+    for leaf in vector:
+        size = leaf.detach().abs().reshape((*leaf.shape[:batch_dims], -1)).amax(-1)
+        largest = torch.maximum(largest, size.to(torch.promote_types(leaf.dtype, torch.float32)))
+    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+    wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in vector]
+    wide = scaled(1 / unit.clamp_min(torch.finfo(unit.dtype).tiny), wide)
+    return unit * inner(wide, wide, batch_dims).sqrt()
 
 
 def scaled(scale: Tensor, vector: Vector) -> list[Tensor]:

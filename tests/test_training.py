@@ -6,17 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import l1_loss
 
 from datamodules import ImagePatterns
 from models import HopfieldMemory
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard, UserError
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, ConvergenceWarning, GradientEstimator, NeumannRBP, Picard, UserError
 
 ROOT = Path(__file__).parents[1]
 SOLVER = Picard(60, tol=0)
@@ -42,7 +45,7 @@ def patterns(batch_size: int = 20) -> ImagePatterns:
     return ImagePatterns(train_draws=4, eval_draws=1, batch_size=batch_size)
 
 
-def fit(model: HopfieldMemory, data: ImagePatterns, *callbacks: Callback, **arguments: Any) -> Trainer:
+def fit(model: LightningModule, data: ImagePatterns, *callbacks: Callback, **arguments: Any) -> Trainer:
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=2,
@@ -152,6 +155,117 @@ def test_the_module_keeps_its_estimator_after_the_run_and_takes_the_next() -> No
 def test_two_estimators_are_refused() -> None:
     with pytest.raises(UserError, match="2 gradient estimators \\(BPTT and NeumannRBP\\): keep one"):
         fit(memory(), patterns(), BPTT(), NeumannRBP())
+
+
+class Recorder(Callback):
+    """Keeps what the batches held and what was made of them."""
+
+    def __init__(self) -> None:
+        self.batches: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.rates: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batches["train", trainer.current_epoch] = batch
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.batches["val", 0], self.outputs["val"] = batch, outputs
+
+    def on_test_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        self.batches["test", 0], self.outputs["test"] = batch, outputs
+
+
+def test_the_trainer_sees_each_stage_s_own_corruptions_and_metrics_against_the_clean_images() -> None:
+    model, data, recorder = memory(), patterns(10), Recorder()
+    trainer = fit(model, data, NeumannRBP(5, SOLVER), recorder)
+    results = {
+        "val": trainer.validate(model, data, verbose=False)[0],
+        "test": trainer.test(model, data, verbose=False)[0],
+    }
+    for (stage, epoch), batch in recorder.batches.items():
+        plain = {"clean": batch["clean"], "draw": batch["draw"]}
+        assert torch.equal(batch["corrupted"], data.corrupt(plain, stage, epoch)["corrupted"]), (stage, epoch)
+    assert set(recorder.batches) == {("train", 0), ("train", 1), ("val", 0), ("test", 0)}
+    for stage, result in results.items():
+        batch, recalled = recorder.batches[stage, 0], recorder.outputs[stage]
+        wrong = (recalled != batch["clean"]).flatten(1).float()
+        assert result[f"{stage}/pixel_error"] == pytest.approx(float(wrong.mean()))
+        assert result[f"{stage}/exact_recall"] == pytest.approx(float((wrong.sum(1) == 0).float().mean()))
+        assert float(wrong.mean()) != pytest.approx(float((recalled != batch["corrupted"]).float().mean()))
+        fixed_point = model(batch["corrupted"])
+        assert result[f"{stage}/steps"] == fixed_point.steps
+        assert result[f"{stage}/residual"] == pytest.approx(float(fixed_point.residual.mean()), rel=1e-3)
+
+
+def test_a_continued_run_goes_on_along_its_new_schedule(tmp_path: Path) -> None:
+    first, second = Recorder(), Recorder()
+    trainer = fit(memory(), patterns(), NeumannRBP(5, SOLVER), first)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    longer = Trainer(accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False, callbacks=[second])
+    longer.fit(memory(), patterns(), ckpt_path=tmp_path / "two.ckpt")
+    for rates in (first.rates, second.rates):
+        assert rates == sorted(rates, reverse=True)
+    assert second.rates[0] > first.rates[-1]  # half-way down the longer one
+    assert second.rates[-1] < 0.2 * second.rates[0]
+
+
+def test_each_kind_of_warning_comes_once_an_epoch() -> None:
+    class Failing(HopfieldMemory):
+        def forward(self, images: torch.Tensor) -> Any:
+            rate = {0: 0.999, 1: 1.2, 2: float("nan")}[self.trainer.fit_loop.epoch_loop.batch_idx % 3]
+            return self.estimator(lambda h: rate * h + 1, torch.zeros(len(images), self.cell.num_free), batch_dims=1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return self(batch["corrupted"]).state.sum() * 0 + sum(p.sum() * 0 for p in self.parameters())
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data = ImagePatterns(train_draws=6, eval_draws=1, batch_size=10)
+        fit(Failing(num_hidden=4), data, BPTT(Picard(20, 1e-6)), limit_val_batches=0)
+    told = [str(warning.message) for warning in caught if warning.category is ConvergenceWarning]
+    for status in ("max_steps", "diverged", "nan"):
+        assert sum(f"Status '{status}'" in message for message in told) == 2  # two epochs of two batches each
+
+
+class Small(LightningModule):
+    def build(self, size: int) -> None:
+        self.layer = torch.nn.Linear(size, size)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        inputs = batch["clean"].flatten(1)[:, : self.layer.in_features]
+        return self.estimator(lambda h: 0.1 * self.layer(h) + inputs, torch.zeros_like(inputs)).state.square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class OfOneDict(Small):
+    def __init__(self, config: dict[str, int]) -> None:
+        super().__init__()
+        self.save_hyperparameters(config)
+        self.build(config["size"])
+
+
+class OfKeywords(Small):
+    def __init__(self, size: int = 4, **others: int) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.build(size + others["more"])
+
+
+@pytest.mark.parametrize("model", [OfOneDict({"size": 3}), OfKeywords(size=3, more=2)], ids=["dict", "keywords"])
+def test_modules_of_other_constructors_load_from_checkpoints(model: Small, tmp_path: Path) -> None:
+    fit(model, patterns(), NeumannRBP(5, SOLVER), limit_val_batches=0).save_checkpoint(tmp_path / "one.ckpt")
+    loaded = type(model).load_from_checkpoint(tmp_path / "one.ckpt")
+    assert torch.equal(loaded.layer.weight, model.layer.weight)
+
+
+def test_pictures_reach_every_tensorboard_logger(tmp_path: Path) -> None:
+    loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "board")]
+    trainer = Trainer(accelerator="cpu", logger=loggers, enable_progress_bar=False)
+    trainer.validate(memory(), patterns(), verbose=False)
+    assert EventAccumulator(loggers[1].log_dir).Reload().Tags()["images"] == ["val/recall"]
 
 
 def command(*arguments: str) -> list[str]:

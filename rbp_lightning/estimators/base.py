@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_leaves
 
-from rbp_lightning.errors import ConvergenceWarning, UserError
+from rbp_lightning.errors import ConvergenceWarning, UserError, check_count
 from rbp_lightning.fixed_point import ConvergenceTest, FixedPoint, Status
 from rbp_lightning.pytree import State, leaves_of
 from rbp_lightning.solvers import FixedPointSolver, Picard, Update
@@ -74,19 +74,23 @@ class GradientEstimator(Callback, ABC):
         Raises:
             UserError: If the state or ``batch_dims`` is not as described.
         """
-        leaves_of(initial_state, batch_dims)
+        leaves = leaves_of(initial_state, check_count(self, "batch_dims", batch_dims, 0))
+        versions = [leaf._version for leaf in leaves if not leaf.is_inference()]
         test = ConvergenceTest(self.solver.tol, batch_dims)
         if torch.is_grad_enabled():
             state, steps = self.solve_with_gradient(update, initial_state, test)
         else:
             state, steps = self.solver.iterate(update, initial_state, self.solver.max_steps, test)
+        if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
+            raise UserError("The update changes its argument in place: it must return a new state.")
         result = test.result(state, steps)
         # A tolerance of 0 asks for a number of steps, not for convergence.
         expected = {Status.CONVERGED} if self.solver.tol > 0 else {Status.CONVERGED, Status.MAX_STEPS}
         if result.status not in expected:
             self._warn(
+                result.status.value,
                 f"The forward solve took {steps} steps to a relative residual of {float(result.residual.max()):.2e} "
-                f"(tol={self.solver.tol:g}). Status {result.status.value!r}: {result.status.message}."
+                f"(tol={self.solver.tol:g}). Status {result.status.value!r}: {result.status.message}.",
             )
         return result
 
@@ -122,15 +126,14 @@ class GradientEstimator(Callback, ABC):
         test.observe(tree_leaves(state), tree_leaves(following))
         return following
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, kind: str, message: str) -> None:
         """Warns, under a Trainer once an epoch for each kind of message."""
-        kind = message.split(" took ")[0]
         if not self._in_trainer or kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(f"{type(self).__name__}: {message}", ConvergenceWarning, stacklevel=4)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Becomes the module's estimator and one of its hyperparameters.
+        """Becomes the module's estimator and, unless its constructor takes any keyword, one of its hyperparameters.
 
         Raises:
             UserError: If the Trainer has more than one estimator.
@@ -142,11 +145,18 @@ class GradientEstimator(Callback, ABC):
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
         pl_module.estimator = self  # type: ignore[assignment]
         self._in_trainer = True
-        pl_module.save_hyperparameters({"estimator": describe(self)})
+        # A constructor that takes any keyword would be given the estimator when a checkpoint is loaded.
+        if inspect.getfullargspec(type(pl_module).__init__).varkw is None:
+            # The name of a constructor's only argument, where the module saved that one as its hyperparameters.
+            name = getattr(pl_module, "_hparams_name", None)
+            pl_module.save_hyperparameters({"estimator": describe(self)})
+            pl_module._hparams_name = name  # type: ignore[assignment]
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _warn_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lets each kind of warning be given again."""
         self._warned.clear()
+
+    on_train_epoch_start = on_validation_start = on_test_start = on_predict_start = _warn_again
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves the Trainer; the module keeps the estimator, so that it can be called afterwards."""

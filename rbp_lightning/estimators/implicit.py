@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import State, Vector
+from rbp_lightning.pytree import State, Vector, norm, scaled
 from rbp_lightning.solvers import Update
 
 
@@ -20,7 +20,8 @@ class ImplicitEstimator(GradientEstimator):
     """Replaces the gradient g at the fixed point by z = (I - J^T)^-1 g, or by an approximation of it.
 
     The fixed point is found without a tape; only one more step is taped, and all Jacobian products go through it. The
-    memory is that of one step, however many were taken (paper, section 3).
+    memory is that of one step, however many were taken (paper, section 3): activation checkpointing saves nothing more,
+    and evaluates the update once for each product.
 
     Args:
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
@@ -42,7 +43,7 @@ class ImplicitEstimator(GradientEstimator):
 
         Args:
             linearization: Products with J and J^T at the fixed point.
-            gradient: Leaves of g, in float32 or wider.
+            gradient: Leaves of g, in float32 or wider, scaled to norm 1 in every sample that has a gradient.
 
         Returns:
             Leaves of z.
@@ -60,9 +61,10 @@ class ImplicitEstimator(GradientEstimator):
         # NaN fails this comparison as well.
         if not worst <= (tol if tol > 0 else torch.finfo(residual.dtype).max):
             self._warn(
+                "adjoint",
                 f"The adjoint solve took {steps} steps to a relative residual of {worst:.2e} (tol={tol:g}), so the "
                 "gradient is wrong by more than asked for: raise steps or tol, or make the update a stronger "
-                "contraction (near spectral radius 1 no estimator is reliable)."
+                "contraction (near spectral radius 1 no estimator is reliable).",
             )
 
     def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
@@ -75,7 +77,10 @@ class ImplicitEstimator(GradientEstimator):
 
         def adjoint(gradient: Vector) -> Vector:
             wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in gradient]
-            return [z.to(g.dtype) for z, g in zip(self.solve_adjoint(linearization, wide), gradient, strict=True)]
+            size = norm(wide, test.batch_dims)
+            size = torch.where(size > 0, size, 1)
+            solution = scaled(size, self.solve_adjoint(linearization, scaled(1 / size, wide)))
+            return [z.to(g.dtype) for z, g in zip(solution, gradient, strict=True)]
 
         outputs = list(_ReplaceGradient.apply(adjoint, *outputs))  # type: ignore[no-untyped-call]
         return tree_unflatten(outputs, structure), steps + 1

@@ -80,7 +80,7 @@ class RBP(ImplicitEstimator):
                 change = norm(minus(adjoint, previous), batch_dims)
                 if step == self.steps or bool((change <= self.tol * size).all()):
                     break
-        self.report_adjoint(step, torch.where(size > 0, change / size, change), self.tol)
+        self.report_adjoint(step, torch.where(size == 0, change, change / size), self.tol)
         return adjoint
 
     def state_dict(self) -> dict[str, Any]:

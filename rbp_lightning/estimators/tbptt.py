@@ -41,6 +41,8 @@ class TBPTT(GradientEstimator):
         """Runs the solver without a tape, and the last steps on it."""
         state, untaped_steps = self.iterate_untaped(update, state, self.steps, test)
         state = tree_map(lambda leaf: leaf.detach(), state)
-        for _ in range(self.steps - 1):
-            state = update(state)
-        return self.taped_step(update, state, test), untaped_steps + self.steps
+        for step in range(self.steps):
+            # The first change, which tells divergence, may be among these.
+            edge = step in (0, self.steps - 1)
+            state = self.taped_step(update, state, test) if edge else update(state)
+        return state, untaped_steps + self.steps

@@ -138,13 +138,34 @@ def test_folder_of_images(tmp_path) -> None:
     assert stored.mean(dim=(1, 2)).tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "F"])
+def test_images_that_would_be_misread_are_refused(tmp_path, mode) -> None:
+    Image.new(mode, (6, 6)).save(tmp_path / ("a.tiff" if mode == "F" else "a.png"))
+    with pytest.raises(UserError, match=r"8-bit grey or RGB is wanted"):
+        loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
+
+
+def test_opaque_alpha_is_no_matter(tmp_path) -> None:
+    Image.new("RGBA", (6, 6), (255, 255, 255, 255)).save(tmp_path / "a.png")
+    assert float(loaded(source="folder", data_dir=str(tmp_path), num_patterns=1).stored.mean()) == 1
+
+
+def test_low_precision_batches_are_corrupted() -> None:
+    data = loaded()
+    batch = next(iter(data.val_dataloader()))
+    exact = data.corrupt(batch, "val")["corrupted"]
+    low = data.corrupt({**batch, "clean": batch["clean"].bfloat16()}, "val")["corrupted"]
+    assert low.dtype is torch.bfloat16
+    assert torch.equal(low.float(), exact)
+
+
 def test_bad_folders_are_refused_by_name(tmp_path) -> None:
     with pytest.raises(UserError, match="needs data_dir"):
         ImagePatterns(source="folder")
     with pytest.raises(UserError, match="not a folder"):
         loaded(source="folder", data_dir=str(tmp_path / "none"), num_patterns=1)
     Image.new("L", (64, 64), 255).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="want 2 images, but source='folder' has 1"):
+    with pytest.raises(UserError, match="has 1: set num_patterns"):
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=2)
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])

@@ -198,6 +198,46 @@ def test_an_adjoint_that_does_not_converge_is_told(estimator: GradientEstimator)
         (state * torch.arange(8)).sum().backward()
 
 
+@pytest.mark.parametrize("scale", [1e-24, 1e-12, 1.0, 1e12, 1e24])
+@pytest.mark.parametrize("kind", IMPLICIT)
+def test_float32_gradients_at_any_scale_of_the_loss(kind: type, scale: float) -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+    estimator = kind(40, solver=Picard(100, 1e-6))
+    (scale * estimator(lambda h: weight * h + 1, torch.zeros(3)).state).sum().backward()
+    assert float(weight.grad) / scale == pytest.approx(12, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", IMPLICIT)
+def test_nan_in_the_gradient_stays_and_stays_where_it_is(kind: type) -> None:
+    drive = torch.zeros(3, 2, requires_grad=True)
+    state = kind()(lambda h: 0.5 * h.flip(1) + drive, torch.zeros(3, 2), batch_dims=1).state
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        state.backward(torch.tensor([[float("nan"), 1.0], [1.0, 1.0], [0.0, 0.0]]))
+    assert bool(drive.grad[0].isnan().all())
+    torch.testing.assert_close(drive.grad[1:], torch.tensor([[2.0, 2.0], [0.0, 0.0]]), rtol=1e-3, atol=0)
+    assert len(caught) == (kind is not NeumannRBP)  # which has no tolerance to miss
+
+
+def test_divergence_within_the_taped_steps_is_seen() -> None:
+    weight = torch.tensor(1.05, requires_grad=True)
+    with pytest.warns(ConvergenceWarning, match="diverged"):
+        assert TBPTT(100, Picard(100, 1e-6))(lambda h: weight * h + 1, torch.zeros(2)).status is Status.DIVERGED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_updates_in_place_are_refused(kind: type) -> None:
+    for update in (lambda h: h.mul_(0.9).add_(1), lambda h: h.mul_(0.9) + 1):
+        with torch.no_grad(), pytest.raises(UserError, match=r"in place|the state itself"):
+            kind()(update, torch.zeros(3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_does_not_change_is_no_state(kind: type) -> None:
+    with pytest.raises(UserError, match="close over"):
+        kind()(lambda s: {"h": 0.5 * s["h"] + s["x"], "x": s["x"]}, {"h": torch.zeros(2), "x": torch.ones(2)})
+
+
 def test_random_starts_are_the_estimator_s_own_and_resume() -> None:
     def gradient(estimator: RBP) -> torch.Tensor:
         weight = torch.tensor(0.9, requires_grad=True)
@@ -222,10 +262,15 @@ def test_states_that_cannot_be_iterated_are_refused() -> None:
     estimator = NeumannRBP()
     with pytest.raises(UserError, match=r"torch\.int64"):
         estimator(lambda h: h, torch.zeros(3, dtype=torch.long))
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match="no elements"):
         estimator(lambda h: h, [])
     with pytest.raises(UserError, match="batch_dims=1"):
         estimator(lambda h: h, [torch.zeros(3, 2), torch.zeros(4, 2)], batch_dims=1)
+    for batch_dims in (-1, 1.5, "1"):
+        with pytest.raises(UserError, match="batch_dims="):
+            estimator(lambda h: h + 1, torch.zeros(3, 2), batch_dims=batch_dims)
+    with pytest.raises(UserError, match="NoneType"):
+        estimator(lambda h: None, torch.zeros(3, 2))
     with pytest.raises(UserError, match=r"\(3, 2\).*\(4, 2\)"):
         estimator(lambda h: torch.zeros(4, 2), torch.zeros(3, 2))
 

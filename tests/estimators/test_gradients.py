@@ -139,6 +139,17 @@ def test_conjugate_gradients_through_an_operator_without_a_second_derivative() -
     assert relative_error(gradients(CGRBP(50, 1e-14, solver=EXACT), cell), exact) < 1e-10
 
 
+def test_forward_mode_keeps_to_the_autocast_of_the_forward_pass() -> None:
+    weight, drive = (tensor.detach().float().requires_grad_() for tensor in tanh_cell(0, norm=0.4).tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = CGRBP(20, tol=0, solver=Picard(30, 0))(
+            lambda h: OnceDifferentiableTanh.apply(h @ weight) + drive.bfloat16(), torch.zeros(3, 4).bfloat16()
+        ).state
+    state.sum().backward()
+    assert bool(weight.grad.isfinite().all())
+    assert float(weight.grad.norm()) > 0
+
+
 class OnceDifferentiableOnly(OnceDifferentiableTanh):
     jvp = torch.autograd.Function.jvp
 

@@ -72,6 +72,33 @@ def test_limit_cycle_is_not_convergence() -> None:
     assert run(lambda h: h @ rotation, torch.ones(2), Picard(100, 1e-6)).status is Status.MAX_STEPS
 
 
+def test_growth_of_a_contraction_that_is_not_normal_is_not_divergence() -> None:
+    # Spectral radius 0.9, and a norm far above 1.
+    matrix = (0.9 * torch.eye(12) + torch.diag(torch.full((11,), 0.8), 1)).double()
+    statuses = {
+        steps: run(lambda h: h @ matrix + 1, torch.zeros(12).double(), Picard(steps, tol=0)).status
+        for steps in range(140, 400, 20)  # past its last growth
+    }
+    assert set(statuses.values()) <= {Status.MAX_STEPS, Status.CONVERGED}
+    grows = run(lambda h: h @ (matrix / 0.85) + 1, torch.zeros(12).double(), Picard(300, tol=0))
+    assert grows.status is Status.DIVERGED
+
+
+def test_a_low_precision_start_at_the_fixed_point_is_not_divergence() -> None:
+    start = torch.full((64,), 10.0, dtype=torch.bfloat16)
+    noisy = torch.linspace(0.99, 1.01, 64).bfloat16()
+    result = run(lambda h: (0.9 * h + 1) * noisy, start, Picard(60, tol=0))
+    assert result.status is not Status.DIVERGED
+
+
+def test_tiny_and_huge_states_are_judged_alike() -> None:
+    steps = {
+        scale: run(lambda h, scale=scale: 0.9 * h + scale, torch.zeros(3), Picard(500, 1e-5)).steps
+        for scale in (1e-30, 1e-20, 1.0, 1e20, 1e30)
+    }
+    assert len(set(steps.values())) == 1, steps
+
+
 def test_low_precision_states_are_judged_in_float32() -> None:
     result = run(lambda h: 0.5 * h + 1, torch.zeros(4, 70000, dtype=torch.bfloat16), Picard(60, 1e-3), batch_dims=1)
     assert result.residual.dtype is torch.float32
