@@ -57,8 +57,8 @@ def table(rows: list[dict[str, str]]) -> str:
             cells = []
             for field in ("exact_recall", "pixel_error"):
                 values = [100 * float(row[field]) for row in runs]
-                spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-                cells.append(f"{statistics.mean(values):.2f} ± {spread:.2f} %")
+                spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.2f}{spread} %")
             seconds = statistics.median(float(row["seconds"]) for row in runs)
             lines.append(f"| {estimator} | {' | '.join(cells)} | {seconds:.0f} | {len(runs)} |")
     return "\n".join(lines)

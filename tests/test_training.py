@@ -143,6 +143,15 @@ def test_compiled_module_has_the_same_gradient(estimator: GradientEstimator) -> 
     torch.testing.assert_close(compiled, exact)
 
 
+def test_a_compiled_module_trains_to_the_same_weights() -> None:
+    plain, compiled = memory(), memory()
+    fit(plain, patterns(), NeumannRBP(20, SOLVER))
+    # torch.compile(module) inside a Trainer fails on self.log, whatever the module: this compiles its forward alone.
+    compiled.compile(backend="aot_eager")
+    fit(compiled, patterns(), NeumannRBP(20, SOLVER))
+    torch.testing.assert_close(weights(compiled), weights(plain))
+
+
 def test_the_module_keeps_its_estimator_after_the_run_and_takes_the_next() -> None:
     model, first, second = memory(), BPTT(SOLVER), NeumannRBP(5, SOLVER)
     fit(model, patterns(), first)
