@@ -49,11 +49,21 @@ class RecallPictures(Callback):
         """Asks for the log directory, which every rank has to do together."""
         self._folder = trainer.log_dir if trainer.logger is not None else None
 
-    def _show(self, trainer: Trainer, stage: str, batch: dict[str, Tensor], recalled: Any, batch_idx: int) -> None:
+    def _show(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Shows the first batch and what the step returned for it: the recalled images."""
         if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
             return
-        images = [images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], recalled)]
-        grid = recall_grid(*images)
+        assert trainer.state.stage is not None  # it is running
+        stage = trainer.state.stage.dataloader_prefix
+        grid = recall_grid(*(images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], outputs)))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(f"{stage}/recall", grid, trainer.global_step, dataformats="HW")
@@ -64,38 +74,7 @@ class RecallPictures(Callback):
         pixels = np.kron((255 * grid).byte().numpy(), np.ones((side, side), dtype=np.uint8))
         Image.fromarray(pixels).save(self._path)
 
-    def on_validation_batch_end(  # noqa: D102
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._show(trainer, "val", batch, outputs, batch_idx)
-
-    def on_test_batch_end(  # noqa: D102
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._show(trainer, "test", batch, outputs, batch_idx)
-
-    def on_predict_batch_end(  # noqa: D102
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._show(trainer, "predict", batch, outputs, batch_idx)
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _show
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Says where the picture is."""

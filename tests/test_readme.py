@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -45,8 +46,8 @@ def checkout(tmp_path_factory) -> Path:
     return folder
 
 
-def run(command: list[str], folder: Path) -> str:
-    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-2000:]
     return finished.stdout
 
@@ -62,6 +63,23 @@ def test_command(command: str, checkout: Path) -> None:
     subcommand = command.split()[2]
     small = SMALL if subcommand == "fit" and "help" not in command else []
     assert run(python_command(command) + small, checkout)
+
+
+def test_own_estimator_on_the_command_line(checkout: Path) -> None:
+    (example,) = [block for block in blocks("python") if "class DampedNeumann" in block]
+    (checkout / "my_estimators.py").write_text(example)
+    (options,) = re.findall(r"`(--estimator my_estimators[^`]*)`", README)
+    command = "python train.py fit --config configs/hopfield.yaml " + options
+    environment = {**os.environ, "PYTHONPATH": "."}
+    run([*python_command(command), *SMALL], checkout, environment)
+
+
+def test_own_images(checkout: Path) -> None:
+    (checkout / "my_images").mkdir()
+    for name in "abcde":
+        Image.effect_noise((20, 20), 100).save(checkout / "my_images" / f"{name}.png")
+    (options,) = re.findall(r"`(--data.source folder[^`]*)`", README)
+    run([*python_command("python train.py fit --config configs/hopfield.yaml " + options), *SMALL], checkout)
 
 
 def test_yaml_example(checkout: Path) -> None:
@@ -94,6 +112,11 @@ def test_tensorboard_shows_the_runs(checkout: Path) -> None:
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait()
+
+
+def test_the_tables_have_a_row_for_each_estimator() -> None:
+    names = ["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP"]
+    assert [len(re.findall(rf"^\| {name} \| [\d.]+ ± [\d.]+ %", README, re.MULTILINE)) for name in names] == [2] * 5
 
 
 def test_ci_runs_the_two_commands() -> None:
