@@ -92,6 +92,8 @@ def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
         curve = [event.value for event in events.Scalars(tag)]
         assert len(curve) >= 2
         assert all(0 <= value < 100 for value in curve)
+    exact = [event.value for event in events.Scalars("val/exact_recall")]
+    assert [event.value for event in events.Scalars("hp_metric")][-2:] == exact
     hparams = yaml.safe_load((RUN / "hparams.yaml").read_text())
     assert hparams["estimator"] == estimator
     plugin = events.PluginTagToContent("hparams")

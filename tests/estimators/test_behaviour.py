@@ -233,6 +233,15 @@ def test_updates_in_place_are_refused(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_only_bptt_reaches_the_initial_state(kind: type) -> None:
+    start = torch.ones(3, requires_grad=True)
+    weight = torch.tensor(0.5, requires_grad=True)
+    state = kind(solver=Picard(20, tol=0))(lambda h: weight * h + 1, start).state
+    reached = torch.autograd.grad(state.sum(), start, allow_unused=True)[0]
+    assert (reached is not None) == (kind is BPTT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_does_not_change_is_no_state(kind: type) -> None:
     with pytest.raises(UserError, match="close over"):
         kind()(lambda s: {"h": 0.5 * s["h"] + s["x"], "x": s["x"]}, {"h": torch.zeros(2), "x": torch.ones(2)})
