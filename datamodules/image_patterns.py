@@ -23,6 +23,11 @@ class Draws(Dataset[dict[str, Tensor]]):
     Args:
         patterns: Binary images, 0.0 or 1.0, of shape ``[n, height, width]``.
         draws: How often each pattern occurs.
+
+    Example:
+        >>> draws = Draws(torch.eye(2).reshape(2, 1, 2), draws=3)
+        >>> len(draws), draws[3]
+        (6, {'clean': tensor([[0., 1.]]), 'draw': tensor(3)})
     """
 
     def __init__(self, patterns: Tensor, draws: int) -> None:

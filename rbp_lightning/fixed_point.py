@@ -79,6 +79,12 @@ class ConvergenceTest:
     Args:
         tol: Largest relative residual of a converged sample.
         batch_dims: The number of leading dimensions that index independent samples.
+
+    Example:
+        >>> test = ConvergenceTest(tol=0.2, batch_dims=1)
+        >>> test.observe([torch.tensor([[1.0], [1.0]])], [torch.tensor([[1.1], [2.0]])])
+        >>> test.residual, test.status().value
+        (tensor([0.0909, 0.5000]), 'max_steps')
     """
 
     def __init__(self, tol: float, batch_dims: int) -> None:

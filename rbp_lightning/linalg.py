@@ -166,6 +166,12 @@ def conjugate_gradient(
 
     Returns:
         The newest iterate, with its residual.
+
+    Example:
+        >>> state = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> halves = Linearization(lambda h: 0.5 * h, state, [0.5 * state], batch_dims=0)
+        >>> conjugate_gradient(halves, [torch.ones(2)], steps=5, tol=1e-6, check_every=1)
+        LinearSolution(vector=[tensor([2., 2.])], steps=1, residual=tensor(0.))
     """
     batch_dims = linearization.batch_dims
     jvp = linearization.jvp_function()
