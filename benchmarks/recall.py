@@ -77,7 +77,10 @@ def main() -> None:
     rows: list[dict[str, str]] = []
     if options.csv.is_file():
         with options.csv.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if reader.fieldnames != FIELDS:
+            sys.exit(f"error: {options.csv} was written by another version: delete it, or give another --csv.")
     options.csv.parent.mkdir(parents=True, exist_ok=True)
     wanted = [(estimator, str(seed)) for estimator in options.estimators for seed in range(options.seeds)]
     digest = hashlib.sha256(Path(options.config).read_bytes()).hexdigest()

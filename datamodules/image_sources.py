@@ -79,10 +79,11 @@ def folder_images(folder: str, count: int, size: int) -> GreyImages:
     for path in files[:count]:
         try:
             with Image.open(path) as image:
-                opaque = image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
-                if image.mode not in ("1", "L", "P", "RGB", "RGBA") or not opaque:
-                    raise OSError(f"mode {image.mode} or transparent pixels; 8-bit grey or RGB is wanted")
+                if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                    raise OSError(f"its mode is {image.mode}; 8-bit grey or RGB is wanted")
+                if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+                    raise OSError("it has transparent pixels; 8-bit grey or RGB is wanted")
                 images.append(np.asarray(image.convert("L").resize((size, size)), dtype=np.float32) / 255)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
             raise UserError(f"{path} cannot be read as an image ({error}): replace it or take it away.") from error
     return np.stack(images) if images else np.empty((0, size, size), dtype=np.float32)

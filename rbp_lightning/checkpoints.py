@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
+from torch import Tensor
 
 from rbp_lightning.errors import UserError
 
@@ -36,7 +37,7 @@ class NamedCheckpoint:
         if not whole:
             raise UserError(f"ckpt_path={path!r} is corrupt, or is no checkpoint of a LightningModule.")
         self.hyperparameters: dict[str, Any] = content.get("hyper_parameters") or {}
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}
+        self.shapes = _shapes(content["state_dict"])
 
     def model_config(self, config: Namespace) -> dict[str, Any]:
         """Returns the configuration of the checkpoint's model, and prints what in the given one it replaces.
@@ -55,9 +56,10 @@ class NamedCheckpoint:
             )
         own = ("_class_path", "_instantiator", "estimator")  # not the model's arguments
         arguments = {name: value for name, value in self.hyperparameters.items() if name not in own}
-        for name in sorted(arguments.keys() & config.init_args.keys()):
-            if arguments[name] != config.init_args[name]:
-                print(f"The checkpoint's {name}={arguments[name]} takes the place of {config.init_args[name]}.")
+        given = config.get("init_args") or {}
+        for name in sorted(arguments.keys() & given.keys()):
+            if arguments[name] != given[name]:
+                print(f"The checkpoint's {name}={arguments[name]} takes the place of {given[name]}.")
         return {"class_path": config.class_path, "init_args": arguments}
 
     def check_parameters(self, model: LightningModule) -> None:
@@ -69,7 +71,7 @@ class NamedCheckpoint:
         Raises:
             UserError: If a parameter is missing, left over or of another shape.
         """
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        wanted = _shapes(model.state_dict())
         for name in sorted(self.shapes.keys() | wanted.keys()):
             here, there = (shapes.get(name, "missing") for shapes in (wanted, self.shapes))
             if here != there:
@@ -77,3 +79,8 @@ class NamedCheckpoint:
                     f"ckpt_path={self.path!r} is a checkpoint of another model: {name} is {there} there and {here} in "
                     f"{type(model).__name__}: give the model, with the arguments, that it is of."
                 )
+
+
+def _shapes(state_dict: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    # A module's extra state need not be a tensor.
+    return {name: tuple(value.shape) for name, value in state_dict.items() if isinstance(value, Tensor)}

@@ -73,8 +73,8 @@ class ConvergenceTest:
     """Judges successive iterates, sample by sample, and reads the verdict off the device in one transfer.
 
     A sample has converged when its last change is at most ``tol`` times its norm. It has diverged when it holds an
-    infinity, or when its change exceeds the first one, by more than rounding explains, and does not fall any more;
-    otherwise it is NaN when it holds one.
+    infinity, or when its change exceeds the first one, by more than rounding explains, and is more than half of the
+    largest; otherwise it is NaN when it holds one.
 
     Args:
         tol: Largest relative residual of a converged sample.
@@ -92,7 +92,7 @@ class ConvergenceTest:
         self.batch_dims = batch_dims
         self.residual = torch.tensor(float("inf"))
         self.first_change: Tensor | None = None
-        self.last_change: Tensor | None = None
+        self.largest_change: Tensor | None = None
         self.verdict = torch.tensor(_ORDER.index(Status.MAX_STEPS))
 
     def observe(self, previous: Vector, current: Vector) -> None:
@@ -121,14 +121,14 @@ class ConvergenceTest:
         change = norm(minus(current, previous), self.batch_dims)
         size = norm(current, self.batch_dims)
         self.residual = change / size.clamp_min(torch.finfo(size.dtype).tiny)
-        if self.first_change is None or self.last_change is None:
-            self.first_change = self.last_change = change
+        if self.first_change is None or self.largest_change is None:
+            self.first_change = self.largest_change = change
         # A warm start may begin at rounding error, from where any change is growth; the changes of a contraction
-        # whose Jacobian is not normal may grow at first.
+        # whose Jacobian is not normal may grow at first, and then fall well below their peak.
         rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
-        growing = (change > self.first_change) & (change >= self.last_change)
+        self.largest_change = torch.maximum(self.largest_change, change)
+        growing = (change > self.first_change) & (change > self.largest_change / 2)
         diverging = growing & (self.residual > rounding) | size.isinf()
-        self.last_change = change
         verdict = torch.where(diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.MAX_STEPS))
         verdict = torch.where(self.residual <= self.tol, _ORDER.index(Status.CONVERGED), verdict)
         # What was growing before it became NaN has overflowed.

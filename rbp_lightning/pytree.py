@@ -88,14 +88,13 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
     Returns:
         The norms, of the shape of the first ``batch_dims`` dimensions.
     """
+    wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in vector if leaf.numel()]
     # Squares of float32 overflow from 1e19 and vanish from 1e-19 on.
     largest = torch.zeros((), device=vector[0].device)
-    for leaf in vector:
-        size = leaf.detach().abs().reshape((*leaf.shape[:batch_dims], -1)).amax(-1)
-        largest = torch.maximum(largest, size.to(torch.promote_types(leaf.dtype, torch.float32)))
-    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1)
-    wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in vector]
-    wide = scaled(1 / unit.clamp_min(torch.finfo(unit.dtype).tiny), wide)
+    for leaf in wide:
+        largest = torch.maximum(largest, leaf.abs().reshape((*leaf.shape[:batch_dims], -1)).amax(-1))
+    unit = torch.where(largest.isfinite(), largest, 1).clamp_min(torch.finfo(largest.dtype).tiny)
+    wide = scaled(1 / unit, wide)
     return unit * inner(wide, wide, batch_dims).sqrt()
 
 

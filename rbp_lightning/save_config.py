@@ -1,5 +1,6 @@
 """Keeping a run's configuration beside its logs."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -7,15 +8,20 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 
 class SaveConfigWithLogs(SaveConfigCallback):
-    """Writes ``config.yaml`` into the logger's folder, over that of a run which is continued there.
+    """Writes ``config.yaml`` into a run's own folder, over that of a training which is continued there.
 
-    Without a logger it writes nothing: the folder would be the current one, where a ``config.yaml`` is the user's.
+    It writes nothing into the current folder, where a ``config.yaml`` is the user's, and a validation, test or
+    prediction leaves that of the training alone.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "overwrite": True})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves the configuration where there is a logger."""
-        if trainer.logger is not None:
+        """Saves the configuration where it overwrites nothing but a training's own."""
+        log_dir = trainer.log_dir  # every rank has to ask
+        if log_dir is None or Path(log_dir).resolve() == Path.cwd():
+            return
+        exists = trainer.strategy.broadcast((Path(log_dir) / self.config_filename).exists())
+        if stage == "fit" or not exists:
             super().setup(trainer, pl_module, stage)

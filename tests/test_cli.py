@@ -206,9 +206,35 @@ def test_a_run_can_be_continued_in_its_folder_and_a_user_s_file_is_left_alone(cl
         status, _, err = cli("fit", *TINY, "--trainer.logger.version=here", f"--trainer.max_epochs={epochs}")
         assert status == 0, err
     assert yaml.safe_load(Path("logs/hopfield/here/config.yaml").read_text())["trainer"]["max_epochs"] == 2
+    last = "logs/hopfield/here/checkpoints/last.ckpt"
+    assert cli("test", *TINY, "--trainer.logger.version=here", f"--ckpt_path={last}")[0] == 0
+    assert "verbose" not in yaml.safe_load(Path("logs/hopfield/here/config.yaml").read_text())  # the training's own
     Path("config.yaml").write_text("the user's")
     assert cli("fit", *TINY, "--trainer.logger=false", "--trainer.callbacks=[]")[0] == 0
     assert Path("config.yaml").read_text() == "the user's"
+
+
+class WithoutArguments(HopfieldMemory):
+    """A model that takes none, with a state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(num_hidden=4)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"a": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"a": 1}
+
+
+def test_a_checkpoint_of_a_model_without_arguments(cli, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    small = ["--model=tests.test_cli.WithoutArguments", "--data=ImagePatterns"]
+    small += [option for option in TINY if not option.startswith(("--model", "--config"))]
+    assert cli("fit", *small, "--trainer.default_root_dir=run")[0] == 0
+    (last,) = Path("run").rglob("*.ckpt")
+    status, _, err = cli("test", *small, f"--ckpt_path={last}")
+    assert status == 0, err
 
 
 class OtherModel(LightningModule):

@@ -78,7 +78,7 @@ class ImplicitEstimator(GradientEstimator):
         def adjoint(gradient: Vector) -> Vector:
             wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in gradient]
             size = norm(wide, test.batch_dims)
-            size = torch.where(size > 0, size, 1)
+            size = torch.where(size > 0, size.clamp_min(torch.finfo(size.dtype).tiny), 1)  # its inverse is finite
             solution = scaled(size, self.solve_adjoint(linearization, scaled(1 / size, wide)))
             return [z.to(g.dtype) for z, g in zip(solution, gradient, strict=True)]
 

@@ -138,9 +138,9 @@ def test_folder_of_images(tmp_path) -> None:
     assert stored.mean(dim=(1, 2)).tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "F"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "F", "CMYK"])
 def test_images_that_would_be_misread_are_refused(tmp_path, mode) -> None:
-    Image.new(mode, (6, 6)).save(tmp_path / ("a.tiff" if mode == "F" else "a.png"))
+    Image.new(mode, (6, 6)).save(tmp_path / ("a.tiff" if mode in ("F", "CMYK") else "a.png"))
     with pytest.raises(UserError, match=r"8-bit grey or RGB is wanted"):
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
 

@@ -208,6 +208,15 @@ def test_float32_gradients_at_any_scale_of_the_loss(kind: type, scale: float) ->
 
 
 @pytest.mark.parametrize("kind", IMPLICIT)
+@pytest.mark.parametrize("small", [1e-36, 5e-39, 1e-40, 1e-45])
+def test_a_sample_with_a_vanishing_gradient_does_no_harm(kind: type, small: float) -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+    state = kind(40)(lambda h: weight * h + 1, torch.zeros(2, 3), batch_dims=1).state
+    state.backward(torch.tensor([[small] * 3, [1.0] * 3]))
+    assert float(weight.grad) == pytest.approx(12, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", IMPLICIT)
 def test_nan_in_the_gradient_stays_and_stays_where_it_is(kind: type) -> None:
     drive = torch.zeros(3, 2, requires_grad=True)
     state = kind()(lambda h: 0.5 * h.flip(1) + drive, torch.zeros(3, 2), batch_dims=1).state

@@ -77,11 +77,28 @@ def test_growth_of_a_contraction_that_is_not_normal_is_not_divergence() -> None:
     matrix = (0.9 * torch.eye(12) + torch.diag(torch.full((11,), 0.8), 1)).double()
     statuses = {
         steps: run(lambda h: h @ matrix + 1, torch.zeros(12).double(), Picard(steps, tol=0)).status
-        for steps in range(140, 400, 20)  # past its last growth
+        for steps in range(160, 400, 20)  # past its last growth
     }
     assert set(statuses.values()) <= {Status.MAX_STEPS, Status.CONVERGED}
     grows = run(lambda h: h @ (matrix / 0.85) + 1, torch.zeros(12).double(), Picard(300, tol=0))
     assert grows.status is Status.DIVERGED
+
+
+def test_chaos_is_divergence() -> None:
+    statuses = []
+    for seed in range(20):
+        matrix = 3 * torch.randn(50, 50, generator=torch.Generator().manual_seed(seed)) / 50**0.5
+        statuses.append(
+            run(lambda h, matrix=matrix: torch.tanh(h @ matrix + 0.1), torch.zeros(50), Picard(100, 1e-6)).status
+        )
+    assert Status.CONVERGED not in statuses
+    assert statuses.count(Status.DIVERGED) >= 15
+
+
+def test_a_leaf_may_be_empty() -> None:
+    start = (torch.zeros(3, 2), torch.zeros(3, 0))
+    result = run(lambda s: (0.5 * s[0] + 1, 0.5 * s[1]), start, Picard(100, 1e-5), batch_dims=1)
+    assert result.status is Status.CONVERGED
 
 
 def test_a_low_precision_start_at_the_fixed_point_is_not_divergence() -> None:
