@@ -1,5 +1,4 @@
 # `make demo` and `make test` set up what they need. Both work offline but for the package index.
-# The demo's network is too small for more than one thread to help.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check clean
 
+# The network is too small for more than one thread to help.
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/rbp-lightning fit --config configs/hopfield.yaml
 	cp "$$(ls -t logs/hopfield/*/recall.png | head -n 1)" recall.png

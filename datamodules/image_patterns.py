@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.corruption import CORRUPTIONS
-from datamodules.files import data_directory
-from datamodules.image_sources import digits_images, folder_images, mnist_images
-from datamodules.mnist_files import SHA256, mnist_file
+from datamodules.image_sources import MNIST_FILES, digits_images, folder_images, mnist_images
+from datamodules.mnist_files import mnist_file
 from rbp_lightning.errors import UserError, check_count, check_number
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
@@ -123,9 +122,8 @@ class ImagePatterns(LightningDataModule):
     def prepare_data(self) -> None:
         """Downloads MNIST where it is wanted and missing."""
         if self.source == "mnist":
-            for name in SHA256:
-                if name.startswith("train"):
-                    mnist_file(name, self.data_dir)
+            for name in MNIST_FILES:
+                mnist_file(name, self.data_dir)
 
     def setup(self, stage: str) -> None:
         """Loads and binarises the images.
@@ -139,7 +137,7 @@ class ImagePatterns(LightningDataModule):
         elif self.source == "mnist":
             images = mnist_images(count, self.data_dir)
         else:
-            images = folder_images(str(data_directory(self.data_dir)), count, self.size)
+            images = folder_images(str(self.data_dir), count, self.size)
         if len(images) < count:
             raise UserError(
                 f"ImagePatterns: num_patterns={self.num_patterns} and held_out={self.held_out} want {count} images, "
@@ -165,13 +163,7 @@ class ImagePatterns(LightningDataModule):
         """Patterns to recall, in order."""
         return DataLoader(Draws(self.recalled, self.eval_draws), batch_size=self.batch_size)
 
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Patterns to recall, in order."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Patterns to recall, in order."""
-        return self.val_dataloader()
+    test_dataloader = predict_dataloader = val_dataloader
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Corrupts the images of a batch, each by random numbers of its own."""

@@ -46,6 +46,9 @@ def digits_images(count: int) -> GreyImages:
     return images[one_of_each_class(digits.target, count)]
 
 
+MNIST_FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
+
+
 def mnist_images(count: int, data_dir: str | None) -> GreyImages:
     """Loads 28 x 28 digits from MNIST's training set.
 
@@ -56,8 +59,7 @@ def mnist_images(count: int, data_dir: str | None) -> GreyImages:
     Raises:
         UserError: If a file is missing or corrupt.
     """
-    labels = read_idx(mnist_file("train-labels-idx1-ubyte.gz", data_dir))
-    images = read_idx(mnist_file("train-images-idx3-ubyte.gz", data_dir))
+    images, labels = (read_idx(mnist_file(name, data_dir)) for name in MNIST_FILES)
     return (images[one_of_each_class(labels, count)] / 255).astype(np.float32)
 
 

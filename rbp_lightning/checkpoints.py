@@ -29,13 +29,13 @@ class NamedCheckpoint:
         try:
             # PyTorch does not look at the sums of the archive's members.
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            content: dict[str, Any] = {} if damaged else torch.load(path, weights_only=True, map_location="cpu")
-            whole = {"state_dict", "pytorch-lightning_version"} <= content.keys()
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(damaged)
+            content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+            if missing := {"state_dict", "pytorch-lightning_version"} - content.keys():
+                raise KeyError(missing)
         except Exception as error:  # whatever damaged bytes make of the readers
             raise UserError(f"ckpt_path={path!r} is corrupt, or is no checkpoint of a LightningModule.") from error
-        if not whole:
-            raise UserError(f"ckpt_path={path!r} is corrupt, or is no checkpoint of a LightningModule.")
         self.hyperparameters: dict[str, Any] = content.get("hyper_parameters") or {}
         self.shapes = _shapes(content["state_dict"])
 

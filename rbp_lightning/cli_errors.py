@@ -40,13 +40,12 @@ def one_line_errors() -> Iterator[None]:
     except ArgumentError as error:
         print(f"error: {explain(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a file or folder that cannot be read or written
-        sys.exit(f"error: {user_error(error) or error}")
     except Exception as error:
         mistake = user_error(error)
-        if mistake is None:
+        # An OSError is a file or folder that cannot be read or written.
+        if mistake is None and not isinstance(error, OSError):
             raise
-        sys.exit(f"error: {mistake}")
+        sys.exit(f"error: {mistake or error}")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from rbp_lightning.errors import UserError
-from rbp_lightning.pytree import State, Vector, inner, minus, norm, plus, scaled
+from rbp_lightning.pytree import State, Vector, in_dtypes_of, inner, minus, norm, plus, scaled
 from rbp_lightning.solvers import Update
 
 
@@ -46,8 +46,7 @@ class Linearization:
         Returns:
             Leaves of J^T v, in the dtypes of v.
         """
-        products = _pull_back(self._outputs, self._inputs, cotangent, create_graph=False)
-        return [product.to(leaf.dtype) for product, leaf in zip(products, cotangent, strict=True)]
+        return in_dtypes_of(cotangent, _pull_back(self._outputs, self._inputs, cotangent, create_graph=False))
 
     def jvp_function(self) -> Callable[[Vector], list[Tensor]]:
         """Product J v as a function of v.
@@ -72,8 +71,7 @@ class Linearization:
             return self._jvp_forward_mode
 
         def jvp(tangent: Vector) -> list[Tensor]:
-            products = _pull_back(transposed, duals, tangent, create_graph=False)
-            return [product.to(leaf.dtype) for product, leaf in zip(products, tangent, strict=True)]
+            return in_dtypes_of(tangent, _pull_back(transposed, duals, tangent, create_graph=False))
 
         return jvp
 
@@ -100,8 +98,8 @@ class Linearization:
 
 def _pull_back(outputs: Vector, inputs: Vector, cotangent: Vector, create_graph: bool) -> list[Tensor]:
     """Vector-Jacobian product of taped tensors; zero where an input is not used."""
-    taped = [(output, leaf.to(output.dtype)) for output, leaf in zip(outputs, cotangent, strict=True)]
-    taped = [(output, leaf) for output, leaf in taped if output.requires_grad]
+    pairs = zip(outputs, in_dtypes_of(outputs, cotangent), strict=True)
+    taped = [(output, leaf) for output, leaf in pairs if output.requires_grad]
     if not taped:
         return [torch.zeros_like(leaf) for leaf in inputs]
     return list(
@@ -179,20 +177,21 @@ def conjugate_gradient(
     residual = gradient
     direction = normal = minus(residual, jvp(residual))
     normal_square = inner(normal, normal, batch_dims)
-    size = norm(gradient, batch_dims)
+    size = left = norm(gradient, batch_dims)
     limit = tol * size
     for step in range(1, steps + 1):
         image = minus(direction, linearization.vjp(direction))
         image_square = inner(image, image, batch_dims)
         # Not ``>``: a sample with NaN has to keep it.
-        active = ~(norm(residual, batch_dims) <= limit) & (image_square != 0)
+        active = ~(left <= limit) & (image_square != 0)
         length = torch.where(active, normal_square / image_square, 0)
         solution = plus(solution, scaled(length, direction))
         residual = minus(residual, scaled(length, image))
-        if step == steps or (tol > 0 and step % check_every == 0 and bool((norm(residual, batch_dims) <= limit).all())):
+        left = norm(residual, batch_dims)
+        if step == steps or (tol > 0 and step % check_every == 0 and bool((left <= limit).all())):
             break
         normal = minus(residual, jvp(residual))
         previous_square, normal_square = normal_square, inner(normal, normal, batch_dims)
         ratio = torch.where(previous_square != 0, normal_square / previous_square, 0)
         direction = plus(normal, scaled(ratio, direction))
-    return LinearSolution(solution, step, torch.where(size == 0, 0, norm(residual, batch_dims) / size))
+    return LinearSolution(solution, step, torch.where(size == 0, 0, left / size))

@@ -52,6 +52,16 @@ def leaves_of(state: State, batch_dims: int) -> list[Tensor]:
     return leaves
 
 
+def widened(vector: Vector) -> list[Tensor]:
+    """Returns the leaves in float32, or as they are where they are wider."""
+    return [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in vector]
+
+
+def in_dtypes_of(like: Vector, vector: Vector) -> list[Tensor]:
+    """Returns the leaves of ``vector``, each in the dtype of its counterpart in ``like``."""
+    return [leaf.to(other.dtype) for leaf, other in zip(vector, like, strict=True)]
+
+
 def inner(left: Vector, right: Vector, batch_dims: int) -> Tensor:
     """Inner product of two states, one for each sample.
 
@@ -70,11 +80,9 @@ def inner(left: Vector, right: Vector, batch_dims: int) -> Tensor:
         tensor([6., 6.])
     """
     total = torch.zeros((), device=left[0].device)
-    for one, other in zip(left, right, strict=True):
-        dtype = torch.promote_types(one.dtype, torch.float32)
+    for one, other in zip(widened(left), widened(right), strict=True):
         shape = (*one.shape[:batch_dims], -1)
-        product = torch.linalg.vecdot(one.to(dtype).reshape(shape), other.to(dtype).reshape(shape))
-        total = total + product
+        total = total + torch.linalg.vecdot(one.reshape(shape), other.reshape(shape))
     return total
 
 
@@ -88,7 +96,7 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
     Returns:
         The norms, of the shape of the first ``batch_dims`` dimensions.
     """
-    wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in vector if leaf.numel()]
+    wide = [leaf for leaf in widened(vector) if leaf.numel()]
     # Squares of float32 overflow from 1e19 and vanish from 1e-19 on.
     largest = torch.zeros((), device=vector[0].device)
     for leaf in wide:

@@ -138,7 +138,6 @@ class GradientEstimator(Callback, ABC):
         Raises:
             UserError: If the Trainer has more than one estimator.
         """
-        # ``trainer.callbacks`` is untyped in older releases of Lightning.
         estimators = [callback for callback in trainer.callbacks if isinstance(callback, GradientEstimator)]  # type: ignore[attr-defined]
         if len(estimators) > 1:
             names = " and ".join(type(estimator).__name__ for estimator in estimators)

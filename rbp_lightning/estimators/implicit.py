@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import State, Vector, norm, scaled
+from rbp_lightning.pytree import State, Vector, in_dtypes_of, norm, scaled, widened
 from rbp_lightning.solvers import Update
 
 
@@ -76,11 +76,11 @@ class ImplicitEstimator(GradientEstimator):
         linearization = Linearization(update, state, outputs, test.batch_dims)
 
         def adjoint(gradient: Vector) -> Vector:
-            wide = [leaf.to(torch.promote_types(leaf.dtype, torch.float32)) for leaf in gradient]
+            wide = widened(gradient)
             size = norm(wide, test.batch_dims)
             size = torch.where(size > 0, size.clamp_min(torch.finfo(size.dtype).tiny), 1)  # its inverse is finite
             solution = scaled(size, self.solve_adjoint(linearization, scaled(1 / size, wide)))
-            return [z.to(g.dtype) for z, g in zip(solution, gradient, strict=True)]
+            return in_dtypes_of(gradient, solution)
 
         outputs = list(_ReplaceGradient.apply(adjoint, *outputs))  # type: ignore[no-untyped-call]
         return tree_unflatten(outputs, structure), steps + 1

@@ -58,11 +58,11 @@ class RBP(ImplicitEstimator):
         self.check_every = check_count(self, "check_every", check_every, 1)
         self._generator = torch.Generator().manual_seed(self.seed)
 
-    def _first_iterate(self, gradient: Vector, batch_dims: int) -> Vector:
+    def _first_iterate(self, gradient: Vector, size: Tensor) -> Vector:
         if self.start == "gradient":
             return gradient
-        size = sum(leaf.shape[batch_dims:].numel() for leaf in gradient)
-        root_mean_square = norm(gradient, batch_dims) / size**0.5
+        count = sum(leaf.shape[size.dim() :].numel() for leaf in gradient)
+        root_mean_square = size / count**0.5
         return scaled(root_mean_square, [self._uniform(leaf) for leaf in gradient])
 
     def _uniform(self, like: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ class RBP(ImplicitEstimator):
     def solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
         """Iterates z <- J^T z + g."""
         batch_dims = linearization.batch_dims
-        adjoint = self._first_iterate(gradient, batch_dims)
         size = norm(gradient, batch_dims)
+        adjoint = self._first_iterate(gradient, size)
         for step in range(1, self.steps + 1):
             previous, adjoint = adjoint, plus(linearization.vjp(adjoint), gradient)
             if step == self.steps or (self.tol > 0 and step % self.check_every == 0):

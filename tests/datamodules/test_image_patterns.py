@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from datamodules import ImagePatterns
 from datamodules.corruption import erase, occlude, salt_and_pepper
+from datamodules.mnist_files import mnist_file, read_idx
 from rbp_lightning import UserError
 
 images = arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0.0, 1.0]))
@@ -117,8 +118,6 @@ def test_mnist(data_dir) -> None:
     stored = loaded(source="mnist", data_dir=data_dir).stored
     assert stored.shape == (10, 28, 28)
     # The first zero is the second image of the training set; 0.5 of 255 is reached from 128.
-    from datamodules.mnist_files import mnist_file, read_idx
-
     images = read_idx(mnist_file("train-images-idx3-ubyte.gz", data_dir))
     assert images.shape == (60000, 28, 28)
     assert images.mean() / 255 == pytest.approx(0.1307, abs=1e-4)

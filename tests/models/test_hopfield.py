@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch.nn.functional import l1_loss
 
+from datamodules import ImagePatterns
 from models import HopfieldMemory
 from models.hopfield_cell import HopfieldCell
 from models.recall_pictures import recall_grid
@@ -82,11 +85,6 @@ def test_recall_grid_shows_each_image_in_its_row() -> None:
 
 
 def test_pictures_show_what_was_recalled(tmp_path) -> None:
-    from lightning.pytorch import Trainer
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    from datamodules import ImagePatterns
-
     torch.manual_seed(0)
     memory, data = HopfieldMemory(num_hidden=8), ImagePatterns(eval_draws=1, batch_size=10)
     trainer = Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path), enable_progress_bar=False)
