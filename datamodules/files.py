@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.hub import download_url_to_file
@@ -19,38 +19,42 @@ def data_directory(data_dir: str | None) -> Path:
     return Path(data_dir or os.environ.get("RBP_DATA_DIR") or "data")
 
 
-def obtain(name: str, sha256: str, folders: Sequence[Path], urls: Iterable[str]) -> Path:
-    """Finds a file in one of some folders, or downloads it into the first, and checks it.
+def obtain(files: Mapping[str, str], folders: Sequence[Path], urls: Sequence[str]) -> list[Path]:
+    """Finds files in the first of some folders that has any of them, downloads those that are missing, and checks all.
 
     A download is complete and checked before it gets its name, so that nothing half-written can be found later.
 
     Args:
-        name: The file's name.
-        sha256: Its SHA-256 sum, in hexadecimal.
-        folders: Where to look.
-        urls: Addresses of folders to download it from, tried in turn.
+        files: SHA-256 sum, in hexadecimal, of each file by its name.
+        folders: Where to look; where none of them has a file, they are downloaded into the first.
+        urls: Addresses of folders to download from, tried in turn.
 
     Returns:
-        The file's path.
+        The files' paths, all in one folder.
 
     Raises:
-        UserError: If the file is nowhere to be had, or has another sum.
+        UserError: If a file is nowhere to be had, or has another sum.
     """
-    for folder in folders:
+    folder = next((folder for folder in folders if any((folder / name).is_file() for name in files)), folders[0])
+    for name, sha256 in files.items():
         path = folder / name
         if path.is_file():
             if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
                 raise UserError(f"{path} is corrupt (its SHA-256 is not {sha256}): replace it, or delete it.")
-            return path
-    path = folders[0] / name
-    for url in urls:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            download_url_to_file(f"{url}/{name}", str(path), hash_prefix=sha256, progress=False)
-        except (OSError, RuntimeError):
-            continue
-        return path
-    raise UserError(
-        f"{name} is in none of {', '.join(str(folder) for folder in folders)} and could not be downloaded: put it "
-        f"into {folders[0]}, or set data_dir or RBP_DATA_DIR to a folder that has it."
-    )
+        elif not any(_downloaded(f"{url}/{name}", path, sha256) for url in urls):
+            missing = ", ".join(name for name in files if not (folder / name).is_file())
+            raise UserError(
+                f"Missing {missing}: not found in {', '.join(str(folder) for folder in folders)}, and not to be "
+                f"downloaded. Put what is missing into {folder}, or set data_dir or RBP_DATA_DIR to a folder that "
+                "has all of it."
+            )
+    return [folder / name for name in files]
+
+
+def _downloaded(url: str, path: Path, sha256: str) -> bool:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
+    except (OSError, RuntimeError):
+        return False
+    return True

@@ -31,7 +31,8 @@ def mnist_file(name: str, data_dir: str | None) -> Path:
         UserError: If the file is nowhere to be had, or is corrupt.
     """
     folder = data_directory(data_dir)
-    return obtain(name, SHA256[name], [folder / "mnist" / "raw", folder / "MNIST" / "raw", folder], URLS)
+    folders = [folder / "mnist" / "raw", folder / "MNIST" / "raw", folder]
+    return obtain({name: SHA256[name]}, folders, URLS)[0]
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ def check_count(owner: object, name: str, value: int, minimum: int) -> int:
     """Returns an integer argument, or says which argument of which class is wrong.
 
     Args:
-        owner: The object whose argument it is.
+        owner: The object, or the function, whose argument it is.
         name: The argument's name.
         value: The value that was given.
         minimum: The smallest value allowed.
@@ -32,7 +32,7 @@ def check_count(owner: object, name: str, value: int, minimum: int) -> int:
     except TypeError:
         count = minimum - 1
     if count < minimum or isinstance(value, bool):
-        raise UserError(f"{type(owner).__name__}: {name}={value!r} must be a whole number of at least {minimum}.")
+        raise UserError(f"{_name(owner)}: {name}={value!r} must be a whole number of at least {minimum}.")
     return count
 
 
@@ -42,7 +42,7 @@ def check_number(
     """Returns a finite real argument, or says which argument of which class is wrong.
 
     Args:
-        owner: The object whose argument it is.
+        owner: The object, or the function, whose argument it is.
         name: The argument's name.
         value: The value that was given.
         low: The lower end of the range.
@@ -57,5 +57,9 @@ def check_number(
     if not valid or not low <= value <= high or abs(value) == float("inf") or (value == low and not low_allowed):
         bracket = "[" if low_allowed else "("
         end = f"{high:g}]" if high < float("inf") else "inf)"
-        raise UserError(f"{type(owner).__name__}: {name}={value!r} must be a number in {bracket}{low:g}, {end}.")
+        raise UserError(f"{_name(owner)}: {name}={value!r} must be a number in {bracket}{low:g}, {end}.")
     return float(value)
+
+
+def _name(owner: object) -> str:
+    return getattr(owner, "__name__", type(owner).__name__)

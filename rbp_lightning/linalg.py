@@ -46,7 +46,7 @@ class Linearization:
         Returns:
             Leaves of J^T v, in the dtypes of v.
         """
-        return in_dtypes_of(cotangent, _pull_back(self._outputs, self._inputs, cotangent, create_graph=False))
+        return in_dtypes_of(cotangent, pull_back(self._outputs, self._inputs, cotangent, create_graph=False))
 
     def jvp_function(self) -> Callable[[Vector], list[Tensor]]:
         """Product J v as a function of v.
@@ -61,8 +61,8 @@ class Linearization:
         duals = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
         try:
             with torch.enable_grad():
-                transposed = _pull_back(self._outputs, self._inputs, duals, create_graph=True)
-            _pull_back(transposed, duals, self._inputs, create_graph=False)
+                transposed = pull_back(self._outputs, self._inputs, duals, create_graph=True)
+            pull_back(transposed, duals, self._inputs, create_graph=False)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
@@ -71,7 +71,7 @@ class Linearization:
             return self._jvp_forward_mode
 
         def jvp(tangent: Vector) -> list[Tensor]:
-            return in_dtypes_of(tangent, _pull_back(transposed, duals, tangent, create_graph=False))
+            return in_dtypes_of(tangent, pull_back(transposed, duals, tangent, create_graph=False))
 
         return jvp
 
@@ -96,8 +96,23 @@ class Linearization:
         ]
 
 
-def _pull_back(outputs: Vector, inputs: Vector, cotangent: Vector, create_graph: bool) -> list[Tensor]:
-    """Vector-Jacobian product of taped tensors; zero where an input is not used."""
+def pull_back(outputs: Vector, inputs: Vector, cotangent: Vector, create_graph: bool) -> list[Tensor]:
+    """Vector-Jacobian product through the tape, which is kept.
+
+    Args:
+        outputs: Taped tensors.
+        inputs: The tensors to differentiate with respect to.
+        cotangent: One tensor for each output.
+        create_graph: Whether the product can be differentiated in turn.
+
+    Returns:
+        One tensor for each input; zero where it is not used.
+
+    Example:
+        >>> state = torch.ones(2, requires_grad=True)
+        >>> pull_back([3 * state], [state], [torch.ones(2)], create_graph=False)
+        [tensor([3., 3.])]
+    """
     pairs = zip(outputs, in_dtypes_of(outputs, cotangent), strict=True)
     taped = [(output, leaf) for output, leaf in pairs if output.requires_grad]
     if not taped:
@@ -146,9 +161,14 @@ class LinearSolution:
 
 
 def conjugate_gradient(
-    linearization: Linearization, gradient: Vector, steps: int, tol: float, check_every: int
+    linearization: Linearization,
+    gradient: Vector,
+    steps: int,
+    tol: float,
+    check_every: int,
+    start: Vector | None = None,
 ) -> LinearSolution:
-    """Solves (I - J^T) z = g by conjugate gradients on its normal equations, from z = 0.
+    """Solves (I - J^T) z = g by conjugate gradients on its normal equations.
 
     This is the CGLS form (Bjorck, Numerical Methods for Least Squares Problems, 1996, algorithm 7.4.1), which
     recurs the residual of the equation itself instead of the normal equations' one: it loses fewer digits, and the
@@ -161,6 +181,7 @@ def conjugate_gradient(
         steps: Most steps, each of one product with J and one with J^T.
         tol: Residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
         check_every: Steps between two looks at the residual, each of which waits for the device.
+        start: Leaves of the first z; ``None`` is zero.
 
     Returns:
         The newest iterate, with its residual.
@@ -173,11 +194,12 @@ def conjugate_gradient(
     """
     batch_dims = linearization.batch_dims
     jvp = linearization.jvp_function()
-    solution: Vector = [torch.zeros_like(leaf) for leaf in gradient]
-    residual = gradient
+    solution: Vector = [torch.zeros_like(leaf) for leaf in gradient] if start is None else start
+    residual = gradient if start is None else minus(gradient, minus(start, linearization.vjp(start)))
     direction = normal = minus(residual, jvp(residual))
     normal_square = inner(normal, normal, batch_dims)
-    size = left = norm(gradient, batch_dims)
+    size = norm(gradient, batch_dims)
+    left = norm(residual, batch_dims)
     limit = tol * size
     for step in range(1, steps + 1):
         image = minus(direction, linearization.vjp(direction))

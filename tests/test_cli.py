@@ -152,7 +152,7 @@ def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
     [
         (["--estimator=Neuman"], "Known: BPTT, CGRBP, NeumannRBP, RBP, TBPTT."),
         (["--estimator.solver=Newton"], "Known: Picard."),
-        (["--model=Hopfield"], "Known: HopfieldMemory"),
+        (["--model=Hopfield"], "Known: CitationGNN, HopfieldMemory, LinearClassifier"),
         (["--estimator.step=3"], "Option 'step' is not accepted. Options of NeumannRBP: steps, solver."),
         (["--estimator=BPTT", "--estimator.steps=3"], "Options of BPTT: solver."),
         (["--estimator.solver.toll=3"], "Options of Picard: max_steps, tol, check_every."),

@@ -13,6 +13,7 @@ from rbp_lightning.errors import ConvergenceWarning, UserError, check_count
 from rbp_lightning.fixed_point import ConvergenceTest, FixedPoint, Status
 from rbp_lightning.pytree import State, leaves_of
 from rbp_lightning.solvers import FixedPointSolver, Picard, Update
+from rbp_lightning.warm_start import WarmStart
 
 
 class GradientEstimator(Callback, ABC):
@@ -27,7 +28,7 @@ class GradientEstimator(Callback, ABC):
     Example:
         >>> class LastStep(GradientEstimator):
         ...     "Differentiates the last step alone."
-        ...     def solve_with_gradient(self, update, state, test):
+        ...     def solve_with_gradient(self, update, state, test, warm_start):
         ...         state, steps = self.iterate_untaped(update, state, 1, test)
         ...         return self.taped_step(update, state, test), steps + 1
         >>> weight = torch.tensor(0.5, requires_grad=True)
@@ -42,13 +43,16 @@ class GradientEstimator(Callback, ABC):
         self._in_trainer = False
 
     @abstractmethod
-    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+    def solve_with_gradient(
+        self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
+    ) -> tuple[State, int]:
         """Finds the fixed point with gradients enabled.
 
         Args:
             update: The map F.
             state: The initial state.
             test: Observes the iterates.
+            warm_start: Keeps the adjoint for the next solve; the initial state is taken from it already.
 
         Returns:
             The differentiable fixed point and how many times ``update`` was applied.
@@ -56,7 +60,9 @@ class GradientEstimator(Callback, ABC):
 
     # A trace of the solve would put its data-dependent loop into the graph; the update may itself be compiled.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, update: Update, initial_state: State, batch_dims: int = 0) -> FixedPoint:
+    def __call__(
+        self, update: Update, initial_state: State, batch_dims: int = 0, warm_start: WarmStart | None = None
+    ) -> FixedPoint:
         """Iterates an update to its fixed point.
 
         Args:
@@ -67,6 +73,8 @@ class GradientEstimator(Callback, ABC):
             batch_dims: How many leading dimensions of every leaf index samples that do not act on each other.
                 Convergence is judged, and adjoint equations are solved, for each of them apart. The default treats
                 the state as one vector, which is right for nodes of one graph.
+            warm_start: Holds the results of the last solve of the same problem, which this one starts from and
+                replaces by its own.
 
         Returns:
             The fixed point, the steps taken, the relative residual and the status.
@@ -75,15 +83,20 @@ class GradientEstimator(Callback, ABC):
             UserError: If the state or ``batch_dims`` is not as described.
         """
         leaves = leaves_of(initial_state, check_count(self, "batch_dims", batch_dims, 0))
+        if warm_start is not None:
+            initial_state = warm_start.state_like(initial_state)
+            leaves = tree_leaves(initial_state)
         versions = [leaf._version for leaf in leaves if not leaf.is_inference()]
         test = ConvergenceTest(self.solver.tol, batch_dims)
         if torch.is_grad_enabled():
-            state, steps = self.solve_with_gradient(update, initial_state, test)
+            state, steps = self.solve_with_gradient(update, initial_state, test, warm_start)
         else:
             state, steps = self.solver.iterate(update, initial_state, self.solver.max_steps, test)
         if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
             raise UserError("The update changes its argument in place: it must return a new state.")
         result = test.result(state, steps)
+        if warm_start is not None:
+            warm_start.keep_state(result)
         # A tolerance of 0 asks for a number of steps, not for convergence.
         expected = {Status.CONVERGED} if self.solver.tol > 0 else {Status.CONVERGED, Status.MAX_STEPS}
         if result.status not in expected:

@@ -4,6 +4,7 @@ from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.pytree import State
 from rbp_lightning.solvers import FixedPointSolver, Update
+from rbp_lightning.warm_start import WarmStart
 
 
 class BPTT(GradientEstimator):
@@ -24,6 +25,8 @@ class BPTT(GradientEstimator):
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         super().__init__(solver)
 
-    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+    def solve_with_gradient(
+        self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
+    ) -> tuple[State, int]:
         """Runs the solver on the tape."""
         return self.solver.iterate(update, state, self.solver.max_steps, test)

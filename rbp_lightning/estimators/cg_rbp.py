@@ -37,8 +37,8 @@ class CGRBP(ImplicitEstimator):
         self.tol = check_number(self, "tol", tol, 0.0)
         self.check_every = check_count(self, "check_every", check_every, 1)
 
-    def solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
+    def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Solves the normal equations by conjugate gradients."""
-        solution = conjugate_gradient(linearization, gradient, self.steps, self.tol, self.check_every)
+        solution = conjugate_gradient(linearization, gradient, self.steps, self.tol, self.check_every, start)
         self.report_adjoint(solution.steps, solution.residual, self.tol)
         return solution.vector

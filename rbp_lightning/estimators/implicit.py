@@ -14,6 +14,7 @@ from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.linalg import Linearization
 from rbp_lightning.pytree import State, Vector, in_dtypes_of, norm, scaled, widened
 from rbp_lightning.solvers import Update
+from rbp_lightning.warm_start import WarmStart
 
 
 class ImplicitEstimator(GradientEstimator):
@@ -29,7 +30,7 @@ class ImplicitEstimator(GradientEstimator):
     Example:
         >>> class DampedNeumann(ImplicitEstimator):
         ...     "Keeps one correction of the Neumann series, at half its weight."
-        ...     def solve_adjoint(self, linearization, gradient):
+        ...     def solve_adjoint(self, linearization, gradient, start):
         ...         return [g + 0.5 * v for g, v in zip(gradient, linearization.vjp(gradient))]
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> DampedNeumann()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
@@ -38,12 +39,14 @@ class ImplicitEstimator(GradientEstimator):
     """
 
     @abstractmethod
-    def solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
+    def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Solves (I - J^T) z = g.
 
         Args:
             linearization: Products with J and J^T at the fixed point.
             gradient: Leaves of g, in float32 or wider, scaled to norm 1 in every sample that has a gradient.
+            start: Leaves of the adjoint of the last solve, or ``None`` where there is none; an iteration can start
+                from it.
 
         Returns:
             Leaves of z.
@@ -67,7 +70,9 @@ class ImplicitEstimator(GradientEstimator):
                 "contraction (near spectral radius 1 no estimator is reliable).",
             )
 
-    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+    def solve_with_gradient(
+        self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
+    ) -> tuple[State, int]:
         """Runs the solver without a tape, tapes one more step and replaces the gradient behind it."""
         state, steps = self.iterate_untaped(update, state, 1, test)
         state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
@@ -79,8 +84,11 @@ class ImplicitEstimator(GradientEstimator):
             wide = widened(gradient)
             size = norm(wide, test.batch_dims)
             size = torch.where(size > 0, size.clamp_min(torch.finfo(size.dtype).tiny), 1)  # its inverse is finite
-            solution = scaled(size, self.solve_adjoint(linearization, scaled(1 / size, wide)))
-            return in_dtypes_of(gradient, solution)
+            wide = scaled(1 / size, wide)
+            solution = self.solve_adjoint(linearization, wide, warm_start.adjoint_like(wide) if warm_start else None)
+            if warm_start:
+                warm_start.keep_adjoint(solution)
+            return in_dtypes_of(gradient, scaled(size, solution))
 
         outputs = list(_ReplaceGradient.apply(adjoint, *outputs))  # type: ignore[no-untyped-call]
         return tree_unflatten(outputs, structure), steps + 1

@@ -31,8 +31,8 @@ class NeumannRBP(ImplicitEstimator):
         super().__init__(solver)
         self.steps = check_count(self, "steps", steps, 0)
 
-    def solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
-        """Sums the first terms of the Neumann series."""
+    def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
+        """Sums the first terms of the Neumann series, which has no start to choose."""
         term = total = gradient
         for _ in range(self.steps):
             term = linearization.vjp(term)

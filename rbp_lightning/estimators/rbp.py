@@ -23,7 +23,7 @@ class RBP(ImplicitEstimator):
             ``steps``.
         start: Where z starts: ``"uniform"`` draws from U[0, 1] as the paper does, in units of the root mean square
             of g so that scaling the loss scales the gradient and changes nothing else; ``"gradient"`` starts from g
-            itself, which makes K steps the same as ``NeumannRBP(K)``.
+            itself, which makes K steps the same as ``NeumannRBP(K)``. The adjoint of a warm start takes its place.
         seed: Seed of the generator that ``"uniform"`` draws from. It is the estimator's own, so the draws neither
             depend on other random numbers nor change them, and its state is saved in checkpoints.
         check_every: Steps between two looks at the change, each of which waits for the device.
@@ -69,11 +69,11 @@ class RBP(ImplicitEstimator):
         # Drawn on the CPU, so that every device sees the same numbers.
         return torch.rand(like.shape, dtype=like.dtype, generator=self._generator).to(like.device)
 
-    def solve_adjoint(self, linearization: Linearization, gradient: Vector) -> Vector:
+    def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Iterates z <- J^T z + g."""
         batch_dims = linearization.batch_dims
         size = norm(gradient, batch_dims)
-        adjoint = self._first_iterate(gradient, size)
+        adjoint = self._first_iterate(gradient, size) if start is None else start
         for step in range(1, self.steps + 1):
             previous, adjoint = adjoint, plus(linearization.vjp(adjoint), gradient)
             if step == self.steps or (self.tol > 0 and step % self.check_every == 0):

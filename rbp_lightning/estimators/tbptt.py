@@ -7,6 +7,7 @@ from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.pytree import State
 from rbp_lightning.solvers import FixedPointSolver, Update
+from rbp_lightning.warm_start import WarmStart
 
 
 class TBPTT(GradientEstimator):
@@ -37,7 +38,9 @@ class TBPTT(GradientEstimator):
                 "raise max_steps."
             )
 
-    def solve_with_gradient(self, update: Update, state: State, test: ConvergenceTest) -> tuple[State, int]:
+    def solve_with_gradient(
+        self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
+    ) -> tuple[State, int]:
         """Runs the solver without a tape, and the last steps on it."""
         state, untaped_steps = self.iterate_untaped(update, state, self.steps, test)
         state = tree_map(lambda leaf: leaf.detach(), state)

@@ -34,13 +34,13 @@ def server(tmp_path):
 def test_a_file_is_found_in_any_of_the_folders(tmp_path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "file").write_bytes(CONTENT)
-    assert obtain("file", SUM, [tmp_path / "a", tmp_path / "b"], []) == tmp_path / "b" / "file"
+    assert obtain({"file": SUM}, [tmp_path / "a", tmp_path / "b"], []) == [tmp_path / "b" / "file"]
 
 
 def test_a_missing_file_is_downloaded(tmp_path, server) -> None:
     served, url = server
     (served / "file").write_bytes(CONTENT)
-    path = obtain("file", SUM, [tmp_path / "data"], [url + "/nowhere", url])
+    (path,) = obtain({"file": SUM}, [tmp_path / "data"], [url + "/nowhere", url])
     assert path.read_bytes() == CONTENT
     assert list((tmp_path / "data").iterdir()) == [path]
 
@@ -48,20 +48,20 @@ def test_a_missing_file_is_downloaded(tmp_path, server) -> None:
 def test_a_download_with_another_sum_is_refused_and_removed(tmp_path, server) -> None:
     served, url = server
     (served / "file").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match="could not be downloaded"):
-        obtain("file", SUM, [tmp_path / "data"], [url])
+    with pytest.raises(UserError, match="not to be downloaded"):
+        obtain({"file": SUM}, [tmp_path / "data"], [url])
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_without_a_network_one_sentence_says_what_to_do(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"^file is in none of .*put it into .*data, or set data_dir or RBP_DATA_DIR"):
-        obtain("file", SUM, [tmp_path / "data"], ["http://127.0.0.1:9"])
+    with pytest.raises(UserError, match=r"^Missing file: .*Put what is missing into .*data, or set data_dir or "):
+        obtain({"file": SUM}, [tmp_path / "data"], ["http://127.0.0.1:9"])
 
 
 def test_a_corrupt_file_is_refused_and_kept(tmp_path) -> None:
     (tmp_path / "file").write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match="is corrupt"):
-        obtain("file", SUM, [tmp_path], [])
+        obtain({"file": SUM}, [tmp_path], [])
     assert (tmp_path / "file").exists()
 
 

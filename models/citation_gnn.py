@@ -1,0 +1,153 @@
+"""Classification of documents on citation graphs."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from models.consistency import consistency_loss
+from models.node_classifier import NodeClassifier
+from models.propagation import PropagationCell
+from models.propagation.prepared_graph import PreparedGraph
+from rbp_lightning import (
+    FixedPoint,
+    GradientEstimator,
+    NeumannRBP,
+    UserError,
+    WarmStart,
+    column_sum_penalty,
+    jacobian_penalty,
+)
+from rbp_lightning.errors import check_number
+from rbp_lightning.estimators.base import describe
+from rbp_lightning.solvers import Update
+
+
+class CitationGNN(NodeClassifier):
+    """Graph network whose node states run to a fixed point, from which the classes are read (paper, section 4.2).
+
+    Args:
+        cell: The update of the states and the readout.
+        learning_rate: Adam's learning rate, above 0.
+        weight_decay: L2 penalty on the layer that reads the features, at least 0. The command line's ``--optimizer``
+            takes the place of both.
+        warm_start: Whether a training step starts from the last one's fixed point, and its adjoint solve (``RBP`` and
+            ``CGRBP``) from the last adjoint, if it is on the same graph. Both are saved in checkpoints. Evaluation
+            never starts there.
+        consistency: Weight, at least 0, of the consistency of two draws of dropout on all nodes, as in GRAND (Feng et
+            al., NeurIPS 2020); 0 draws once.
+        temperature: Sharpening of the predictions that the draws are to agree on, in (0, 1].
+        jacobian_weight: Weight of the Jacobian penalty (Bai et al., ICML 2021), at least 0.
+        column_sum_weight: Weight of the penalty on column sums of the Jacobian (Linsley et al., NeurIPS 2020), at
+            least 0.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> from models import PageRankCell
+        >>> model = CitationGNN(PageRankCell(num_features=5, num_classes=2, dropout=0.0))
+        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+        >>> model.class_scores(Data(x=torch.ones(3, 5), edge_index=path), "predict").shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        cell: PropagationCell,
+        learning_rate: float = 0.01,
+        weight_decay: float = 5e-4,
+        warm_start: bool = False,
+        consistency: float = 0.0,
+        temperature: float = 0.5,
+        jacobian_weight: float = 0.0,
+        column_sum_weight: float = 0.0,
+    ) -> None:
+        super().__init__(cell.inject, cell.num_classes, learning_rate, weight_decay)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
+            self.save_hyperparameters()
+        if isinstance(self.hparams["cell"], PropagationCell):
+            # Made in Python: kept as the command line keeps it, so that a checkpoint names it instead of pickling it.
+            instantiator = "lightning.pytorch.cli.instantiate_module"
+            self.save_hyperparameters({"cell": describe(cell), "_instantiator": instantiator})
+        self.cell = cell
+        self.consistency = check_number(self, "consistency", consistency, 0.0)
+        self.temperature = check_number(self, "temperature", temperature, 0.0, 1.0, low_allowed=False)
+        self.jacobian_weight = check_number(self, "jacobian_weight", jacobian_weight, 0.0)
+        self.column_sum_weight = check_number(self, "column_sum_weight", column_sum_weight, 0.0)
+        # A Trainer's estimator takes its place.
+        self.estimator: GradientEstimator = NeumannRBP()
+        self.warm_start = WarmStart() if warm_start else None
+        self._warm_graph: str | None = None
+        self._prepared: PreparedGraph | None = None
+
+    def forward(self, graph: Data) -> tuple[Update, FixedPoint]:
+        """Runs the node states to their fixed point.
+
+        Args:
+            graph: A graph with ``x`` and ``edge_index``.
+
+        Returns:
+            The update and its fixed point, whose state has the shape ``[num_nodes, d]``.
+        """
+        if self._prepared is None or not self._prepared.is_of(graph):
+            self._prepared = PreparedGraph(graph, self.cell.aggregation)
+        update, state = self.cell.start(self._prepared.features, self._prepared.adjacency)
+        warm_start = self.warm_start if self.training else None
+        if warm_start is not None and self._warm_graph != self._prepared.fingerprint:
+            warm_start.clear()
+            self._warm_graph = self._prepared.fingerprint
+        return update, self.estimator(update, state, warm_start=warm_start)
+
+    def class_scores(self, graph: Data, stage: str) -> Tensor:
+        """Scores of all nodes, read off their states at the fixed point."""
+        return self._solve(graph, stage)[2]
+
+    def _solve(self, graph: Data, stage: str) -> tuple[Update, FixedPoint, Tensor]:
+        update, fixed_point = self(graph)
+        if stage != "predict":
+            self.log(f"{stage}/steps", float(fixed_point.steps), batch_size=1, sync_dist=stage != "train")
+            self.log(f"{stage}/residual", fixed_point.residual, batch_size=1, sync_dist=stage != "train")
+        return update, fixed_point, self.cell.scores(fixed_point.state)
+
+    def training_loss(self, graph: Data) -> Tensor:
+        """Mean cross-entropy of the labelled training nodes, and the terms that have a weight."""
+        draws = [self._solve(graph, "train") for _ in range(2 if self.consistency else 1)]
+        scores = [draw[2] for draw in draws]
+        loss = torch.stack([self.cross_entropy(draw, graph, graph.train_mask) for draw in scores]).mean()
+        if self.consistency:
+            loss = loss + self.consistency * consistency_loss(scores, self.temperature)
+        update, fixed_point, _ = draws[0]
+        for weight, penalty in (
+            (self.jacobian_weight, jacobian_penalty),
+            (self.column_sum_weight, column_sum_penalty),
+        ):
+            if weight:
+                loss = loss + weight * penalty(update, fixed_point.state)
+        return loss
+
+    def on_train_start(self) -> None:
+        """Refuses a warm start where each batch is another graph.
+
+        Raises:
+            UserError: If an epoch has more than one batch.
+        """
+        if self.warm_start is not None and self.trainer.num_training_batches > 1:
+            raise UserError(
+                f"CitationGNN: warm_start=True, but an epoch has {self.trainer.num_training_batches} batches, each a "
+                "graph of its own: set warm_start to False, or the data's num_parts to 1."
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Saves the warm start."""
+        if self.warm_start is not None:
+            checkpoint["warm_start"] = {"graph": self._warm_graph, **self.warm_start.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the warm start of the run that is continued."""
+        if self.warm_start is not None and "warm_start" in checkpoint:
+            self._warm_graph = checkpoint["warm_start"]["graph"]
+            self.warm_start.load_state_dict(checkpoint["warm_start"])

@@ -1,0 +1,27 @@
+"""Training on the nodes without a label."""
+
+import torch
+from torch import Tensor
+
+
+def consistency_loss(scores: list[Tensor], temperature: float) -> Tensor:
+    """How far predictions under several dropout masks are from their sharpened mean.
+
+    GRAND (Feng et al., NeurIPS 2020, arXiv 2005.11079, equations 3 to 5).
+
+    Args:
+        scores: Class scores (logits) of all nodes, of shape ``[num_nodes, num_classes]``, one for each draw.
+        temperature: Sharpens the mean by the power 1 / temperature; 1 leaves it as it is.
+
+    Returns:
+        The squared distance, averaged over nodes and draws; gradients do not pass through the mean.
+
+    Example:
+        >>> consistency_loss([torch.tensor([[0.0, 0.0]])], temperature=0.5)
+        tensor(0.)
+    """
+    predictions = [draw.float().softmax(1) for draw in scores]
+    with torch.no_grad():
+        mean = torch.stack(predictions).mean(0) ** (1 / temperature)
+        target = mean / mean.sum(1, keepdim=True)
+    return torch.stack([(draw - target).square().sum(1).mean() for draw in predictions]).mean()

@@ -1,0 +1,8 @@
+"""Updates of node states on a graph, one file each."""
+
+from models.propagation.base import PropagationCell
+from models.propagation.contractive import ContractiveCell
+from models.propagation.gru import GRUPropagation
+from models.propagation.page_rank import PageRankCell
+
+__all__ = ["ContractiveCell", "GRUPropagation", "PageRankCell", "PropagationCell"]

@@ -1,0 +1,82 @@
+"""The interface of propagation cells."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from models.propagation.prepared_graph import Aggregation
+from rbp_lightning import SparseMatrix
+from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.solvers import Update
+
+
+class PropagationCell(nn.Module, ABC):
+    """An update of node states that a graph network runs to its fixed point.
+
+    Args:
+        num_features: Number of features of a node, at least 1.
+        num_classes: Number of classes, at least 2.
+        num_hidden: Number of hidden units, at least 1.
+        dropout: Share, in [0, 1), of a layer's inputs that training drops.
+
+    Attributes:
+        aggregation: How a node sums up the states of its neighbours.
+        inject: The layer that reads the features.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> class HalfOfTheMean(PropagationCell):
+        ...     "Half of the neighbours' mean, and a linear map of the features."
+        ...     aggregation = "mean"
+        ...     def start(self, features, adjacency):
+        ...         drive = self.injected(features)
+        ...         return lambda state: 0.5 * (adjacency @ state) + drive, drive
+        ...     def scores(self, state):
+        ...         return state
+        >>> cell = HalfOfTheMean(num_features=5, num_classes=3, num_hidden=3)
+    """
+
+    aggregation: Aggregation = "symmetric"
+
+    def __init__(self, num_features: int, num_classes: int, num_hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_features = check_count(self, "num_features", num_features, 1)
+        self.num_classes = check_count(self, "num_classes", num_classes, 2)
+        self.num_hidden = check_count(self, "num_hidden", num_hidden, 1)
+        self.dropout = check_number(self, "dropout", dropout, 0.0)
+        if dropout >= 1:
+            raise UserError(f"{type(self).__name__}: dropout={dropout!r} must be below 1, or nothing is left.")
+        self.inject = nn.Linear(num_features, num_hidden)
+        nn.init.xavier_uniform_(self.inject.weight)
+        nn.init.zeros_(self.inject.bias)
+
+    @abstractmethod
+    def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
+        """Prepares a solve, and draws what training drops: an update that draws at each step has no fixed point.
+
+        Args:
+            features: Features of the nodes, of shape ``[num_nodes, num_features]``.
+            adjacency: The matrix A that sums up the neighbours' states, A @ states.
+
+        Returns:
+            The update of states of shape ``[num_nodes, d]``, and the state to start from.
+        """
+
+    @abstractmethod
+    def scores(self, state: Tensor) -> Tensor:
+        """Class scores (logits), of shape ``[num_nodes, num_classes]``, of the states at the fixed point."""
+
+    def injected(self, features: Tensor | SparseMatrix) -> Tensor:
+        """What the input layer makes of the features, ``[num_nodes, num_hidden]``, some of them dropped in training."""
+        if isinstance(features, SparseMatrix):
+            features = features.with_values(self.dropped(features.values))
+        else:
+            features = self.dropped(features)
+        return features @ self.inject.weight.T + self.inject.bias
+
+    def dropped(self, inputs: Tensor) -> Tensor:
+        """A layer's inputs, some of them dropped in training."""
+        return dropout(inputs, self.dropout, self.training)

@@ -1,0 +1,75 @@
+"""Propagation through a learned matrix that is kept a contraction."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from models.propagation.base import PropagationCell
+from rbp_lightning import FrobeniusNormBound, InfinityNormBound, SparseMatrix, SpectralNormBound
+from rbp_lightning.errors import UserError, check_number
+from rbp_lightning.solvers import Update
+
+BOUNDS = {"spectral": SpectralNormBound, "frobenius": FrobeniusNormBound, "infinity": InfinityNormBound}
+ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
+
+
+class ContractiveCell(PropagationCell):
+    """Z <- phi(A Z W) + U(X), with a matrix W whose norm is bounded below 1, and a linear readout.
+
+    The form of IGNN (Gu et al., NeurIPS 2020), with U outside of phi. A is GCN's symmetric adjacency, of spectral
+    norm 1 where every edge goes both ways, and phi has slopes of at most 1, so with the spectral or the Frobenius bound
+    the update contracts by ``bound`` in the Frobenius norm of Z.
+
+    Args:
+        num_features: Number of features of a node.
+        num_classes: Number of classes.
+        num_hidden: Number of hidden units.
+        norm: Which norm of W is bounded: ``"spectral"``, ``"frobenius"`` or ``"infinity"``, the largest absolute row
+            sum of the transpose of W, as IGNN bounds it.
+        bound: The bound, in (0, 1).
+        activation: phi, ``"relu"`` or ``"tanh"``.
+        dropout: Share, in [0, 1), of the features and of the readout's inputs that training drops.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> cell = ContractiveCell(num_features=5, num_classes=3, num_hidden=8, bound=0.9)
+        >>> bool(torch.linalg.matrix_norm(cell.propagate.weight, 2) <= 0.9001)
+        True
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        num_hidden: int = 64,
+        norm: Literal["spectral", "frobenius", "infinity"] = "spectral",
+        bound: float = 0.9,
+        activation: Literal["relu", "tanh"] = "relu",
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__(num_features, num_classes, num_hidden, dropout)
+        for name, value, choices in (("norm", norm, BOUNDS), ("activation", activation, ACTIVATIONS)):
+            if value not in choices:
+                raise UserError(f"ContractiveCell: {name}={value!r} must be one of {', '.join(choices)}.")
+        self.norm = norm
+        self.bound = check_number(self, "bound", bound, 0.0, low_allowed=False)
+        if bound >= 1:
+            raise UserError(f"ContractiveCell: bound={bound!r} must be below 1, or the update is no contraction.")
+        self.activation = activation
+        self.propagate = nn.Linear(num_hidden, num_hidden, bias=False)
+        register_parametrization(self.propagate, "weight", BOUNDS[norm](bound))
+        self.readout = nn.Linear(num_hidden, num_classes)
+
+    def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
+        """Makes U(X) and the bounded matrix."""
+        drive, weight, phi = self.injected(features), self.propagate.weight.T, ACTIVATIONS[self.activation]
+        return lambda state: phi(adjacency @ (state @ weight)) + drive, drive
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Reads the scores off the states."""
+        scores: Tensor = self.readout(self.dropped(state))
+        return scores
