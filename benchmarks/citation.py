@@ -1,63 +1,70 @@
 """Accuracy on citation graphs by each estimator: ``python -m benchmarks.citation --help``.
 
-Trains each config once for each estimator and seed, tests the checkpoint of the best validation accuracy, and prints a
+Trains each config once for each estimator and seed, tests the checkpoint that did best in validation, and prints a
 table of means and standard deviations of the test accuracy; a picture of it is left beside the CSV file. Finished runs
 are kept in that file and not done again unless the config changed; delete it when the code did. The seed is that of the
 weights, of dropout, and of a random split.
 """
 
 import argparse
-import hashlib
 import statistics
 import sys
 import time
 from pathlib import Path
 
-import matplotlib
 import yaml
+from lightning.pytorch import Callback
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+from benchmarks.finished_runs import ESTIMATORS, Row, config_keys, mean_and_spread, run_missing
+from rbp_lightning.cli import RBPLightningCLI
 
-from benchmarks.finished_runs import Row, run_missing  # noqa: E402
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP  # noqa: E402
-from rbp_lightning.cli import RBPLightningCLI  # noqa: E402
-
-ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
 BASELINE = "none"
 LABELS = {BASELINE: "no propagation"}
 
 
-def train_and_test(keys: Row) -> dict[str, float]:
-    """Runs one training and tests its best checkpoint.
+def fit_and_test(keys: Row, variant: list[str], callbacks: list[Callback]) -> dict[str, float]:
+    """Trains a config and tests the checkpoint that did best in validation.
 
     Args:
-        keys: Path of the config, estimator or ``"none"`` for the linear classifier, seed, and further arguments of the
-            command line.
+        keys: Path of the config, seed, and further arguments of the command line.
+        variant: Arguments of this run alone.
+        callbacks: Callbacks of this run alone.
 
     Returns:
         Accuracies in percent, and the wall-clock time of the training in seconds.
     """
-    config, seed = keys["config"], keys["seed"]
-    arguments = ["fit", f"--config={config}", f"--seed_everything={seed}", f"--data.split_seed={seed}"]
-    arguments += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-    arguments += keys["overrides"].split()
-    if keys["estimator"] == BASELINE:
-        sizes = yaml.safe_load(Path(config).read_text())["model"]["init_args"]["cell"]["init_args"]
-        arguments += ["--model=LinearClassifier", f"--model.num_features={sizes['num_features']}"]
-        arguments += [f"--model.num_classes={sizes['num_classes']}"]
-    else:
-        arguments += [f"--estimator={keys['estimator']}"]
+    seeds = [f"--seed_everything={keys['seed']}", f"--data.split_seed={keys['seed']}"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    arguments = [f"--config={keys['config']}", *seeds, *quiet, *keys["overrides"].split(), *variant]
     begin = time.perf_counter()
-    cli = RBPLightningCLI(args=arguments)
+    cli = RBPLightningCLI(args=["fit", *arguments], trainer_defaults={"callbacks": callbacks})
     seconds = time.perf_counter() - begin
-    (metrics,) = cli.trainer.test(cli.model, cli.datamodule, ckpt_path="best", verbose=False)
-    best = cli.trainer.checkpoint_callback.best_model_score
+    # "best" is that of the first ModelCheckpoint.
+    (val,) = cli.trainer.validate(cli.model, cli.datamodule, ckpt_path="best", verbose=False)
+    (test,) = cli.trainer.test(cli.model, cli.datamodule, ckpt_path="best", verbose=False)
     return {
-        "val_accuracy": round(100 * float(best), 2),
-        "test_accuracy": round(100 * metrics["test/accuracy"], 2),
+        "val_accuracy": round(100 * val["val/accuracy"], 2),
+        "test_accuracy": round(100 * test["test/accuracy"], 2),
         "seconds": round(seconds, 1),
     }
+
+
+def train_and_test(keys: Row) -> dict[str, float]:
+    """Runs one training and its test.
+
+    Args:
+        keys: Those of ``fit_and_test``, and the estimator, or ``"none"`` for the linear classifier.
+
+    Returns:
+        As ``fit_and_test``.
+    """
+    variant = [f"--estimator={keys['estimator']}"]
+    if keys["estimator"] == BASELINE:
+        sizes = yaml.safe_load(Path(keys["config"]).read_text())["model"]["init_args"]["cell"]["init_args"]
+        variant = [f"--model.{name}={sizes[name]}" for name in ("num_features", "num_classes")]
+        variant = ["--model=LinearClassifier", *variant]
+    return fit_and_test(keys, variant, [])
 
 
 def accuracies(rows: list[Row], config: str, estimator: str) -> list[float]:
@@ -69,18 +76,16 @@ def table(rows: list[Row], configs: list[str], estimators: list[str]) -> str:
     """Lays the mean and standard deviation over the seeds out as Markdown."""
     lines = [f"| gradient | {' | '.join(configs)} | seeds |", "|---" * (len(configs) + 2) + "|"]
     for estimator in estimators:
-        cells = []
-        for config in configs:
-            values = accuracies(rows, config, estimator)
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.2f}{spread} %")
-        lines.append(f"| {LABELS.get(estimator, estimator)} | {' | '.join(cells)} | {len(values)} |")
+        columns = [accuracies(rows, config, estimator) for config in configs]
+        cells = [f"{mean_and_spread(values)} %" for values in columns]
+        lines.append(f"| {LABELS.get(estimator, estimator)} | {' | '.join(cells)} | {len(columns[0])} |")
     return "\n".join(lines)
 
 
 def plot(rows: list[Row], configs: list[str], estimators: list[str], path: Path) -> None:
     """Draws the accuracy of every run, and the means, into a PNG file."""
-    figure, panels = plt.subplots(1, len(configs), figsize=(4 * len(configs), 3.2), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(4 * len(configs), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(configs), squeeze=False)
     for panel, config in zip(panels[0], configs, strict=True):
         for place, estimator in enumerate(estimators):
             values = accuracies(rows, config, estimator)
@@ -104,11 +109,10 @@ def main() -> None:
     sys.argv = sys.argv[:1]
 
     estimators = ([BASELINE] if options.baseline else []) + options.estimators
-    digests = {config: hashlib.sha256(Path(config).read_bytes()).hexdigest() for config in options.configs}
     wanted = [
-        {"config": config, "sha256": digests[config], "overrides": " ".join(overrides), "estimator": name, "seed": seed}
+        {**config_keys(config, overrides), "estimator": name, "seed": str(seed)}
         for config in options.configs
-        for seed in map(str, range(options.seeds))
+        for seed in range(options.seeds)
         for name in estimators
     ]
     rows = run_missing(options.csv, wanted, ["val_accuracy", "test_accuracy", "seconds"], train_and_test)

@@ -1,13 +1,31 @@
 """Runs that are done once and kept in a CSV file."""
 
 import csv
+import hashlib
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP
+
 Row = dict[str, str]
+
+ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
+
+
+def config_keys(config: str, overrides: list[str]) -> Row:
+    """What identifies the runs of a config: its path, its content, and further arguments of the command line."""
+    digest = hashlib.sha256(Path(config).read_bytes()).hexdigest()
+    return {"config": config, "sha256": digest, "overrides": " ".join(overrides)}
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
 
 
 def run_missing(

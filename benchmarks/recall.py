@@ -6,35 +6,28 @@ done again unless the config changed; delete the file when the code did.
 """
 
 import argparse
-import csv
-import hashlib
 import statistics
 import sys
 import time
 from pathlib import Path
 
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP
+from benchmarks.finished_runs import ESTIMATORS, Row, config_keys, mean_and_spread, run_missing
 from rbp_lightning.cli import RBPLightningCLI
 
-ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
-FIELDS = ["config", "sha256", "overrides", "estimator", "seed", "exact_recall", "pixel_error", "seconds"]
 
-
-def train_and_test(config: str, overrides: list[str], estimator: str, seed: int) -> dict[str, float]:
+def train_and_test(keys: Row) -> dict[str, float]:
     """Runs one training and its test.
 
     Args:
-        config: Path of a YAML config of a ``HopfieldMemory``.
-        overrides: Further arguments of the command line.
-        estimator: Name of the estimator.
-        seed: Seed of weights and corruptions.
+        keys: Path of a config of a ``HopfieldMemory``, estimator, seed, and further arguments of the command line.
 
     Returns:
         The metrics, shares from 0 to 1, and the wall-clock time of the training in seconds.
     """
     begin = time.perf_counter()
-    seeds = [f"--seed_everything={seed}", f"--data.corruption_seed={seed}"]
-    cli = RBPLightningCLI(args=["fit", f"--config={config}", f"--estimator={estimator}", *seeds, *overrides])
+    seeds = [f"--seed_everything={keys['seed']}", f"--data.corruption_seed={keys['seed']}"]
+    arguments = [f"--config={keys['config']}", f"--estimator={keys['estimator']}", *seeds, *keys["overrides"].split()]
+    cli = RBPLightningCLI(args=["fit", *arguments])
     seconds = time.perf_counter() - begin
     (metrics,) = cli.trainer.test(cli.model, cli.datamodule, verbose=False)
     return {
@@ -44,23 +37,20 @@ def train_and_test(config: str, overrides: list[str], estimator: str, seed: int)
     }
 
 
-def table(rows: list[dict[str, str]]) -> str:
+def table(rows: list[Row], estimators: list[str]) -> str:
     """Lays the mean and standard deviation over the seeds out as Markdown.
 
     Args:
         rows: Runs of one config, as in the CSV file.
+        estimators: Names of the estimators, a row each.
     """
     lines = ["| estimator | recalled exactly | wrong pixels | seconds | seeds |", "|---|---|---|---|---|"]
-    for estimator in ESTIMATORS:
+    for estimator in estimators:
         runs = [row for row in rows if row["estimator"] == estimator]
-        if runs:
-            cells = []
-            for field in ("exact_recall", "pixel_error"):
-                values = [100 * float(row[field]) for row in runs]
-                spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.2f}{spread} %")
-            seconds = statistics.median(float(row["seconds"]) for row in runs)
-            lines.append(f"| {estimator} | {' | '.join(cells)} | {seconds:.0f} | {len(runs)} |")
+        shares = [[100 * float(row[name]) for row in runs] for name in ("exact_recall", "pixel_error")]
+        cells = [f"{mean_and_spread(share)} %" for share in shares]
+        seconds = statistics.median(float(row["seconds"]) for row in runs)
+        lines.append(f"| {estimator} | {' | '.join(cells)} | {seconds:.0f} | {len(runs)} |")
     return "\n".join(lines)
 
 
@@ -74,28 +64,12 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     sys.argv = sys.argv[:1]
 
-    rows: list[dict[str, str]] = []
-    if options.csv.is_file():
-        with options.csv.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-        if reader.fieldnames != FIELDS:
-            sys.exit(f"error: {options.csv} was written by another version: delete it, or give another --csv.")
-    options.csv.parent.mkdir(parents=True, exist_ok=True)
-    wanted = [(estimator, str(seed)) for estimator in options.estimators for seed in range(options.seeds)]
-    digest = hashlib.sha256(Path(options.config).read_bytes()).hexdigest()
-    ours = {"config": options.config, "sha256": digest, "overrides": " ".join(overrides)}
-    for estimator, seed in wanted:
-        keys = {**ours, "estimator": estimator, "seed": seed}
-        if not any(all(row[name] == value for name, value in keys.items()) for row in rows):
-            found = train_and_test(options.config, overrides, estimator, int(seed))
-            rows.append({**keys, **{name: str(value) for name, value in found.items()}})
-            with options.csv.open("a", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(rows[-1])
-    print(table([row for row in rows if all(row[name] == value for name, value in ours.items())]))
+    ours = config_keys(options.config, overrides)
+    wanted = [
+        {**ours, "estimator": name, "seed": str(seed)} for name in options.estimators for seed in range(options.seeds)
+    ]
+    rows = run_missing(options.csv, wanted, ["exact_recall", "pixel_error", "seconds"], train_and_test)
+    print(table(rows, options.estimators))
 
 
 if __name__ == "__main__":

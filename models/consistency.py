@@ -20,7 +20,7 @@ def consistency_loss(scores: list[Tensor], temperature: float) -> Tensor:
         >>> consistency_loss([torch.tensor([[0.0, 0.0]])], temperature=0.5)
         tensor(0.)
     """
-    predictions = [draw.float().softmax(1) for draw in scores]
+    predictions = [draw.softmax(1, dtype=torch.promote_types(draw.dtype, torch.float32)) for draw in scores]
     with torch.no_grad():
         mean = torch.stack(predictions).mean(0) ** (1 / temperature)
         target = mean / mean.sum(1, keepdim=True)

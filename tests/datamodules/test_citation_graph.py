@@ -1,0 +1,206 @@
+"""The datamodule of graphs: real files, splits, processes, and what it refuses."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_geometric.datasets import KarateClub
+
+from datamodules import CitationGraph
+from datamodules.node_splits import split_by_class, split_by_ratio
+from rbp_lightning import UserError
+from tests.graphs import RandomGraph, WithoutLabels, random_graph
+
+FACTS = {
+    "Cora": (2708, 10556, 1433, 7, 140),
+    "CiteSeer": (3327, 9104, 3703, 6, 120),
+    "PubMed": (19717, 88648, 500, 3, 60),
+}
+PER_CLASS = {
+    "Cora": [351, 217, 418, 818, 426, 298, 180],
+    "CiteSeer": [249, 590, 668, 701, 596, 508],
+    "PubMed": [4103, 7739, 7875],
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_real_graphs(name, data_dir) -> None:
+    data = CitationGraph(name.lower(), data_dir=data_dir)
+    data.prepare_data()
+    data.setup("fit")
+    graph, (nodes, edges, features, classes, train) = data.graph, FACTS[name]
+    assert (graph.num_nodes, graph.num_edges, graph.num_features) == (nodes, edges, features)
+    assert torch.bincount(graph.y[graph.y >= 0]).tolist() == PER_CLASS[name]
+    assert int(graph.y.max()) + 1 == classes
+    assert [int(graph[mask].sum()) for mask in ("train_mask", "val_mask", "test_mask")] == [train, 500, 1000]
+    unlabelled = graph.y < 0
+    assert int(unlabelled.sum()) == (15 if name == "CiteSeer" else 0)
+    assert not graph.x[unlabelled].any()
+    assert not (unlabelled & (graph.train_mask | graph.val_mask | graph.test_mask)).any()
+    sums = graph.x.sum(1)
+    torch.testing.assert_close(sums[sums > 0], torch.ones(int((sums > 0).sum())))
+    assert graph.is_undirected()
+    assert not graph.has_self_loops()
+
+
+@pytest.mark.parametrize(("name", "components"), [("Cora", 64), ("PubMed", 16)])
+def test_the_paper_s_split_and_features(name, components, data_dir) -> None:
+    arguments = {"split": "ratio", "pca": components, "normalize_features": False, "data_dir": data_dir}
+    graphs = []
+    for seed in (0, 0, 1):
+        data = CitationGraph(name, split_seed=seed, **arguments)
+        data.setup("fit")
+        graphs.append(data.graph)
+    nodes = graphs[0].num_nodes
+    assert graphs[0].x.shape == (nodes, components)
+    counts = [int(graphs[0][mask].sum()) for mask in ("train_mask", "val_mask", "test_mask")]
+    assert counts == [round(0.01 * nodes), round(0.49 * nodes), nodes - round(0.01 * nodes) - round(0.49 * nodes)]
+    assert torch.equal(graphs[0].train_mask, graphs[1].train_mask)
+    assert not torch.equal(graphs[0].train_mask, graphs[2].train_mask)
+
+
+@st.composite
+def labels(draw: st.DrawFn) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    return torch.randint(-1, draw(st.integers(1, 4)), (draw(st.integers(60, 120)),), generator=generator)
+
+
+def check_split(split: tuple, of: torch.Tensor) -> None:
+    total = torch.stack(split).sum(0)
+    assert total.max() <= 1  # disjoint
+    assert not total[of < 0].any()
+    assert all(mask.any() for mask in split)
+
+
+@settings(deadline=None)
+@given(labels=labels(), train=st.floats(0.1, 0.4), val=st.floats(0.1, 0.4), seed=st.integers(0, 1000))
+def test_splits_by_ratio(labels, train, val, seed) -> None:
+    state = torch.get_rng_state()
+    split = split_by_ratio(labels, train, val, seed)
+    assert torch.equal(state, torch.get_rng_state())
+    check_split(split, labels)
+    known = int((labels >= 0).sum())
+    assert sum(int(mask.sum()) for mask in split) == known
+    assert [int(mask.sum()) for mask in split[:2]] == [round(train * known), round(val * known)]
+    again, other = split_by_ratio(labels, train, val, seed), split_by_ratio(labels, train, val, seed + 1)
+    assert all(torch.equal(one, two) for one, two in zip(split, again, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(split, other, strict=True))
+
+
+@settings(deadline=None)
+@given(labels=labels(), per_class=st.integers(1, 4), num_val=st.integers(1, 10), seed=st.integers(0, 1000))
+def test_splits_by_class(labels, per_class, num_val, seed) -> None:
+    split = split_by_class(labels, per_class, num_val, 12, seed)
+    check_split(split, labels)
+    classes = torch.bincount(labels[labels >= 0])
+    assert torch.bincount(labels[split[0]], minlength=len(classes)).tolist() == [per_class] * len(classes)
+    assert (int(split[1].sum()), int(split[2].sum())) == (num_val, 12)
+    again = split_by_class(labels, per_class, num_val, 12, seed)
+    assert all(torch.equal(one, two) for one, two in zip(split, again, strict=True))
+
+
+def test_a_split_that_wants_too_much_is_refused() -> None:
+    of = torch.tensor([0, 0, 0, 1, 1, -1])
+    with pytest.raises(UserError, match=r"per_class=3, .*smallest class has 2 labelled nodes"):
+        split_by_class(of, 3, 1, 1, 0)
+    with pytest.raises(UserError, match="num_val=2 and num_test=2 are more than there are"):
+        split_by_class(of, 1, 2, 2, 0)
+    with pytest.raises(UserError, match="leaves train_mask without nodes"):
+        split_by_ratio(of, 0.01, 0.5, 0)
+
+
+# --- a user's own graph
+
+
+def test_a_dataset_of_one_graph() -> None:
+    data = CitationGraph(dataset=partial(RandomGraph, num_nodes=12), normalize_features=False)
+    data.setup("fit")
+    expected = random_graph(0, 12, 5, edges=0.2)
+    for name in ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask"):
+        assert torch.equal(data.graph[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (partial(RandomGraph, num_graphs=2), "RandomGraph holds 2 graphs: give a dataset that holds one"),
+        (WithoutLabels, "The graph of WithoutLabels has no y"),
+        (KarateClub, "has no val_mask: set split to ratio or per_class"),
+    ],
+)
+def test_a_dataset_that_does_not_do_is_refused(dataset, message) -> None:
+    with pytest.raises(UserError, match=message):
+        CitationGraph(dataset=dataset).setup("fit")
+
+
+def test_of_several_public_splits_the_seed_takes_one() -> None:
+    class Splits(RandomGraph):
+        def get(self, idx: int):
+            graph = super().get(idx)
+            for name in ("train_mask", "val_mask", "test_mask"):
+                graph[name] = torch.stack([graph[name], graph[name].roll(1)], dim=1)
+            return graph
+
+    for seed in (0, 1, 2):
+        data = CitationGraph(dataset=Splits, split_seed=seed)
+        data.setup("fit")
+        assert torch.equal(data.graph.train_mask, random_graph(0, 30, 5, edges=0.2).train_mask.roll(seed % 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "Citeser"}, "name='Citeser' must be one of Cora, CiteSeer, PubMed"),
+        ({"split": "random"}, "split='random' must be one of public, ratio, per_class"),
+        ({"train_ratio": 0.0}, r"train_ratio=0\.0"),
+        ({"train_ratio": 0.5, "val_ratio": 0.5}, "leave no test nodes"),
+        ({"per_class": 0}, "per_class=0"),
+        ({"num_val": 0}, "num_val=0"),
+        ({"num_test": -1}, "num_test=-1"),
+        ({"split_seed": -1}, "split_seed=-1"),
+        ({"pca": 0}, "pca=0"),
+        ({"num_parts": 0}, "num_parts=0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message) -> None:
+    with pytest.raises(UserError, match=message):
+        CitationGraph(**arguments)
+
+
+def test_more_parts_or_components_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match="num_parts=31 is more than the graph's 30 nodes"):
+        CitationGraph(dataset=RandomGraph, num_parts=31).setup("fit")
+    with pytest.raises(UserError, match="pca=5 must be below"):
+        CitationGraph(dataset=RandomGraph, pca=5).setup("fit")
+
+
+# --- parts of a graph
+
+
+def test_the_parts_of_an_epoch_hold_every_node_once_with_its_edges() -> None:
+    data = CitationGraph(dataset=partial(RandomGraph, num_nodes=31), num_parts=3)
+    data.setup("fit")
+    data.graph.x = torch.arange(31.0)[:, None]  # each node's number
+    loader, epochs = data.train_dataloader(), []
+    for epoch in (0, 1, 0):
+        loader.sampler.set_epoch(epoch)
+        parts = list(loader)
+        assert len(parts) == 3
+        numbers = [part.x[:, 0].long() for part in parts]
+        assert sorted(torch.cat(numbers).tolist()) == list(range(31))
+        for part, nodes in zip(parts, numbers, strict=True):
+            inside = torch.isin(data.graph.edge_index, nodes).all(0)
+            assert part.num_edges == int(inside.sum())
+            assert torch.equal(part.train_mask, data.graph.train_mask[nodes])
+        epochs.append(torch.cat(numbers).tolist())
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_evaluation_sees_the_whole_graph() -> None:
+    data = CitationGraph(dataset=RandomGraph, num_parts=3)
+    data.setup("fit")
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        (graph,) = loader
+        assert graph is data.graph

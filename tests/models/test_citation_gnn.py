@@ -1,0 +1,347 @@
+"""The classifiers of nodes under the real Trainer, most of them on a small graph."""
+
+import copy
+import os
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.functional import cross_entropy
+
+from datamodules import CitationGraph
+from models import CitationGNN, ContractiveCell, GRUPropagation, LinearClassifier, PageRankCell
+from models.consistency import consistency_loss
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, UserError, WarmStart
+from rbp_lightning.cli import main
+from tests.graphs import RandomGraph, random_graph
+
+ROOT = Path(__file__).parents[2]
+SIZES = {"num_features": 5, "num_classes": 3, "num_hidden": 8}
+
+
+def data(**arguments: Any) -> CitationGraph:
+    return CitationGraph(dataset=RandomGraph, **arguments)
+
+
+PAGE_RANK = partial(PageRankCell, **SIZES)
+
+
+def network(make_cell: Any = PAGE_RANK, **arguments: Any) -> CitationGNN:
+    seed_everything(0, verbose=False)
+    return CitationGNN(make_cell(), **arguments)
+
+
+def trainer_of(*callbacks: Callback, epochs: int = 3, **arguments: Any) -> Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **arguments})
+
+
+def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module, **tolerance: float) -> None:
+    theirs = other.state_dict()
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(theirs[name], tensor, **({"rtol": 0, "atol": 0} | tolerance))
+
+
+def test_each_stage_looks_at_its_own_nodes() -> None:
+    model, graph = network(partial(PageRankCell, **SIZES, dropout=0.0)), data()
+    trainer = trainer_of(BPTT(), epochs=1)
+    trainer.fit(model, graph)
+    results = {
+        "val": trainer.validate(model, graph, verbose=False)[0],
+        "test": trainer.test(model, graph, verbose=False)[0],
+    }
+    predicted = trainer.predict(model, graph)[0]
+    whole = graph.graph
+    scores = model.eval().class_scores(whole, "predict")
+    assert torch.equal(predicted, scores.argmax(1))
+    for stage, result in results.items():
+        mask = whole[f"{stage}_mask"]
+        accuracy = (predicted == whole.y)[mask].float().mean()
+        assert result[f"{stage}/accuracy"] == pytest.approx(float(accuracy))
+        assert result[f"{stage}/loss"] == pytest.approx(float(cross_entropy(scores[mask], whole.y[mask])), rel=1e-4)
+    masks = torch.stack([whole.train_mask, whole.val_mask, whole.test_mask])
+    assert (masks.sum(0) == 1).all()
+
+
+def test_nodes_without_a_label_are_left_out() -> None:
+    graph = random_graph()
+    model = network(partial(PageRankCell, **SIZES, dropout=0.0))
+    graph.y[graph.train_mask.nonzero()[0]] = -1
+    known = graph.train_mask & (graph.y >= 0)
+    expected = cross_entropy(model.class_scores(graph, "predict")[known], graph.y[known])
+    assert float(model.cross_entropy(model.class_scores(graph, "predict"), graph, graph.train_mask)) == pytest.approx(
+        float(expected)
+    )
+    nobody = model.cross_entropy(model.class_scores(graph, "predict"), graph, torch.zeros_like(graph.train_mask))
+    assert float(nobody) == 0
+
+
+@pytest.mark.parametrize(
+    "estimator", [BPTT(), TBPTT(), RBP(60), NeumannRBP(60), CGRBP()], ids=lambda e: type(e).__name__
+)
+def test_every_estimator_trains_to_nearly_the_same_weights(estimator) -> None:
+    reference, model = network(), network()
+    solver = Picard(300, 1e-7)
+    for trained, gradient in ((reference, BPTT(solver)), (model, estimator)):
+        gradient.solver = solver
+        trainer_of(gradient, epochs=10).fit(trained, data())
+    assert_same_weights(model, reference, rtol=1e-2, atol=3e-3)
+
+
+# --- warm start
+
+
+class Steps(Callback):
+    """What each solve of an epoch took."""
+
+    def __init__(self) -> None:
+        self.train: list[float] = []
+        self.val: list[float] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.train.append(float(trainer.callback_metrics["train/steps"]))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.val.append(float(trainer.callback_metrics["val/steps"]))
+
+
+def test_a_warm_start_takes_fewer_steps_to_the_same_weights_and_evaluation_stays_cold() -> None:
+    found = []
+    for warm in (False, True):
+        cell = partial(ContractiveCell, **SIZES, activation="tanh", dropout=0.0)
+        model = network(cell, warm_start=warm, learning_rate=1e-5)
+        steps = Steps()
+        trainer_of(NeumannRBP(60, Picard(300, 1e-5, check_every=1)), steps, epochs=8, num_sanity_val_steps=0).fit(
+            model, data()
+        )
+        found.append((model, steps))
+    (cold, cold_steps), (warm, warm_steps) = found
+    assert warm_steps.train[0] == cold_steps.train[0]
+    assert max(warm_steps.train[1:]) < min(cold_steps.train[1:]) / 2
+    assert warm_steps.val == pytest.approx(cold_steps.val, abs=2)
+    assert_same_weights(warm, cold, rtol=1e-4, atol=1e-6)
+
+
+def test_a_warm_start_does_not_leak_into_another_graph() -> None:
+    model = network(partial(PageRankCell, **SIZES, dropout=0.0), warm_start=True)
+    model.estimator = NeumannRBP(solver=Picard(300, 1e-5, check_every=1))
+    one, other = random_graph(1), random_graph(2)
+    other.edge_index = one.edge_index  # of the same shape: features alone tell them apart
+    cold = {id(graph): model(graph)[1].steps for graph in (other, one)}
+    assert model(one)[1].steps < cold[id(one)]
+    assert model(other)[1].steps == cold[id(other)]
+    assert model.eval()(other)[1].steps == cold[id(other)]
+    assert model.train()(other)[1].steps < cold[id(other)]
+
+
+def test_a_warm_start_is_refused_where_each_batch_is_another_graph() -> None:
+    with pytest.raises(UserError, match="warm_start=True, but an epoch has 3 batches"):
+        trainer_of(NeumannRBP()).fit(network(warm_start=True), data(num_parts=3))
+
+
+# --- randomness, checkpoints, resuming
+
+
+def resumed(tmp_path: Path, make: Any, estimator: Any) -> tuple[CitationGNN, CitationGNN]:
+    """One run of six epochs, and another that was interrupted after three."""
+    whole, first, second = make(), make(), make()
+    trainer_of(copy.deepcopy(estimator), epochs=6).fit(whole, data())
+    trainer = trainer_of(copy.deepcopy(estimator), epochs=3)
+    seed_everything(0, verbose=False)
+    trainer.fit(first, data())
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.rand(100)  # whatever else drew in between
+    trainer_of(copy.deepcopy(estimator), epochs=6).fit(second, data(), ckpt_path=tmp_path / "half.ckpt")
+    return whole, second
+
+
+@pytest.mark.parametrize("estimator", [RBP(5), CGRBP(2, tol=0)], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("cell", [PageRankCell, ContractiveCell, GRUPropagation])
+def test_a_continued_run_equals_an_uninterrupted_one(tmp_path, cell, estimator) -> None:
+    def make() -> CitationGNN:
+        return network(partial(cell, **SIZES, dropout=0.5), warm_start=True, consistency=1.0, jacobian_weight=0.1)
+
+    # So loose a tolerance that the start of a solve shows in its result.
+    estimator.solver = Picard(50, 1e-2, check_every=1)
+    whole, continued = resumed(tmp_path, make, estimator)
+    assert_same_weights(continued, whole)
+
+
+def test_dropout_differs_from_epoch_to_epoch_and_follows_the_seed() -> None:
+    losses = []
+    for seed in (0, 0, 1):
+        model = network()
+
+        class Losses(Callback):
+            def __init__(self) -> None:
+                self.found: list[float] = []
+
+            def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+                self.found.append(float(trainer.callback_metrics["train/loss"]))
+
+        recorder = Losses()
+        model.learning_rate = 1e-12
+        seed_everything(seed, verbose=False)
+        trainer_of(recorder, NeumannRBP()).fit(model, data())
+        losses.append(recorder.found)
+    assert losses[0] == losses[1] != losses[2]
+    assert len(set(losses[0])) == 3
+
+
+def test_a_training_step_leaves_the_global_generator_alone() -> None:
+    class Draws(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.state = torch.get_rng_state()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            assert torch.equal(self.state, torch.get_rng_state())
+
+    trainer_of(Draws(), NeumannRBP()).fit(network(), data())
+
+
+def test_a_model_made_in_python_loads_from_its_checkpoint(tmp_path) -> None:
+    model = network(partial(ContractiveCell, **SIZES, norm="infinity", bound=0.5), consistency=0.5)
+    trainer = trainer_of(NeumannRBP(7), epochs=1)
+    trainer.fit(model, data())
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    torch.load(tmp_path / "one.ckpt", weights_only=True)
+    loaded = CitationGNN.load_from_checkpoint(tmp_path / "one.ckpt")
+    assert isinstance(loaded.cell, ContractiveCell)
+    assert (loaded.cell.norm, loaded.cell.bound, loaded.consistency) == ("infinity", 0.5, 0.5)
+    assert_same_weights(loaded, model)
+
+
+# --- losses
+
+
+def test_consistency_is_the_brier_distance_to_the_sharpened_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    p, q = (draw.softmax(1) for draw in scores)
+    target = ((p + q) / 2) ** 2
+    target = (target / target.sum(1, keepdim=True)).detach()
+    expected = (((p - target) ** 2).sum(1).mean() + ((q - target) ** 2).sum(1).mean()) / 2
+    loss = consistency_loss(scores, temperature=0.5)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, scores[0], retain_graph=True), torch.autograd.grad(expected, scores[0])
+    )
+
+
+@pytest.mark.parametrize("weight", ["jacobian_weight", "column_sum_weight"])
+def test_a_penalty_makes_the_jacobian_smaller(weight) -> None:
+    sizes = []
+    for value in (0.0, 10.0):
+        model = network(partial(GRUPropagation, **SIZES, aggregation="sum"), learning_rate=0.05, **{weight: value})
+        trainer_of(NeumannRBP(), epochs=20, limit_val_batches=0).fit(model, data())
+        whole = random_graph(0, 30, 5, edges=0.2)
+        update, fixed_point = model(whole)
+        jacobian = torch.autograd.functional.jacobian(update, fixed_point.state.detach())
+        jacobian = jacobian.reshape(fixed_point.state.numel(), -1)
+        excess = torch.relu(jacobian.sum(0) - 0.9).norm()
+        sizes.append(float(jacobian.square().mean() if weight == "jacobian_weight" else excess))
+    assert sizes[1] < sizes[0] / 2
+
+
+def test_weight_decay_is_the_input_layer_s_alone() -> None:
+    model = network(weight_decay=0.25)
+    decayed, others = model.configure_optimizers().param_groups
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.25, 0)
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in model.cell.inject.parameters()}
+    assert len(others["params"]) == 2
+    (only,) = LinearClassifier(5, 3, weight_decay=0.25).configure_optimizers().param_groups
+    assert (only["weight_decay"], len(only["params"])) == (0.25, 2)
+
+
+# --- mistakes, the command line, processes
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            lambda: network(partial(PageRankCell, 6, 3)),
+            "num_features=6, but the nodes have 5 features: set num_features to 5",
+        ),
+        (lambda: network(partial(PageRankCell, 5, 2)), "num_classes=2, but there is a label 2: set num_classes to 3"),
+        (lambda: LinearClassifier(6, 3), "LinearClassifier: num_features=6"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(model, message) -> None:
+    for run in ("fit", "test", "predict"):
+        with pytest.raises(UserError, match=message):
+            getattr(trainer_of(NeumannRBP()), run)(model(), data())
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "consistency", "temperature", "jacobian_weight"])
+def test_bad_arguments_are_named(name) -> None:
+    with pytest.raises(UserError, match=f"CitationGNN: {name}=-1 must be"):
+        network(**{name: -1})
+
+
+def fit_arguments(folder: Path) -> list[str]:
+    return [
+        "fit",
+        f"--config={ROOT}/configs/cora.yaml",
+        "--data.dataset=tests.graphs.RandomGraph",
+        "--model.cell.num_features=5",
+        "--model.cell.num_classes=3",
+        "--trainer.max_epochs=20",
+        "--trainer.accelerator=cpu",
+        f"--trainer.logger.save_dir={folder}",
+    ]
+
+
+def test_any_dataset_of_one_graph_and_the_curves_of_a_run(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    main(fit_arguments(tmp_path))
+    events = EventAccumulator(str(tmp_path / "cora" / "version_0")).Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/loss", "train/steps", "train/residual", "val/accuracy", "val/macro_f1", "val/steps"} <= set(tags)
+    assert len(events.Scalars("val/accuracy")) == 20
+    # A checkpoint brings its own cell, and says only what it changes.
+    best = tmp_path / "cora/version_0/checkpoints/best.ckpt"
+    arguments = fit_arguments(tmp_path)[1:]
+    capsys.readouterr()
+    trainer_arguments = [argument for argument in arguments if "max_epochs" not in argument]
+    main(["test", *trainer_arguments, "--model.learning_rate=0.5", f"--ckpt_path={best}"])
+    told = [line for line in capsys.readouterr().out.splitlines() if "takes the place" in line]
+    assert told == ["The checkpoint's learning_rate=0.03 takes the place of 0.5."]
+    loaded = CitationGNN.load_from_checkpoint(best)
+    assert isinstance(loaded.cell, PageRankCell)
+
+
+def test_whole_graphs_under_several_processes_are_warned_about(tmp_path) -> None:
+    arguments = [*fit_arguments(tmp_path), "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert "set --data.num_parts to 2 or a multiple" in told.stderr
+
+
+def test_a_linear_classifier_trains_without_any_fixed_point() -> None:
+    model = LinearClassifier(5, 3)
+    before = copy.deepcopy(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", ".*does not have many workers|.*tensorboard|.*num_workers|.*deprecated")
+        trainer_of(NeumannRBP()).fit(model, data())
+    assert (model.layer.weight - before.layer.weight).norm() > 0
+
+
+def test_warm_starts_are_objects_of_their_own() -> None:
+    assert isinstance(network(warm_start=True).warm_start, WarmStart)
+    assert network().warm_start is None

@@ -1,0 +1,216 @@
+"""Cells: gradients against the dense solution, contraction, and the matrices they propagate with."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_geometric.data import Data
+from torch_geometric.nn import SimpleConv
+
+from models import ContractiveCell, GRUPropagation, PageRankCell, PropagationCell
+from models.propagation.prepared_graph import PreparedGraph, adjacency_matrix
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, SparseMatrix, UserError
+from tests.cells import Cell, dense, loss_of, relative_error
+from tests.graphs import random_graph
+
+SIZES = {"num_features": 5, "num_classes": 3, "num_hidden": 4}
+MAKERS = {
+    "page_rank": lambda: PageRankCell(**SIZES, alpha=0.3, dropout=0.0),
+    "page_rank_learned": lambda: PageRankCell(**SIZES, alpha=0.3, learn_alpha=True, dropout=0.0),
+    "contractive_spectral": lambda: ContractiveCell(**SIZES, bound=0.7, activation="tanh", dropout=0.0),
+    "contractive_frobenius": lambda: ContractiveCell(**SIZES, norm="frobenius", bound=0.7, dropout=0.0),
+    "contractive_infinity": lambda: ContractiveCell(**SIZES, norm="infinity", bound=0.7, dropout=0.0),
+    "gru": lambda: GRUPropagation(**SIZES),
+    "gru_sum": lambda: GRUPropagation(**SIZES, aggregation="sum"),
+}
+SOLVER = Picard(max_steps=2000, tol=1e-13)
+ESTIMATORS = [
+    BPTT(SOLVER),
+    TBPTT(300, SOLVER),
+    RBP(300, 1e-12, solver=SOLVER),
+    NeumannRBP(300, SOLVER),
+    CGRBP(300, 1e-12, solver=SOLVER),
+]
+
+
+def cell_of(name: str, seed: int = 0, graph: Data | None = None) -> Cell:
+    """The cell's update on a graph, in float64, with its readout left out."""
+    torch.manual_seed(seed)
+    module = MAKERS[name]().double()
+    if name.startswith("gru"):
+        with torch.no_grad():  # small enough to converge
+            module.gru.weight_hh.mul_(0.3)
+            module.gru.weight_ih.mul_(0.2 if name == "gru" else 0.05)
+    graph = random_graph(seed) if graph is None else graph
+    graph.x = graph.x.double().requires_grad_()
+    prepared = PreparedGraph(graph, module.aggregation)
+    assert prepared.features is graph.x
+    with torch.no_grad():
+        _, start = module.start(graph.x, prepared.adjacency)
+
+    # Prepared anew for each step, as the references want a function of the tensors.
+    def update(state: torch.Tensor) -> torch.Tensor:
+        return module.start(graph.x, prepared.adjacency)[0](state)
+
+    unused = {"readout.weight", "readout.bias"}
+    parameters = [parameter for name, parameter in module.named_parameters() if name not in unused]
+    return Cell(update, torch.zeros_like(start), [graph.x, *parameters], batch_dims=0)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_estimator_finds_the_gradient_of_every_cell(name, estimator) -> None:
+    cell = cell_of(name)
+    found = estimator(cell.update, cell.start)
+    assert found.converged
+    gradients = torch.autograd.grad(loss_of(found.state), cell.tensors)
+    assert relative_error(list(gradients), dense(cell).gradients) < 1e-8
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), edges=st.floats(0, 1), alpha=st.floats(0.05, 1.0), learned=st.booleans())
+def test_page_rank_contracts_by_one_minus_alpha(seed, edges, alpha, learned) -> None:
+    graph = random_graph(seed, edges=edges)
+    cell = PageRankCell(**SIZES, alpha=alpha, learn_alpha=learned and alpha < 1, dropout=0.0)
+    update, state = cell.start(graph.x, PreparedGraph(graph, "symmetric").adjacency)
+    with torch.no_grad():
+        other = state + torch.randn(state.shape, generator=torch.Generator().manual_seed(seed))
+        change = (update(state) - update(other)).norm()
+        assert change <= (1 - alpha) * (state - other).norm() + 1e-5
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 2**31),
+    edges=st.floats(0, 1),
+    bound=st.floats(0.05, 0.99),
+    norm=st.sampled_from(["spectral", "frobenius", "infinity"]),
+    activation=st.sampled_from(["relu", "tanh"]),
+)
+def test_the_contractive_cell_has_a_spectral_radius_within_the_bound(seed, edges, bound, norm, activation) -> None:
+    torch.manual_seed(seed)
+    graph = random_graph(seed, edges=edges)
+    cell = ContractiveCell(**SIZES, norm=norm, bound=bound, activation=activation, dropout=0.0)
+    with torch.no_grad():
+        cell.propagate.parametrizations.weight.original.mul_(100)
+    update, state = cell.double().start(
+        graph.x.double(), adjacency_matrix(graph.edge_index, 8, "symmetric", torch.double)
+    )
+    jacobian = torch.autograd.functional.jacobian(update, torch.randn_like(state)).reshape(state.numel(), -1)
+    assert torch.linalg.eigvals(jacobian).abs().max() <= bound + 1e-9
+    if norm != "infinity":
+        assert torch.linalg.matrix_norm(jacobian, 2) <= bound + 1e-9
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "mean", "symmetric"])
+def test_adjacency_is_that_of_pyg(aggregation) -> None:
+    edge_index = torch.tensor([[0, 1, 3, 3, 3], [1, 2, 0, 1, 1]])  # directed, one edge twice
+    states = torch.rand(4, 2)
+    found = adjacency_matrix(edge_index, 4, aggregation) @ states
+    once = torch.tensor([[0, 1, 3, 3], [1, 2, 0, 1]])
+    if aggregation == "symmetric":
+        loops = torch.cat([once, torch.arange(4).repeat(2, 1)], dim=1)
+        degree = torch.bincount(loops[1], minlength=4).float()
+        dense_matrix = torch.zeros(4, 4)
+        dense_matrix[loops[1], loops[0]] = (degree[loops[1]] * degree[loops[0]]) ** -0.5
+        expected = dense_matrix @ states
+    else:
+        expected = SimpleConv(aggr=aggregation)(states, once)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_symmetric_adjacency_has_norm_one() -> None:
+    graph = random_graph(3, num_nodes=20)
+    matrix = adjacency_matrix(graph.edge_index, 20, "symmetric") @ torch.eye(20)
+    assert math.isclose(torch.linalg.matrix_norm(matrix, 2), 1, rel_tol=1e-5)
+
+
+def test_sparse_and_dense_features_are_the_same_to_a_cell() -> None:
+    graph = random_graph(0, num_features=40)
+    graph.x *= torch.rand(graph.x.shape, generator=torch.Generator().manual_seed(0)) < 0.1
+    prepared = PreparedGraph(graph, "symmetric")
+    assert isinstance(prepared.features, SparseMatrix)
+    torch.manual_seed(0)
+    cell = PageRankCell(40, 3, 4, dropout=0.0)
+    torch.testing.assert_close(cell.injected(prepared.features), cell.injected(graph.x))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_dropout_of_features_keeps_their_mean_and_is_off_in_evaluation(sparse) -> None:
+    torch.manual_seed(0)
+    cell = PageRankCell(1000, 2, 1, dropout=0.75)
+    torch.nn.init.ones_(cell.inject.weight)
+    features = torch.ones(50, 1000)
+    given_features = SparseMatrix.from_dense(features) if sparse else features
+    drawn = cell.injected(given_features)
+    assert abs(drawn.mean() - 1000) < 30
+    assert drawn.std() > 10
+    assert torch.equal(cell.eval().injected(given_features), torch.full((50, 1), 1000.0))
+
+
+def test_what_is_dropped_is_drawn_once_for_a_solve() -> None:
+    graph = random_graph()
+    for make in MAKERS.values():
+        cell = make()
+        cell.dropout = 0.5
+        update, state = cell.start(graph.x, PreparedGraph(graph, cell.aggregation).adjacency)
+        assert torch.equal(update(state), update(state))
+
+
+def test_a_graph_is_recognised_by_its_tensors() -> None:
+    graph = random_graph(0)
+    prepared = PreparedGraph(graph, "mean")
+    assert prepared.is_of(graph)
+    assert prepared.is_of(Data(x=graph.x, edge_index=graph.edge_index))
+    copy = graph.clone()
+    assert not prepared.is_of(copy)
+    assert PreparedGraph(copy, "mean").fingerprint == prepared.fingerprint
+    copy.x[0, 0] += 1
+    assert PreparedGraph(copy, "mean").fingerprint != prepared.fingerprint
+    graph.x[0, 0] += 1
+    assert not prepared.is_of(graph)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PageRankCell(0, 3), "num_features=0"),
+        (lambda: PageRankCell(5, 1), "num_classes=1"),
+        (lambda: PageRankCell(5, 3, 0), "num_hidden=0"),
+        (lambda: PageRankCell(5, 3, alpha=0.0), "alpha=0.0"),
+        (lambda: PageRankCell(5, 3, alpha=1.0, learn_alpha=True), "alpha=1 cannot be learned"),
+        (lambda: PageRankCell(5, 3, dropout=1.0), r"dropout=1\.0"),
+        (lambda: ContractiveCell(5, 3, bound=1.0), r"bound=1\.0 must be below 1"),
+        (lambda: ContractiveCell(5, 3, norm="nuclear"), "norm='nuclear' must be one of spectral"),
+        (lambda: ContractiveCell(5, 3, activation="exp"), "activation='exp' must be one of relu, tanh"),
+        (lambda: GRUPropagation(5, 3, aggregation="max"), "aggregation='max' must be one of sum, mean"),
+        (lambda: GRUPropagation(5, 3, features_enter="never"), "features_enter='never' must be one of every_step"),
+    ],
+)
+def test_bad_arguments_are_named(make, message) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_the_released_form_forgets_its_features() -> None:
+    """With features in the first state alone a contraction ends in the same state whatever they are."""
+    torch.manual_seed(0)
+    graph, ends = random_graph(), []
+    cells = [GRUPropagation(**SIZES, features_enter=entry) for entry in ("first_state", "every_step")]
+    for cell in cells:
+        with torch.no_grad():
+            cell.gru.weight_hh.mul_(0.3)
+            cell.gru.weight_ih.mul_(0.2)
+            adjacency = PreparedGraph(graph, cell.aggregation).adjacency
+            for features in (graph.x, 1 - graph.x):
+                update, state = cell.start(features, adjacency)
+                ends.append(NeumannRBP(solver=SOLVER)(update, state).state)
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-5)
+    assert (ends[2] - ends[3]).norm() > 1e-2
+
+
+def test_the_interface_is_abstract() -> None:
+    with pytest.raises(TypeError):
+        PropagationCell(5, 3, 4)
