@@ -7,10 +7,10 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 from torch_geometric.data import Data, Dataset
-from torch_geometric.loader import RandomNodeLoader
 from torch_geometric.transforms import NormalizeFeatures
 
 from datamodules.files import data_directory
+from datamodules.graph_parts import spectral_parts
 from datamodules.node_features import principal_components
 from datamodules.node_splits import split_by_class, split_by_ratio
 from datamodules.planetoid_files import NAMES, load_planetoid
@@ -22,11 +22,11 @@ class CitationGraph(LightningDataModule):
 
     A batch is a ``torch_geometric.data.Data`` with features ``x``, ``edge_index``, labels ``y`` (-1 where there is
     none) and the masks ``train_mask``, ``val_mask`` and ``test_mask``. It is the whole graph, or with ``num_parts`` a
-    random part of it in training; validation, test and prediction are always on the whole graph.
+    part of it in training; validation, test and prediction are always on the whole graph.
 
     The whole graph under several processes is the same work done by each of them. To share it, set ``num_parts`` to
-    their number or a multiple of it: each epoch deals the nodes to the processes at random, and each process trains on
-    the subgraphs that its nodes induce.
+    their number or a multiple of it: the graph is cut once, along few edges, and each epoch deals its parts to the
+    processes.
 
     Args:
         name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``, in any case.
@@ -44,7 +44,7 @@ class CitationGraph(LightningDataModule):
         split_seed: Seed of a random split.
         normalize_features: Whether to divide the features of each node by their sum.
         pca: Number of principal components to take in place of the features, cached beside the data; ``None`` for none.
-        num_parts: Number of random parts that training sees an epoch of the graph in; 1 is the whole graph.
+        num_parts: Number of parts that the graph is cut into for training, a batch each; 1 is the whole graph.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -136,7 +136,7 @@ class CitationGraph(LightningDataModule):
         return graph
 
     def train_dataloader(self) -> DataLoader[Data]:
-        """The whole graph, or its random parts in an order that depends on the seed and the epoch."""
+        """The whole graph, or its parts in an order that depends on the seed and the epoch."""
         processes = self.trainer.world_size if self.trainer else 1
         if self.num_parts == 1:
             if processes > 1:
@@ -146,15 +146,18 @@ class CitationGraph(LightningDataModule):
                     stacklevel=2,
                 )
             return self.val_dataloader()
-        # Lightning tells this sampler the epoch, which a resumed run needs to see the same parts.
-        sampler: DistributedSampler[int] = DistributedSampler(
-            range(self.graph.num_nodes),  # type: ignore[arg-type]
+        parts = [
+            self.graph.subgraph(nodes)
+            for nodes in spectral_parts(self.graph.edge_index, self.graph.num_nodes, self.num_parts)
+        ]
+        # Lightning tells this sampler the epoch, which a resumed run needs to see the same order.
+        sampler: DistributedSampler[Data] = DistributedSampler(
+            parts,  # type: ignore[arg-type]
             num_replicas=processes,
             rank=self.trainer.global_rank if self.trainer else 0,
             seed=self.split_seed,
         )
-        loader: DataLoader[Data] = RandomNodeLoader(self.graph, self.num_parts, sampler=sampler)
-        return loader
+        return DataLoader(parts, batch_size=1, sampler=sampler, collate_fn=_only)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Data]:
         """The whole graph."""

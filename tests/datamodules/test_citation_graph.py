@@ -185,7 +185,7 @@ def test_the_parts_of_an_epoch_hold_every_node_once_with_its_edges() -> None:
     data.graph.x = torch.arange(31.0)[:, None]  # each node's number
     loader, epochs = data.train_dataloader(), []
     for epoch in (0, 1, 0):
-        loader.sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)  # as Lightning does
         parts = list(loader)
         assert len(parts) == 3
         numbers = [part.x[:, 0].long() for part in parts]

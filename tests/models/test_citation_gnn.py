@@ -332,6 +332,55 @@ def test_whole_graphs_under_several_processes_are_warned_about(tmp_path) -> None
     assert "set --data.num_parts to 2 or a multiple" in told.stderr
 
 
+def processes(folder: Path, *arguments: str) -> float:
+    """Trains on PubMed in processes of their own and returns the best validation accuracy."""
+    shared = ["--trainer.max_epochs=60", "--trainer.check_val_every_n_epoch=2", "--model.consistency=0"]
+    small = [*shared, "--trainer.accelerator=cpu", f"--trainer.logger.save_dir={folder}"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "fit",
+        f"--config={ROOT}/configs/pubmed.yaml",
+        *small,
+        *arguments,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "STEPS_FOLDER": str(folder)}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "all the same work" not in finished.stderr
+    events = EventAccumulator(str(folder / "pubmed" / "version_0")).Reload()
+    return max(scalar.value for scalar in events.Scalars("val/accuracy"))
+
+
+class TellSteps(Callback):
+    """Leaves a file for each process with the nodes of its training batches."""
+
+    def __init__(self) -> None:
+        self.nodes: list[int] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.nodes.append(batch.num_nodes)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        assert batch.num_nodes == 19717
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        Path(os.environ["STEPS_FOLDER"], f"rank{trainer.global_rank}").write_text(" ".join(map(str, self.nodes)))
+
+
+def test_two_processes_share_pubmed_and_come_out_as_one(tmp_path, data_dir, monkeypatch) -> None:
+    monkeypatch.setenv("RBP_DATA_DIR", data_dir)
+    tell = "--trainer.callbacks+=tests.models.test_citation_gnn.TellSteps"
+    shared = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.num_parts=2", tell]
+    together = processes(tmp_path / "two", *shared)
+    alone = processes(tmp_path / "one", "--trainer.devices=1")
+    assert abs(together - alone) <= 0.01
+    # No process was idle, and none did the work of the other.
+    of_each = [[int(word) for word in (tmp_path / "two" / f"rank{rank}").read_text().split()] for rank in (0, 1)]
+    assert [len(nodes) for nodes in of_each] == [60, 60]
+    assert all({one, other} == {9858, 9859} for one, other in zip(*of_each, strict=True))
+
+
 def test_a_linear_classifier_trains_without_any_fixed_point() -> None:
     model = LinearClassifier(5, 3)
     before = copy.deepcopy(model)
