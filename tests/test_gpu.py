@@ -4,9 +4,13 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Trainer, seed_everything
 
+from datamodules import CitationGraph
+from models import CitationGNN, ContractiveCell, GRUPropagation, PageRankCell, PropagationCell
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard
 from tests.cells import loss_of, tanh_cell
+from tests.graphs import RandomGraph
 
 SOLVER = Picard(300, tol=1e-13)
 
@@ -32,3 +36,17 @@ def test_gradients_are_those_of_the_cpu(estimator: GradientEstimator) -> None:
         loss_of(own(update, start, batch_dims=1).state.cpu()).backward()
         found[device] = (weight.grad.cpu(), drive.grad.cpu())
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("make_cell", [PageRankCell, ContractiveCell, GRUPropagation])
+def test_a_citation_network_trains_as_on_the_cpu(make_cell: type[PropagationCell]) -> None:
+    found = []
+    for accelerator in ("cpu", "gpu"):
+        seed_everything(0, verbose=False)
+        model = CitationGNN(make_cell(5, 3, 8, dropout=0.0), warm_start=True)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = Trainer(accelerator=accelerator, devices=1, max_epochs=3, callbacks=[CGRBP()], **quiet)
+        trainer.fit(model, CitationGraph(dataset=RandomGraph))
+        found.append(torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)

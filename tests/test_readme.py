@@ -119,8 +119,13 @@ def test_tensorboard_shows_the_runs(checkout: Path) -> None:
 
 
 def test_the_tables_have_a_row_for_each_estimator() -> None:
-    names = ["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP"]
-    assert [len(re.findall(rf"^\| {name} \| [\d.]+ ± [\d.]+ %", README, re.MULTILINE)) for name in names] == [1] * 5
+    tables = [table.splitlines() for table in re.findall(r"((?:^\|.*\n)+)", README, re.MULTILINE)]
+    compared = [table for table in tables if any(line.startswith("| NeumannRBP | ") and "±" in line for line in table)]
+    assert len(compared) == 3  # recall, citation graphs, the paper's setting
+    for table in compared:
+        names = [line.split("|")[1].strip().partition("(")[0] for line in table[2:]]
+        assert [name for name in names if name != "no propagation"] == ["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP"]
+        assert all("±" in line for line in table[2:])
 
 
 def test_ci_runs_the_two_commands() -> None:
@@ -140,3 +145,43 @@ def test_the_recall_benchmark(tmp_path: Path) -> None:
     assert run(command, ROOT).endswith(printed[printed.index("| estimator") :])  # from the file, nothing is run again
     assert (tmp_path / "recall.csv").read_text() == rows
     assert len(rows.splitlines()) == 5
+
+
+def citation_benchmark(module: str, tmp_path: Path, data_dir: str, *options: str) -> tuple[str, Path]:
+    """Runs a benchmark of few epochs twice, the second time from its file, and returns what it prints."""
+    assert f"python -m benchmarks.{module}" in README
+    csv = tmp_path / "runs.csv"
+    command = [sys.executable, "-m", f"benchmarks.{module}", f"--csv={csv}", f"--trainer.logger.save_dir={tmp_path}"]
+    command += ["--trainer.accelerator=cpu", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", *options]
+    environment = {**os.environ, "RBP_DATA_DIR": data_dir}
+    printed = run(command, ROOT, environment)
+    rows = csv.read_text()
+    csv.with_suffix(".png").unlink()
+    assert run(command, ROOT, environment).splitlines() == printed[printed.index("| ") :].splitlines()
+    assert csv.read_text() == rows
+    with Image.open(csv.with_suffix(".png")) as picture:
+        picture.verify()
+    return printed, csv
+
+
+def test_the_citation_benchmark(tmp_path: Path, data_dir: str) -> None:
+    options = ["--configs", "configs/paper/cora.yaml", "--baseline", "--estimators", "RBP:3", "BPTT", "--seeds=2"]
+    printed, csv = citation_benchmark("citation", tmp_path, data_dir, *options)
+    table = printed[printed.index("| gradient | configs/paper/cora.yaml | seeds |") :].splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| no propagation", "| RBP(steps=3)", "| BPTT"]
+    assert all(re.fullmatch(r"\| .* \| [\d.]+ ± [\d.]+ % \| 2 \|", line) for line in table[2:])
+    assert len(csv.read_text().splitlines()) == 7
+
+
+def test_the_warm_start_benchmark(tmp_path: Path, data_dir: str) -> None:
+    printed, _ = citation_benchmark("warm_start", tmp_path, data_dir, "--seeds=1", "--trainer.max_epochs=6")
+    steps = [float(found) for found in re.findall(r"^\| [a-z ]+ \| ([\d.]+) \| ", printed, re.MULTILINE)]
+    assert len(steps) == 3
+    assert steps[0] == 100
+    assert steps[0] > steps[1] > steps[2]
+
+
+def test_the_propagation_benchmark() -> None:
+    assert "python -m benchmarks.propagation" in README
+    printed = run([sys.executable, "-m", "benchmarks.propagation", "--repeats=2", "--width=3"], ROOT)
+    assert len(re.findall(r"^\| .* \| [\d.]+ \| [\d.]+ \|$", printed, re.MULTILINE)) == 5
