@@ -1,9 +1,11 @@
 """A graph whose nodes are to be classified."""
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, DistributedSampler
 from torch_geometric.data import Data, Dataset
@@ -96,6 +98,7 @@ class CitationGraph(LightningDataModule):
         self.normalize_features = normalize_features
         self.pca = None if pca is None else check_count(self, "pca", pca, 1)
         self.num_parts = check_count(self, "num_parts", num_parts, 1)
+        self._on_device: Data | None = None
 
     def prepare_data(self) -> None:
         """Downloads what is missing and fills the cache, in one process of each machine."""
@@ -134,6 +137,17 @@ class CitationGraph(LightningDataModule):
         if self.pca is not None:
             graph.x = principal_components(graph.x, self.pca, data_directory(self.data_dir) / "pca")
         return graph
+
+    def transfer_batch_to_device(self, batch: Data, device: torch.device, dataloader_idx: int) -> Data:
+        """Copies a graph to the device, the whole graph only once."""
+        if batch is self.graph and self._on_device is not None and self._on_device.x.device == device:
+            return self._on_device
+        # Training could not use tensors that validation makes in inference mode, and Data.to changes its own object.
+        with torch.inference_mode(False):
+            moved: Data = copy.copy(batch).to(device)
+        if batch is self.graph:
+            self._on_device = moved
+        return moved
 
     def train_dataloader(self) -> DataLoader[Data]:
         """The whole graph, or its parts in an order that depends on the seed and the epoch."""

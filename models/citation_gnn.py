@@ -94,7 +94,8 @@ class CitationGNN(NodeClassifier):
             The update and its fixed point, whose state has the shape ``[num_nodes, d]``.
         """
         if self._prepared is None or not self._prepared.is_of(graph):
-            self._prepared = PreparedGraph(graph, self.cell.aggregation)
+            with torch.inference_mode(False):  # training may be next
+                self._prepared = PreparedGraph(graph, self.cell.aggregation)
         update, state = self.cell.start(self._prepared.features, self._prepared.adjacency)
         warm_start = self.warm_start if self.training else None
         if warm_start is not None and self._warm_graph != self._prepared.fingerprint:

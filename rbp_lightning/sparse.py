@@ -64,6 +64,10 @@ class SparseMatrix:
         other._set(values)
         return other
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseMatrix":
+        """Returns the matrix itself: it is a constant, and PyTorch cannot copy a CSR tensor deeply."""
+        return self
+
     def __matmul__(self, dense: Tensor) -> Tensor:
         """Product with a dense matrix of shape ``[columns, d]``; in its dtype, but computed in that of the entries."""
         product: Tensor = _Product.apply(self._matrix, self._transposed, dense.to(self.values.dtype))  # type: ignore[no-untyped-call]

@@ -60,7 +60,9 @@ class PreparedGraph:
 
 
 def _sources(graph: Data) -> list[tuple[Tensor, int]]:
-    return [(tensor, tensor._version) for tensor in (graph.x, graph.edge_index)]
+    tensors = (graph.x, graph.edge_index)
+    # Tensors made in inference mode do not count their versions.
+    return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
 def adjacency_matrix(

@@ -204,3 +204,26 @@ def test_evaluation_sees_the_whole_graph() -> None:
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
         (graph,) = loader
         assert graph is data.graph
+
+
+def test_the_whole_graph_is_moved_once_and_can_be_trained_on_after_validation() -> None:
+    data = CitationGraph(dataset=RandomGraph)
+    data.setup("fit")
+    (graph,) = data.val_dataloader()
+    with torch.inference_mode():
+        moved = data.transfer_batch_to_device(graph, torch.device("meta"), 0)
+    assert moved.x.is_meta
+    assert not moved.x.is_inference()
+    assert not data.graph.x.is_meta
+    (again,) = data.train_dataloader()
+    assert data.transfer_batch_to_device(again, torch.device("meta"), 0) is moved
+    assert not data.transfer_batch_to_device(again, torch.device("cpu"), 0).x.is_meta
+
+
+def test_parts_are_moved_anew() -> None:
+    data = CitationGraph(dataset=RandomGraph, num_parts=2)
+    data.setup("fit")
+    for part in data.train_dataloader():
+        moved = data.transfer_batch_to_device(part, torch.device("meta"), 0)
+        assert moved.num_nodes == part.num_nodes
+        assert not part.x.is_meta

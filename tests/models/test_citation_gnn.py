@@ -391,6 +391,14 @@ def test_a_linear_classifier_trains_without_any_fixed_point() -> None:
     assert (model.layer.weight - before.layer.weight).norm() > 0
 
 
+def test_a_model_that_has_seen_a_graph_can_be_copied() -> None:
+    model, graph = network(warm_start=True), random_graph(0, num_features=5)
+    graph.x *= torch.eye(8, 5)  # sparse features
+    model(graph)
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied.eval()(graph)[1].state, model.eval()(graph)[1].state)
+
+
 def test_warm_starts_are_objects_of_their_own() -> None:
     assert isinstance(network(warm_start=True).warm_start, WarmStart)
     assert network().warm_start is None
