@@ -16,8 +16,9 @@ import yaml
 from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 
-from benchmarks.finished_runs import Row, config_keys, mean_and_spread, run_missing
+from benchmarks.finished_runs import Row, config_keys, mean_and_spread, run_missing, seed_count
 from rbp_lightning.cli import RBPLightningCLI
+from rbp_lightning.cli_errors import one_line_errors
 
 BASELINE = "none"
 
@@ -113,7 +114,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", required=True, help="configs to train, a column each")
     parser.add_argument("--estimators", nargs="+", default=DEFAULT, help="estimators to compare, NAME or NAME:STEPS")
     parser.add_argument("--baseline", action="store_true", help="add a linear classifier of the features alone")
-    parser.add_argument("--seeds", type=int, default=10, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=seed_count, default=10, help="how many seeds, from 0")
     parser.add_argument("--csv", type=Path, default=Path("logs/citation.csv"), help="file of finished runs")
     options, overrides = parser.parse_known_args()
     sys.argv = sys.argv[:1]
@@ -131,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -1,5 +1,6 @@
 """Runs that are done once and kept in a CSV file."""
 
+import argparse
 import csv
 import hashlib
 import statistics
@@ -14,6 +15,13 @@ from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP
 Row = dict[str, str]
 
 ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
+
+
+def seed_count(text: str) -> int:
+    """Reads a number of seeds from the command line."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seeds: it must be at least 1")
+    return int(text)
 
 
 def config_keys(config: str, overrides: list[str]) -> Row:

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.finished_runs import ESTIMATORS, Row, config_keys, mean_and_spread, run_missing
+from benchmarks.finished_runs import ESTIMATORS, Row, config_keys, mean_and_spread, run_missing, seed_count
 from rbp_lightning.cli import RBPLightningCLI
+from rbp_lightning.cli_errors import one_line_errors
 
 
 def train_and_test(keys: Row) -> dict[str, float]:
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/hopfield.yaml", help="config to train")
     parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=ESTIMATORS, help="estimators to compare")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=seed_count, default=3, help="how many seeds, from 0")
     parser.add_argument("--csv", type=Path, default=Path("logs/recall.csv"), help="file of finished runs")
     options, overrides = parser.parse_known_args()
     sys.argv = sys.argv[:1]
@@ -73,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

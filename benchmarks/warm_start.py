@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from benchmarks.citation import fit_and_test
-from benchmarks.finished_runs import Row, config_keys, mean_and_spread, run_missing
+from benchmarks.finished_runs import Row, config_keys, mean_and_spread, run_missing, seed_count
+from rbp_lightning.cli_errors import one_line_errors
 
 TOLERANCE = ["--estimator.solver.tol=1.0e-2", "--estimator.solver.check_every=2"]
 VARIANTS = {
@@ -78,7 +79,7 @@ def main() -> None:
     """Runs what is missing in the CSV file, prints the table and draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/paper/cora.yaml", help="config to train")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=seed_count, default=5, help="how many seeds, from 0")
     parser.add_argument("--csv", type=Path, default=Path("logs/warm_start.csv"), help="file of finished runs")
     options, overrides = parser.parse_known_args()
     sys.argv = sys.argv[:1]
@@ -92,4 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

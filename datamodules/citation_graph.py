@@ -12,6 +12,7 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.transforms import NormalizeFeatures
 
 from datamodules.files import data_directory
+from datamodules.graph_datasets import only_graph
 from datamodules.graph_parts import spectral_parts
 from datamodules.node_features import principal_components
 from datamodules.node_splits import split_by_class, split_by_ratio
@@ -28,7 +29,7 @@ class CitationGraph(LightningDataModule):
 
     The whole graph under several processes is the same work done by each of them. To share it, set ``num_parts`` to
     their number or a multiple of it: the graph is cut once, along few edges, and each epoch deals its parts to the
-    processes.
+    processes. The loss of a part is the mean over its own training nodes, and all parts count alike.
 
     Args:
         name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``, in any case.
@@ -44,7 +45,8 @@ class CitationGraph(LightningDataModule):
         num_val: Validation nodes of ``"per_class"``.
         num_test: Test nodes of ``"per_class"``.
         split_seed: Seed of a random split.
-        normalize_features: Whether to divide the features of each node by their sum.
+        normalize_features: Whether to scale the features as PyG's ``NormalizeFeatures`` does: their minimum is taken
+            off, and those of a node are divided by their sum where that is above 1.
         pca: Number of principal components to take in place of the features, cached beside the data; ``None`` for none.
         num_parts: Number of parts that the graph is cut into for training, a batch each; 1 is the whole graph.
 
@@ -82,6 +84,8 @@ class CitationGraph(LightningDataModule):
         if split not in ("public", "ratio", "per_class"):
             raise UserError(f"CitationGraph: split={split!r} must be one of public, ratio, per_class.")
         self.graph_name = NAMES[name.lower()]
+        if dataset is not None and not callable(dataset):
+            raise UserError("CitationGraph: dataset must be a function that makes the dataset, such as its class.")
         self.dataset = dataset
         self.data_dir = data_dir
         self.split = split
@@ -98,7 +102,7 @@ class CitationGraph(LightningDataModule):
         self.normalize_features = normalize_features
         self.pca = None if pca is None else check_count(self, "pca", pca, 1)
         self.num_parts = check_count(self, "num_parts", num_parts, 1)
-        self._on_device: Data | None = None
+        self._moved: dict[int, tuple[Data, Data]] = {}
 
     def prepare_data(self) -> None:
         """Downloads what is missing and fills the cache, in one process of each machine."""
@@ -119,7 +123,7 @@ class CitationGraph(LightningDataModule):
                 )
 
     def _load(self) -> Data:
-        graph = load_planetoid(self.graph_name, self.data_dir) if self.dataset is None else _only_graph(self.dataset())
+        graph = load_planetoid(self.graph_name, self.data_dir) if self.dataset is None else only_graph(self.dataset())
         if self.split == "ratio":
             masks = split_by_ratio(graph.y, self.train_ratio, self.val_ratio, self.split_seed)
             graph.train_mask, graph.val_mask, graph.test_mask = masks
@@ -132,6 +136,12 @@ class CitationGraph(LightningDataModule):
                     raise UserError(f"The dataset has no {name}: set split to ratio or per_class.")
                 if graph[name].dim() > 1:
                     graph[name] = graph[name][:, self.split_seed % graph[name].shape[1]]
+        for name in ("train_mask", "val_mask", "test_mask"):
+            mask = graph[name]
+            if mask.dtype != torch.bool or len(mask) != graph.num_nodes:
+                raise UserError(f"{name} must be a bool for each node: convert it, or set split to ratio or per_class.")
+            if not (mask & (graph.y >= 0)).any():
+                raise UserError(f"No node of {name} has a label: take another split.")
         if self.normalize_features:
             graph = NormalizeFeatures()(graph)
         if self.pca is not None:
@@ -139,26 +149,25 @@ class CitationGraph(LightningDataModule):
         return graph
 
     def transfer_batch_to_device(self, batch: Data, device: torch.device, dataloader_idx: int) -> Data:
-        """Copies a graph to the device, the whole graph only once."""
-        if batch is self.graph and self._on_device is not None and self._on_device.x.device == device:
-            return self._on_device
-        # Training could not use tensors that validation makes in inference mode, and Data.to changes its own object.
-        with torch.inference_mode(False):
-            moved: Data = copy.copy(batch).to(device)
-        if batch is self.graph:
-            self._on_device = moved
+        """Copies each graph to the device once."""
+        source, moved = self._moved.get(id(batch), (None, None))
+        if source is not batch or moved is None or moved.x.device != device:
+            # Training could not use tensors that validation makes in inference mode; Data.to changes its own object.
+            with torch.inference_mode(False):
+                moved = copy.copy(batch).to(device)
+            self._moved[id(batch)] = batch, moved
         return moved
 
     def train_dataloader(self) -> DataLoader[Data]:
         """The whole graph, or its parts in an order that depends on the seed and the epoch."""
         processes = self.trainer.world_size if self.trainer else 1
+        if self.num_parts % processes:
+            warnings.warn(
+                f"num_parts={self.num_parts} does not go round {processes} processes, so that some of their work is "
+                f"the same: set --data.num_parts to {processes} or a multiple.",
+                stacklevel=2,
+            )
         if self.num_parts == 1:
-            if processes > 1:
-                warnings.warn(
-                    f"Each of the {processes} processes trains on the whole graph, all the same work: set "
-                    f"--data.num_parts to {processes} or a multiple, so that they share it.",
-                    stacklevel=2,
-                )
             return self.val_dataloader()
         parts = [
             self.graph.subgraph(nodes)
@@ -182,19 +191,4 @@ class CitationGraph(LightningDataModule):
 
 def _only(graphs: list[Data]) -> Data:
     (graph,) = graphs
-    return graph
-
-
-def _only_graph(dataset: Dataset) -> Data:
-    if len(dataset) != 1:
-        raise UserError(f"{type(dataset).__name__} holds {len(dataset)} graphs: give a dataset that holds one.")
-    graph = dataset[0]
-    for name in ("x", "edge_index", "y"):
-        if graph.get(name) is None:
-            raise UserError(f"The graph of {type(dataset).__name__} has no {name}, which classifying its nodes needs.")
-    if graph.y.dim() != 1 or graph.y.is_floating_point():
-        raise UserError(
-            f"The graph of {type(dataset).__name__} has labels y of shape {tuple(graph.y.shape)} and type "
-            f"{graph.y.dtype}: one class number for each node is needed."
-        )
     return graph

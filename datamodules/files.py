@@ -20,7 +20,7 @@ def data_directory(data_dir: str | None) -> Path:
 
 
 def obtain(files: Mapping[str, str], folders: Sequence[Path], urls: Sequence[str]) -> list[Path]:
-    """Finds files in the first of some folders that has any of them, downloads those that are missing, and checks all.
+    """Finds files in that of some folders which has most of them, downloads those that are missing, and checks all.
 
     A download is complete and checked before it gets its name, so that nothing half-written can be found later.
 
@@ -35,7 +35,7 @@ def obtain(files: Mapping[str, str], folders: Sequence[Path], urls: Sequence[str
     Raises:
         UserError: If a file is nowhere to be had, or has another sum.
     """
-    folder = next((folder for folder in folders if any((folder / name).is_file() for name in files)), folders[0])
+    folder = max(folders, key=lambda folder: sum((folder / name).is_file() for name in files))  # the first of equals
     for name, sha256 in files.items():
         path = folder / name
         if path.is_file():

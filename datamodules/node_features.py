@@ -4,11 +4,11 @@ import contextlib
 import hashlib
 import os
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import ArpackError
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -30,7 +30,7 @@ def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
         The centred features in the basis of the components, float32, of shape ``[num_nodes, count]``.
 
     Raises:
-        UserError: If there are not so many components.
+        UserError: If there are not so many components, or none at all.
 
     Example:
         >>> import tempfile
@@ -40,10 +40,18 @@ def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
     if count >= min(features.shape):
         raise UserError(f"pca={count} must be below the number of nodes and of features, {min(features.shape)}.")
     table = features.numpy()
-    path = folder / f"pca{count}-{hashlib.sha256(table.tobytes()).hexdigest()}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(path) as cached:
-        return torch.from_numpy(cached["features"])
-    components = PCA(count, svd_solver="arpack", random_state=0).fit_transform(table).astype(np.float32)
+    digest = hashlib.sha256(f"{table.shape} {table.dtype}".encode() + table.tobytes())
+    path = folder / f"pca{count}-{digest.hexdigest()}.npz"
+    # Whatever damaged bytes make of the reader.
+    with contextlib.suppress(Exception), np.load(path) as cached:
+        if cached["features"].shape == (len(table), count):
+            return torch.from_numpy(cached["features"])
+    try:
+        components = PCA(count, svd_solver="arpack", random_state=0).fit_transform(table).astype(np.float32)
+    except ArpackError as error:
+        raise UserError(
+            f"pca={count}: the features have no principal components ({error}): set pca to null."
+        ) from error
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         # Renamed when it is complete, so that an interruption leaves nothing that could be read.

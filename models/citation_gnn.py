@@ -1,5 +1,6 @@
 """Classification of documents on citation graphs."""
 
+import inspect
 import warnings
 from typing import Any
 
@@ -24,6 +25,9 @@ from rbp_lightning.errors import check_number
 from rbp_lightning.estimators.base import describe
 from rbp_lightning.solvers import Update
 
+MOST_PREPARED = 64
+"""How many graphs are kept as matrices."""
+
 
 class CitationGNN(NodeClassifier):
     """Graph network whose node states run to a fixed point, from which the classes are read (paper, section 4.2).
@@ -35,7 +39,8 @@ class CitationGNN(NodeClassifier):
             takes the place of both.
         warm_start: Whether a training step starts from the last one's fixed point, and its adjoint solve (``RBP`` and
             ``CGRBP``) from the last adjoint, if it is on the same graph. Both are saved in checkpoints. Evaluation
-            never starts there.
+            never starts there. It pays where only the weights change from step to step; with dropout, each step is a
+            problem of its own.
         consistency: Weight, at least 0, of the consistency of two draws of dropout on all nodes, as in GRAND (Feng et
             al., NeurIPS 2020); 0 draws once.
         temperature: Sharpening of the predictions that the draws are to agree on, in (0, 1].
@@ -72,7 +77,7 @@ class CitationGNN(NodeClassifier):
         if isinstance(self.hparams["cell"], PropagationCell):
             # Made in Python: kept as the command line keeps it, so that a checkpoint names it instead of pickling it.
             instantiator = "lightning.pytorch.cli.instantiate_module"
-            self.save_hyperparameters({"cell": describe(cell), "_instantiator": instantiator})
+            self.save_hyperparameters({"cell": _config_of(cell), "_instantiator": instantiator})
         self.cell = cell
         self.consistency = check_number(self, "consistency", consistency, 0.0)
         self.temperature = check_number(self, "temperature", temperature, 0.0, 1.0, low_allowed=False)
@@ -80,9 +85,14 @@ class CitationGNN(NodeClassifier):
         self.column_sum_weight = check_number(self, "column_sum_weight", column_sum_weight, 0.0)
         # A Trainer's estimator takes its place.
         self.estimator: GradientEstimator = NeumannRBP()
+        if warm_start and cell.features_enter == "first_state":
+            raise UserError(
+                "CitationGNN: warm_start=True replaces the first state, and features_enter='first_state' puts the "
+                "features nowhere else: set one of them otherwise."
+            )
         self.warm_start = WarmStart() if warm_start else None
         self._warm_graph: str | None = None
-        self._prepared: PreparedGraph | None = None
+        self._prepared: dict[int, PreparedGraph] = {}
 
     def forward(self, graph: Data) -> tuple[Update, FixedPoint]:
         """Runs the node states to their fixed point.
@@ -93,35 +103,47 @@ class CitationGNN(NodeClassifier):
         Returns:
             The update and its fixed point, whose state has the shape ``[num_nodes, d]``.
         """
-        if self._prepared is None or not self._prepared.is_of(graph):
-            with torch.inference_mode(False):  # training may be next
-                self._prepared = PreparedGraph(graph, self.cell.aggregation)
-        update, state = self.cell.start(self._prepared.features, self._prepared.adjacency)
+        prepared = self._prepare(graph)
+        update, state = self.cell.start(prepared.features, prepared.adjacency)
         warm_start = self.warm_start if self.training else None
-        if warm_start is not None and self._warm_graph != self._prepared.fingerprint:
+        if warm_start is not None and self._warm_graph != prepared.fingerprint:
             warm_start.clear()
-            self._warm_graph = self._prepared.fingerprint
+            self._warm_graph = prepared.fingerprint
         return update, self.estimator(update, state, warm_start=warm_start)
+
+    def _prepare(self, graph: Data) -> PreparedGraph:
+        dtype = self.cell.inject.weight.dtype
+        prepared = self._prepared.get(id(graph.x))
+        if prepared is None or not prepared.is_of(graph, dtype):
+            # Enough for the parts of a graph; where every batch is a new graph, none is worth keeping.
+            if len(self._prepared) >= MOST_PREPARED:
+                self._prepared.clear()
+            with torch.inference_mode(False):  # training may be next
+                prepared = self._prepared[id(graph.x)] = PreparedGraph(graph, self.cell.aggregation, dtype)
+        return prepared
 
     def class_scores(self, graph: Data, stage: str) -> Tensor:
         """Scores of all nodes, read off their states at the fixed point."""
-        return self._solve(graph, stage)[2]
-
-    def _solve(self, graph: Data, stage: str) -> tuple[Update, FixedPoint, Tensor]:
-        update, fixed_point = self(graph)
+        _, fixed_point = self(graph)
         if stage != "predict":
-            self.log(f"{stage}/steps", float(fixed_point.steps), batch_size=1, sync_dist=stage != "train")
-            self.log(f"{stage}/residual", fixed_point.residual, batch_size=1, sync_dist=stage != "train")
-        return update, fixed_point, self.cell.scores(fixed_point.state)
+            self._log_solves([fixed_point], stage)
+        return self.cell.scores(fixed_point.state)
+
+    def _log_solves(self, fixed_points: list[FixedPoint], stage: str) -> None:
+        steps = sum(fixed_point.steps for fixed_point in fixed_points)
+        residual = torch.stack([fixed_point.residual for fixed_point in fixed_points]).max()
+        self.log(f"{stage}/steps", float(steps), batch_size=1, sync_dist=stage != "train")
+        self.log(f"{stage}/residual", residual, batch_size=1, sync_dist=stage != "train")
 
     def training_loss(self, graph: Data) -> Tensor:
         """Mean cross-entropy of the labelled training nodes, and the terms that have a weight."""
-        draws = [self._solve(graph, "train") for _ in range(2 if self.consistency else 1)]
-        scores = [draw[2] for draw in draws]
+        draws = [self(graph) for _ in range(2 if self.consistency else 1)]
+        self._log_solves([fixed_point for _, fixed_point in draws], "train")
+        scores = [self.cell.scores(fixed_point.state) for _, fixed_point in draws]
         loss = torch.stack([self.cross_entropy(draw, graph, graph.train_mask) for draw in scores]).mean()
         if self.consistency:
             loss = loss + self.consistency * consistency_loss(scores, self.temperature)
-        update, fixed_point, _ = draws[0]
+        update, fixed_point = draws[0]
         for weight, penalty in (
             (self.jacobian_weight, jacobian_penalty),
             (self.column_sum_weight, column_sum_penalty),
@@ -131,15 +153,16 @@ class CitationGNN(NodeClassifier):
         return loss
 
     def on_train_start(self) -> None:
-        """Refuses a warm start where each batch is another graph.
+        """Refuses a warm start where it cannot go on from step to step, or from a checkpoint.
 
         Raises:
-            UserError: If an epoch has more than one batch.
+            UserError: If an epoch has more than one batch, or there is more than one process.
         """
-        if self.warm_start is not None and self.trainer.num_training_batches > 1:
+        batches, processes = self.trainer.num_training_batches, self.trainer.world_size
+        if self.warm_start is not None and (batches > 1 or processes > 1):
             raise UserError(
-                f"CitationGNN: warm_start=True, but an epoch has {self.trainer.num_training_batches} batches, each a "
-                "graph of its own: set warm_start to False, or the data's num_parts to 1."
+                f"CitationGNN: warm_start=True needs the whole graph in one process, but an epoch has {batches} "
+                f"batches in each of {processes} processes: set warm_start to False, or num_parts and devices to 1."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -152,3 +175,15 @@ class CitationGNN(NodeClassifier):
         if self.warm_start is not None and "warm_start" in checkpoint:
             self._warm_graph = checkpoint["warm_start"]["graph"]
             self.warm_start.load_state_dict(checkpoint["warm_start"])
+
+
+def _config_of(cell: PropagationCell) -> dict[str, Any]:
+    config = describe(cell)
+    for name in inspect.signature(type(cell)).parameters:
+        value = getattr(cell, name, cell)
+        if value is not None and not isinstance(value, bool | int | float | str):
+            raise UserError(
+                f"{type(cell).__name__}: its argument {name!r} is not kept as a plain value in an attribute of that "
+                f"name, so a checkpoint could not say how the cell was made: set self.{name}."
+            )
+    return config

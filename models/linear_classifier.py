@@ -37,5 +37,5 @@ class LinearClassifier(NodeClassifier):
 
     def class_scores(self, graph: Data, stage: str) -> Tensor:
         """Scores of all nodes from their features."""
-        scores: Tensor = self.layer(graph.x)
+        scores: Tensor = self.layer(graph.x.to(self.layer.weight.dtype))
         return scores

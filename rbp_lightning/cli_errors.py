@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from models import PropagationCell
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import GradientEstimator
 from rbp_lightning.solvers import FixedPointSolver
@@ -21,6 +22,7 @@ _CHOICES = {
     "solver": FixedPointSolver,
     "model": LightningModule,
     "data": LightningDataModule,
+    "cell": PropagationCell,
 }
 
 # What jsonargparse says of its own types and of the alternatives that it tried.

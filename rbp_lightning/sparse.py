@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rbp_lightning.errors import UserError
+
 
 class SparseMatrix:
     """A constant sparse matrix A with a fast product A X and fast derivatives of it.
@@ -18,6 +20,9 @@ class SparseMatrix:
         col: Columns of the entries, of the same shape.
         values: Entries, floating point, of the same shape.
         shape: Number of rows and of columns.
+
+    Raises:
+        UserError: If the entries require a gradient.
 
     Example:
         >>> matrix = SparseMatrix(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), (2, 2))
@@ -47,6 +52,8 @@ class SparseMatrix:
         return cls(row, col, dense[row, col], (dense.shape[0], dense.shape[1]))
 
     def _set(self, values: Tensor) -> None:
+        if values.requires_grad:
+            raise UserError("SparseMatrix: its entries take no gradient, but these require one: detach them.")
         self.values = values
         rows, columns = self.shape
         self._matrix = _csr(self._indices, values, (rows, columns))
@@ -92,7 +99,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
         ctx.matrix, ctx.transposed = matrix, transposed
-        return matrix @ dense
+        with torch.autocast(dense.device.type, enabled=False):  # there is no such product in low precision
+            return matrix @ dense
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:

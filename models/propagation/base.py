@@ -1,6 +1,7 @@
 """The interface of propagation cells."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import dropout
@@ -14,6 +15,9 @@ from rbp_lightning.solvers import Update
 class PropagationCell(nn.Module, ABC):
     """An update of node states that a graph network runs to its fixed point.
 
+    A cell keeps each constructor argument, a plain value, in an attribute of the same name, from where checkpoints take
+    them.
+
     Args:
         num_features: Number of features of a node, at least 1.
         num_classes: Number of classes, at least 2.
@@ -22,6 +26,7 @@ class PropagationCell(nn.Module, ABC):
 
     Attributes:
         aggregation: How a node sums up the states of its neighbours.
+        features_enter: ``"first_state"`` where they are in the state that a solve starts from, and nowhere else.
         inject: The layer that reads the features.
 
     Raises:
@@ -40,6 +45,7 @@ class PropagationCell(nn.Module, ABC):
     """
 
     aggregation: Aggregation = "symmetric"
+    features_enter: Literal["every_step", "first_state"] = "every_step"
 
     def __init__(self, num_features: int, num_classes: int, num_hidden: int, dropout: float = 0.0) -> None:
         super().__init__()

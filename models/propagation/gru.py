@@ -23,7 +23,8 @@ class GRUPropagation(PropagationCell):
         num_hidden: Number of hidden units.
         aggregation: Whether A takes the ``"sum"`` or the ``"mean"`` of the neighbours' states.
         features_enter: ``"every_step"``, as above, or ``"first_state"``: Z <- GRU(A Z, Z) from Z = U(X), as in the
-            paper's released code. A contraction forgets where it was started, and the features with it.
+            paper's released code. A contraction forgets where it was started, and the features with it; and of all
+            estimators only ``BPTT`` trains the layer U then.
         dropout: Share, in [0, 1), of the features and of the readout's inputs that training drops.
 
     Raises:

@@ -25,6 +25,7 @@ class PreparedGraph:
     Args:
         graph: The graph, with ``x`` and ``edge_index``.
         aggregation: As ``adjacency_matrix`` takes it.
+        dtype: Type of the weights that the features meet; sparse matrices are float32 at least.
 
     Attributes:
         features: The features, dense or sparse, of shape ``[num_nodes, num_features]``.
@@ -38,16 +39,19 @@ class PreparedGraph:
                 [1., 1., 1.]])
     """
 
-    def __init__(self, graph: Data, aggregation: Aggregation) -> None:
+    def __init__(self, graph: Data, aggregation: Aggregation, dtype: torch.dtype = torch.float32) -> None:
         self._sources = _sources(graph)
+        self._dtype = dtype
+        wide = torch.promote_types(dtype, torch.float32)
         dense = torch.count_nonzero(graph.x) >= SPARSE_BELOW * graph.x.numel()
-        self.features = graph.x if dense else SparseMatrix.from_dense(graph.x)
-        self.adjacency = adjacency_matrix(graph.edge_index, graph.num_nodes, aggregation, graph.x.dtype)
+        self.features = graph.x.to(dtype) if dense else SparseMatrix.from_dense(graph.x.to(wide))
+        self.adjacency = adjacency_matrix(graph.edge_index, graph.num_nodes, aggregation, wide)
 
-    def is_of(self, graph: Data) -> bool:
-        """Whether this was made from these very tensors, and they have not been changed since."""
+    def is_of(self, graph: Data, dtype: torch.dtype = torch.float32) -> bool:
+        """Whether this was made from these very tensors, which have not changed since, for weights of this type."""
         pairs = zip(self._sources, _sources(graph), strict=True)
-        return all(tensor is other and version == newer for (tensor, version), (other, newer) in pairs)
+        same = all(tensor is other and version == newer for (tensor, version), (other, newer) in pairs)
+        return same and dtype == self._dtype
 
     @cached_property
     def fingerprint(self) -> str:

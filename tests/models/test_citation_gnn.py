@@ -16,7 +16,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.functional import cross_entropy
 
 from datamodules import CitationGraph
-from models import CitationGNN, ContractiveCell, GRUPropagation, LinearClassifier, PageRankCell
+from models import (
+    CitationGNN,
+    ContractiveCell,
+    GRUPropagation,
+    LinearClassifier,
+    PageRankCell,
+    PropagationCell,
+    citation_gnn,
+)
 from models.consistency import consistency_loss
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, UserError, WarmStart
 from rbp_lightning.cli import main
@@ -88,6 +96,46 @@ def test_nodes_without_a_label_are_left_out() -> None:
     assert float(nobody) == 0
 
 
+def test_evaluation_leaves_nodes_without_a_label_out() -> None:
+    class Hidden(RandomGraph):
+        def get(self, idx: int):
+            graph = super().get(idx)
+            graph.y = torch.where(torch.arange(30) % 4 == 0, -1, graph.y)
+            return graph
+
+    model, graph = network(), CitationGraph(dataset=Hidden)
+    trainer = trainer_of(NeumannRBP(), epochs=1)
+    trainer.fit(model, graph)
+    (predicted,) = trainer.predict(model, graph)
+    for stage, evaluate in (("val", trainer.validate), ("test", trainer.test)):
+        known = graph.graph[f"{stage}_mask"] & (graph.graph.y >= 0)
+        (result,) = evaluate(model, graph, verbose=False)
+        accuracy = (predicted == graph.graph.y)[known].float().mean()
+        assert result[f"{stage}/accuracy"] == pytest.approx(float(accuracy))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("cell", [PageRankCell, ContractiveCell, GRUPropagation])
+@pytest.mark.parametrize("estimator", [BPTT(), CGRBP(), NeumannRBP()], ids=lambda e: type(e).__name__)
+def test_every_precision_trains(precision, cell, estimator) -> None:
+    class Sparse(RandomGraph):
+        def get(self, idx: int):
+            graph = super().get(idx)
+            graph.x = graph.x * torch.eye(30, 5)
+            return graph
+
+    for dataset in (RandomGraph, Sparse):
+        model = network(partial(cell, **SIZES), consistency=0.5)
+        before = copy.deepcopy(model)
+        estimator.solver = Picard(50, 1e-2)
+        trainer_of(copy.deepcopy(estimator), precision=precision).fit(model, CitationGraph(dataset=dataset))
+        for parameter, old in zip(model.parameters(), before.parameters(), strict=True):
+            assert parameter.isfinite().all()
+            assert not torch.equal(parameter.float(), old.float())
+    linear = LinearClassifier(5, 3)
+    trainer_of(NeumannRBP(), precision=precision).fit(linear, data())
+
+
 @pytest.mark.parametrize(
     "estimator", [BPTT(), TBPTT(), RBP(60), NeumannRBP(60), CGRBP()], ids=lambda e: type(e).__name__
 )
@@ -142,12 +190,19 @@ def test_a_warm_start_does_not_leak_into_another_graph() -> None:
     cold = {id(graph): model(graph)[1].steps for graph in (other, one)}
     assert model(one)[1].steps < cold[id(one)]
     assert model(other)[1].steps == cold[id(other)]
+    rewired = other.clone()
+    rewired.edge_index = random_graph(3).edge_index  # and here edges alone
+    afresh = copy.deepcopy(model).eval()(rewired)[1].steps
+    assert model(rewired)[1].steps == afresh
+    assert model(other)[1].steps == cold[id(other)]
     assert model.eval()(other)[1].steps == cold[id(other)]
     assert model.train()(other)[1].steps < cold[id(other)]
 
 
 def test_a_warm_start_is_refused_where_each_batch_is_another_graph() -> None:
-    with pytest.raises(UserError, match="warm_start=True, but an epoch has 3 batches"):
+    with pytest.raises(
+        UserError, match="warm_start=True needs the whole graph in one process, but an epoch has 3 batches"
+    ):
         trainer_of(NeumannRBP()).fit(network(warm_start=True), data(num_parts=3))
 
 
@@ -198,6 +253,17 @@ def test_dropout_differs_from_epoch_to_epoch_and_follows_the_seed() -> None:
         losses.append(recorder.found)
     assert losses[0] == losses[1] != losses[2]
     assert len(set(losses[0])) == 3
+
+
+def test_draws_differ_between_batches_epochs_and_processes(monkeypatch) -> None:
+    model, draws = network(), []
+    for epoch, batch_idx, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
+        monkeypatch.setattr(CitationGNN, "current_epoch", epoch)
+        monkeypatch.setattr(CitationGNN, "global_rank", rank)
+        with model._own_draws(batch_idx):
+            draws.append(tuple(torch.rand(3).tolist()))
+    assert draws[0] == draws[-1]
+    assert len(set(draws)) == 4
 
 
 def test_a_training_step_leaves_the_global_generator_alone() -> None:
@@ -367,7 +433,7 @@ def processes(folder: Path, *arguments: str) -> float:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "STEPS_FOLDER": str(folder)}
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd=ROOT)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "all the same work" not in finished.stderr
+    assert "does not go round" not in finished.stderr
     events = EventAccumulator(str(folder / "pubmed" / "version_0")).Reload()
     return max(scalar.value for scalar in events.Scalars("val/accuracy"))
 
@@ -422,3 +488,50 @@ def test_a_model_that_has_seen_a_graph_can_be_copied() -> None:
 def test_warm_starts_are_objects_of_their_own() -> None:
     assert isinstance(network(warm_start=True).warm_start, WarmStart)
     assert network().warm_start is None
+
+
+class KeepsNothing(PropagationCell):
+    """A cell that does not say how it was made."""
+
+    def __init__(self, num_features: int, num_classes: int, gain: float = 0.5) -> None:
+        super().__init__(num_features, num_classes, num_hidden=num_classes)
+        self._gain = gain
+
+    def start(self, features, adjacency):
+        drive = self.injected(features)
+        return lambda state: self._gain * (adjacency @ state) + drive, drive
+
+    def scores(self, state):
+        return state
+
+
+def test_a_cell_that_a_checkpoint_could_not_make_again_is_refused() -> None:
+    with pytest.raises(UserError, match="KeepsNothing: its argument 'gain' is not kept"):
+        CitationGNN(KeepsNothing(5, 3, gain=0.9))
+
+
+def test_a_warm_start_that_would_lose_the_features_is_refused() -> None:
+    with pytest.raises(UserError, match="warm_start=True replaces the first state"):
+        network(partial(GRUPropagation, **SIZES, features_enter="first_state"), warm_start=True)
+
+
+def test_the_steps_of_both_draws_are_counted() -> None:
+    steps = []
+    for consistency in (0.0, 1.0):
+        trainer = trainer_of(NeumannRBP(solver=Picard(30, tol=0)), epochs=1)
+        trainer.fit(network(consistency=consistency), data())
+        steps.append(float(trainer.callback_metrics["train/steps"]))
+    assert steps == [30, 60]
+
+
+def test_each_part_is_prepared_once(monkeypatch) -> None:
+    made = []
+
+    class Counted(citation_gnn.PreparedGraph):
+        def __init__(self, graph: Any, *arguments: Any) -> None:
+            made.append(graph.num_nodes)
+            super().__init__(graph, *arguments)
+
+    monkeypatch.setattr(citation_gnn, "PreparedGraph", Counted)
+    trainer_of(NeumannRBP(), epochs=4).fit(network(), data(num_parts=3))
+    assert sorted(made) == [10, 10, 10, 30]

@@ -45,7 +45,7 @@ def cell_of(name: str, seed: int = 0, graph: Data | None = None) -> Cell:
             module.gru.weight_ih.mul_(0.2 if name == "gru" else 0.05)
     graph = random_graph(seed) if graph is None else graph
     graph.x = graph.x.double().requires_grad_()
-    prepared = PreparedGraph(graph, module.aggregation)
+    prepared = PreparedGraph(graph, module.aggregation, torch.float64)
     assert prepared.features is graph.x
     with torch.no_grad():
         _, start = module.start(graph.x, prepared.adjacency)
