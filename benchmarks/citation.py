@@ -110,7 +110,9 @@ def plot(rows: list[Row], configs: list[str], estimators: list[str], path: Path)
 
 def main() -> None:
     """Runs what is missing in the CSV file, prints the table and draws the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--configs", nargs="+", required=True, help="configs to train, a column each")
     parser.add_argument("--estimators", nargs="+", default=DEFAULT, help="estimators to compare, NAME or NAME:STEPS")
     parser.add_argument("--baseline", action="store_true", help="add a linear classifier of the features alone")

@@ -55,7 +55,9 @@ def seconds(run: Callable[[], object], repeats: int) -> float:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--size", choices=SIZES, default="Cora", help="whose numbers of nodes and edges to take")
     parser.add_argument("--width", type=int, default=64, help="number of columns of the states")
     parser.add_argument("--repeats", type=int, default=100, help="calls to take the median of")

@@ -57,7 +57,9 @@ def table(rows: list[Row], estimators: list[str]) -> str:
 
 def main() -> None:
     """Runs what is missing in the CSV file and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", default="configs/hopfield.yaml", help="config to train")
     parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=ESTIMATORS, help="estimators to compare")
     parser.add_argument("--seeds", type=seed_count, default=3, help="how many seeds, from 0")

@@ -77,7 +77,9 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     """Runs what is missing in the CSV file, prints the table and draws the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", default="configs/paper/cora.yaml", help="config to train")
     parser.add_argument("--seeds", type=seed_count, default=5, help="how many seeds, from 0")
     parser.add_argument("--csv", type=Path, default=Path("logs/warm_start.csv"), help="file of finished runs")

@@ -34,7 +34,7 @@ class CitationGraph(LightningDataModule):
     Args:
         name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``, in any case.
         dataset: A PyG dataset of one graph, in place of the three: a class path with its arguments on the command line,
-            a function that makes it in Python.
+            a function that makes it in Python. Edges may have a direction; weights of edges are not used.
         data_dir: A folder that holds the graph's files, or holds them in ``planetoid/raw`` or ``<name>/raw``; ``None``
             is the environment variable ``RBP_DATA_DIR`` or else ``data``.
         split: ``"public"`` takes the masks that come with the graph (of several, number ``split_seed``), ``"ratio"``
@@ -78,7 +78,10 @@ class CitationGraph(LightningDataModule):
         num_parts: int = 1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore="dataset")
+        self.save_hyperparameters()
+        if callable(dataset) and callable(self.hparams["dataset"]):
+            # Made in Python: a checkpoint tells what it was, and cannot make it again.
+            self.save_hyperparameters({"dataset": repr(dataset)})
         if name.lower() not in NAMES:
             raise UserError(f"CitationGraph: name={name!r} must be one of {', '.join(NAMES.values())}.")
         if split not in ("public", "ratio", "per_class"):

@@ -44,8 +44,8 @@ def obtain(files: Mapping[str, str], folders: Sequence[Path], urls: Sequence[str
         elif not any(_downloaded(f"{url}/{name}", path, sha256) for url in urls):
             missing = ", ".join(name for name in files if not (folder / name).is_file())
             raise UserError(
-                f"Missing {missing}: not found in {', '.join(str(folder) for folder in folders)}, and not to be "
-                f"downloaded. Put what is missing into {folder}, or set data_dir or RBP_DATA_DIR to a folder that "
+                f"Missing {missing}: not found in {', '.join(str(folder) for folder in folders)}, and could not "
+                f"be downloaded. Put what is missing into {folder}, or set data_dir or RBP_DATA_DIR to a folder that "
                 "has all of it."
             )
     return [folder / name for name in files]

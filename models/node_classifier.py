@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
@@ -109,13 +111,19 @@ class NodeClassifier(LightningModule, ABC):
         self._evaluate(graph, graph.test_mask, self.test_metrics, "test")
 
     def predict_step(self, graph: Data, batch_idx: int) -> Tensor:
-        """Classifies all nodes.
+        """Classifies all nodes, and leaves the classes in ``classes.txt`` of the log folder, a line for each node.
 
         Returns:
             Classes, int64, of shape ``[num_nodes]``.
         """
         self._check(graph)
-        return self.class_scores(graph, "predict").argmax(1)
+        classes = self.class_scores(graph, "predict").argmax(1)
+        folder = self.trainer.log_dir  # every rank has to ask
+        if folder is not None and self.trainer.is_global_zero:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            np.savetxt(Path(folder) / "classes.txt", classes.cpu().numpy(), fmt="%d")
+            rank_zero_info(f"Classes: {Path(folder) / 'classes.txt'}")
+        return classes
 
     def _check(self, graph: Data) -> None:
         features = graph.x.shape[1]

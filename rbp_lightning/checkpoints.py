@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -56,10 +56,10 @@ class NamedCheckpoint:
             )
         own = ("_class_path", "_instantiator", "estimator")  # not the model's arguments
         arguments = {name: value for name, value in self.hyperparameters.items() if name not in own}
-        given = config.get("init_args") or {}
-        for name in sorted(arguments.keys() & given.keys()):
-            if arguments[name] != given[name]:
-                print(f"The checkpoint's {name}={arguments[name]} takes the place of {given[name]}.")
+        given, replacing = config.get("init_args") or {}, dict_to_namespace(arguments)
+        for name in sorted(set(replacing.keys()) & set(given.keys())):  # also those of an argument that is a class
+            if replacing[name] != given[name]:
+                print(f"The checkpoint's {name}={replacing[name]} takes the place of {given[name]}.")
         return {"class_path": config.class_path, "init_args": arguments}
 
     def check_parameters(self, model: LightningModule) -> None:

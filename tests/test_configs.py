@@ -34,4 +34,5 @@ def test_config(config, subcommand, tmp_path, monkeypatch, request) -> None:
         ]
     )
     assert bool(list(tmp_path.rglob("recall.png"))) == images
+    assert bool(list(tmp_path.rglob("classes.txt"))) == (subcommand == "predict" and not images)
     assert bool(list(tmp_path.rglob("best.ckpt"))) == (subcommand == "fit")

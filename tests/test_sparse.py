@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbp_lightning import SparseMatrix
+from rbp_lightning import SparseMatrix, UserError
 
 
 @st.composite
@@ -61,3 +61,15 @@ def test_low_precision_states_keep_their_type(dtype) -> None:
     assert torch.equal(product.detach().float(), torch.full((2, 2), 1.5))
     product.sum().backward()
     assert states.grad.dtype == dtype
+
+
+def test_autocast_leaves_the_product_alone() -> None:
+    matrix = SparseMatrix.from_dense(torch.full((2, 3), 0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(matrix @ torch.ones(3, 2), torch.full((2, 2), 1.5))
+
+
+def test_entries_that_want_a_gradient_are_refused() -> None:
+    matrix = SparseMatrix.from_dense(torch.eye(2))
+    with pytest.raises(UserError, match="entries take no gradient"):
+        matrix.with_values(matrix.values.clone().requires_grad_())

@@ -227,3 +227,65 @@ def test_parts_are_moved_anew() -> None:
         moved = data.transfer_batch_to_device(part, torch.device("meta"), 0)
         assert moved.num_nodes == part.num_nodes
         assert not part.x.is_meta
+
+
+class Odd(RandomGraph):
+    """A graph of unusual types, or with one thing wrong."""
+
+    def __init__(self, **changes) -> None:
+        super().__init__()
+        self.changes = changes
+
+    def get(self, idx: int):
+        graph = super().get(idx)
+        for name, change in self.changes.items():
+            graph[name] = change(graph[name])
+        return graph
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x": lambda x: x.double()},
+        {"x": lambda x: (10 * x).long()},
+        {"x": lambda x: (x > 0.5).to_sparse()},
+        {"y": lambda y: y.int()},
+    ],
+)
+def test_other_types_are_converted(changes) -> None:
+    data = CitationGraph(dataset=partial(Odd, **changes))
+    data.setup("fit")
+    assert (data.graph.x.dtype, data.graph.y.dtype, data.graph.x.layout) == (torch.float32, torch.int64, torch.strided)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": lambda x: x[:, 0]}, "does not fit together"),
+        ({"x": lambda x: x * torch.nan}, "does not fit together"),
+        ({"y": lambda y: y[:-1]}, "does not fit together"),
+        ({"edge_index": lambda edges: edges + 1}, "does not fit together"),
+        ({"y": lambda y: y * 0 - 1}, "has no label"),
+        ({"y": lambda y: y.float()}, "one class number for each node"),
+        ({"val_mask": lambda mask: mask.nonzero()[:, 0]}, "val_mask must be a bool for each node"),
+        ({"train_mask": lambda mask: mask & False}, "No node of train_mask has a label"),
+    ],
+)
+def test_a_graph_with_something_wrong_is_refused(changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        CitationGraph(dataset=partial(Odd, **changes)).setup("fit")
+
+
+def test_an_object_in_place_of_a_function_is_refused() -> None:
+    with pytest.raises(UserError, match="dataset must be a function that makes the dataset"):
+        CitationGraph(dataset=KarateClub())
+
+
+def test_the_order_of_parts_follows_the_seed() -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        data = CitationGraph(dataset=RandomGraph, num_parts=10, split_seed=seed)
+        data.setup("fit")
+        orders.append([int(part.x.sum() * 1e4) for part in data.train_dataloader()])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(orders[2])

@@ -48,7 +48,7 @@ def test_a_missing_file_is_downloaded(tmp_path, server) -> None:
 def test_a_download_with_another_sum_is_refused_and_removed(tmp_path, server) -> None:
     served, url = server
     (served / "file").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match="not to be downloaded"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         obtain({"file": SUM}, [tmp_path / "data"], [url])
     assert list((tmp_path / "data").iterdir()) == []
 

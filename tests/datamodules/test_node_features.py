@@ -64,3 +64,20 @@ def test_without_a_place_to_write_they_are_computed(tmp_path) -> None:
 def test_too_many_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="pca=12 must be below the number of nodes and of features, 12"):
         principal_components(features(), 12, tmp_path)
+
+
+def test_features_of_the_same_bytes_and_another_shape_are_others(tmp_path) -> None:
+    principal_components(features(), 3, tmp_path)
+    assert principal_components(features().reshape(24, 20), 3, tmp_path).shape == (24, 3)
+
+
+def test_an_archive_of_another_shape_is_made_anew(tmp_path) -> None:
+    first = principal_components(features(), 3, tmp_path)
+    (path,) = tmp_path.iterdir()
+    np.savez(path, features=np.zeros((2, 2), dtype=np.float32))
+    assert torch.equal(principal_components(features(), 3, tmp_path), first)
+
+
+def test_features_without_any_are_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="pca=3: the features have no principal components"):
+        principal_components(torch.zeros(40, 12), 3, tmp_path)

@@ -1,6 +1,7 @@
 """Reading the Planetoid files: nothing in them is executed that published files do not name."""
 
 import collections
+import hashlib
 import pickle
 import shutil
 from pathlib import Path
@@ -102,3 +103,18 @@ def test_without_a_network_one_sentence_names_all_that_is_missing(tmp_path, monk
     assert f"into {tmp_path}/planetoid/raw" in str(error.value)
     assert str(error.value).count("\n") == 0
     assert list(tmp_path.rglob("ind.*")) == []
+
+
+def test_a_file_whose_sum_is_right_is_still_read_with_care(cora, monkeypatch) -> None:
+    target, evil = cora / "touched", cora / "ind.cora.y"
+    evil.write_bytes(pickle.dumps(Touch(target), protocol=2))
+    monkeypatch.setitem(planetoid_files.SHA256, "ind.cora.y", hashlib.sha256(evil.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match="which no published file does"):
+        load_planetoid("Cora", str(cora))
+    assert not target.exists()
+
+
+def test_a_stray_file_does_not_hide_a_complete_folder(cora) -> None:
+    (cora / "planetoid" / "raw").mkdir(parents=True)
+    shutil.copyfile(cora / "ind.cora.x", cora / "planetoid" / "raw" / "ind.cora.x")
+    assert load_planetoid("Cora", str(cora)).num_nodes == 2708

@@ -283,6 +283,8 @@ def test_a_model_made_in_python_loads_from_its_checkpoint(tmp_path) -> None:
     trainer.fit(model, data())
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     torch.load(tmp_path / "one.ckpt", weights_only=True)
+    with pytest.raises(UserError, match="dataset must be a function"):
+        CitationGraph.load_from_checkpoint(tmp_path / "one.ckpt")
     loaded = CitationGNN.load_from_checkpoint(tmp_path / "one.ckpt")
     assert isinstance(loaded.cell, ContractiveCell)
     assert (loaded.cell.norm, loaded.cell.bound, loaded.consistency) == ("infinity", 0.5, 0.5)
@@ -382,9 +384,16 @@ def test_any_dataset_of_one_graph_and_the_curves_of_a_run(tmp_path, monkeypatch,
     arguments = fit_arguments(tmp_path)[1:]
     capsys.readouterr()
     trainer_arguments = [argument for argument in arguments if "max_epochs" not in argument]
-    main(["test", *trainer_arguments, "--model.learning_rate=0.5", f"--ckpt_path={best}"])
+    others = ["--model.learning_rate=0.5", "--model.cell.alpha=0.9"]
+    main(["test", *trainer_arguments, *others, f"--ckpt_path={best}"])
     told = [line for line in capsys.readouterr().out.splitlines() if "takes the place" in line]
-    assert told == ["The checkpoint's learning_rate=0.03 takes the place of 0.5."]
+    assert told == [
+        "The checkpoint's cell.init_args.alpha=0.1 takes the place of 0.9.",
+        "The checkpoint's learning_rate=0.03 takes the place of 0.5.",
+    ]
+    kept = CitationGraph.load_from_checkpoint(best)
+    kept.setup("test")
+    assert kept.graph.num_nodes == 30
     loaded = CitationGNN.load_from_checkpoint(best)
     assert isinstance(loaded.cell, PageRankCell)
 
