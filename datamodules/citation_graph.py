@@ -172,6 +172,7 @@ class CitationGraph(LightningDataModule):
             )
         if self.num_parts == 1:
             return self.val_dataloader()
+        self._moved.clear()  # of parts that are no more
         parts = [
             self.graph.subgraph(nodes)
             for nodes in spectral_parts(self.graph.edge_index, self.graph.num_nodes, self.num_parts)
