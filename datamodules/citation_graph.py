@@ -17,7 +17,9 @@ from datamodules.graph_parts import spectral_parts
 from datamodules.node_features import principal_components
 from datamodules.node_splits import split_by_class, split_by_ratio
 from datamodules.planetoid_files import NAMES, load_planetoid
-from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.errors import UserError, check_choice, check_count, check_number
+
+MASKS = ("train_mask", "val_mask", "test_mask")
 
 
 class CitationGraph(LightningDataModule):
@@ -84,14 +86,12 @@ class CitationGraph(LightningDataModule):
             self.save_hyperparameters({"dataset": repr(dataset)})
         if name.lower() not in NAMES:
             raise UserError(f"CitationGraph: name={name!r} must be one of {', '.join(NAMES.values())}.")
-        if split not in ("public", "ratio", "per_class"):
-            raise UserError(f"CitationGraph: split={split!r} must be one of public, ratio, per_class.")
         self.graph_name = NAMES[name.lower()]
         if dataset is not None and not callable(dataset):
             raise UserError("CitationGraph: dataset must be a function that makes the dataset, such as its class.")
         self.dataset = dataset
         self.data_dir = data_dir
-        self.split = split
+        self.split = check_choice(self, "split", split, ("public", "ratio", "per_class"))
         self.train_ratio = check_number(self, "train_ratio", train_ratio, 0.0, 1.0, low_allowed=False)
         self.val_ratio = check_number(self, "val_ratio", val_ratio, 0.0, 1.0, low_allowed=False)
         if train_ratio + val_ratio >= 1:
@@ -134,12 +134,12 @@ class CitationGraph(LightningDataModule):
             masks = split_by_class(graph.y, self.per_class, self.num_val, self.num_test, self.split_seed)
             graph.train_mask, graph.val_mask, graph.test_mask = masks
         else:
-            for name in ("train_mask", "val_mask", "test_mask"):
+            for name in MASKS:
                 if name not in graph:
                     raise UserError(f"The dataset has no {name}: set split to ratio or per_class.")
                 if graph[name].dim() > 1:
                     graph[name] = graph[name][:, self.split_seed % graph[name].shape[1]]
-        for name in ("train_mask", "val_mask", "test_mask"):
+        for name in MASKS:
             mask = graph[name]
             if mask.dtype != torch.bool or len(mask) != graph.num_nodes:
                 raise UserError(f"{name} must be a bool for each node: convert it, or set split to ratio or per_class.")

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.corruption import CORRUPTIONS
 from datamodules.image_sources import MNIST_FILES, digits_images, folder_images, mnist_images
 from datamodules.mnist_files import mnist_file
-from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.errors import UserError, check_choice, check_count, check_number
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
 
@@ -96,13 +96,9 @@ class ImagePatterns(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name, value, choices in (
-            ("source", source, ("digits", "mnist", "folder")),
-            ("train_corruption", train_corruption, tuple(CORRUPTIONS)),
-            ("corruption", corruption, tuple(CORRUPTIONS)),
-        ):
-            if value not in choices:
-                raise UserError(f"ImagePatterns: {name}={value!r} must be one of {', '.join(choices)}.")
+        check_choice(self, "source", source, ("digits", "mnist", "folder"))
+        check_choice(self, "train_corruption", train_corruption, CORRUPTIONS)
+        check_choice(self, "corruption", corruption, CORRUPTIONS)
         if source == "folder" and data_dir is None:
             raise UserError("ImagePatterns: source='folder' needs data_dir, the folder of image files.")
         self.source = source

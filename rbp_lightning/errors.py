@@ -1,6 +1,7 @@
 """Errors a user can put right, and the warning for what did not converge."""
 
 import operator
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -59,6 +60,24 @@ def check_number(
         end = f"{high:g}]" if high < float("inf") else "inf)"
         raise UserError(f"{_name(owner)}: {name}={value!r} must be a number in {bracket}{low:g}, {end}.")
     return float(value)
+
+
+def check_choice(owner: object, name: str, value: str, choices: Iterable[str]) -> str:
+    """Returns an argument that is one of some names, or says which argument of which class is wrong.
+
+    Args:
+        owner: The object, or the function, whose argument it is.
+        name: The argument's name.
+        value: The value that was given.
+        choices: The names it may have.
+
+    Raises:
+        UserError: If ``value`` is none of them.
+    """
+    allowed = list(choices)
+    if value not in allowed:
+        raise UserError(f"{_name(owner)}: {name}={value!r} must be one of {', '.join(allowed)}.")
+    return value
 
 
 def _name(owner: object) -> str:

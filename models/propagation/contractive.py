@@ -8,7 +8,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from models.propagation.base import PropagationCell
 from rbp_lightning import FrobeniusNormBound, InfinityNormBound, SparseMatrix, SpectralNormBound
-from rbp_lightning.errors import UserError, check_number
+from rbp_lightning.errors import UserError, check_choice, check_number
 from rbp_lightning.solvers import Update
 
 BOUNDS = {"spectral": SpectralNormBound, "frobenius": FrobeniusNormBound, "infinity": InfinityNormBound}
@@ -52,14 +52,11 @@ class ContractiveCell(PropagationCell):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(num_features, num_classes, num_hidden, dropout)
-        for name, value, choices in (("norm", norm, BOUNDS), ("activation", activation, ACTIVATIONS)):
-            if value not in choices:
-                raise UserError(f"ContractiveCell: {name}={value!r} must be one of {', '.join(choices)}.")
-        self.norm = norm
+        self.norm = check_choice(self, "norm", norm, BOUNDS)
         self.bound = check_number(self, "bound", bound, 0.0, low_allowed=False)
         if bound >= 1:
             raise UserError(f"ContractiveCell: bound={bound!r} must be below 1, or the update is no contraction.")
-        self.activation = activation
+        self.activation = check_choice(self, "activation", activation, ACTIVATIONS)
         self.propagate = nn.Linear(num_hidden, num_hidden, bias=False)
         register_parametrization(self.propagate, "weight", BOUNDS[norm](bound))
         self.readout = nn.Linear(num_hidden, num_classes)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.propagation.base import PropagationCell
 from rbp_lightning import SparseMatrix
-from rbp_lightning.errors import UserError
+from rbp_lightning.errors import check_choice
 from rbp_lightning.solvers import Update
 
 
@@ -47,12 +47,8 @@ class GRUPropagation(PropagationCell):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(num_features, num_classes, num_hidden, dropout)
-        for name, value, choices in (
-            ("aggregation", aggregation, ("sum", "mean")),
-            ("features_enter", features_enter, ("every_step", "first_state")),
-        ):
-            if value not in choices:
-                raise UserError(f"GRUPropagation: {name}={value!r} must be one of {', '.join(choices)}.")
+        check_choice(self, "aggregation", aggregation, ("sum", "mean"))
+        check_choice(self, "features_enter", features_enter, ("every_step", "first_state"))
         self.aggregation = aggregation
         self.features_enter = features_enter
         self.gru = nn.GRUCell(num_hidden, num_hidden)
