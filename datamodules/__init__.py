@@ -2,5 +2,6 @@
 
 from datamodules.citation_graph import CitationGraph
 from datamodules.image_patterns import ImagePatterns
+from datamodules.mnist_splits import MNISTSplits
 
-__all__ = ["CitationGraph", "ImagePatterns"]
+__all__ = ["CitationGraph", "ImagePatterns", "MNISTSplits"]

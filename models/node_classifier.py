@@ -3,13 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
@@ -17,6 +15,7 @@ from torch_geometric.data import Data
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from models.classes_file import write_classes
 from rbp_lightning import UserError
 from rbp_lightning.errors import check_number
 
@@ -118,11 +117,7 @@ class NodeClassifier(LightningModule, ABC):
         """
         self._check(graph)
         classes = self.class_scores(graph, "predict").argmax(1)
-        folder = self.trainer.log_dir  # every rank has to ask
-        if folder is not None and self.trainer.is_global_zero:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            np.savetxt(Path(folder) / "classes.txt", classes.cpu().numpy(), fmt="%d")
-            rank_zero_info(f"Classes: {Path(folder) / 'classes.txt'}")
+        write_classes(self.trainer, classes)
         return classes
 
     def _check(self, graph: Data) -> None:

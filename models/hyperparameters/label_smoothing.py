@@ -1,0 +1,37 @@
+"""Label smoothing."""
+
+import torch
+from torch import Tensor, nn
+
+from models.hyperparameters.base import Examples, Hyperparameter
+from rbp_lightning.errors import UserError, check_number
+
+
+class LabelSmoothing(Hyperparameter):
+    """Mixes the labels with the uniform distribution, a share sigmoid(theta) of it (Szegedy et al., CVPR 2016).
+
+    Args:
+        initial: The share to start from, in (0, 1).
+
+    Raises:
+        UserError: If the argument is out of its range.
+
+    Example:
+        >>> LabelSmoothing(initial=0.5).targets(torch.tensor([[1.0, 0.0]]), {}).detach()
+        tensor([[0.7500, 0.2500]])
+    """
+
+    def __init__(self, initial: float = 0.05) -> None:
+        super().__init__()
+        self.initial = check_number(self, "initial", initial, 0.0, low_allowed=False)
+        if initial >= 1:
+            raise UserError(f"LabelSmoothing: initial={initial!r} must be below 1, or nothing is left of the labels.")
+        self.logit = nn.Parameter(torch.tensor(initial).logit())
+
+    def targets(self, targets: Tensor, examples: Examples) -> Tensor:
+        """The mixture."""
+        return targets + self.logit.sigmoid() * (1 / targets.shape[1] - targets)
+
+    def values(self) -> dict[str, Tensor]:
+        """The share of the uniform distribution."""
+        return {"label_smoothing": self.logit.sigmoid()}

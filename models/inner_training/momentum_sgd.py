@@ -1,0 +1,70 @@
+"""The inner training's step."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from rbp_lightning.errors import UserError, check_number
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+"""Tensors by the names of the network's parameters."""
+
+
+class MomentumSGD(nn.Module):
+    """Gradient descent with momentum, each tensor with a learning rate exp(theta) and a momentum sigmoid(phi).
+
+    v <- sigmoid(phi) v - (1 - sigmoid(phi)) g and w <- w + exp(theta) v (Maclaurin, Duvenaud and Adams, ICML 2015,
+    algorithm 1; checked against the paper's released code). At an optimum both g and v are 0, whatever theta and phi
+    are: the fixed point does not depend on them.
+
+    Args:
+        names: Names of the network's parameters.
+        learning_rate: exp(theta) to start from, above 0.
+        momentum: sigmoid(phi) to start from, in (0, 1).
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> sgd = MomentumSGD(["weight"], learning_rate=0.1, momentum=0.5)
+        >>> state = {"parameters": {"weight": torch.ones(1)}, "velocities": {"weight": torch.zeros(1)}}
+        >>> sgd(state, {"weight": torch.ones(1)})["parameters"]["weight"].detach()
+        tensor([0.9500])
+    """
+
+    def __init__(self, names: list[str], learning_rate: float, momentum: float) -> None:
+        super().__init__()
+        check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
+        if check_number(self, "momentum", momentum, 0.0, 1.0, low_allowed=False) == 1:
+            raise UserError("MomentumSGD: momentum=1.0 must be below 1, or no gradient counts.")
+        self.names = names
+        self.log_learning_rates = nn.Parameter(torch.full((len(names),), learning_rate).log())
+        self.momentum_logits = nn.Parameter(torch.full((len(names),), momentum).logit())
+
+    def forward(self, state: Mapping[str, Tensors], gradient: Tensors) -> dict[str, dict[str, Tensor]]:
+        """Takes a step.
+
+        Args:
+            state: ``parameters`` and ``velocities``.
+            gradient: Gradient of the loss with respect to the parameters.
+
+        Returns:
+            The next state.
+        """
+        velocities, parameters = {}, {}
+        rates, momenta = self.log_learning_rates.exp(), self.momentum_logits.sigmoid()
+        for name, rate, momentum in zip(self.names, rates.unbind(), momenta.unbind(), strict=True):
+            velocities[name] = momentum * state["velocities"][name] - (1 - momentum) * gradient[name]
+            parameters[name] = state["parameters"][name] + rate * velocities[name]
+        return {"parameters": parameters, "velocities": velocities}
+
+    def values(self) -> dict[str, Tensor]:
+        """The learning rate and the momentum of each tensor."""
+        kinds = {"learning_rate": self.log_learning_rates.exp(), "momentum": self.momentum_logits.sigmoid()}
+        return {
+            f"{kind}/{name}": value
+            for kind, values in kinds.items()
+            for name, value in zip(self.names, values, strict=True)
+        }

@@ -1,0 +1,155 @@
+"""Random search, for comparison with hypergradients."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.func import functional_call
+
+from models.hyperparameter_optimizer import HyperparameterOptimizer
+from models.hyperparameters import Examples
+from models.inner_training.momentum_sgd import Tensors
+from rbp_lightning.errors import UserError, check_count, check_number
+
+
+class RandomSearch(Callback):
+    """After a hyperparameter optimisation, compares it with its starting point and with a random search.
+
+    A trial of the random search is an inner training with hyperparameters drawn around the starting ones: a draw from
+    U[-spread, spread] is added to theta, one for all entries of each kind (all learning rates, all momenta, ...), as
+    one searches by hand. The trial with the lowest validation loss is tested, as is the best checkpoint of the
+    optimisation, or its last network where none is kept.
+
+    Args:
+        spread: Half of the range of the draws, above 0; theta is a logarithm or a logit.
+        trials: How many trials; ``None`` goes on for as long as the optimisation's training took, so that both cost the
+            same.
+        seed: Seed of the draws.
+
+    Raises:
+        UserError: If an argument is out of its range.
+    """
+
+    def __init__(self, spread: float = 3.0, trials: int | None = None, seed: int = 0) -> None:
+        self.spread = check_number(self, "spread", spread, 0.0, low_allowed=False)
+        self.trials = None if trials is None else check_count(self, "trials", trials, 1)
+        self.seed = check_count(self, "seed", seed, 0)
+        self.seconds = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keeps the hyperparameters to start from, before a checkpoint's take their place.
+
+        Raises:
+            UserError: If the module is no ``HyperparameterOptimizer``.
+        """
+        if not isinstance(pl_module, HyperparameterOptimizer):
+            raise UserError(f"RandomSearch: {type(pl_module).__name__} is no HyperparameterOptimizer: leave it out.")
+        self._start = {name: leaf.detach().clone() for name, leaf in _learned(pl_module).items()}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._begin = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Adds the time of an outer step, and keeps the data to train on."""
+        self.seconds += time.perf_counter() - self._begin
+        self._training: Examples = batch["train"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time spent so far."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting the time of the run that is continued."""
+        self.seconds = state_dict["seconds"]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Runs the search and prints the comparison."""
+        assert isinstance(pl_module, HyperparameterOptimizer)
+        if not hasattr(self, "_training"):  # nothing was left to train
+            return
+        training_mode = pl_module.training
+        pl_module.eval()
+        device = pl_module.device
+        learned = {name: leaf.detach().clone() for name, leaf in _learned(pl_module).items()}
+        with torch.no_grad():
+            rows = {
+                "starting": self._test(trainer, pl_module, self._train(pl_module, self._start)),
+                "learned": self._test(trainer, pl_module, _best(trainer, pl_module, device)),
+            }
+            best, trials = self._search(trainer, pl_module)
+            rows[f"random search, {trials} trials"] = self._test(trainer, pl_module, best)
+            _set(pl_module, learned)
+        pl_module.train(training_mode)
+        if trainer.is_global_zero:
+            print("| hyperparameters | validation loss | test loss | test accuracy |")
+            print("|---|---|---|---|")
+            for name, (val_loss, test_loss, accuracy) in rows.items():
+                print(f"| {name} | {val_loss:.4f} | {test_loss:.4f} | {100 * accuracy:.2f} % |")
+
+    def _search(self, trainer: Trainer, module: HyperparameterOptimizer) -> tuple[Tensors, int]:
+        generator = torch.Generator().manual_seed(self.seed)
+        best, lowest, trials, begin = None, float("inf"), 0, time.perf_counter()
+        while best is None or self._goes_on(trainer, trials, time.perf_counter() - begin):
+            drawn = {}
+            for name, leaf in self._start.items():
+                drawn[name] = leaf + self.spread * (2 * torch.rand((), generator=generator).item() - 1)
+            parameters = self._train(module, drawn)
+            loss, _ = _evaluate(module, parameters, _loaders(trainer).val_dataloader())
+            trials += 1
+            if best is None or loss < lowest:  # NaN is never lower
+                best, lowest = parameters, loss if loss == loss else float("inf")
+        return best, trials
+
+    def _goes_on(self, trainer: Trainer, trials: int, seconds: float) -> bool:
+        go_on = seconds < self.seconds if self.trials is None else trials < self.trials
+        return bool(trainer.strategy.broadcast(go_on))  # inner trainings are shared by the processes
+
+    def _train(self, module: HyperparameterOptimizer, hyperparameters: Tensors) -> Tensors:
+        _set(module, hyperparameters)
+        parameters: Tensors = module.train_network(self._training).state["parameters"]
+        return parameters
+
+    def _test(
+        self, trainer: Trainer, module: HyperparameterOptimizer, parameters: Tensors
+    ) -> tuple[float, float, float]:
+        val_loss, _ = _evaluate(module, parameters, _loaders(trainer).val_dataloader())
+        return val_loss, *_evaluate(module, parameters, _loaders(trainer).test_dataloader())
+
+
+def _loaders(trainer: Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _learned(module: HyperparameterOptimizer) -> dict[str, Tensor]:
+    return {name: leaf for name, leaf in module.named_parameters() if leaf.requires_grad}
+
+
+def _set(module: HyperparameterOptimizer, values: Tensors) -> None:
+    for name, leaf in _learned(module).items():
+        leaf.copy_(values[name])
+
+
+def _best(trainer: Trainer, module: HyperparameterOptimizer, device: torch.device) -> Tensors:
+    path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if path and Path(path).is_file():
+        saved = torch.load(path, weights_only=True, map_location=device)["state_dict"]
+        return {name: saved[f"trained.{name}"] for name, _ in module.trained.named_parameters()}
+    return dict(module.trained.named_parameters())
+
+
+def _evaluate(module: HyperparameterOptimizer, parameters: Tensors, batches: Any) -> tuple[float, float]:
+    loss, correct, count = 0.0, 0.0, 0
+    for batch in batches:
+        examples = module.trainer.strategy.batch_to_device(batch, module.device)
+        size = len(examples["labels"])
+        loss += float(module.objective.plain(parameters, examples, 1))
+        scores = functional_call(module.trained, dict(parameters), (examples["images"],))
+        correct += float((scores.argmax(1) == examples["labels"]).sum())
+        count += size
+    return loss / count, correct / count

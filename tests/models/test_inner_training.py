@@ -1,0 +1,285 @@
+"""The inner training as an update, and hypergradients through it against true ones."""
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from benchmarks.hypergradient_error import PROBLEMS, Problem, relative_error
+from models import ClassWeights, ExampleWeights, Hyperparameter, LabelSmoothing, WeightDecay
+from models.inner_training import LOSSES, MLP, InnerObjective, MomentumSGD, SGDUpdate
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, ImplicitEstimator, NeumannRBP, Picard, UserError
+from tests.cells import relative_error as relative_error_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+
+NUM_CLASSES, NUM_EXAMPLES = 3, 12
+
+
+class Contrast(Hyperparameter):
+    """Acts on the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_gain = nn.Parameter(torch.zeros(()))
+
+    def inputs(self, inputs: Tensor, examples: Any) -> Tensor:
+        return self.log_gain.exp() * inputs
+
+    def values(self) -> dict[str, Tensor]:
+        return {"contrast": self.log_gain.exp()}
+
+
+class Training:
+    """A small training in float64, with hyperparameters of every kind away from their symmetric starting points."""
+
+    def __init__(self, seed: int, loss: str = "cross_entropy", batch_size: int = 5) -> None:
+        torch.manual_seed(seed)
+        self.network = MLP([4, 3, NUM_CLASSES], log_scale=-0.5).double()
+        named = dict(self.network.named_parameters())
+        decay = WeightDecay(0.1)
+        decay.bind(named)
+        own = [decay, LabelSmoothing(0.2), ClassWeights(NUM_CLASSES), ExampleWeights(NUM_EXAMPLES), Contrast()]
+        self.objective = InnerObjective(self.network.requires_grad_(False), own, loss).double()
+        self.sgd = MomentumSGD(list(named), 0.3, 0.6).double()
+        self.learned = [p for p in (*self.objective.parameters(), *self.sgd.parameters()) if p.requires_grad]
+        with torch.no_grad():
+            for parameter in self.learned:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        self.batch_size = batch_size
+        self.examples, self.outer = (
+            {
+                "images": torch.randn(NUM_EXAMPLES, 1, 2, 2, dtype=torch.float64),
+                "labels": torch.randint(NUM_CLASSES, (NUM_EXAMPLES,)),
+                "index": torch.arange(NUM_EXAMPLES),
+            }
+            for _ in range(2)
+        )
+
+    def update(self, linearization_size: int | None = None) -> SGDUpdate:
+        return SGDUpdate(self.objective, self.sgd, self.examples, self.batch_size, 0, linearization_size)
+
+    def outer_loss(self, estimator: GradientEstimator) -> Tensor:
+        update = self.update(NUM_EXAMPLES if isinstance(estimator, ImplicitEstimator) else None)
+        state = estimator(update, update.start(self.network)).state
+        return self.objective.plain(state["parameters"], self.outer, NUM_EXAMPLES)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_is_that_of_the_paper(loss: str) -> None:
+    training = Training(0, loss, batch_size=NUM_EXAMPLES)
+    update = training.update()
+    state = update.start(training.network)
+    decay, smoothing, classes, weights, contrast = training.objective.hyperparameters
+    images, labels = training.examples["images"].flatten(1), training.examples["labels"]
+    wanted, velocities = dict(state["parameters"]), dict(state["velocities"])
+    for _ in range(3):
+        state = update(state)
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in wanted.items()}
+        hidden = torch.tanh(contrast.log_gain.exp() * images @ leaves["1.weight"].T + leaves["1.bias"])
+        outputs = hidden @ leaves["3.weight"].T + leaves["3.bias"]
+        share = torch.sigmoid(smoothing.logit)
+        targets = (1 - share) * torch.eye(NUM_CLASSES).double()[labels] + share / NUM_CLASSES
+        if loss == "cross_entropy":
+            losses = -(targets * torch.log_softmax(outputs, 1)).sum(1)
+        else:
+            losses = 0.5 * ((outputs - targets) ** 2).sum(1)
+        total = (losses * classes.log_weights.exp()[labels] * 2 * torch.sigmoid(weights.logits)).mean()
+        for coefficient, leaf in zip(decay.log_coefficients.exp(), leaves.values(), strict=True):
+            total = total + 0.5 * coefficient * (leaf**2).sum()
+        gradients = torch.autograd.grad(total, list(leaves.values()))
+        for number, (name, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+            momentum = torch.sigmoid(training.sgd.momentum_logits[number])
+            velocities[name] = (momentum * velocities[name] - (1 - momentum) * gradient).detach()
+            rate = training.sgd.log_learning_rates[number].exp()
+            wanted[name] = (wanted[name] + rate * velocities[name]).detach()
+    for name in wanted:
+        torch.testing.assert_close(state["parameters"][name].detach(), wanted[name], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(state["velocities"][name].detach(), velocities[name], rtol=1e-12, atol=1e-14)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), loss=st.sampled_from(list(LOSSES)), batch_size=st.sampled_from([1, 5, 12]))
+def test_bptt_through_minibatches_has_the_slope_of_the_outer_loss(seed: int, loss: str, batch_size: int) -> None:
+    """Every entry of every hyperparameter, so that each is tied to its own tensor, class or example."""
+    training, estimator, step = Training(seed, loss, batch_size), BPTT(Picard(7, tol=0)), 1e-6
+    found = torch.autograd.grad(training.outer_loss(estimator), training.learned)
+    slopes = [torch.zeros_like(parameter) for parameter in training.learned]
+    with torch.no_grad():
+        for parameter, slope in zip(training.learned, slopes, strict=True):
+            for entry in range(parameter.numel()):
+                ends = []
+                for sign in (1, -1):
+                    parameter.view(-1)[entry] += sign * step
+                    ends.append(training.outer_loss(estimator))
+                    parameter.view(-1)[entry] -= sign * step
+                slope.view(-1)[entry] = (ends[0] - ends[1]) / (2 * step)
+    for one, slope in zip(found, slopes, strict=True):
+        torch.testing.assert_close(one, slope, rtol=1e-4, atol=1e-8)
+    assert all(bool((slope != 0).any()) for slope in slopes)
+
+
+@settings(max_examples=2, deadline=None)
+@given(seed=st.integers(0, 2**31))
+def test_estimators_are_the_same_at_the_optimum_of_a_network(seed: int) -> None:
+    training, solver = Training(seed, batch_size=NUM_EXAMPLES), Picard(1500, tol=0)
+    decay = training.objective.hyperparameters[0]
+    with torch.no_grad():
+        decay.log_coefficients.fill_(-1.0)
+    in_loss = [parameter for parameter in training.objective.parameters() if parameter.requires_grad]
+    exact = list(torch.autograd.grad(training.outer_loss(BPTT(solver)), in_loss))
+    for estimator in (
+        TBPTT(800, solver),
+        RBP(800, tol=0, solver=solver),
+        NeumannRBP(800, solver=solver),
+        CGRBP(300, tol=0, solver=solver),
+    ):
+        found = list(torch.autograd.grad(training.outer_loss(estimator), in_loss))
+        assert relative_error_of(found, exact) < 1e-8, type(estimator).__name__
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_known_hypergradients(name: str) -> None:
+    problem, solver = Problem(PROBLEMS[name], size=60), Picard(3000, tol=0)
+    exact = problem.exact()
+    errors = {}
+    for estimator in (
+        TBPTT(1500, solver=solver),
+        RBP(1500, tol=0, solver=solver),
+        NeumannRBP(1500, solver=solver),
+        CGRBP(100, tol=0, solver=solver),
+    ):
+        errors[type(estimator).__name__] = relative_error(problem.hypergradient(estimator)[0], exact)
+    assert errors["CGRBP"] < 1e-12
+    assert all(error < 1e-8 for error in errors.values()), errors
+
+
+def test_the_true_hypergradient_of_ridge_regression_is_that_of_its_closed_form() -> None:
+    problem = Problem("squared_error", size=60)
+    images = problem.training["images"].flatten(1)
+    design = torch.cat([images, torch.ones(60, 1, dtype=images.dtype)], 1)
+    targets = torch.eye(10, dtype=images.dtype)[problem.training["labels"]]
+    weight, bias = problem.decay.log_coefficients.exp().unbind()
+    penalty = torch.cat([weight.expand(16), bias.expand(1)]).diag()
+    # Minimises |XW - Y|^2 / 2n + sum of c w^2 / 2.
+    normal = torch.linalg.cholesky(design.T @ design / 60 + penalty)
+    solution = torch.cholesky_solve(design.T @ targets / 60, normal)
+    held_out = torch.cat([problem.validation["images"].flatten(1), torch.ones(60, 1, dtype=images.dtype)], 1)
+    loss = ((held_out @ solution - torch.eye(10, dtype=images.dtype)[problem.validation["labels"]]) ** 2).sum() / 120
+    exact = torch.autograd.grad(loss, problem.decay.log_coefficients)[0]
+    assert relative_error(problem.exact(), exact) < 1e-12
+
+
+def test_implicit_hypergradients_of_learning_rates_are_biased_however_long_the_training() -> None:
+    problem = Problem("squared_error", size=60)
+    for length, decay_error in ((100, 0.5), (800, 1e-4)):
+        solver = Picard(length, tol=0)
+        true_decay, true_rate = problem.hypergradient(BPTT(solver))
+        decay, rate = problem.hypergradient(CGRBP(100, tol=0, solver=solver))
+        assert relative_error(decay, true_decay) < decay_error
+        assert relative_error(rate, true_rate) > 0.3
+
+
+def test_a_smaller_linearization_takes_as_many_examples() -> None:
+    training, seen = Training(0), []
+    training.objective.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[1]["labels"])))
+    for size in (10, NUM_EXAMPLES):
+        seen.clear()
+        update = training.update(size)
+        NeumannRBP(3, solver=Picard(6, tol=0))(update, update.start(training.network))
+        assert seen == [5, 5, 2, 5, 5, size]
+    seen.clear()
+    update = training.update()
+    TBPTT(3, solver=Picard(6, tol=0))(update, update.start(training.network))
+    assert seen == [5, 5, 2, 5, 5, 2]
+
+
+def test_minibatches_go_through_all_examples_in_new_orders_that_the_seed_decides() -> None:
+    def epochs(seed: int) -> list[list[int]]:
+        training, passes = Training(0), []
+        update = SGDUpdate(training.objective, training.sgd, training.examples, 5, seed)
+        for _ in range(2):
+            passes.append([int(number) for _ in range(3) for number in update._examples()])
+        return passes
+
+    first, second = epochs(0)
+    assert sorted(first) == sorted(second) == list(range(NUM_EXAMPLES))
+    assert first != second
+    assert epochs(0) == [first, second]
+    assert epochs(1)[0] != first
+
+
+def live_bytes() -> int:
+    return sum(kept.nbytes for kept in gc.get_objects() if type(kept) in (Tensor, nn.Parameter))
+
+
+def bytes_in_the_last_step(kind: type, steps: int) -> int:
+    """Bytes of all tensors that are alive at the end of an inner training, its last step's tape among them."""
+    training, found = Training(0), []
+    update = training.update(NUM_EXAMPLES)
+
+    def look(step: int, loss: Tensor) -> None:
+        if step == steps:
+            gc.collect()
+            found.append(live_bytes())
+
+    update.on_step = look
+    update_and_start = update, update.start(training.network)
+    kind(5, solver=Picard(steps, tol=0))(*update_and_start).state["parameters"]["1.weight"].sum().backward()
+    assert update.steps == steps
+    return found[0]
+
+
+@pytest.mark.parametrize(("kind", "steps"), [(RBP, 500), (NeumannRBP, 10_000), (CGRBP, 500), (TBPTT, 500)])
+def test_ten_thousand_inner_steps_take_the_memory_of_a_hundred(kind: type, steps: int) -> None:
+    assert bytes_in_the_last_step(kind, steps) == bytes_in_the_last_step(kind, 100) > 0
+
+
+def test_memory_of_bptt_grows_with_the_inner_steps() -> None:
+    nodes_of = []
+    for steps in (10, 20):
+        nodes, seen = [Training(0).outer_loss(BPTT(Picard(steps, tol=0))).grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                nodes += [following for following, _ in node.next_functions]
+        nodes_of.append(len(seen))
+    assert nodes_of[1] > 1.8 * nodes_of[0]
+
+
+def test_what_hyperparameters_do_not_fit_is_refused() -> None:
+    examples = {"labels": torch.tensor([0, 3]), "index": torch.arange(2)}
+    with pytest.raises(UserError, match="num_classes=3, but there is a label 3: set num_classes to 4"):
+        ClassWeights(3).check(examples)
+    with pytest.raises(UserError, match="num_examples=5, but there are 2 training examples: set num_examples to 2"):
+        ExampleWeights(5).check(examples)
+    with pytest.raises(UserError, match="the images have 9 pixels, but sizes begins with 4: make it 9"):
+        MLP([4, 2])(torch.zeros(1, 3, 3))
+    objective = InnerObjective(nn.Identity(), [], "cross_entropy")
+    with pytest.raises(UserError, match=r"outputs have the shape \(1, 2, 2\): they must be \[batch, num_classes\]"):
+        objective.plain({}, {"images": torch.zeros(1, 2, 2), "labels": torch.tensor([0])}, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLP([4]), r"sizes=\[4\] must be those of two layers at least"),
+        (lambda: MLP([4, 0]), "sizes=0 must be a whole number of at least 1"),
+        (lambda: MLP([4, 2], log_scale=float("nan")), "log_scale=nan must be a number"),
+        (lambda: MomentumSGD(["a"], 0.0, 0.5), r"learning_rate=0.0 must be a number in \(0, inf\)"),
+        (lambda: MomentumSGD(["a"], 0.1, 1.0), "momentum=1.0 must be below 1"),
+        (lambda: MomentumSGD(["a"], 0.1, -0.5), "momentum=-0.5 must be a number"),
+        (lambda: WeightDecay(0.0), "initial=0.0 must be a number"),
+        (lambda: LabelSmoothing(1.0), "initial=1.0 must be below 1"),
+        (lambda: ClassWeights(1), "num_classes=1 must be a whole number of at least 2"),
+        (lambda: ExampleWeights(0), "num_examples=0 must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
