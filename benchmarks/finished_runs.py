@@ -30,10 +30,10 @@ def config_keys(config: str, overrides: list[str]) -> Row:
     return {"config": config, "sha256": digest, "overrides": " ".join(overrides)}
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_spread(values: list[float], digits: int = 2) -> str:
     """Mean and standard deviation over the seeds."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def run_missing(

@@ -80,14 +80,17 @@ class SGDUpdate:
         """Numbers of the examples of the next step."""
         # Estimators that linearise have no tape before the step that they do that at.
         if self._linearized is None and self.linearization_size is not None and torch.is_grad_enabled():
-            self._linearized = self._next(self.linearization_size)
-        return self._next(self.batch_size) if self._linearized is None else self._linearized
+            self._linearized = self._shuffled()[: self.linearization_size]
+        if self._linearized is not None:
+            return self._linearized
+        if len(self._order) == 0:
+            self._order = self._shuffled()
+        chosen, self._order = self._order[: self.batch_size], self._order[self.batch_size :]
+        return chosen
 
-    def _next(self, size: int) -> Tensor:
-        if len(self._order) == 0 or size >= self.num_examples:
-            self._order = torch.randperm(self.num_examples, generator=self._generator)
-        chosen, self._order = self._order[:size], self._order[size:]
-        return chosen.to(self.training["labels"].device)
+    def _shuffled(self) -> Tensor:
+        # Drawn on the CPU, so that every device and process sees the same order.
+        return torch.randperm(self.num_examples, generator=self._generator).to(self.training["labels"].device)
 
     def _gradient(self, parameters: Tensors, examples: Examples, count: float) -> tuple[Tensor, Tensors]:
         taped = torch.is_grad_enabled()
