@@ -1,10 +1,10 @@
 """Hyperparameter optimisation by each estimator: ``python -m benchmarks.hypergradient --help``.
 
-Runs a config of a ``HyperparameterOptimizer`` once for each estimator and seed, and prints a table of means and standard
-deviations: the outer loss of the last outer step, the accuracy on test images of the last network, the time of an outer
-step, and where labels were replaced how well the example weights tell them apart (AUROC). The accuracy of the first
-outer step's network, which is trained with the hyperparameters to start from, is for comparison. Finished runs are kept
-in a CSV file and not done again unless the config changed; delete it when the code did.
+Runs a config of a ``HyperparameterOptimizer`` once for each estimator and seed, and prints a table of means and
+standard deviations: the outer loss of the last outer step, the accuracy on test images of the last network, the time of
+an outer step, and where labels were replaced how well the example weights tell them apart (AUROC). The accuracy of the
+first outer step's network, which is trained with the hyperparameters to start from, is for comparison. Finished runs
+are kept in a CSV file and not done again unless the config changed; delete it when the code did.
 """
 
 import argparse

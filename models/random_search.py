@@ -77,7 +77,7 @@ class RandomSearch(Callback):
         pl_module.eval()
         device = pl_module.device
         learned = {name: leaf.detach().clone() for name, leaf in _learned(pl_module).items()}
-        with torch.no_grad():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             rows = {
                 "starting": self._test(trainer, pl_module, self._train(pl_module, self._start)),
                 "learned": self._test(trainer, pl_module, _best(trainer, pl_module, device)),
@@ -146,7 +146,8 @@ def _best(trainer: Trainer, module: HyperparameterOptimizer, device: torch.devic
 def _evaluate(module: HyperparameterOptimizer, parameters: Tensors, batches: Any) -> tuple[float, float]:
     loss, correct, count = 0.0, 0.0, 0
     for batch in batches:
-        examples = module.trainer.strategy.batch_to_device(batch, module.device)
+        converted = module.trainer.precision_plugin.convert_input(batch)
+        examples = module.trainer.strategy.batch_to_device(converted, module.device)
         size = len(examples["labels"])
         loss += float(module.objective.plain(parameters, examples, 1))
         scores = functional_call(module.trained, dict(parameters), (examples["images"],))

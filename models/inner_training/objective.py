@@ -82,8 +82,14 @@ class InnerObjective(nn.Module):
         return total
 
     def plain(self, parameters: Tensors, examples: Examples, count: float) -> Tensor:
-        """The loss without the hyperparameters; arguments and result as those of ``forward``."""
+        """The loss of the network in evaluation mode, without the hyperparameters.
+
+        Arguments and result are those of ``forward``.
+        """
+        mode = self.network.training
+        self.network.eval()
         outputs = functional_call(self.network, dict(parameters), (examples["images"],))
+        self.network.train(mode)
         return self.loss(outputs, _one_hot(examples["labels"], outputs)).sum() / count
 
 

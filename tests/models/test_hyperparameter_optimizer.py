@@ -1,0 +1,345 @@
+"""Hyperparameter optimisation under the real Trainer and from the command line."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torchmetrics.functional.classification import binary_auroc
+
+from datamodules import MNISTSplits
+from models import MLP, ExampleWeights, HyperparameterOptimizer, LabelSmoothing, RandomSearch, WeightDecay
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard, UserError
+from rbp_lightning.cli import main
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "hypergrad.yaml"
+SOLVER = Picard(20, tol=0)
+
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+
+
+def optimizer(**arguments: Any) -> HyperparameterOptimizer:
+    seed_everything(0, verbose=False)
+    hyperparameters = [WeightDecay(1e-3), LabelSmoothing(0.1)]
+    network = MLP([64, 12, 10], log_scale=-1.5)
+    return HyperparameterOptimizer(network, **{"hyperparameters": hyperparameters, "batch_size": 20, **arguments})
+
+
+def digits(**arguments: Any) -> MNISTSplits:
+    return MNISTSplits(**{"num_train": 60, "num_val": 80, "num_test": 100, **arguments})
+
+
+def fit(
+    model: HyperparameterOptimizer,
+    estimator: GradientEstimator,
+    *callbacks: Callback,
+    data: Any = None,
+    **arguments: Any,
+) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    quiet |= {"enable_model_summary": False, "max_epochs": 3, "devices": 1}
+    trainer = Trainer(callbacks=[estimator, *callbacks], **{**quiet, **arguments})
+    trainer.fit(model, data or digits())
+    return trainer
+
+
+def learned(model: HyperparameterOptimizer) -> Tensor:
+    return torch.cat([leaf.detach().flatten() for leaf in model.parameters() if leaf.requires_grad])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [BPTT(SOLVER), TBPTT(5, SOLVER), RBP(5, solver=SOLVER), NeumannRBP(5, SOLVER), CGRBP(5, solver=SOLVER)],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_every_estimator_learns(estimator: GradientEstimator) -> None:
+    class Losses(Callback):
+        found: list[float]
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            self.found.append(float(trainer.callback_metrics["train/outer_loss"]))
+
+    losses = Losses()
+    losses.found = []
+    model = optimizer()
+    network = [leaf.clone() for leaf in model.objective.network.parameters()]
+    fit(model, estimator, losses, max_epochs=12)
+    assert losses.found[-1] < 0.97 * losses.found[0]
+    assert all(torch.equal(a, b) for a, b in zip(network, model.objective.network.parameters(), strict=True))
+    assert not torch.equal(model.trained[1].weight, model.objective.network[1].weight)
+
+
+@pytest.mark.parametrize("objective", ["validation", "training"])
+def test_the_outer_loss_is_the_plain_one_of_its_split(objective: str) -> None:
+    model, data = optimizer(outer_objective=objective), digits()
+    trainer = fit(model, BPTT(SOLVER), data=data, max_epochs=1)
+    split = data.splits["val" if objective == "validation" else "train"]
+    exact = nn.functional.cross_entropy(model(split["images"]), split["labels"])
+    assert float(trainer.callback_metrics["train/outer_loss"]) == pytest.approx(float(exact), rel=1e-5)
+    (tested,) = trainer.test(model, data, verbose=False)
+    held_out = data.splits["test"]
+    right = (model(held_out["images"]).argmax(1) == held_out["labels"]).float().mean()
+    assert tested["test/accuracy"] == pytest.approx(float(right))
+    assert tested["test/loss"] == pytest.approx(
+        float(nn.functional.cross_entropy(model(held_out["images"]), held_out["labels"])), rel=1e-5
+    )
+
+
+def test_restarted_trainings_are_the_same_and_others_go_on() -> None:
+    data = digits()
+    data.setup("fit")
+    for start in ("restart", "last"):
+        model = optimizer(inner_start=start, learn_optimizer=False)
+        model.estimator = NeumannRBP(5, SOLVER)
+        fit(model, NeumannRBP(5, SOLVER), data=data, max_epochs=1)
+        reached = model.trained[1].weight.clone()
+        fit(model, NeumannRBP(5, SOLVER), data=data, max_epochs=1)
+        moved = float((model.trained[1].weight - reached).norm() / reached.norm())
+        assert (moved < 0.01) == (start == "restart"), moved
+
+
+class WithDropout(nn.Sequential):
+    """A network that draws."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 12), nn.Dropout(0.5), nn.Linear(12, 10))
+
+
+@pytest.mark.parametrize("start", ["restart", "last"])
+def test_a_resumed_run_equals_the_uninterrupted_one(start: str, tmp_path: Path) -> None:
+    def model() -> HyperparameterOptimizer:
+        seed_everything(0, verbose=False)
+        return HyperparameterOptimizer(WithDropout(), [WeightDecay()], batch_size=20, inner_start=start)
+
+    whole, half, resumed = model(), model(), model()
+    fit(whole, RBP(5, solver=SOLVER), max_epochs=4)
+    fit(half, RBP(5, solver=SOLVER), max_epochs=2).save_checkpoint(tmp_path / "half.ckpt")
+    torch.rand(7)  # what is drawn elsewhere must not matter
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(callbacks=[RBP(5, solver=SOLVER)], max_epochs=4, **quiet)
+    trainer.fit(resumed, digits(), ckpt_path=tmp_path / "half.ckpt")
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], tensor), name
+    assert not torch.equal(learned(half), learned(whole))
+
+
+def test_a_model_made_in_python_is_loaded_with_its_objects(tmp_path: Path) -> None:
+    model = optimizer()
+    fit(model, NeumannRBP(5, SOLVER)).save_checkpoint(tmp_path / "one.ckpt")
+    loaded = HyperparameterOptimizer.load_from_checkpoint(
+        tmp_path / "one.ckpt", network=MLP([64, 12, 10]), hyperparameters=[WeightDecay(), LabelSmoothing()]
+    )
+    assert loaded.batch_size == 20
+    assert torch.equal(learned(loaded), learned(model))
+
+
+def test_wrong_labels_get_small_weights() -> None:
+    """Data cleaning on digits."""
+    data = digits(num_train=200, num_val=400, num_test=1000, label_noise=0.5)
+    seed_everything(0, verbose=False)
+    weights = ExampleWeights(200)
+    model = HyperparameterOptimizer(
+        MLP([64, 10]), [weights], batch_size=100, inner_learning_rate=1.0, learn_optimizer=False, learning_rate=0.5
+    )
+    trainer = fit(model, NeumannRBP(20, Picard(200, tol=0)), data=data, max_epochs=15)
+    auroc = float(binary_auroc(weights.weights().detach(), data.splits["train"]["clean"].long()))
+    assert float(trainer.callback_metrics["train/clean_auroc"]) == pytest.approx(auroc, abs=0.02)  # a step earlier
+    assert auroc > 0.95
+    clean = data.splits["train"]["clean"]
+    found = weights.weights().detach()
+    assert float(found[clean].mean()) > 2 * float(found[~clean].mean())
+
+
+def test_a_diverging_inner_training_names_the_step_and_the_learning_rate() -> None:
+    model = optimizer(inner_learning_rate=0.1, loss="squared_error")
+    with torch.no_grad():
+        model.sgd.log_learning_rates[2] = 60.0
+    message = r"a loss of (inf|nan) at step \d+ of 20, in outer step 1, .* up to 1.14e\+26 \(3.weight\): lower inner"
+    with pytest.raises(UserError, match=message):
+        fit(model, NeumannRBP(5, SOLVER))
+    assert bool(torch.cat([leaf.flatten() for leaf in model.trained.parameters()]).isfinite().all())
+
+
+def test_a_hypergradient_that_overflows_is_refused() -> None:
+    model = optimizer(inner_learning_rate=30.0)
+    with pytest.raises(UserError, match=r"The hypergradient of .* is not finite in outer step 1: the adjoint grows"):
+        fit(model, NeumannRBP(2000, Picard(2, tol=0)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optimizer(batch_size=0), "batch_size=0 must be a whole number of at least 1"),
+        (lambda: optimizer(num_classes=1), "num_classes=1 must be a whole number of at least 2"),
+        (lambda: optimizer(loss="hinge"), "loss='hinge' must be one of cross_entropy, squared_error"),
+        (lambda: optimizer(outer_objective="test"), "outer_objective='test' must be one of validation, training"),
+        (lambda: optimizer(inner_start="warm"), "inner_start='warm' must be one of restart, last"),
+        (lambda: optimizer(linearization_batches=0), "linearization_batches=0 must be a whole number of at least 1"),
+        (lambda: optimizer(inner_learning_rate=0.0), "inner_learning_rate=0.0 must be a number"),
+        (lambda: optimizer(inner_momentum=1.0), "momentum=1.0 must be below 1"),
+        (lambda: optimizer(learning_rate=-1.0), "learning_rate=-1.0 must be a number"),
+        (lambda: optimizer(inner_curves_every=0), "inner_curves_every=0 must be a whole number"),
+        (lambda: HyperparameterOptimizer(nn.Sequential(nn.BatchNorm1d(3))), "has a BatchNorm1d that tracks running"),
+        (lambda: HyperparameterOptimizer(nn.Identity()), "the network has no parameters to train"),
+        (lambda: RandomSearch(spread=0.0), "spread=0.0 must be a number"),
+        (lambda: RandomSearch(trials=0), "trials=0 must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 5}, "num_classes=5, but there is a label 9: set num_classes to 10"),
+        ({"num_classes": 12}, r"num_classes=12, but the network's outputs have the shape \(10,\)"),
+        ({"hyperparameters": [ExampleWeights(3)]}, "num_examples=3, but there are 60 training examples"),
+        ({"hyperparameters": [], "learn_optimizer": False}, "there is nothing to learn"),
+    ],
+)
+def test_what_does_not_fit_the_data_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(optimizer(**arguments), NeumannRBP(5, SOLVER), num_sanity_val_steps=0)
+
+
+SMALL = [
+    "--model.batch_size=20",
+    "--data.num_train=60",
+    "--data.num_val=80",
+    "--data.num_test=101",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_model_summary=false",
+    "--estimator.steps=4",
+    "--estimator.solver.max_steps=10",
+]
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    program = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "fit",
+        f"--config={CONFIG}",
+        f"--trainer.logger.save_dir={folder}",
+    ]
+    return [*program, *SMALL, *arguments]
+
+
+def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Runs the command line and returns the last checkpoint, and what was printed."""
+    finished = subprocess.run(command(folder, *arguments), capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    last = max(folder.glob("hypergrad/*/checkpoints/last.ckpt"), key=os.path.getmtime)
+    return torch.load(last, weights_only=True), finished.stdout
+
+
+@pytest.mark.parametrize("estimator", ["TBPTT", "RBP", "NeumannRBP", "CGRBP"])
+def test_two_processes_equal_one(estimator: str, tmp_path: Path) -> None:
+    # Minibatches of 21 examples and 3 left over: shares of different sizes.
+    same = [f"--estimator={estimator}", "--estimator.steps=4", "--estimator.solver.max_steps=10"]
+    same += ["--trainer.max_epochs=3", "--trainer.precision=64-true", "--model.batch_size=21", "--data.num_train=66"]
+    one, _ = run(tmp_path / "one", *same, "--trainer.devices=1")
+    two, printed = run(tmp_path / "two", *same, "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert two["global_step"] == one["global_step"] == 3
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-8, atol=1e-10)
+    assert printed.count("| learned |") == 1
+
+
+def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path: Path) -> None:
+    same = ["--estimator=RBP", "--trainer.max_epochs=30", "--trainer.devices=1"]
+    whole, _ = run(tmp_path / "whole", *same)
+    process = subprocess.Popen(
+        command(tmp_path / "killed", *same), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    last = tmp_path / "killed/hypergrad/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(last, weights_only=True)["epoch"] < 29, "the run ended before it could be killed"
+    resumed, _ = run(tmp_path / "killed", *same, f"--ckpt_path={last}")
+    assert resumed["global_step"] == whole["global_step"] == 30
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], tensor), name
+
+
+def test_tensorboard_has_curves_of_both_loops(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    extra = ["--trainer.max_epochs=3", "--model.inner_curves_every=2", "--trainer.devices=1"]
+    extra += ["--model.hyperparameters+=ExampleWeights", "--model.hyperparameters.num_examples=60"]
+    main(command(tmp_path, *extra)[2:])
+    folder = tmp_path / "hypergrad/version_0"
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()
+    tensors = ["1.weight", "1.bias", "3.weight", "3.bias"]
+    curves = [
+        f"hyperparameters/{kind}/{name}" for kind in ("learning_rate", "momentum", "weight_decay") for name in tensors
+    ]
+    curves += ["hyperparameters/label_smoothing", "hyperparameters/example_weight/mean", "train/outer_loss"]
+    curves += ["val/accuracy", "hypergradient/sgd.log_learning_rates"]
+    curves += [
+        f"hypergradient/objective.hyperparameters.{name}" for name in ("0.log_coefficients", "1.logit", "2.logits")
+    ]
+    for curve in curves:
+        assert curve in tags["scalars"], curve
+        assert len(events.Scalars(curve)) == 3
+    assert tags["histograms"] == ["hyperparameters/example_weight"]
+    rates = [event.value for event in events.Scalars("hyperparameters/learning_rate/1.weight")]
+    assert rates[0] == pytest.approx(0.1)
+    assert len(set(rates)) == 3
+    inner = sorted(path.name for path in (folder / "inner").iterdir())
+    assert inner == ["outer_step_00000", "outer_step_00002"]
+    losses = EventAccumulator(str(folder / "inner" / inner[0])).Reload().Scalars("inner/loss")
+    assert [event.step for event in losses] == list(range(1, 11))
+    assert losses[-1].value < losses[0].value
+    assert "| learned |" in capsys.readouterr().out
+    main(["predict", *command(tmp_path, *extra)[3:], f"--ckpt_path={folder}/checkpoints/last.ckpt"])
+    (predicted,) = tmp_path.rglob("classes.txt")
+    assert len(predicted.read_text().split()) == 101
+
+
+def test_random_search_compares_with_what_was_started_from(capsys) -> None:
+    model, data = optimizer(), digits()
+    model.estimator = TBPTT(10, SOLVER)
+    data.setup("fit")
+    start = model.train_network(data.splits["train"]).state["parameters"]
+    loss = float(model.objective.plain(start, data.splits["val"], 80))
+    search = RandomSearch(trials=3)
+    fit(model, TBPTT(10, SOLVER), search, data=data, max_epochs=2)
+    before = learned(model)
+    printed = capsys.readouterr().out
+    found = {
+        name: float(value) for name, value in re.findall(r"^\| ([a-z0-9, ]+) \| ([\d.]+) \|", printed, re.MULTILINE)
+    }
+    assert found["starting"] == pytest.approx(loss, abs=1e-4)
+    assert found["learned"] < found["starting"]
+    assert "random search, 3 trials" in found
+    assert torch.equal(learned(model), before)
+    assert float(
+        model.objective.plain(dict(model.trained.named_parameters()), data.splits["val"], 80)
+    ) == pytest.approx(found["learned"], abs=1e-4)
+
+
+def test_random_search_takes_as_long_as_the_optimisation(capsys) -> None:
+    search = RandomSearch()
+    begin = time.perf_counter()
+    fit(optimizer(), TBPTT(10, SOLVER), search, max_epochs=3)
+    assert 0 < search.seconds < time.perf_counter() - begin
+    (trials,) = re.findall(r"random search, (\d+) trials", capsys.readouterr().out)
+    assert int(trials) >= 1
+    with pytest.raises(UserError, match=r"RandomSearch: .* is no HyperparameterOptimizer"):
+        RandomSearch().setup(Trainer(logger=False), nn.Module(), "fit")  # type: ignore[arg-type]
