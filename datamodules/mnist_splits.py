@@ -1,6 +1,7 @@
-"""Labelled images for networks whose training is differentiated."""
+"""Labelled images for networks whose training is itself differentiated."""
 
-from collections.abc import Sequence
+import re
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,68 +11,82 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.files import data_directory, obtain
+from datamodules.image_sources import GreyImages
 from datamodules.mnist_files import mnist_file, read_idx
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number
 
-MNIST = (
+FILES = (
     "train-images-idx3-ubyte.gz",
     "train-labels-idx1-ubyte.gz",
     "t10k-images-idx3-ubyte.gz",
     "t10k-labels-idx1-ubyte.gz",
 )
-
-Split = dict[str, Tensor]
-"""``images``, float32 [n, 1, height, width]; ``labels``, int64, ``index``, int64, and ``clean``, bool, each [n]."""
-
-Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""Intensities, 0 to 1, of shape [n, height, width], and classes."""
+ORDER = "training images, training labels, test images, test labels"
 
 
-class Examples(Dataset[Split]):
-    """Examples of a split, taken out in slices of its tensors."""
+def mislabelled(
+    labels: NDArray[np.int64], classes: NDArray[np.int64], share: float, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Replaces a share of labels, each by one of the other classes with equal probability.
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
+    Args:
+        labels: Class of each example.
+        classes: All classes, sorted; at least two.
+        share: Share of the labels to replace; their number is rounded.
+        generator: Source of the random numbers.
 
-    def __len__(self) -> int:
-        return len(self.split["labels"])
+    Returns:
+        The labels with those replaced.
 
-    def __getitems__(self, numbers: list[int]) -> Split:
-        """The examples of a batch."""
-        return {name: values[numbers] for name, values in self.split.items()}
+    Example:
+        >>> mislabelled(np.array([1, 1, 3, 3]), np.array([1, 3]), 1.0, np.random.default_rng(0)).tolist()
+        [3, 3, 1, 1]
+    """
+    replaced = generator.permutation(len(labels))[: round(share * len(labels))]
+    further = generator.integers(1, len(classes), len(replaced))
+    noisy = labels.copy()
+    noisy[replaced] = classes[(np.searchsorted(classes, labels[replaced]) + further) % len(classes)]
+    return noisy
 
 
 class MNISTSplits(LightningDataModule):
-    """Images with labels in three splits, of which training sees two as a whole.
+    """MNIST, data in its format, or scikit-learn's digits, for models whose training step is a whole training.
 
-    A split holds ``images``, float32 of shape ``[n, 1, height, width]``, and of shape ``[n]`` their ``labels``, int64,
-    each one's number in the split, ``index``, int64, and whether its label is the original one, ``clean``, bool. An
-    epoch of training is one batch, the splits ``train`` and ``val``: the model draws minibatches of its own.
+    The only batch of an epoch of training holds two splits as they are, ``train`` and ``val``, for the model to draw
+    its own minibatches from; every process gets both of them. Validation, test and prediction go through a split in
+    batches.
+
+    A split, or a batch of one, is a dictionary of ``images``, float32 of shape ``[n, 1, height, width]``, with
+    intensities from 0 to 1 before the mean is subtracted; their ``labels``, int64; the ``index`` of each in its split;
+    and ``clean``, which is True where a label is the original one.
 
     Args:
-        source: ``"digits"`` (8 x 8, 1,797 of them, bundled with scikit-learn) or ``"mnist"`` (28 x 28).
-        files: Another data set in MNIST's format, in place of ``source``: names of its four gzipped IDX files with
-            their SHA-256 sums, in the order training images, training labels, test images, test labels.
-        data_dir: The folder of the files; ``None`` is the environment variable ``RBP_DATA_DIR`` or else ``data``.
-        num_train: Number of training images. The paper takes 10,000 of MNIST.
-        num_val: Number of validation images, which are training images of the files. The paper takes 50,000.
-        num_test: Number of test images, which are test images of the files. The paper takes 10,000.
-        subtract_mean: Whether to take the mean training image off all images.
-        label_noise: Share of the training labels, in [0, 1), that are replaced by another class.
-        split_seed: Seed of the choice of the images, and of the replaced labels.
-        eval_batch_size: Images in a batch of validation, test and prediction.
+        source: ``"digits"`` (1797 images of 8 x 8, bundled with scikit-learn) or ``"mnist"`` (28 x 28).
+        files: Other data in MNIST's format, in place of ``source``: the SHA-256 sum, in hexadecimal, of each gzipped
+            IDX file by its name in ``data_dir``, in the order training images, training labels, test images, test
+            labels. They are not downloaded.
+        data_dir: The folder of ``files``; or of MNIST's files, which may also be in its ``mnist/raw`` or ``MNIST/raw``.
+            ``None`` is the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        num_train: Training images, drawn from the digits or the training files.
+        num_val: Validation images, drawn from the rest of those.
+        num_test: Test images, drawn from the rest of the digits or from the test files, in the order they have there.
+        subtract_mean: Whether to subtract the mean of the training split's images from the images of all splits.
+        label_noise: Share of the training split's labels, below 1, that are replaced by other classes at random.
+        split_seed: Seed of the splits and of the label noise.
+        eval_batch_size: Images in a batch of validation, test and prediction, of each process.
 
     Raises:
         UserError: If an argument is out of its range.
 
     Example:
-        >>> data = MNISTSplits(num_train=100, num_val=50, num_test=60)
+        >>> data = MNISTSplits(num_train=100, num_val=50, num_test=20)
         >>> data.setup("fit")
-        >>> data.splits["train"]["images"].shape
-        torch.Size([100, 1, 8, 8])
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch["train"]["images"].shape, batch["val"]["labels"].shape
+        (torch.Size([100, 1, 8, 8]), torch.Size([50]))
     """
 
     def __init__(
@@ -90,116 +105,150 @@ class MNISTSplits(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         self.source = check_choice(self, "source", source, ("digits", "mnist"))
-        if files is not None and len(files) != 4:
-            raise UserError(
-                f"MNISTSplits: files={list(files)} must be four: training images, training labels, test images, test "
-                "labels, each with its SHA-256 sum."
-            )
+        if files is not None:
+            if not isinstance(files, dict) or len(files) != 4:
+                raise UserError(f"MNISTSplits: files={files!r} must be four names, each with its sum: {ORDER}.")
+            for name, sha256 in files.items():
+                if not re.fullmatch("[0-9a-fA-F]{64}", str(sha256)):
+                    raise UserError(
+                        f"MNISTSplits: files={{{name!r}: {sha256!r}}} must give the file's SHA-256 sum, 64 hexadecimal "
+                        "digits: take what sha256sum prints."
+                    )
         self.files = files
         self.data_dir = data_dir
         self.num_train = check_count(self, "num_train", num_train, 1)
         self.num_val = check_count(self, "num_val", num_val, 1)
         self.num_test = check_count(self, "num_test", num_test, 1)
         self.subtract_mean = subtract_mean
-        self.label_noise = check_number(self, "label_noise", label_noise, 0.0)
-        if label_noise >= 1:
-            raise UserError(f"MNISTSplits: label_noise={label_noise!r} must be below 1, or no label is right.")
+        self.label_noise = check_number(self, "label_noise", label_noise, 0.0, 1.0)
+        if self.label_noise == 1:
+            raise UserError(f"MNISTSplits: label_noise={label_noise!r} leaves no label as it was: lower it.")
         self.split_seed = check_count(self, "split_seed", split_seed, 0)
         self.eval_batch_size = check_count(self, "eval_batch_size", eval_batch_size, 1)
 
     def prepare_data(self) -> None:
         """Downloads MNIST where it is wanted and missing."""
-        self._paths()
-
-    def _paths(self) -> Sequence[Path]:
-        if self.files is not None:
-            return obtain(self.files, [data_directory(self.data_dir)], urls=())
-        return [mnist_file(name, self.data_dir) for name in MNIST] if self.source == "mnist" else []
+        if self.files is None and self.source == "mnist":
+            self._paths()
 
     def setup(self, stage: str) -> None:
-        """Loads the images and splits them.
+        """Loads the images and makes the splits, once.
 
         Raises:
-            UserError: If files are missing or corrupt, or hold too few images.
+            UserError: If files are missing or corrupt, do not fit together, or hold too few images.
         """
         if hasattr(self, "splits"):
             return
-        draw = np.random.default_rng([self.split_seed, 0])
-        if paths := self._paths():
-            rest, held_out = _labelled(*paths[:2]), _labelled(*paths[2:])
-            chosen = self._choose(draw, rest, num_train=self.num_train, num_val=self.num_val)
-            chosen += self._choose(draw, held_out, num_test=self.num_test)
-        else:
-            digits = load_digits()
-            everything = (digits.images / 16).astype(np.float32), digits.target.astype(np.int64)
-            sizes = {"num_train": self.num_train, "num_val": self.num_val, "num_test": self.num_test}
-            chosen = self._choose(draw, everything, **sizes)
-        self.num_classes = 1 + max(int(labels.max()) for _, labels in chosen)
-        mean = chosen[0][0].mean(0) if self.subtract_mean else np.float32(0)
-        self.splits: dict[str, Split] = {}
-        for name, (images, labels) in zip(("train", "val", "test"), chosen, strict=True):
-            noisy = self._with_noise(labels) if name == "train" else labels
-            self.splits[name] = {
-                "images": torch.from_numpy(images - mean)[:, None],
-                "labels": torch.from_numpy(noisy),
-                "index": torch.arange(len(labels)),
-                "clean": torch.from_numpy(noisy == labels),
+        images, labels, rows = self._draw()
+        given = labels.copy()
+        if self.label_noise:
+            classes = np.unique(labels)
+            if len(classes) == 1:
+                raise UserError(f"MNISTSplits: label_noise={self.label_noise} wants several classes: set it to 0.")
+            # A stream of its own, so that the splits are the same whatever the noise.
+            noise = np.random.default_rng([self.split_seed, 1])
+            given[rows["train"]] = mislabelled(labels[rows["train"]], classes, self.label_noise, noise)
+        splits = {
+            name: {
+                "images": torch.from_numpy(images[chosen]).unsqueeze(1),
+                "labels": torch.from_numpy(given[chosen]),
+                "index": torch.arange(len(chosen)),
+                "clean": torch.from_numpy(given[chosen] == labels[chosen]),
             }
+            for name, chosen in rows.items()
+        }
+        if self.subtract_mean:
+            mean = splits["train"]["images"].mean(0)
+            for split in splits.values():
+                split["images"] -= mean
+        self.num_classes = int(labels.max()) + 1
+        self.splits = splits
 
-    def _choose(self, draw: np.random.Generator, pool: Labelled, **sizes: int) -> list[Labelled]:
-        images, labels = pool
-        if sum(sizes.values()) > len(labels):
-            wanted = " and ".join(f"{name}={size}" for name, size in sizes.items())
+    def _draw(self) -> tuple[GreyImages, NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+        """Loads all images with their labels, and draws the rows of each split."""
+        generator = np.random.default_rng([self.split_seed, 0])
+        if self.files is None and self.source == "digits":
+            digits = load_digits()
+            images, labels = digits.images / 16, digits.target
+            self._check_enough(["num_train", "num_val", "num_test"], len(labels), "source='digits' has")
+            drawn = generator.permutation(len(labels))
+            test_drawn = drawn[self.num_train + self.num_val :]
+        else:
+            paths = self._paths()
+            images, labels = _labelled_images(*paths[:2])
+            test_images, test_labels = _labelled_images(*paths[2:])
+            if images.shape[1:] != test_images.shape[1:]:
+                raise UserError(
+                    f"{paths[2]} has images of {test_images.shape[1:]} pixels and {paths[0]} of {images.shape[1:]}: "
+                    "name files of one data set."
+                )
+            self._check_enough(["num_train", "num_val"], len(labels), f"{paths[0]} has")
+            self._check_enough(["num_test"], len(test_labels), f"{paths[2]} has")
+            drawn = generator.permutation(len(labels))
+            test_drawn = len(labels) + generator.permutation(len(test_labels))
+            images = np.divide(np.concatenate([images, test_images]), 255, dtype=np.float32)
+            labels = np.concatenate([labels, test_labels])
+        rows = {
+            "train": drawn[: self.num_train],
+            "val": drawn[self.num_train : self.num_train + self.num_val],
+            "test": np.sort(test_drawn[: self.num_test]),
+        }
+        return images.astype(np.float32, copy=False), labels.astype(np.int64), rows
+
+    def _paths(self) -> list[Path]:
+        if self.files is None:
+            return [mnist_file(name, self.data_dir) for name in FILES]
+        folder = data_directory(self.data_dir)
+        if missing := [name for name in self.files if not (folder / name).is_file()]:
             raise UserError(
-                f"MNISTSplits: {wanted} want {sum(sizes.values())} images, but there are {len(labels)}: lower them."
+                f"Missing {', '.join(missing)} in {folder}: put what is missing there, or set data_dir or RBP_DATA_DIR "
+                "to a folder that has all of it."
             )
-        order = draw.permutation(len(labels))
-        ends = np.cumsum(list(sizes.values()))
-        return [(images[part], labels[part]) for part in np.split(order, ends)[: len(sizes)]]
+        return obtain({name: sha256.lower() for name, sha256 in self.files.items()}, [folder], ())
 
-    def _with_noise(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        draw = np.random.default_rng([self.split_seed, 1])
-        wrong = draw.permutation(len(labels))[: round(self.label_noise * len(labels))]
-        noisy = labels.copy()
-        noisy[wrong] = (labels[wrong] + draw.integers(1, self.num_classes, len(wrong))) % self.num_classes
-        return noisy
+    def _check_enough(self, names: list[str], available: int, holder: str) -> None:
+        counts = [getattr(self, name) for name in names]
+        if sum(counts) > available:
+            wanted = " + ".join(f"{name}={count}" for name, count in zip(names, counts, strict=True))
+            raise UserError(f"MNISTSplits: {wanted} is more than the {available} images that {holder}: take fewer.")
 
-    def train_dataloader(self) -> DataLoader[dict[str, Split]]:
-        """One batch, the training and the validation split as a whole."""
-        both = [{"train": self.splits["train"], "val": self.splits["val"]}]
-        return DataLoader(both, batch_size=1, collate_fn=_only)  # type: ignore[arg-type]
+    def train_dataloader(self) -> DataLoader[dict[str, dict[str, Tensor]]]:
+        """The training and the validation split, whole, as one batch."""
+        # Of a single item, the sampler that Lightning sets under several processes gives it to each of them.
+        return DataLoader([{"train": self.splits["train"], "val": self.splits["val"]}], batch_size=None)  # type: ignore[arg-type]
 
-    def val_dataloader(self) -> DataLoader[Split]:
-        """Validation images, in order."""
-        return self._in_order("val")
+    def val_dataloader(self) -> DataLoader[int]:
+        """The validation split in batches, in order."""
+        return self._batches("val")
 
-    def test_dataloader(self) -> DataLoader[Split]:
-        """Test images, in order."""
-        return self._in_order("test")
+    def test_dataloader(self) -> DataLoader[int]:
+        """The test split in batches, in order."""
+        return self._batches("test")
 
     predict_dataloader = test_dataloader
 
-    def _in_order(self, name: str) -> DataLoader[Split]:
-        return DataLoader(Examples(self.splits[name]), batch_size=self.eval_batch_size, collate_fn=_as_it_is)  # type: ignore[arg-type]
+    def _batches(self, name: str) -> DataLoader[int]:
+        numbers = range(len(self.splits[name]["index"]))
+        # Indexing a split once for a batch is much faster than collating its examples.
+        rows_of = partial(_rows, self.splits[name])
+        return DataLoader(numbers, batch_size=self.eval_batch_size, collate_fn=rows_of)  # type: ignore[arg-type]
 
 
-def _labelled(images_path: Path, labels_path: Path) -> Labelled:
+def _rows(split: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
+    return {name: tensor[rows] for name, tensor in split.items()}
+
+
+def _labelled_images(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     images, labels = read_idx(images_path), read_idx(labels_path)
-    for path, array, dims in ((images_path, images, 3), (labels_path, labels, 1)):
+    for path, array, kind, dims in ((images_path, images, "images", 3), (labels_path, labels, "labels", 1)):
         if array.ndim != dims:
             raise UserError(
-                f"{path} has {array.ndim} dimensions instead of {dims}: put images and labels in the order that files "
-                "describes, or take data of that kind."
+                f"{path} has an array of {array.ndim} dimensions, but {kind} have {dims}: name the files in the order "
+                f"{ORDER}."
             )
     if len(images) != len(labels):
-        raise UserError(f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels.")
-    return (images / 255).astype(np.float32), labels.astype(np.int64)
-
-
-def _only(splits: list[dict[str, Split]]) -> dict[str, Split]:
-    (both,) = splits
-    return both
-
-
-def _as_it_is(split: Split) -> Split:
-    return split
+        raise UserError(
+            f"{labels_path} has {len(labels)} labels, but {images_path} has {len(images)} images: name files that go "
+            "together."
+        )
+    return images, labels

@@ -298,8 +298,12 @@ class HyperparameterOptimizer(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Leaves the classes of all images in ``classes.txt`` of the log folder, in their order."""
-        gathered = torch.as_tensor(self.all_gather(torch.cat(self._predicted, 1)))  # of one process or of several
-        index, classes = gathered.movedim(-2, 0).flatten(1)
+        own = torch.cat(self._predicted, 1).cpu()
+        shares = [own] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            # The processes' shares differ in size.
+            torch.distributed.all_gather_object(shares, own)
+        index, classes = torch.cat(shares, 1)
         in_order = classes.new_empty(int(index.max()) + 1)
         in_order[index] = classes
         write_classes(self.trainer, in_order)

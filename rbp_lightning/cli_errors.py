@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from models import PropagationCell
+from models import Hyperparameter, PropagationCell
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import GradientEstimator
 from rbp_lightning.solvers import FixedPointSolver
@@ -23,6 +23,7 @@ _CHOICES = {
     "model": LightningModule,
     "data": LightningDataModule,
     "cell": PropagationCell,
+    "hyperparameters": Hyperparameter,
 }
 
 # What jsonargparse says of its own types and of the alternatives that it tried.

@@ -152,7 +152,7 @@ def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
     [
         (["--estimator=Neuman"], "Known: BPTT, CGRBP, NeumannRBP, RBP, TBPTT."),
         (["--estimator.solver=Newton"], "Known: Picard."),
-        (["--model=Hopfield"], "Known: CitationGNN, HopfieldMemory, LinearClassifier"),
+        (["--model=Hopfield"], "Known: CitationGNN, HopfieldMemory, HyperparameterOptimizer, LinearClassifier"),
         (["--estimator.step=3"], "Option 'step' is not accepted. Options of NeumannRBP: steps, solver."),
         (["--estimator=BPTT", "--estimator.steps=3"], "Options of BPTT: solver."),
         (["--estimator.solver.toll=3"], "Options of Picard: max_steps, tol, check_every."),
@@ -165,6 +165,10 @@ def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
         (["--estimator.solver.max_steps=0"], "Picard: max_steps=0 must be a whole number of at least 1."),
         (["--model.gain=0"], "gain=0.0 must be a number in (0, inf)."),
         (["--data.source=cifar"], "Literal['digits', 'mnist', 'folder']"),
+        (
+            ["--model=HyperparameterOptimizer", "--model.hyperparameters=[Weights]"],
+            "Known: ClassWeights, ExampleWeights",
+        ),
         (["--data.source=mnist", "--data.data_dir=nowhere"], "Put what is missing into nowhere/mnist/raw"),
         (["--model.num_pixels=100"], "set num_pixels to 64"),
         (["--trainer.accelerator=foo"], "foo"),

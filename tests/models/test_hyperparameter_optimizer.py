@@ -258,6 +258,21 @@ def test_two_processes_equal_one(estimator: str, tmp_path: Path) -> None:
     assert printed.count("| learned |") == 1
 
 
+def test_two_processes_predict_the_classes_of_an_odd_number_of_images(tmp_path: Path) -> None:
+    run(tmp_path, "--trainer.max_epochs=1", "--trainer.devices=1")
+    (last,) = tmp_path.rglob("last.ckpt")
+    found = []
+    for processes in (["--trainer.devices=1"], ["--trainer.devices=2", "--trainer.strategy=ddp"]):
+        program = command(tmp_path, *processes, f"--ckpt_path={last}")
+        program[program.index("fit")] = "predict"
+        finished = subprocess.run(program, capture_output=True, text=True, timeout=300)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        newest = max(tmp_path.rglob("classes.txt"), key=os.path.getmtime)
+        found.append(newest.read_text())
+    assert len(found[0].split()) == 101
+    assert found[1] == found[0]
+
+
 def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path: Path) -> None:
     same = ["--estimator=RBP", "--trainer.max_epochs=30", "--trainer.devices=1"]
     whole, _ = run(tmp_path / "whole", *same)
