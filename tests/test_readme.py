@@ -14,6 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
 BIN = Path(sys.executable).parent
 
 
@@ -76,6 +77,16 @@ def test_own_estimator_on_the_command_line(checkout: Path) -> None:
     command = "python train.py fit --config configs/hopfield.yaml " + options
     environment = {**os.environ, "PYTHONPATH": "."}
     run([*python_command(command), *SMALL], checkout, environment)
+
+
+def test_own_hyperparameter_on_the_command_line(checkout: Path) -> None:
+    (example,) = [block for block in blocks("python") if "class Noise" in block]
+    (checkout / "my_hyperparameters.py").write_text(example)
+    (option,) = re.findall(r"`(--model.hyperparameters\+=[^`]*)`", README)
+    command = f"python train.py fit --config configs/hypergrad.yaml {option} --trainer.max_epochs=2"
+    printed = run(python_command(command), checkout, {**os.environ, "PYTHONPATH": "."})
+    (noise,) = re.findall(r"^hyperparameters/noise: (.*)$", printed, re.MULTILINE)
+    assert float(noise) != pytest.approx(0.1, rel=1e-3)  # it learns
 
 
 def test_own_images(checkout: Path) -> None:
@@ -179,6 +190,40 @@ def test_the_warm_start_benchmark(tmp_path: Path, data_dir: str) -> None:
     assert len(steps) == 3
     assert steps[0] == 100
     assert steps[0] > steps[1] > steps[2]
+
+
+def test_the_hypergradient_benchmark(tmp_path: Path) -> None:
+    assert "python -m benchmarks.hypergradient" in DOCS
+    csv = tmp_path / "runs.csv"
+    command = [sys.executable, "-m", "benchmarks.hypergradient", "--config=configs/hypergrad.yaml", f"--csv={csv}"]
+    command += ["--estimators", "BPTT", "NeumannRBP:5", "--seeds=2", f"--trainer.logger.save_dir={tmp_path}"]
+    command += ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--estimator.solver.max_steps=20"]
+    printed = run(
+        [
+            *command,
+            "--data.label_noise=0.2",
+            "--model.hyperparameters+=ExampleWeights",
+            "--model.hyperparameters.num_examples=200",
+        ],
+        ROOT,
+    )
+    number = r"[\d.]+ ± [\d.]+"
+    row = rf"\| NeumannRBP\(steps=5\) \| {number} \| {number} % \| {number} % \| {number} \| [\d.]+ \| 2 \|"
+    assert re.search(row, printed)
+    assert len(csv.read_text().splitlines()) == 5
+
+
+def test_the_benchmark_of_known_hypergradients(tmp_path: Path) -> None:
+    assert "python -m benchmarks.hypergradient_error" in DOCS
+    command = [sys.executable, "-m", "benchmarks.hypergradient_error", "--steps", "1", "50", "--inner-steps=1000"]
+    printed = run([*command, "--lengths", "20", f"--png={tmp_path}/error.png"], ROOT)
+    for estimator in ("RBP", "NeumannRBP", "CGRBP", "TBPTT"):
+        pairs = re.findall(rf"regression, {estimator}: ([\d.e+-]+), ([\d.e+-]+)$", printed, re.MULTILINE)
+        assert len(pairs) == 2
+        assert all(float(after) < float(before) / 2 for before, after in pairs)
+    assert len(re.findall(r"^\| 20 \| [\d.e+-]+ \| [\d.e+-]+ \| [\d.e+-]+ \|$", printed, re.MULTILINE)) == 2
+    with Image.open(tmp_path / "error.png") as picture:
+        picture.verify()
 
 
 def test_the_propagation_benchmark() -> None:
