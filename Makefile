@@ -6,14 +6,14 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test check clean
 
-# The network is too small for more than one thread to help.
+# The networks are too small for more than one thread to help.
 demo: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/rbp-lightning fit --config configs/hopfield.yaml
 	cp "$$(ls -t logs/hopfield/*/recall.png | head -n 1)" recall.png
 	@echo "Clean, corrupted and recalled digits (rows): recall.png"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -6,8 +6,19 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from datamodules import CitationGraph
-from models import CitationGNN, ContractiveCell, GRUPropagation, PageRankCell, PropagationCell
+from datamodules import CitationGraph, MNISTSplits
+from models import (
+    MLP,
+    CitationGNN,
+    ContractiveCell,
+    ExampleWeights,
+    GRUPropagation,
+    HyperparameterOptimizer,
+    LabelSmoothing,
+    PageRankCell,
+    PropagationCell,
+    WeightDecay,
+)
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard
 from tests.cells import loss_of, tanh_cell
 from tests.graphs import RandomGraph
@@ -50,3 +61,20 @@ def test_a_citation_network_trains_as_on_the_cpu(make_cell: type[PropagationCell
         trainer.fit(model, CitationGraph(dataset=RandomGraph))
         found.append(torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+@pytest.mark.parametrize("kind", [BPTT, TBPTT, NeumannRBP, CGRBP])
+def test_hyperparameters_are_learned_as_on_the_cpu(kind: type) -> None:
+    found = []
+    for accelerator in ("cpu", "gpu"):
+        seed_everything(0, verbose=False)
+        hyperparameters = [WeightDecay(1e-3), LabelSmoothing(0.1), ExampleWeights(60)]
+        model = HyperparameterOptimizer(MLP([64, 12, 10], log_scale=-1.5), hyperparameters, batch_size=20)
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        estimator = kind(solver=Picard(30, tol=0))
+        trainer = Trainer(accelerator=accelerator, devices=1, max_epochs=3, callbacks=[estimator], **quiet)
+        trainer.fit(model, MNISTSplits(num_train=60, num_val=80, num_test=100))
+        found.append(torch.cat([leaf.detach().cpu().flatten() for leaf in model.parameters() if leaf.requires_grad]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)

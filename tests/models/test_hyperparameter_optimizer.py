@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -245,7 +244,7 @@ def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     return torch.load(last, weights_only=True), finished.stdout
 
 
-@pytest.mark.parametrize("estimator", ["TBPTT", "RBP", "NeumannRBP", "CGRBP"])
+@pytest.mark.parametrize("estimator", ["TBPTT", "CGRBP"])  # CGRBP has the products of the others as well
 def test_two_processes_equal_one(estimator: str, tmp_path: Path) -> None:
     # Minibatches of 21 examples and 3 left over: shares of different sizes.
     same = [f"--estimator={estimator}", "--estimator.steps=4", "--estimator.solver.max_steps=10"]
@@ -271,25 +270,6 @@ def test_two_processes_predict_the_classes_of_an_odd_number_of_images(tmp_path: 
         found.append(newest.read_text())
     assert len(found[0].split()) == 101
     assert found[1] == found[0]
-
-
-def test_a_killed_run_resumes_as_if_it_had_not_been(tmp_path: Path) -> None:
-    same = ["--estimator=RBP", "--trainer.max_epochs=30", "--trainer.devices=1"]
-    whole, _ = run(tmp_path / "whole", *same)
-    process = subprocess.Popen(
-        command(tmp_path / "killed", *same), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    last = tmp_path / "killed/hypergrad/version_0/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert torch.load(last, weights_only=True)["epoch"] < 29, "the run ended before it could be killed"
-    resumed, _ = run(tmp_path / "killed", *same, f"--ckpt_path={last}")
-    assert resumed["global_step"] == whole["global_step"] == 30
-    for name, tensor in whole["state_dict"].items():
-        assert torch.equal(resumed["state_dict"][name], tensor), name
 
 
 def test_tensorboard_has_curves_of_both_loops(tmp_path: Path, monkeypatch, capsys) -> None:
