@@ -31,6 +31,9 @@ class RandomSearch(Callback):
 
     Raises:
         UserError: If an argument is out of its range.
+
+    Example:
+        >>> search = RandomSearch(spread=2.0, trials=20)  # Trainer(callbacks=[search, TBPTT(...)])
     """
 
     def __init__(self, spread: float = 3.0, trials: int | None = None, seed: int = 0) -> None:
