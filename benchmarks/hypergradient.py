@@ -48,7 +48,10 @@ class Watch(Callback):
 def accuracy(trainer: Trainer, module: LightningModule) -> float:
     """Share of the test images that the last network classifies right, in percent."""
     (split,) = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+    mode = module.training
+    module.eval()
     found = module(split["images"].to(module.device)).argmax(1).cpu()
+    module.train(mode)
     return 100 * float((found == split["labels"]).float().mean())
 
 

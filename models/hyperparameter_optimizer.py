@@ -1,6 +1,7 @@
 """Hyperparameter optimisation by hypergradients."""
 
 import copy
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -116,8 +117,7 @@ class HyperparameterOptimizer(LightningModule):
             if getattr(module, "track_running_stats", False):
                 raise UserError(
                     f"HyperparameterOptimizer: the network has a {type(module).__name__} that tracks running "
-                    "statistics, which are no part of the training's state: set its track_running_stats to False, or "
-                    "take GroupNorm or LayerNorm."
+                    "statistics, which are no part of the training's state: take GroupNorm or LayerNorm."
                 )
         named = dict(network.named_parameters())
         if not named:
@@ -125,6 +125,11 @@ class HyperparameterOptimizer(LightningModule):
         hyperparameters = hyperparameters or []
         for hyperparameter in hyperparameters:
             hyperparameter.bind(named)
+        names = [name for hyperparameter in hyperparameters for name in hyperparameter.values()]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(
+                f"HyperparameterOptimizer: {', '.join(sorted(twice))} occurs twice among the hyperparameters: keep one."
+            )
         self.objective = InnerObjective(network, hyperparameters, check_choice(self, "loss", loss, LOSSES))
         self.sgd = MomentumSGD(
             list(named),
@@ -142,12 +147,15 @@ class HyperparameterOptimizer(LightningModule):
         scores: Tensor = self.trained(images)
         return scores
 
-    def train_network(self, training: Examples, on_step: Callable[[int, Tensor], None] | None = None) -> FixedPoint:
+    def train_network(
+        self, training: Examples, on_step: Callable[[int, Tensor], None] | None = None, restart: bool = False
+    ) -> FixedPoint:
         """Trains the network with the hyperparameters as they are.
 
         Args:
             training: The training split.
-            on_step: Called after each step with the number of steps and the loss before it.
+            on_step: Called after each step with the number of steps and the loss before it, of this process's share.
+            restart: Whether to start from the first parameters whatever ``inner_start`` says.
 
         Returns:
             The last state, ``parameters`` and ``velocities`` by name, with a gradient where gradients are enabled. Its
@@ -163,7 +171,7 @@ class HyperparameterOptimizer(LightningModule):
             whole = len(training["labels"])
             batches = self.linearization_batches
             linearization_size = whole if batches is None else min(whole, batches * self.batch_size)
-        go_on = self.inner_start == "last" and self.training
+        go_on = self.inner_start == "last" and not restart
         seed = int(np.random.SeedSequence([self.inner_seed, self.global_step if go_on else 0]).generate_state(1)[0])
         update = SGDUpdate(self.objective, self.sgd, training, self.batch_size, seed, linearization_size, on_step)
         start = update.start(self.trained if go_on else self.objective.network)
@@ -192,14 +200,14 @@ class HyperparameterOptimizer(LightningModule):
 
             def on_step(step: int, loss: Tensor) -> None:
                 bar.update()
-                if step % max(1, self.estimator.solver.max_steps // MOST_INNER_LOSSES) == 0 or step == 1:
+                if (step - 1) % math.ceil(self.estimator.solver.max_steps / MOST_INNER_LOSSES) == 0:
                     self.inner_losses[step] = loss
 
             fixed_point = self.train_network(training, on_step)
         share, count = share_of(outer, slice(None))
         parameters = fixed_point.state["parameters"]
         loss = self.objective.plain({name: replicated(leaf) for name, leaf in parameters.items()}, share, count)
-        if not loss.isfinite():
+        if not self._everywhere(bool(loss.isfinite())):
             self._find_failure(training)
         with torch.no_grad():
             for name, parameter in self.trained.named_parameters():
@@ -210,9 +218,13 @@ class HyperparameterOptimizer(LightningModule):
         self._log_values(training)
         return loss
 
+    def _everywhere(self, decision: bool) -> bool:
+        """Whether all processes, which look at shares of their own, decide so."""
+        return self.trainer.strategy.reduce_boolean_decision(decision, all=True)
+
     def _find_failure(self, training: Examples) -> None:
         def refuse(step: int, loss: Tensor) -> None:
-            if not loss.isfinite():
+            if not self._everywhere(bool(loss.isfinite())):
                 rates = self.sgd.log_learning_rates.exp()
                 name = self.sgd.names[int(rates.argmax())]
                 raise UserError(
@@ -315,7 +327,14 @@ class HyperparameterOptimizer(LightningModule):
                 f"HyperparameterOptimizer: num_classes={self.num_classes}, but there is a label {largest}: set "
                 f"num_classes to {largest + 1}."
             )
-        outputs = self(examples["images"][:1]).shape[1:]
+        try:
+            outputs = self(examples["images"][:1]).shape[1:]
+        except RuntimeError as error:
+            raise UserError(
+                f"HyperparameterOptimizer: the network does not take images of shape "
+                f"{tuple(examples['images'].shape[1:])}: give it another first layer, such as torch.nn.Flatten. "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         if outputs != (self.num_classes,):
             raise UserError(
                 f"HyperparameterOptimizer: num_classes={self.num_classes}, but the network's outputs have the shape "
@@ -334,16 +353,18 @@ class HyperparameterOptimizer(LightningModule):
         """Adds to TensorBoard what is no scalar."""
         return [InnerCurves(self.inner_curves_every)]
 
-    def configure_optimizers(self) -> Optimizer:
-        """Adam on all hyperparameters.
+    def setup(self, stage: str) -> None:
+        """Refuses a training that has nothing to learn.
 
         Raises:
-            UserError: If there is none to learn.
+            UserError: If there is no hyperparameter to learn.
         """
-        learned = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not learned:
+        if stage == "fit" and not any(parameter.requires_grad for parameter in self.parameters()):
             raise UserError(
                 "HyperparameterOptimizer: there is nothing to learn: set learn_optimizer to True, or give it "
                 "hyperparameters."
             )
-        return Adam(learned, lr=self.learning_rate)
+
+    def configure_optimizers(self) -> Optimizer:
+        """Adam on all hyperparameters."""
+        return Adam([parameter for parameter in self.parameters() if parameter.requires_grad], lr=self.learning_rate)

@@ -21,7 +21,7 @@ class RandomSearch(Callback):
     A trial of the random search is an inner training with hyperparameters drawn around the starting ones: a draw from
     U[-spread, spread] is added to theta, one for all entries of each kind (all learning rates, all momenta, ...), as
     one searches by hand. The trial with the lowest validation loss is tested, as is the best checkpoint of the
-    optimisation, or its last network where none is kept.
+    optimisation, or its last network where none is kept. All validation and test data are looked at.
 
     Args:
         spread: Half of the range of the draws, above 0; theta is a logarithm or a logit.
@@ -46,13 +46,15 @@ class RandomSearch(Callback):
         """Keeps the hyperparameters to start from, before a checkpoint's take their place.
 
         Raises:
-            UserError: If the module is no ``HyperparameterOptimizer``.
+            UserError: If the module is no ``HyperparameterOptimizer``, or there is no datamodule.
         """
         if not isinstance(pl_module, HyperparameterOptimizer):
             raise UserError(f"RandomSearch: {type(pl_module).__name__} is no HyperparameterOptimizer: leave it out.")
+        if getattr(trainer, "datamodule", None) is None:
+            raise UserError("RandomSearch: there is no datamodule to take validation and test data from: give one.")
         self._start = {name: leaf.detach().clone() for name, leaf in _learned(pl_module).items()}
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts the clock."""
         self._begin = time.perf_counter()
 
@@ -77,7 +79,8 @@ class RandomSearch(Callback):
         if not hasattr(self, "_training"):  # nothing was left to train
             return
         training_mode = pl_module.training
-        pl_module.eval()
+        pl_module.train()  # as the optimisation trains
+        pl_module.trained.eval()
         device = pl_module.device
         learned = {name: leaf.detach().clone() for name, leaf in _learned(pl_module).items()}
         with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -115,7 +118,7 @@ class RandomSearch(Callback):
 
     def _train(self, module: HyperparameterOptimizer, hyperparameters: Tensors) -> Tensors:
         _set(module, hyperparameters)
-        parameters: Tensors = module.train_network(self._training).state["parameters"]
+        parameters: Tensors = module.train_network(self._training, restart=True).state["parameters"]
         return parameters
 
     def _test(

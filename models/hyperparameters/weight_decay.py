@@ -37,7 +37,7 @@ class WeightDecay(Hyperparameter):
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Half of the squared norms, each times its coefficient."""
         squares = torch.stack([parameters[name].square().sum() for name in self.names])
-        return self.log_coefficients.exp() @ squares / 2
+        return (self.log_coefficients.exp() * squares).sum() / 2  # a product of vectors would be rounded by autocast
 
     def values(self) -> dict[str, Tensor]:
         """The coefficient of each tensor."""

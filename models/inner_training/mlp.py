@@ -47,7 +47,7 @@ class MLP(nn.Sequential):
         Raises:
             UserError: If they have another number of pixels than the first layer has units.
         """
-        pixels, units = images[0].numel(), self.pixels
+        pixels, units = images.shape[1:].numel(), self.pixels
         if pixels != units:
             raise UserError(f"MLP: the images have {pixels} pixels, but sizes begins with {units}: make it {pixels}.")
         scores: Tensor = super().forward(images)  # type: ignore[no-untyped-call]

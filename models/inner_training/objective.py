@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss, one_hot
@@ -98,4 +99,5 @@ def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
         raise UserError(
             f"The network's outputs have the shape {tuple(outputs.shape)}: they must be [batch, num_classes]."
         )
-    return one_hot(labels, outputs.shape[1]).to(outputs.dtype)
+    # Half precision would round a small share of smoothing away.
+    return one_hot(labels, outputs.shape[1]).to(torch.promote_types(outputs.dtype, torch.float32))

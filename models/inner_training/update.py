@@ -94,11 +94,13 @@ class SGDUpdate:
 
     def _gradient(self, parameters: Tensors, examples: Examples, count: float) -> tuple[Tensor, Tensors]:
         taped = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.no_grad():
+            # Unlike a detached one, a copy has the tangent of forward mode, which CGRBP may have to take.
             own = {
-                name: parameter if taped and parameter.requires_grad else parameter.detach().requires_grad_()
+                name: parameter if taped and parameter.requires_grad else parameter.clone().requires_grad_()
                 for name, parameter in parameters.items()
             }
+        with torch.enable_grad():
             loss = self.objective({name: replicated(leaf) for name, leaf in own.items()}, examples, count)
             # What the loss does not depend on, such as the bias of a layer that is switched off, is left alone.
             gradient = torch.autograd.grad(loss, list(own.values()), create_graph=taped, materialize_grads=True)

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarnin
 def optimizer(**arguments: Any) -> HyperparameterOptimizer:
     seed_everything(0, verbose=False)
     hyperparameters = [WeightDecay(1e-3), LabelSmoothing(0.1)]
-    network = MLP([64, 12, 10], log_scale=-1.5)
-    return HyperparameterOptimizer(network, **{"hyperparameters": hyperparameters, "batch_size": 20, **arguments})
+    own = {"network": MLP([64, 12, 10], log_scale=-1.5), "hyperparameters": hyperparameters, "batch_size": 20}
+    return HyperparameterOptimizer(**{**own, **arguments})
 
 
 def digits(**arguments: Any) -> MNISTSplits:
@@ -190,6 +190,7 @@ def test_a_hypergradient_that_overflows_is_refused() -> None:
         (lambda: optimizer(inner_curves_every=0), "inner_curves_every=0 must be a whole number"),
         (lambda: HyperparameterOptimizer(nn.Sequential(nn.BatchNorm1d(3))), "has a BatchNorm1d that tracks running"),
         (lambda: HyperparameterOptimizer(nn.Identity()), "the network has no parameters to train"),
+        (lambda: optimizer(hyperparameters=[LabelSmoothing(), LabelSmoothing()]), "label_smoothing occurs twice among"),
         (lambda: RandomSearch(spread=0.0), "spread=0.0 must be a number"),
         (lambda: RandomSearch(trials=0), "trials=0 must be a whole number of at least 1"),
     ],
@@ -205,6 +206,7 @@ def test_wrong_arguments_are_refused(make: Any, message: str) -> None:
         ({"num_classes": 5}, "num_classes=5, but there is a label 9: set num_classes to 10"),
         ({"num_classes": 12}, r"num_classes=12, but the network's outputs have the shape \(10,\)"),
         ({"hyperparameters": [ExampleWeights(3)]}, "num_examples=3, but there are 60 training examples"),
+        ({"network": nn.Linear(64, 10)}, r"the network does not take images of shape \(1, 8, 8\)"),
         ({"hyperparameters": [], "learn_optimizer": False}, "there is nothing to learn"),
     ],
 )
@@ -215,7 +217,6 @@ def test_what_does_not_fit_the_data_is_refused(arguments: Any, message: str) -> 
 
 SMALL = [
     "--model.batch_size=20",
-    "--data.num_train=60",
     "--data.num_val=80",
     "--data.num_test=101",
     "--trainer.accelerator=cpu",
@@ -246,9 +247,9 @@ def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.parametrize("estimator", ["TBPTT", "CGRBP"])  # CGRBP has the products of the others as well
 def test_two_processes_equal_one(estimator: str, tmp_path: Path) -> None:
-    # Minibatches of 21 examples and 3 left over: shares of different sizes.
+    # Minibatches of 299 examples and of the one that is left over, of which the second process has no share.
     same = [f"--estimator={estimator}", "--estimator.steps=4", "--estimator.solver.max_steps=10"]
-    same += ["--trainer.max_epochs=3", "--trainer.precision=64-true", "--model.batch_size=21", "--data.num_train=66"]
+    same += ["--trainer.max_epochs=3", "--trainer.precision=64-true", "--model.batch_size=299"]
     one, _ = run(tmp_path / "one", *same, "--trainer.devices=1")
     two, printed = run(tmp_path / "two", *same, "--trainer.devices=2", "--trainer.strategy=ddp")
     assert two["global_step"] == one["global_step"] == 3
@@ -275,7 +276,6 @@ def test_two_processes_predict_the_classes_of_an_odd_number_of_images(tmp_path: 
 def test_tensorboard_has_curves_of_both_loops(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     extra = ["--trainer.max_epochs=3", "--model.inner_curves_every=2", "--trainer.devices=1"]
-    extra += ["--model.hyperparameters+=ExampleWeights", "--model.hyperparameters.num_examples=60"]
     main(command(tmp_path, *extra)[2:])
     folder = tmp_path / "hypergrad/version_0"
     events = EventAccumulator(str(folder)).Reload()

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.hypergradient_error import PROBLEMS, Problem, relative_error
 from models import ClassWeights, ExampleWeights, Hyperparameter, LabelSmoothing, WeightDecay
 from models.inner_training import LOSSES, MLP, InnerObjective, MomentumSGD, SGDUpdate
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, ImplicitEstimator, NeumannRBP, Picard, UserError
+from rbp_lightning.linalg import Linearization
 from tests.cells import relative_error as relative_error_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
@@ -196,6 +198,16 @@ def test_a_smaller_linearization_takes_as_many_examples() -> None:
     update = training.update()
     TBPTT(3, solver=Picard(6, tol=0))(update, update.start(training.network))
     assert seen == [5, 5, 2, 5, 5, 2]
+
+
+def test_forward_mode_has_the_same_products_as_the_double_vjp() -> None:
+    training = Training(0)
+    update = training.update(NUM_EXAMPLES)
+    start = update.start(training.network)
+    state = {kind: {name: leaf.requires_grad_() for name, leaf in tensors.items()} for kind, tensors in start.items()}
+    linearization = Linearization(update, state, tree_leaves(update(state)), batch_dims=0)
+    tangent = [torch.randn_like(leaf) for leaf in tree_leaves(state)]
+    torch.testing.assert_close(linearization._jvp_forward_mode(tangent), linearization.jvp_function()(tangent))
 
 
 def test_minibatches_go_through_all_examples_in_new_orders_that_the_seed_decides() -> None:
