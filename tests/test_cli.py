@@ -167,7 +167,7 @@ def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
         (["--data.source=cifar"], "Literal['digits', 'mnist', 'folder']"),
         (
             ["--model=HyperparameterOptimizer", "--model.hyperparameters=[Weights]"],
-            "Known: ClassWeights, ExampleWeights",
+            "Known: ClassWeights, ",
         ),
         (["--data.source=mnist", "--data.data_dir=nowhere"], "Put what is missing into nowhere/mnist/raw"),
         (["--model.num_pixels=100"], "set num_pixels to 64"),
