@@ -14,16 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.files import data_directory, obtain
-from datamodules.image_sources import GreyImages
+from datamodules.image_sources import MNIST_FILES, GreyImages
 from datamodules.mnist_files import mnist_file, read_idx
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number
 
-FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+FILES = (*MNIST_FILES, "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 ORDER = "training images, training labels, test images, test labels"
 
 

@@ -23,6 +23,7 @@ from models.classes_file import write_classes
 from models.hyperparameters import Examples, ExampleWeights, Hyperparameter
 from models.inner_curves import InnerCurves
 from models.inner_training import LOSSES, MLP, InnerObjective, MomentumSGD, SGDUpdate, share_of
+from models.labels import check_labels
 from rbp_lightning import ConvergenceWarning, FixedPoint, GradientEstimator, ImplicitEstimator, NeumannRBP, UserError
 from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.replicated import replicated
@@ -321,12 +322,7 @@ class HyperparameterOptimizer(LightningModule):
         write_classes(self.trainer, in_order)
 
     def _check(self, examples: Examples) -> None:
-        largest = int(examples["labels"].max())
-        if largest >= self.num_classes:
-            raise UserError(
-                f"HyperparameterOptimizer: num_classes={self.num_classes}, but there is a label {largest}: set "
-                f"num_classes to {largest + 1}."
-            )
+        check_labels(self, self.num_classes, examples["labels"])
         try:
             outputs = self(examples["images"][:1]).shape[1:]
         except RuntimeError as error:

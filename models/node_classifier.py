@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from models.classes_file import write_classes
+from models.labels import check_labels
 from rbp_lightning import UserError
 from rbp_lightning.errors import check_number
 
@@ -127,12 +128,7 @@ class NodeClassifier(LightningModule, ABC):
                 f"{type(self).__name__}: num_features={self._num_features}, but the nodes have {features} features: "
                 f"set num_features to {features}."
             )
-        largest = int(graph.y.max())
-        if largest >= self.num_classes:
-            raise UserError(
-                f"{type(self).__name__}: num_classes={self.num_classes}, but there is a label {largest}: set "
-                f"num_classes to {largest + 1}."
-            )
+        check_labels(self, self.num_classes, graph.y)
 
     @contextmanager
     def _own_draws(self, batch_idx: int) -> Iterator[None]:

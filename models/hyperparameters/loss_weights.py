@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.hyperparameters.base import Examples, Hyperparameter
+from models.labels import check_labels
 from rbp_lightning.errors import UserError, check_count
 
 
@@ -28,12 +29,7 @@ class ClassWeights(Hyperparameter):
 
     def check(self, training: Examples) -> None:
         """Refuses labels that have no weight."""
-        largest = int(training["labels"].max())
-        if largest >= self.num_classes:
-            raise UserError(
-                f"ClassWeights: num_classes={self.num_classes}, but there is a label {largest}: set num_classes to "
-                f"{largest + 1}."
-            )
+        check_labels(self, self.num_classes, training["labels"])
 
     def losses(self, losses: Tensor, examples: Examples) -> Tensor:
         """Losses times the weights of their labels."""

@@ -1,0 +1,24 @@
+"""Checking labels against the number of classes."""
+
+from torch import Tensor
+
+from rbp_lightning.errors import UserError
+
+
+def check_labels(owner: object, num_classes: int, labels: Tensor) -> None:
+    """Refuses labels that a number of classes leaves out.
+
+    Args:
+        owner: The object whose argument ``num_classes`` is.
+        num_classes: Number of classes.
+        labels: Integers, of any shape.
+
+    Raises:
+        UserError: If a label is not below ``num_classes``.
+    """
+    largest = int(labels.max())
+    if largest >= num_classes:
+        raise UserError(
+            f"{type(owner).__name__}: num_classes={num_classes}, but there is a label {largest}: set num_classes to "
+            f"{largest + 1}."
+        )
