@@ -21,8 +21,8 @@ from rbp_lightning import (
     column_sum_penalty,
     jacobian_penalty,
 )
+from rbp_lightning.describe import describe
 from rbp_lightning.errors import check_number
-from rbp_lightning.estimators.base import describe
 from rbp_lightning.solvers import Update
 
 MOST_PREPARED = 64

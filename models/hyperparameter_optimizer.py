@@ -24,7 +24,7 @@ from models.hyperparameters import Examples, ExampleWeights, Hyperparameter
 from models.inner_curves import InnerCurves
 from models.inner_training import LOSSES, MLP, InnerObjective, MomentumSGD, SGDUpdate, share_of
 from models.labels import check_labels
-from rbp_lightning import ConvergenceWarning, FixedPoint, GradientEstimator, ImplicitEstimator, NeumannRBP, UserError
+from rbp_lightning import Failure, FixedPoint, GradientEstimator, ImplicitEstimator, NeumannRBP, UserError
 from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.replicated import replicated
 
@@ -177,10 +177,9 @@ class HyperparameterOptimizer(LightningModule):
         update = SGDUpdate(self.objective, self.sgd, training, self.batch_size, seed, linearization_size, on_step)
         start = update.start(self.trained if go_on else self.objective.network)
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), warnings.catch_warnings():
+        # A training that speeds up before it settles is no failure; one that is not finite is looked for below.
+        with torch.random.fork_rng(devices), self.estimator.policy.ignoring(Failure.DIVERGED, Failure.NAN):
             torch.manual_seed(seed)  # of what the network draws
-            # A training that speeds up before it settles is no failure; one that is not finite is looked for below.
-            warnings.filterwarnings("ignore", ".*Status '(diverged|nan)'", ConvergenceWarning)
             fixed_point: FixedPoint = self.estimator(update, start)
         return fixed_point
 
@@ -192,7 +191,7 @@ class HyperparameterOptimizer(LightningModule):
             batch_idx: Number of the batch.
 
         Raises:
-            UserError: If the inner training or the outer loss is not finite.
+            UserError: If the inner training or the outer loss is not finite, unless the policy is to skip the step.
         """
         training, outer = batch["train"], batch["val" if self.outer_objective == "validation" else "train"]
         self._check(training)
@@ -200,6 +199,8 @@ class HyperparameterOptimizer(LightningModule):
         with self._progress_bar() as bar:
 
             def on_step(step: int, loss: Tensor) -> None:
+                if step > self.estimator.solver.max_steps:  # a monitor looks at the training once it is over
+                    return
                 bar.update()
                 if (step - 1) % math.ceil(self.estimator.solver.max_steps / MOST_INNER_LOSSES) == 0:
                     self.inner_losses[step] = loss
@@ -209,7 +210,10 @@ class HyperparameterOptimizer(LightningModule):
         parameters = fixed_point.state["parameters"]
         loss = self.objective.plain({name: replicated(leaf) for name, leaf in parameters.items()}, share, count)
         if not self._everywhere(bool(loss.isfinite())):
-            self._find_failure(training)
+            if self.estimator.policy.action(Failure.NAN) != "skip":
+                self._find_failure(training)
+            self.estimator.report(Failure.NAN, f"The outer loss is {float(loss)} in outer step {self.global_step + 1}")
+            return loss
         with torch.no_grad():
             for name, parameter in self.trained.named_parameters():
                 parameter.copy_(parameters[name])

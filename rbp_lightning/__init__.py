@@ -7,11 +7,28 @@ from rbp_lightning.contraction import (
     column_sum_penalty,
     jacobian_penalty,
 )
-from rbp_lightning.errors import ConvergenceWarning, UserError
-from rbp_lightning.estimators import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, ImplicitEstimator, NeumannRBP
+from rbp_lightning.errors import ConvergenceError, ConvergenceWarning, UserError
+from rbp_lightning.estimators import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    AdaptiveNeumann,
+    ExactAdjoint,
+    GradientEstimator,
+    ImplicitEstimator,
+    NeumannRBP,
+    SolveObserver,
+)
+from rbp_lightning.failures import Failure
 from rbp_lightning.fixed_point import FixedPoint, Status
+from rbp_lightning.flat_jacobian import FlatJacobian
+from rbp_lightning.linalg import Linearization
+from rbp_lightning.monitor import EquilibriumMonitor
+from rbp_lightning.policy import FailurePolicy
 from rbp_lightning.solvers import FixedPointSolver, Picard
 from rbp_lightning.sparse import SparseMatrix
+from rbp_lightning.spectrum import norm_bounds, spectral_radius
 from rbp_lightning.warm_start import WarmStart
 
 __all__ = [
@@ -19,15 +36,24 @@ __all__ = [
     "CGRBP",
     "RBP",
     "TBPTT",
+    "AdaptiveNeumann",
+    "ConvergenceError",
     "ConvergenceWarning",
+    "EquilibriumMonitor",
+    "ExactAdjoint",
+    "Failure",
+    "FailurePolicy",
     "FixedPoint",
     "FixedPointSolver",
+    "FlatJacobian",
     "FrobeniusNormBound",
     "GradientEstimator",
     "ImplicitEstimator",
     "InfinityNormBound",
+    "Linearization",
     "NeumannRBP",
     "Picard",
+    "SolveObserver",
     "SparseMatrix",
     "SpectralNormBound",
     "Status",
@@ -35,4 +61,6 @@ __all__ = [
     "WarmStart",
     "column_sum_penalty",
     "jacobian_penalty",
+    "norm_bounds",
+    "spectral_radius",
 ]

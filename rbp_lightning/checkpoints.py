@@ -39,6 +39,17 @@ class NamedCheckpoint:
         self.hyperparameters: dict[str, Any] = content.get("hyper_parameters") or {}
         self.shapes = _shapes(content["state_dict"])
 
+    @classmethod
+    def of(cls, subcommand: str, path: str | None) -> "NamedCheckpoint | None":
+        """Returns the checkpoint that a subcommand names, if it names one that is a file here.
+
+        Args:
+            subcommand: The subcommand.
+            path: Its ``ckpt_path``. When fitting, "last" is the newest checkpoint if there is one.
+        """
+        elsewhere = path is None or "://" in path or (subcommand, path) in (("fit", "last"), ("fit", "hpc"))
+        return None if path is None or elsewhere else cls(path)
+
     def model_config(self, config: Namespace) -> dict[str, Any]:
         """Returns the configuration of the checkpoint's model, and prints what in the given one it replaces.
 

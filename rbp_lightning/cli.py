@@ -1,59 +1,62 @@
 """The command line."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import datamodules  # noqa: F401  so that short class names resolve
 import models  # noqa: F401
+from rbp_lightning.audit import AuditTrainer
 from rbp_lightning.checkpoints import NamedCheckpoint
-from rbp_lightning.cli_errors import one_line_errors, refused_arguments
+from rbp_lightning.cli_errors import STRICT, one_line_errors, refused_arguments
 from rbp_lightning.estimators import GradientEstimator
+from rbp_lightning.policy import FailurePolicy
+from rbp_lightning.run_summary import print_summary
 from rbp_lightning.save_config import SaveConfigWithLogs
 
 
 class RBPLightningCLI(LightningCLI):
-    """LightningCLI with the gradient estimator as an argument of its own."""
+    """LightningCLI with the gradient estimator and the policy as arguments of their own, and ``audit``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"trainer_class": AuditTrainer, **kwargs})
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's subcommands and ``audit``."""
+        return {**LightningCLI.subcommands(), "audit": {"model", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--estimator``."""
+        """Adds ``--estimator`` and ``--policy``."""
         parser.add_lightning_class_args(GradientEstimator, "estimator", subclass_mode=True)
+        parser.add_lightning_class_args(FailurePolicy, "policy")
         parser.set_defaults({"estimator": {"class_path": "rbp_lightning.NeumannRBP"}})
 
     def _parse_ckpt_path(self) -> None:
-        # In place of Lightning's, which takes the estimator for an argument of the model and does not say what is
-        # wrong with a file. When fitting, "last" is the newest checkpoint if there is one.
+        # Lightning's takes the estimator for an argument of the model and does not say what is wrong with a file.
         subcommand, config = self.config.subcommand, self.config[self.config.subcommand]
-        path, self.checkpoint = config.get("ckpt_path"), None
-        if path is not None and "://" not in path and (subcommand, path) not in (("fit", "last"), ("fit", "hpc")):
-            self.checkpoint = NamedCheckpoint(path)
-            saved = {subcommand: {"model": self.checkpoint.model_config(config.model)}}
-            self.config = self.parser.parse_object(saved, self.config)
+        self.checkpoint = NamedCheckpoint.of(subcommand, config.get("ckpt_path"))
+        if self.checkpoint is not None:
+            model = self.checkpoint.model_config(config.model)
+            self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
 
     def instantiate_classes(self) -> None:
-        """Makes the objects; refuses a checkpoint of another model before anything is run or written."""
+        """Makes the objects; refuses a checkpoint of another model before anything is run."""
         with refused_arguments(self.config[self.subcommand]):
             super().instantiate_classes()
         if self.checkpoint is not None:
             self.checkpoint.check_parameters(self.model)
 
     def after_fit(self) -> None:
-        """Prints the last metrics, and where the logs and the best checkpoint are."""
-        log_dir = self.trainer.log_dir  # every rank has to ask
-        if self.trainer.is_global_zero:
-            for name, value in sorted(self.trainer.callback_metrics.items()):
-                print(f"{name}: {float(value):.4g}")
-            print(f"Logs: {log_dir}")
-            if best := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
-                print(f"Best checkpoint: {best}")
+        """Prints what came out."""
+        print_summary(self.trainer)
 
 
 def main(args: ArgsType = None) -> None:
     """Runs the command line, with ``args`` in place of the command line's arguments where they are given."""
-    # An abbreviation would turn a misspelt option into another one.
-    strict = {"exit_on_error": False, "allow_abbrev": False}
-    parsers = {**strict, **dict.fromkeys(LightningCLI.subcommands(), strict)}
+    parsers = {**STRICT, **dict.fromkeys(RBPLightningCLI.subcommands(), STRICT)}
     with one_line_errors():
         RBPLightningCLI(None, None, SaveConfigWithLogs, args=args, seed_everything_default=0, parser_kwargs=parsers)
-        # Lightning leaves gloo's process group to the interpreter's exit, which aborts at times.
-        if torch.distributed.is_initialized():
+        if torch.distributed.is_initialized():  # left to the interpreter's exit by Lightning, gloo aborts at times
             torch.distributed.destroy_process_group()

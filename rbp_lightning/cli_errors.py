@@ -26,6 +26,9 @@ _CHOICES = {
     "hyperparameters": Hyperparameter,
 }
 
+STRICT = {"exit_on_error": False, "allow_abbrev": False}
+"""Options of parsers: an abbreviation would turn a misspelt option into another one."""
+
 # What jsonargparse says of its own types and of the alternatives that it tried.
 _NOISE = re.compile(
     r"- Does not|Does not validate|Subtypes:|Errors:|- Expected a <class 'NoneType'>|Given value|- Expected a path but"

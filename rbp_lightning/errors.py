@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class ConvergenceError(UserError):
+    """A fixed point or its gradient is wrong, and the policy is to stop."""
+
+
 class ConvergenceWarning(UserWarning):
     """A fixed point or an adjoint did not reach its tolerance, so a result or a gradient may be wrong."""
 

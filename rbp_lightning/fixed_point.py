@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from rbp_lightning.errors import UserError
-from rbp_lightning.pytree import State, Vector, minus, norm
+from rbp_lightning.failures import Failure
+from rbp_lightning.pytree import State, Vector, minus, norm, where
 
 
 class Status(str, Enum):
     """Outcome of a fixed-point iteration; of a batch, that of its worst sample.
 
     Example:
-        >>> Status.MAX_STEPS.message
-        'not converged: raise max_steps or tol, or make the update a stronger contraction'
+        >>> Status.MAX_STEPS.failure.policy
+        'not_converged'
     """
 
     CONVERGED = "converged"
@@ -24,19 +25,17 @@ class Status(str, Enum):
     NAN = "nan"
 
     @property
-    def message(self) -> str:
-        """What the status means and what to do about it, in one line."""
-        return _MESSAGES[self]
+    def failure(self) -> Failure | None:
+        """The failure that it is; ``None`` for ``CONVERGED``."""
+        return _FAILURES.get(self)
 
 
 _ORDER = list(Status)
 
-_MESSAGES = {
-    Status.CONVERGED: "converged to the tolerance",
-    Status.MAX_STEPS: "not converged: raise max_steps or tol, or make the update a stronger contraction",
-    Status.DIVERGED: "diverged: its steps grew instead of shrinking; the update is not a contraction, so scale its "
-    "weights down or damp it",
-    Status.NAN: "NaN in the state: look for NaN in the inputs and the parameters, and lower the learning rate",
+_FAILURES = {
+    Status.MAX_STEPS: Failure.NOT_CONVERGED,
+    Status.DIVERGED: Failure.DIVERGED,
+    Status.NAN: Failure.NAN,
 }
 
 
@@ -46,11 +45,12 @@ class FixedPoint:
 
     Attributes:
         state: The last iterate, of the structure of the initial state; differentiable when an estimator made it
-            with gradients enabled.
+            with gradients enabled. Samples that diverged or met NaN are at their best iterate.
         steps: How many times the update was applied.
         residual: Norm of the last change of the state over the norm of the state, one value for each sample (a
-            scalar tensor where the state has no batch).
+            scalar tensor where the state has no batch); of a sample at its best iterate, that iterate's.
         status: How the iteration ended; the worst over the samples.
+        verdicts: How it ended for each sample, int64, as numbers in the order of ``Status``.
 
     Example:
         >>> fixed_point = NeumannRBP()(torch.cos, torch.zeros(()))
@@ -62,11 +62,21 @@ class FixedPoint:
     steps: int
     residual: Tensor
     status: Status
+    verdicts: Tensor
 
     @property
     def converged(self) -> bool:
         """Whether every sample reached the tolerance."""
         return self.status is Status.CONVERGED
+
+    def samples(self, *statuses: Status) -> Tensor:
+        """Which samples ended so, bool, of the shape of ``residual``.
+
+        Args:
+            statuses: Any of these.
+        """
+        numbers = torch.tensor([_ORDER.index(status) for status in statuses], device=self.verdicts.device)
+        return torch.isin(self.verdicts, numbers)
 
 
 class ConvergenceTest:
@@ -83,7 +93,7 @@ class ConvergenceTest:
     Example:
         >>> test = ConvergenceTest(tol=0.2, batch_dims=1)
         >>> test.observe([torch.tensor([[1.0], [1.0]])], [torch.tensor([[1.1], [2.0]])])
-        >>> test.residual, test.status().value
+        >>> test.residual, test.result(None, steps=1).status.value
         (tensor([0.0909, 0.5000]), 'max_steps')
     """
 
@@ -93,6 +103,9 @@ class ConvergenceTest:
         self.residual = torch.tensor(float("inf"))
         self.first_change: Tensor | None = None
         self.largest_change: Tensor | None = None
+        self.best_change: Tensor | None = None
+        self.best_previous: Vector = []
+        self.best_residual = self.residual
         self.verdict = torch.tensor(_ORDER.index(Status.MAX_STEPS))
 
     def observe(self, previous: Vector, current: Vector) -> None:
@@ -123,6 +136,8 @@ class ConvergenceTest:
         self.residual = change / size.clamp_min(torch.finfo(size.dtype).tiny)
         if self.first_change is None or self.largest_change is None:
             self.first_change = self.largest_change = change
+        if self.batch_dims:
+            self._keep_best(previous, change)
         # A warm start may begin at rounding error, from where any change is growth; the changes of a contraction
         # whose Jacobian is not normal may grow at first, and then fall well below their peak.
         rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
@@ -136,14 +151,19 @@ class ConvergenceTest:
         not_a_number = torch.where(was_diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.NAN))
         self.verdict = torch.where(size.isnan(), not_a_number, verdict)
 
+    def _keep_best(self, previous: Vector, change: Tensor) -> None:
+        """Keeps what led to each sample's smallest change, from where a sample that fails can be taken up."""
+        if self.best_change is None:
+            self.best_change, self.best_previous = torch.full_like(change, float("inf")), previous
+        better = change < self.best_change  # never where it is NaN
+        self.best_change = torch.where(better, change, self.best_change)
+        self.best_residual = torch.where(better, self.residual, self.best_residual.to(change.device))
+        self.best_previous = where(better, previous, self.best_previous)
+
     def finished(self) -> bool:
         """Whether further steps can change no sample's verdict: each has converged or is no longer finite."""
         converged = self.verdict == _ORDER.index(Status.CONVERGED)
         return bool((converged | ~self.residual.isfinite()).all())
-
-    def status(self) -> Status:
-        """The worst verdict over the samples."""
-        return _ORDER[int(self.verdict.max())]
 
     def result(self, state: State, steps: int) -> FixedPoint:
         """Builds the solve's result.
@@ -152,4 +172,5 @@ class ConvergenceTest:
             state: The last iterate.
             steps: How many times the update was applied.
         """
-        return FixedPoint(state, steps, self.residual, self.status())
+        verdicts = self.verdict.expand_as(self.residual)
+        return FixedPoint(state, steps, self.residual, _ORDER[int(verdicts.max())], verdicts)

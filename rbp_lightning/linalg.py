@@ -1,15 +1,14 @@
-"""Products with the Jacobian of an update at its fixed point, and Krylov solvers on them."""
+"""Products with the Jacobian of an update at its fixed point."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from rbp_lightning.errors import UserError
-from rbp_lightning.pytree import State, Vector, in_dtypes_of, inner, minus, norm, plus, scaled
+from rbp_lightning.pytree import State, Vector, in_dtypes_of, minus, norm
 from rbp_lightning.solvers import Update
 
 
@@ -22,6 +21,9 @@ class Linearization:
         outputs: Leaves of the taped step F(h).
         batch_dims: The number of leading dimensions that index independent samples.
 
+    Attributes:
+        products: How many products have been taken, with J^T and with J.
+
     Example:
         >>> state = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> square = Linearization(torch.square, state, [state.square()], batch_dims=0)
@@ -31,11 +33,25 @@ class Linearization:
 
     def __init__(self, update: Update, state: State, outputs: Vector, batch_dims: int) -> None:
         self.batch_dims = batch_dims
+        self.products = 0
         self._update = update
         self._inputs, self._structure = tree_flatten(state)
         self._outputs = outputs
         device = outputs[0].device.type
         self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+    @classmethod
+    def at(cls, update: Update, state: State, batch_dims: int) -> "Linearization":
+        """Tapes a step of an update for its Jacobian alone.
+
+        Args:
+            update: The map F.
+            state: Where to linearise it.
+            batch_dims: The number of leading dimensions that index independent samples.
+        """
+        with torch.enable_grad():
+            state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
+            return cls(update, state, tree_leaves(update(state)), batch_dims)
 
     def vjp(self, cotangent: Vector) -> list[Tensor]:
         """Product J^T v.
@@ -46,7 +62,19 @@ class Linearization:
         Returns:
             Leaves of J^T v, in the dtypes of v.
         """
+        self.products += 1
         return in_dtypes_of(cotangent, pull_back(self._outputs, self._inputs, cotangent, create_graph=False))
+
+    def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
+        """How far an adjoint is from solving its equation: ||g - (I - J^T) z|| / ||g|| for each sample.
+
+        Args:
+            gradient: Leaves of g.
+            adjoint: Leaves of z.
+        """
+        left = norm(minus(gradient, minus(adjoint, self.vjp(adjoint))), self.batch_dims)
+        size = norm(gradient, self.batch_dims)
+        return torch.where(size == 0, left, left / size)
 
     def jvp_function(self) -> Callable[[Vector], list[Tensor]]:
         """Product J v as a function of v.
@@ -71,11 +99,13 @@ class Linearization:
             return self._jvp_forward_mode
 
         def jvp(tangent: Vector) -> list[Tensor]:
+            self.products += 1
             return in_dtypes_of(tangent, pull_back(transposed, duals, tangent, create_graph=False))
 
         return jvp
 
     def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
+        self.products += 1
         try:
             with torch.no_grad(), torch.autocast(*self._autocast), forward_ad.dual_level():
                 duals = [
@@ -143,77 +173,3 @@ def _drops_a_derivative(tensors: Vector) -> bool:
             seen.add(node)
             nodes += [following for following, _ in node.next_functions]
     return any(node.name() == "torch::autograd::Error" for node in seen)
-
-
-@dataclass(frozen=True)
-class LinearSolution:
-    """Result of solving (I - J^T) z = g.
-
-    Attributes:
-        vector: Leaves of the newest z.
-        steps: Steps taken.
-        residual: ||g - (I - J^T) z|| / ||g||, one value for each sample.
-    """
-
-    vector: Vector
-    steps: int
-    residual: Tensor
-
-
-def conjugate_gradient(
-    linearization: Linearization,
-    gradient: Vector,
-    steps: int,
-    tol: float,
-    check_every: int,
-    start: Vector | None = None,
-) -> LinearSolution:
-    """Solves (I - J^T) z = g by conjugate gradients on its normal equations.
-
-    This is the CGLS form (Bjorck, Numerical Methods for Least Squares Problems, 1996, algorithm 7.4.1), which
-    recurs the residual of the equation itself instead of the normal equations' one: it loses fewer digits, and the
-    residual falls with every step. Samples advance side by side, each with its own step lengths, and rest once they
-    have converged.
-
-    Args:
-        linearization: Products with J and J^T.
-        gradient: Leaves of g.
-        steps: Most steps, each of one product with J and one with J^T.
-        tol: Residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
-        check_every: Steps between two looks at the residual, each of which waits for the device.
-        start: Leaves of the first z; ``None`` is zero.
-
-    Returns:
-        The newest iterate, with its residual.
-
-    Example:
-        >>> state = torch.tensor([1.0, 2.0], requires_grad=True)
-        >>> halves = Linearization(lambda h: 0.5 * h, state, [0.5 * state], batch_dims=0)
-        >>> conjugate_gradient(halves, [torch.ones(2)], steps=5, tol=1e-6, check_every=1)
-        LinearSolution(vector=[tensor([2., 2.])], steps=1, residual=tensor(0.))
-    """
-    batch_dims = linearization.batch_dims
-    jvp = linearization.jvp_function()
-    solution: Vector = [torch.zeros_like(leaf) for leaf in gradient] if start is None else start
-    residual = gradient if start is None else minus(gradient, minus(start, linearization.vjp(start)))
-    direction = normal = minus(residual, jvp(residual))
-    normal_square = inner(normal, normal, batch_dims)
-    size = norm(gradient, batch_dims)
-    left = norm(residual, batch_dims)
-    limit = tol * size
-    for step in range(1, steps + 1):
-        image = minus(direction, linearization.vjp(direction))
-        image_square = inner(image, image, batch_dims)
-        # Not ``>``: a sample with NaN has to keep it.
-        active = ~(left <= limit) & (image_square != 0)
-        length = torch.where(active, normal_square / image_square, 0)
-        solution = plus(solution, scaled(length, direction))
-        residual = minus(residual, scaled(length, image))
-        left = norm(residual, batch_dims)
-        if step == steps or (tol > 0 and step % check_every == 0 and bool((left <= limit).all())):
-            break
-        normal = minus(residual, jvp(residual))
-        previous_square, normal_square = normal_square, inner(normal, normal, batch_dims)
-        ratio = torch.where(previous_square != 0, normal_square / previous_square, 0)
-        direction = plus(normal, scaled(ratio, direction))
-    return LinearSolution(solution, step, torch.where(size == 0, 0, left / size))

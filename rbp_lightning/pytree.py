@@ -119,6 +119,20 @@ def scaled(scale: Tensor, vector: Vector) -> list[Tensor]:
     return [scale.reshape(scale.shape + (1,) * (leaf.dim() - scale.dim())).to(leaf.dtype) * leaf for leaf in vector]
 
 
+def where(condition: Tensor, chosen: Vector, other: Vector) -> list[Tensor]:
+    """Chooses one of two states, sample by sample.
+
+    Args:
+        condition: Bool, of the shape of the batch dimensions.
+        chosen: Leaves of the state taken where it holds.
+        other: Leaves of the one taken elsewhere.
+    """
+    return [
+        torch.where(condition.reshape(condition.shape + (1,) * (one.dim() - condition.dim())), one, two)
+        for one, two in zip(chosen, other, strict=True)
+    ]
+
+
 def plus(left: Vector, right: Vector) -> list[Tensor]:
     """Sum of two states, leaf by leaf."""
     return [one + other for one, other in zip(left, right, strict=True)]

@@ -150,7 +150,7 @@ def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--estimator=Neuman"], "Known: BPTT, CGRBP, NeumannRBP, RBP, TBPTT."),
+        (["--estimator=Neuman"], "Known: AdaptiveNeumann, BPTT, CGRBP, ExactAdjoint, NeumannRBP, RBP, TBPTT."),
         (["--estimator.solver=Newton"], "Known: Picard."),
         (["--model=Hopfield"], "Known: CitationGNN, HopfieldMemory, HyperparameterOptimizer, LinearClassifier"),
         (["--estimator.step=3"], "Option 'step' is not accepted. Options of NeumannRBP: steps, solver."),

@@ -234,7 +234,7 @@ def test_each_kind_of_warning_comes_once_an_epoch() -> None:
         fit(Failing(num_hidden=4), data, BPTT(Picard(20, 1e-6)), limit_val_batches=0)
     told = [str(warning.message) for warning in caught if warning.category is ConvergenceWarning]
     for status in ("max_steps", "diverged", "nan"):
-        assert sum(f"Status '{status}'" in message for message in told) == 2  # two epochs of two batches each
+        assert sum(f"status '{status}'" in message for message in told) == 2  # two epochs of two batches each
 
 
 class Small(LightningModule):

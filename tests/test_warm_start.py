@@ -11,7 +11,7 @@ TIGHT = Picard(max_steps=500, tol=1e-12, check_every=1)
 
 
 def fixed_point(state: torch.Tensor, status: Status = Status.CONVERGED) -> FixedPoint:
-    return FixedPoint(state, 1, torch.zeros(()), status)
+    return FixedPoint(state, 1, torch.zeros(()), status, torch.tensor(list(Status).index(status)))
 
 
 class Counted:

@@ -1,22 +1,25 @@
 """The interface of gradient estimators."""
 
-import inspect
-import warnings
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import replace
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from rbp_lightning.errors import ConvergenceWarning, UserError, check_count
+from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.estimators.observer import SolveObserver
+from rbp_lightning.estimators.replace_gradient import replace_gradient
+from rbp_lightning.estimators.reporting import ReportingCallback
+from rbp_lightning.failures import Failure
 from rbp_lightning.fixed_point import ConvergenceTest, FixedPoint, Status
-from rbp_lightning.pytree import State, leaves_of
+from rbp_lightning.pytree import State, Vector, leaves_of
+from rbp_lightning.samples import draws_anew, holding
 from rbp_lightning.solvers import FixedPointSolver, Picard, Update
 from rbp_lightning.warm_start import WarmStart
 
 
-class GradientEstimator(Callback, ABC):
+class GradientEstimator(ReportingCallback, ABC):
     """Finds fixed points and decides how gradients flow through them.
 
     Given to a Trainer as a callback it becomes ``pl_module.estimator``; a module calls it wherever it needs the fixed
@@ -24,6 +27,11 @@ class GradientEstimator(Callback, ABC):
 
     Args:
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+
+    Attributes:
+        policy: What happens when a solve goes wrong; under a Trainer that of its ``FailurePolicy``.
+        adjoint: How the last adjoint was solved, once a backward pass ran; ``None`` before, and with ``BPTT``.
+        observers: Look on at each solve whose gradient may be taken.
 
     Example:
         >>> class LastStep(GradientEstimator):
@@ -38,9 +46,9 @@ class GradientEstimator(Callback, ABC):
     """
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
+        super().__init__()
         self.solver = Picard() if solver is None else solver
-        self._warned: set[str] = set()
-        self._in_trainer = False
+        self.observers: list[SolveObserver] = []
 
     @abstractmethod
     def solve_with_gradient(
@@ -86,26 +94,72 @@ class GradientEstimator(Callback, ABC):
         if warm_start is not None:
             initial_state = warm_start.state_like(initial_state)
             leaves = tree_leaves(initial_state)
+        observers = self.observers if torch.is_grad_enabled() else []
+        for observer in observers:
+            update = observer.on_solve_start(update)
         versions = [leaf._version for leaf in leaves if not leaf.is_inference()]
+        result, test = self._solve(update, initial_state, batch_dims, warm_start)
+        if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
+            raise UserError("The update changes its argument in place: it must return a new state.")
+        self._report_solve(update, result)
+        if batch_dims and (failed := self._failed(result)) is not None:
+            held = holding(update, failed, test.best_previous)
+            others, _ = self._solve(held, initial_state, batch_dims, warm_start)
+            residual = torch.where(failed, test.best_residual, others.residual)
+            verdicts = torch.where(failed, result.verdicts, others.verdicts)
+            result = replace(result, state=others.state, residual=residual, verdicts=verdicts)
+        if warm_start is not None:
+            warm_start.keep_state(result)
+        for observer in observers:
+            observer.on_solve_end(update, initial_state, batch_dims, result)
+        if observers:
+            result = replace(result, state=self._observed(result.state, observers))
+        return result
+
+    def _solve(
+        self, update: Update, initial_state: State, batch_dims: int, warm_start: WarmStart | None
+    ) -> tuple[FixedPoint, ConvergenceTest]:
         test = ConvergenceTest(self.solver.tol, batch_dims)
         if torch.is_grad_enabled():
             state, steps = self.solve_with_gradient(update, initial_state, test, warm_start)
         else:
             state, steps = self.solver.iterate(update, initial_state, self.solver.max_steps, test)
-        if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
-            raise UserError("The update changes its argument in place: it must return a new state.")
-        result = test.result(state, steps)
-        if warm_start is not None:
-            warm_start.keep_state(result)
+        return test.result(state, steps), test
+
+    def _report_solve(self, update: Update, result: FixedPoint) -> None:
+        """Has the policy act on a solve that did not end as it was meant to."""
         # A tolerance of 0 asks for a number of steps, not for convergence.
         expected = {Status.CONVERGED} if self.solver.tol > 0 else {Status.CONVERGED, Status.MAX_STEPS}
-        if result.status not in expected:
-            self._warn(
-                result.status.value,
-                f"The forward solve took {steps} steps to a relative residual of {float(result.residual.max()):.2e} "
-                f"(tol={self.solver.tol:g}). Status {result.status.value!r}: {result.status.message}.",
-            )
-        return result
+        failure = result.status.failure
+        if failure is None or result.status in expected:
+            return
+        # The steps of a training on minibatches differ too; whoever asks for a number of steps knows.
+        if self.solver.tol > 0 and self.policy.tells(Failure.RANDOM) and draws_anew(update, result.state):
+            failure = Failure.RANDOM
+        samples = result.verdicts.numel()
+        count = int((~result.samples(*expected)).sum())
+        whose = f" ({count} of {samples} samples)" if samples > 1 else ""
+        self.report(
+            failure,
+            f"The forward solve took {result.steps} steps to a relative residual of "
+            f"{float(result.residual.max()):.2e} (tol={self.solver.tol:g}), status {result.status.value!r}{whose}",
+        )
+
+    def _failed(self, result: FixedPoint) -> Tensor | None:
+        """The samples that would spoil the others' gradients, if there are any: not finite, or growing."""
+        growing = [Status.DIVERGED] if self.solver.tol > 0 else []
+        if result.status not in (Status.DIVERGED, Status.NAN):
+            return None
+        failed = result.samples(Status.NAN, *growing) | ~result.residual.isfinite()
+        return failed if bool(failed.any()) else None
+
+    def _observed(self, state: State, observers: list[SolveObserver]) -> State:
+        def tell(gradients: Vector) -> Vector:
+            for observer in observers:
+                observer.on_gradient(gradients)
+            return gradients
+
+        return replace_gradient(tell, state)
 
     def iterate_untaped(
         self, update: Update, state: State, taped_steps: int, test: ConvergenceTest
@@ -138,61 +192,3 @@ class GradientEstimator(Callback, ABC):
         following = update(state)
         test.observe(tree_leaves(state), tree_leaves(following))
         return following
-
-    def _warn(self, kind: str, message: str) -> None:
-        """Warns, under a Trainer once an epoch for each kind of message."""
-        if not self._in_trainer or kind not in self._warned:
-            self._warned.add(kind)
-            warnings.warn(f"{type(self).__name__}: {message}", ConvergenceWarning, stacklevel=4)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Becomes the module's estimator and, unless its constructor takes any keyword, one of its hyperparameters.
-
-        Raises:
-            UserError: If the Trainer has more than one estimator.
-        """
-        estimators = [callback for callback in trainer.callbacks if isinstance(callback, GradientEstimator)]  # type: ignore[attr-defined]
-        if len(estimators) > 1:
-            names = " and ".join(type(estimator).__name__ for estimator in estimators)
-            raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
-        pl_module.estimator = self  # type: ignore[assignment]
-        self._in_trainer = True
-        # A constructor that takes any keyword would be given the estimator when a checkpoint is loaded.
-        if inspect.getfullargspec(type(pl_module).__init__).varkw is None:
-            # The name of a constructor's only argument, where the module saved that one as its hyperparameters.
-            name = getattr(pl_module, "_hparams_name", None)
-            pl_module.save_hyperparameters({"estimator": describe(self)})
-            pl_module._hparams_name = name  # type: ignore[assignment]
-
-    def _warn_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets each kind of warning be given again."""
-        self._warned.clear()
-
-    on_train_epoch_start = on_validation_start = on_test_start = on_predict_start = _warn_again
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves the Trainer; the module keeps the estimator, so that it can be called afterwards."""
-        self._in_trainer = False
-
-
-def describe(configured: object) -> dict[str, Any]:
-    """Describes an object by its class and the arguments it was made with, in plain types.
-
-    Args:
-        configured: An object; constructor arguments that it does not keep in attributes of the same name are left out.
-
-    Returns:
-        ``class_path`` and ``init_args``, as in a YAML config.
-
-    Example:
-        >>> describe(Picard(max_steps=20))["init_args"]
-        {'max_steps': 20, 'tol': 1e-06, 'check_every': 10}
-    """
-    init_args = {}
-    for name in inspect.signature(type(configured)).parameters:
-        if hasattr(configured, name):
-            value = getattr(configured, name)
-            plain = value is None or isinstance(value, bool | int | float | str)
-            nested = describe(value) if isinstance(value, FixedPointSolver) else repr(value)
-            init_args[name] = value if plain else nested
-    return {"class_path": f"{type(configured).__module__}.{type(configured).__qualname__}", "init_args": init_args}

@@ -1,8 +1,9 @@
 """Conjugate-gradient RBP."""
 
+from rbp_lightning.conjugate_gradient import conjugate_gradient
 from rbp_lightning.errors import check_count, check_number
 from rbp_lightning.estimators.implicit import ImplicitEstimator
-from rbp_lightning.linalg import Linearization, conjugate_gradient
+from rbp_lightning.linalg import Linearization
 from rbp_lightning.pytree import Vector
 from rbp_lightning.solvers import FixedPointSolver
 

@@ -1,15 +1,12 @@
 """What the estimators that solve an adjoint equation share."""
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from rbp_lightning.estimators.base import GradientEstimator
+from rbp_lightning.estimators.replace_gradient import replace_gradient
 from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.linalg import Linearization
 from rbp_lightning.pytree import State, Vector, in_dtypes_of, norm, scaled, widened
@@ -49,26 +46,9 @@ class ImplicitEstimator(GradientEstimator):
                 from it.
 
         Returns:
-            Leaves of z.
+            Leaves of z. An implementation that knows its residual hands it to ``report_adjoint``; for others it is
+            measured, by one more product.
         """
-
-    def report_adjoint(self, steps: int, residual: Tensor, tol: float) -> None:
-        """Warns where the adjoint did not converge; a ``tol`` of 0 asks for steps, which only NaN can spoil.
-
-        Args:
-            steps: Steps taken.
-            residual: Adjoint residual over the norm of g, for each sample.
-            tol: The tolerance it was meant to reach.
-        """
-        worst = float(residual.max())
-        # NaN fails this comparison as well.
-        if not worst <= (tol if tol > 0 else torch.finfo(residual.dtype).max):
-            self._warn(
-                "adjoint",
-                f"The adjoint solve took {steps} steps to a relative residual of {worst:.2e} (tol={tol:g}), so the "
-                "gradient is wrong by more than asked for: raise steps or tol, or make the update a stronger "
-                "contraction (near spectral radius 1 no estimator is reliable).",
-            )
 
     def solve_with_gradient(
         self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
@@ -77,32 +57,21 @@ class ImplicitEstimator(GradientEstimator):
         state, steps = self.iterate_untaped(update, state, 1, test)
         state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
         following = self.taped_step(update, state, test)
-        outputs, structure = tree_flatten(following)
-        linearization = Linearization(update, state, outputs, test.batch_dims)
+        linearization = Linearization(update, state, tree_leaves(following), test.batch_dims)
 
         def adjoint(gradient: Vector) -> Vector:
             wide = widened(gradient)
             size = norm(wide, test.batch_dims)
             size = torch.where(size > 0, size.clamp_min(torch.finfo(size.dtype).tiny), 1)  # its inverse is finite
             wide = scaled(1 / size, wide)
+            self.adjoint = None
             solution = self.solve_adjoint(linearization, wide, warm_start.adjoint_like(wide) if warm_start else None)
+            if self.adjoint is None:  # nobody has looked yet
+                self.report_adjoint(linearization.products, linearization.adjoint_residual(wide, solution))
             if warm_start:
                 warm_start.keep_adjoint(solution)
+            for observer in self.observers:
+                observer.on_adjoint(linearization, wide, solution)
             return in_dtypes_of(gradient, scaled(size, solution))
 
-        outputs = list(_ReplaceGradient.apply(adjoint, *outputs))  # type: ignore[no-untyped-call]
-        return tree_unflatten(outputs, structure), steps + 1
-
-
-class _ReplaceGradient(torch.autograd.Function):
-    """The identity, whose backward hands the solution of the adjoint equation on in place of the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, adjoint: Callable[[Vector], Vector], *outputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.adjoint = adjoint
-        return tuple(output.view_as(output) for output in outputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.adjoint(gradient)
+        return replace_gradient(adjoint, following), steps + 1

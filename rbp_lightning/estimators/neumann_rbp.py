@@ -1,9 +1,11 @@
 """Neumann-RBP."""
 
+import torch
+
 from rbp_lightning.errors import check_count
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import Vector, plus
+from rbp_lightning.pytree import Vector, norm, plus
 from rbp_lightning.solvers import FixedPointSolver
 
 
@@ -11,6 +13,7 @@ class NeumannRBP(ImplicitEstimator):
     """Recurrent back-propagation by a truncated Neumann series, z = sum over k = 0..K of (J^T)^k g.
 
     Algorithm 2 of the paper. The error is at most ||(I - J)^-1|| ||J||^(K + 1) ||g||; the memory is that of one step.
+    A series whose last term is more of the first than the policy's ``truncation_tol`` is reported.
 
     Args:
         steps: K, the number of products with J^T; the sum has K + 1 terms.
@@ -37,4 +40,6 @@ class NeumannRBP(ImplicitEstimator):
         for _ in range(self.steps):
             term = linearization.vjp(term)
             total = plus(total, term)
+        first, last = norm(gradient, linearization.batch_dims), norm(term, linearization.batch_dims)
+        self.report_adjoint(self.steps, torch.where(first == 0, last, last / first))
         return total

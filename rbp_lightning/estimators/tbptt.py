@@ -1,11 +1,14 @@
 """Truncated back-propagation through time."""
 
+import torch
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.estimators.base import GradientEstimator
+from rbp_lightning.estimators.replace_gradient import replace_gradient
 from rbp_lightning.fixed_point import ConvergenceTest
-from rbp_lightning.pytree import State
+from rbp_lightning.pytree import State, Vector, norm
 from rbp_lightning.solvers import FixedPointSolver, Update
 from rbp_lightning.warm_start import WarmStart
 
@@ -13,7 +16,8 @@ from rbp_lightning.warm_start import WarmStart
 class TBPTT(GradientEstimator):
     """Truncated back-propagation through time: differentiates the last steps only (paper, section 2.2).
 
-    At the fixed point ``TBPTT(K + 1)`` is ``NeumannRBP(K)``; its memory grows linearly with K.
+    At the fixed point ``TBPTT(K + 1)`` is ``NeumannRBP(K)``; its memory grows linearly with K. A gradient that has not
+    faded to the policy's ``truncation_tol`` where the tape begins is reported.
 
     Args:
         steps: How many steps are taped, from 1 to the solver's ``max_steps``; they count towards ``max_steps``.
@@ -44,8 +48,21 @@ class TBPTT(GradientEstimator):
         """Runs the solver without a tape, and the last steps on it."""
         state, untaped_steps = self.iterate_untaped(update, state, self.steps, test)
         state = tree_map(lambda leaf: leaf.detach(), state)
+        sizes: dict[str, Tensor] = {}
+
+        def arrives(gradient: Vector) -> Vector:
+            sizes["first"] = norm(gradient, test.batch_dims)
+            return gradient
+
+        def leaves(gradient: Vector) -> Vector:
+            first, last = sizes["first"], norm(gradient, test.batch_dims)
+            self.report_adjoint(self.steps, torch.where(first == 0, last, last / first))
+            return gradient
+
         for step in range(self.steps):
             # The first change, which tells divergence, may be among these.
             edge = step in (0, self.steps - 1)
             state = self.taped_step(update, state, test) if edge else update(state)
-        return state, untaped_steps + self.steps
+            if step == 0:
+                state = replace_gradient(leaves, state)
+        return replace_gradient(arrives, state), untaped_steps + self.steps

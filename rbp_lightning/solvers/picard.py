@@ -24,7 +24,7 @@ class Picard(FixedPointSolver):
         >>> solver = Picard(max_steps=50, tol=1e-6)
         >>> test = ConvergenceTest(solver.tol, batch_dims=0)
         >>> state, steps = solver.iterate(torch.cos, torch.zeros(()), solver.max_steps, test)
-        >>> state, steps, test.status().value
+        >>> state, steps, test.result(state, steps).status.value
         (tensor(0.7391), 40, 'converged')
     """
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard, UserError
-from rbp_lightning.linalg import Linearization, conjugate_gradient
+from rbp_lightning.conjugate_gradient import conjugate_gradient
+from rbp_lightning.linalg import Linearization
 from tests.cells import Cell, cells, dense, gru_cell, hopfield_cell, loss_of, relative_error, settle, tanh_cell
 
 EXACT = Picard(max_steps=1000, tol=1e-15)

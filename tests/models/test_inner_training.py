@@ -131,7 +131,7 @@ def test_estimators_are_the_same_at_the_optimum_of_a_network(seed: int) -> None:
     training, solver = Training(seed, batch_size=NUM_EXAMPLES), Picard(1500, tol=0)
     decay = training.objective.hyperparameters[0]
     with torch.no_grad():
-        decay.log_coefficients.fill_(-1.0)
+        decay.log_coefficients.fill_(-0.5)  # with less, some networks do not settle within the steps
     in_loss = [parameter for parameter in training.objective.parameters() if parameter.requires_grad]
     exact = list(torch.autograd.grad(training.outer_loss(BPTT(solver)), in_loss))
     for estimator in (

@@ -1,0 +1,118 @@
+"""One sentence on which gradient to take."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rbp_lightning.audit.measurement import Measurement
+from rbp_lightning.audit.reference import Reference
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An estimator's measurements, of all batches.
+
+    Attributes:
+        gradient: The estimator and its number of steps.
+        cosine: The smallest cosine.
+        relative_error: The largest relative error, NaN if there is one.
+        sign_agreement: The smallest share of signs.
+        products: The most products.
+        seconds: The mean time.
+        saved_bytes: The most bytes saved.
+    """
+
+    gradient: str
+    cosine: float
+    relative_error: float
+    sign_agreement: float
+    products: int
+    seconds: float
+    saved_bytes: int
+
+
+def summaries(measurements: Iterable[Measurement]) -> list[Summary]:
+    """Puts the batches together, in the order of the estimators.
+
+    Args:
+        measurements: Of all estimators on all batches.
+    """
+    grouped: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        grouped.setdefault(measurement.gradient, []).append(measurement)
+    return [
+        Summary(
+            gradient=name,
+            cosine=_worst(min, [one.cosine for one in group]),
+            relative_error=_worst(max, [one.relative_error for one in group]),
+            sign_agreement=_worst(min, [one.sign_agreement for one in group]),
+            products=max(one.products for one in group),
+            seconds=sum(one.seconds for one in group) / len(group),
+            saved_bytes=max(one.saved_bytes for one in group),
+        )
+        for name, group in grouped.items()
+    ]
+
+
+def _worst(choose: Callable[[list[float]], float], values: list[float]) -> float:
+    return math.nan if any(math.isnan(value) for value in values) else choose(values)
+
+
+def advise(references: list[Reference], measured: list[Summary], error: float) -> str:
+    """Says which estimator reaches an error at the least cost, or what is wrong.
+
+    Args:
+        references: The reference of each batch.
+        measured: The estimators.
+        error: Relative error to reach.
+
+    Returns:
+        One sentence.
+
+    Example:
+        >>> exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
+        >>> cheap = Summary("NeumannRBP(steps=10)", 1.0, 2e-3, 1.0, 11, 0.1, 1000)
+        >>> advise([exact], [cheap, Summary("BPTT", 1.0, 1e-6, 1.0, 40, 0.2, 9000)], error=0.01)
+        'Take NeumannRBP(steps=10): it reaches a relative error of 0.2% (asked for: 1%) at the least cost, 11 products.'
+    """
+    radius = max(one.spectral_radius for one in references)
+    good = [one for one in measured if one.relative_error <= error]
+    unsettled = [one for one in references if not one.settled]
+    if unsettled:
+        worst = max(one.residual for one in unsettled)
+        advice = (
+            f"The map does not converge: its relative residual is {worst:.2g} after {unsettled[0].steps} steps, and "
+            f"the spectral radius of its Jacobian there is {radius:.3g}, so no implicit gradient is that of a fixed "
+            "point: "
+        )
+        advice += "give it more steps"
+        if radius >= 1:
+            advice += ", or bound the norm of its weights (rbp_lightning.contraction), add jacobian_penalty or damp it"
+        if taped := [one for one in good if one.gradient.startswith(("BPTT", "TBPTT"))]:
+            advice += f"; until then {_cheapest(taped).gradient} has the gradient of the steps as they are"
+        return advice + "."
+    if not good:
+        finite = [one for one in measured if one.relative_error < float("inf")]
+        best = min(finite, key=lambda one: one.relative_error, default=None)
+        reached = "none is finite" if best is None else f"{best.gradient} with {_percent(best.relative_error)} is best"
+        return (
+            f"No gradient reaches a relative error of {_percent(error)} ({reached}): the spectral radius of the "
+            f"Jacobian is {radius:.3g}, so lower the forward tolerance, audit more steps, or make the map a stronger "
+            "contraction (rbp_lightning.contraction)."
+        )
+    cheapest = _cheapest(good)
+    return (
+        f"Take {cheapest.gradient}: it reaches a relative error of {_percent(cheapest.relative_error)} (asked for: "
+        f"{_percent(error)}) at the least cost, {cheapest.products} products."
+    )
+
+
+def _cheapest(candidates: list[Summary]) -> Summary:
+    """The one with the fewest products, or with the least memory of those within a tenth of that."""
+    fewest = min(one.products for one in candidates)
+    near = [one for one in candidates if one.products <= 1.1 * fewest]
+    return min(near, key=lambda one: (one.saved_bytes, one.products))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%"

@@ -1,0 +1,138 @@
+"""The gradient that others are compared with."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from rbp_lightning.audit.gradient import copy_of, gradient_of, loss_of
+from rbp_lightning.errors import UserError
+from rbp_lightning.estimators import BPTT, ExactAdjoint, GradientEstimator, SolveObserver
+from rbp_lightning.failures import Failure
+from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.flat_jacobian import FlatJacobian
+from rbp_lightning.linalg import Linearization
+from rbp_lightning.pytree import State
+from rbp_lightning.solvers import Picard, Update
+from rbp_lightning.spectrum import norm_bounds, spectral_radius
+
+SETTLED = 1e-8
+"""Relative residual, in float64, up to which a forward solve counts as settled."""
+
+REFERENCE_SOLVER = Picard(max_steps=10_000, tol=1e-12)
+"""Forward solver of the reference, where the module's own has a tolerance."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The gradient that others are compared with, in float64.
+
+    Attributes:
+        kind: ``"exact adjoint"``, or ``"BPTT"`` through the steps as they are where the forward solve does not settle.
+        gradient: All parameters together.
+        settled: Whether the forward solve settled.
+        steps: Its steps.
+        residual: Its relative residual, of the worst sample.
+        adjoint_residual: Of the exact adjoint; ``None`` for ``BPTT``.
+        spectral_radius: Of J at its last iterate, the worst sample's.
+        norm: Lower bound on ||J|| there, the worst sample's; ``None`` where there is no product with J.
+    """
+
+    kind: str
+    gradient: Tensor
+    settled: bool
+    steps: int
+    residual: float
+    adjoint_residual: float | None
+    spectral_radius: float
+    norm: float | None
+
+
+class _Inspection(SolveObserver):
+    """Looks at the fixed points of a training step and at their Jacobians."""
+
+    def __init__(self) -> None:
+        self.solves = 0
+        self.steps = 0
+        self.residual = self.spectral_radius = 0.0
+        self.norm: float | None = 0.0
+
+    def on_solve_end(self, update: Update, initial_state: State, batch_dims: int, fixed_point: FixedPoint) -> None:
+        self.solves += 1
+        self.steps = max(self.steps, fixed_point.steps)
+        self.residual = _larger(self.residual, fixed_point.residual)
+        state = fixed_point.state
+        with torch.random.fork_rng():
+            jacobian = FlatJacobian(Linearization.at(update, state, batch_dims), state)
+            self.spectral_radius = _larger(self.spectral_radius, spectral_radius(jacobian, 100, 30).value)
+            if self.norm is not None:
+                try:
+                    self.norm = _larger(self.norm, norm_bounds(jacobian, steps=20).lower)
+                except UserError:  # the update has no product with J
+                    self.norm = None
+
+
+def _larger(before: float, values: Tensor) -> float:
+    return float(torch.maximum(values.detach().max().cpu(), torch.tensor(before)))  # NaN where there is one
+
+
+def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
+    """Takes the reference gradient of a training step.
+
+    Args:
+        module: The module, with the estimator whose solver finds the fixed points.
+        arguments: Those of its ``training_step``.
+
+    Raises:
+        UserError: If the module does not run in float64, or has no fixed points.
+    """
+    configured: GradientEstimator = module.estimator  # type: ignore[assignment]
+    # A tolerance of 0 makes the number of steps a part of the problem.
+    solver = REFERENCE_SOLVER if configured.solver.tol > 0 else configured.solver
+    inspection, exact = _Inspection(), ExactAdjoint(solver=solver)
+    module = copy_of(module).double()
+    arguments = [_in_float64(argument) for argument in arguments]
+    try:
+        with exact.policy.ignoring(*Failure):
+            loss_of(copy_of(module), exact, [inspection], arguments)
+        settled = inspection.residual <= SETTLED
+        estimator = exact if settled else BPTT(configured.solver)
+        gradient, _ = gradient_of(module, estimator, arguments, [])
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "Double" not in str(error):
+            raise
+        raise UserError(
+            f"{type(module).__name__} does not run in float64, which the exact gradient is taken in: make what it "
+            f"computes follow the dtype of its parameters. ({str(error).splitlines()[0]})"
+        ) from error
+    if not inspection.solves:
+        raise UserError(
+            f"{type(module).__name__}: its training step calls no self.estimator, so there is no gradient of a fixed "
+            "point to audit."
+        )
+    return Reference(
+        kind="exact adjoint" if settled else "BPTT",
+        gradient=gradient,
+        settled=settled,
+        steps=inspection.steps,
+        residual=inspection.residual,
+        adjoint_residual=None if estimator.adjoint is None else float(estimator.adjoint.residual.max()),
+        spectral_radius=inspection.spectral_radius,
+        norm=inspection.norm,
+    )
+
+
+def _in_float64(argument: Any) -> Any:
+    # A graph is no collection to Lightning.
+    if hasattr(argument, "apply"):
+        return copy.copy(argument).apply(_widened)
+    return apply_to_collection(argument, Tensor, _widened)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,0 +1,83 @@
+"""A Trainer that can audit."""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from rbp_lightning.audit.gradient_audit import GradientAudit
+from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.estimators import GradientEstimator
+
+
+class AuditTrainer(Trainer):
+    """A Trainer with one more thing to do: ``audit``.
+
+    Example:
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = AuditTrainer(callbacks=[NeumannRBP()], **quiet)
+    """
+
+    def audit(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        batches: int = 1,
+        error: float = 0.01,
+        steps: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    ) -> GradientAudit:
+        """Compares the gradients of all estimators with the exact one, on training batches, and trains nothing.
+
+        The exact gradient is taken in float64, at a fixed point solved to 1e-12, by a dense solution of the adjoint
+        equation or, for more than 512 elements in a sample, by GMRES. Where the forward solve does not settle, it is
+        BPTT's through the steps as they are. Prints a table, leaves ``audit.csv``, ``audit.json`` and ``audit.png``
+        in the log folder and the plot in TensorBoard, and ends with one sentence of advice.
+
+        Args:
+            model: The module, whose training step calls ``self.estimator``.
+            datamodule: Where the training batches come from.
+            ckpt_path: A checkpoint whose parameters to audit; ``None`` takes the module as it is.
+            batches: How many training batches, at least 1.
+            error: Relative error of the gradient that the advice is to reach, above 0.
+            steps: Numbers of steps to try of those estimators that have one.
+
+        Returns:
+            The audit, with its references, measurements and advice.
+
+        Raises:
+            UserError: If an argument is out of its range, the Trainer has no estimator or several processes, or the
+                module cannot be audited.
+        """
+        check_count(self.audit, "batches", batches, 1)
+        check_number(self.audit, "error", error, 0.0, 1.0, low_allowed=False)
+        for count in steps:
+            check_count(self.audit, "steps", count, 1)
+        if self.world_size > 1:
+            raise UserError(f"audit: runs in one process, not in {self.world_size}: set devices and num_nodes to 1.")
+        callbacks: list[Callback] = self.callbacks  # type: ignore[has-type]
+        found = [callback for callback in callbacks if isinstance(callback, GradientEstimator)]
+        if not found:
+            raise UserError("audit: the Trainer has no gradient estimator: give it the one that is to be audited.")
+        audit = GradientAudit(found[0], error, steps)
+        # Nothing that acts on a training: checkpoints, searches, monitors.
+        self.callbacks = [found[0], audit, *(one for one in callbacks if isinstance(one, SaveConfigCallback))]
+        self.limit_train_batches, self.limit_val_batches, self.num_sanity_val_steps = batches, 0, 0
+        self.accumulate_grad_batches = 1
+        self.fit_loop.max_epochs, self.fit_loop.min_epochs, self.fit_loop.epoch_loop.max_steps = 1, None, -1
+        if ckpt_path is not None:
+            checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu")
+            model.load_state_dict(checkpoint["state_dict"])
+            model.on_load_checkpoint(checkpoint)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*`training_step` returned `None`")
+            warnings.filterwarnings("ignore", ".*smaller than the logging interval")
+            # Nor what the module itself adds.
+            model.configure_callbacks = list  # type: ignore[method-assign]
+            try:
+                self.fit(model, datamodule=datamodule)
+            finally:
+                del model.configure_callbacks
+        return audit

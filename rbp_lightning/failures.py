@@ -1,0 +1,60 @@
+"""What can go wrong with a fixed point or its gradient, and what to do about it."""
+
+from enum import Enum
+
+
+class Failure(Enum):
+    """A way in which a fixed point or its gradient can be wrong.
+
+    Example:
+        >>> Failure.NAN.policy, Failure.NAN.message[:54]
+        ('diverged', 'the forward solve met NaN: look for NaN in the inputs ')
+    """
+
+    NOT_CONVERGED = "the forward solve did not converge"
+    RANDOM = "the update is random"
+    DIVERGED = "the forward solve diverged, its steps grew instead of shrinking"
+    NAN = "the forward solve met NaN"
+    GRADIENT = "a parameter's gradient is not finite"
+    ADJOINT = "the adjoint solve did not converge"
+    TRUNCATED = "the adjoint's series was cut off early"
+    SPECTRAL_RADIUS = "the spectral radius is at or above 1"
+    NO_CONTRACTION = "the update is no contraction"
+
+    @property
+    def policy(self) -> str:
+        """The argument of ``FailurePolicy`` that decides about it."""
+        return _POLICIES[self]
+
+    @property
+    def message(self) -> str:
+        """What it is and what to do about it, in one line."""
+        return f"{self.value}: {_REMEDIES[self]}"
+
+
+_POLICIES = {
+    Failure.NOT_CONVERGED: "not_converged",
+    Failure.RANDOM: "not_converged",
+    Failure.DIVERGED: "diverged",
+    Failure.NAN: "diverged",
+    Failure.GRADIENT: "diverged",
+    Failure.ADJOINT: "adjoint",
+    Failure.TRUNCATED: "adjoint",
+    Failure.NO_CONTRACTION: "adjoint",
+    Failure.SPECTRAL_RADIUS: "spectral_radius",
+}
+
+_REMEDIES = {
+    Failure.NOT_CONVERGED: "raise max_steps or tol, or make the update a stronger contraction",
+    Failure.RANDOM: "draw random numbers, such as dropout's, once outside of the update and hold them for the solve",
+    Failure.DIVERGED: "the update is not a contraction, so scale its weights down or damp it",
+    Failure.NAN: "look for NaN in the inputs and the parameters, and lower the learning rate",
+    Failure.GRADIENT: "look for NaN and infinities in the inputs, and lower the learning rate",
+    Failure.ADJOINT: "raise steps or tol, or make the update a stronger contraction (near spectral radius 1 no "
+    "estimator is reliable)",
+    Failure.TRUNCATED: "raise steps, take an estimator that solves to a tolerance (CGRBP, AdaptiveNeumann), or raise "
+    "the policy's truncation_tol where this is meant",
+    Failure.SPECTRAL_RADIUS: "the Neumann series and RBP do not converge there: bound the norm of the weights "
+    "(rbp_lightning.contraction), add jacobian_penalty to the loss, or damp the update",
+    Failure.NO_CONTRACTION: "bound the norm of the weights (rbp_lightning.contraction), or take CGRBP",
+}

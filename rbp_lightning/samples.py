@@ -1,0 +1,60 @@
+"""Samples that fail within a batch, and updates that are random."""
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from rbp_lightning.pytree import State, Vector, minus, norm, where
+from rbp_lightning.solvers import Update
+
+
+def holding(update: Update, failed: Tensor, best: Vector) -> Update:
+    """Takes samples that fail out of an iteration, so that they spoil nothing.
+
+    At every step the update is applied to what led to their best iterate, so they stay there, and their gradient is
+    that of this one step. Where even that is not finite, they stay at what led to it, without a gradient.
+
+    Args:
+        update: The map F.
+        failed: Which samples, bool, of the shape of the batch dimensions.
+        best: Leaves of what led to their best iterates.
+
+    Returns:
+        A map that is F for the other samples.
+
+    Example:
+        >>> double = holding(lambda h: 2 * h, torch.tensor([False, True]), [torch.tensor([[1.0], [1.0]])])
+        >>> double(torch.tensor([[4.0], [4.0]]))
+        tensor([[8.],
+                [2.]])
+    """
+
+    def held(state: State) -> State:
+        leaves, structure = tree_flatten(state)
+        following = tree_leaves(update(tree_unflatten(where(failed, best, leaves), structure)))
+        spoilt = failed & ~norm([leaf.detach() for leaf in following], failed.dim()).isfinite()
+        return tree_unflatten(where(spoilt, best, following), structure)
+
+    return held
+
+
+def draws_anew(update: Update, state: State) -> bool:
+    """Whether an update differs from call to call, as one does that draws dropout's mask at every step.
+
+    The global random numbers go on as if it had not been asked.
+
+    Args:
+        update: The map F.
+        state: Where to apply it twice.
+
+    Example:
+        >>> draws_anew(torch.cos, torch.ones(3)), draws_anew(lambda h: h + torch.rand(3), torch.ones(3))
+        (False, True)
+    """
+    state = tree_map(lambda leaf: leaf.detach(), state)
+    devices = sorted({leaf.device.index for leaf in tree_leaves(state) if leaf.is_cuda})
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        one, other = (tree_leaves(update(state)) for _ in range(2))
+    # Kernels that sum in any order differ by rounding.
+    rounding = 100 * max(torch.finfo(leaf.dtype).eps for leaf in one)
+    return bool(norm(minus(one, other), 0) > rounding * norm(one, 0))  # never where there is NaN
