@@ -1,5 +1,6 @@
 """Gradient estimators for networks that run to a fixed point, as PyTorch Lightning callbacks."""
 
+from rbp_lightning.audit import AuditTrainer, GradientAudit
 from rbp_lightning.contraction import (
     FrobeniusNormBound,
     InfinityNormBound,
@@ -37,6 +38,7 @@ __all__ = [
     "RBP",
     "TBPTT",
     "AdaptiveNeumann",
+    "AuditTrainer",
     "ConvergenceError",
     "ConvergenceWarning",
     "EquilibriumMonitor",
@@ -47,6 +49,7 @@ __all__ = [
     "FixedPointSolver",
     "FlatJacobian",
     "FrobeniusNormBound",
+    "GradientAudit",
     "GradientEstimator",
     "ImplicitEstimator",
     "InfinityNormBound",

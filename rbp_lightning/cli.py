@@ -55,7 +55,7 @@ class RBPLightningCLI(LightningCLI):
 
 def main(args: ArgsType = None) -> None:
     """Runs the command line, with ``args`` in place of the command line's arguments where they are given."""
-    parsers = {**STRICT, **dict.fromkeys(RBPLightningCLI.subcommands(), STRICT)}
+    parsers = {**STRICT, **{name: dict(STRICT) for name in RBPLightningCLI.subcommands()}}  # each its description
     with one_line_errors():
         RBPLightningCLI(None, None, SaveConfigWithLogs, args=args, seed_everything_default=0, parser_kwargs=parsers)
         if torch.distributed.is_initialized():  # left to the interpreter's exit by Lightning, gloo aborts at times

@@ -18,6 +18,9 @@ from rbp_lightning.pytree import State, Vector
 from rbp_lightning.solvers import Update
 from rbp_lightning.spectrum import norm_bounds, spectral_radius
 
+NORM_STEPS = 40
+"""Most steps of the bounds on the norm, which then are within a few percent of each other."""
+
 
 class EquilibriumMonitor(Callback, SolveObserver):
     """Logs, every so many training steps, how far the fixed point and its gradient can be trusted.
@@ -113,7 +116,7 @@ class EquilibriumMonitor(Callback, SolveObserver):
 
     def _keep_norm(self, jacobian: FlatJacobian) -> None:
         try:
-            bounds = norm_bounds(jacobian)
+            bounds = norm_bounds(jacobian, NORM_STEPS, enough=True)
         except UserError:  # the update has no product with J
             return
         self._norm_upper = bounds.upper

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rbp_lightning.audit.measurement import Measurement
-from rbp_lightning.audit.reference import Reference
+from rbp_lightning.audit.reference import REFERENCE_SOLVER, Reference
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,11 @@ def advise(references: list[Reference], measured: list[Summary], error: float) -
             f"the spectral radius of its Jacobian there is {radius:.3g}, so no implicit gradient is that of a fixed "
             "point: "
         )
-        advice += "give it more steps"
-        if radius >= 1:
-            advice += ", or bound the norm of its weights (rbp_lightning.contraction), add jacobian_penalty or damp it"
+        stable = "bound the norm of its weights (rbp_lightning.contraction), add jacobian_penalty, or damp it"
+        if unsettled[0].steps >= REFERENCE_SOLVER.max_steps:
+            advice += stable
+        else:  # as many as it is meant to take
+            advice += "give it more steps" + (f", or {stable}" if radius >= 1 else "")
         if taped := [one for one in good if one.gradient.startswith(("BPTT", "TBPTT"))]:
             advice += f"; until then {_cheapest(taped).gradient} has the gradient of the steps as they are"
         return advice + "."

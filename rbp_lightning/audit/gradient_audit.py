@@ -66,7 +66,7 @@ class GradientAudit(Callback):
         """Puts itself in the place of the training step."""
         if not pl_module.automatic_optimization:
             raise UserError(f"{type(pl_module).__name__} optimises by hand, so there is no gradient to audit.")
-        self._folder = trainer.log_dir
+        self._folder = trainer.log_dir if trainer.loggers else None
         inner = pl_module.training_step
 
         @functools.wraps(inner)  # Lightning looks at its arguments

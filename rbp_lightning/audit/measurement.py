@@ -40,7 +40,6 @@ class Measurement:
     saved_bytes: int
 
 
-@dataclass(frozen=True)
 class _Watch(SolveObserver):
     """Counts the products of the solves of a training step."""
 
@@ -92,14 +91,14 @@ def measure(
         gradient_of(module, estimator, arguments, [watch])
     parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in parameters)
-    size = reference_gradient.norm()
-    signs = reference_gradient != 0
+    size, wrong = float(reference_gradient.norm()), float((gradient - reference_gradient).norm())
+    same = (gradient.sign() == reference_gradient.sign())[reference_gradient != 0]
     return Measurement(
         gradient=name,
         batch=batch,
         cosine=float(torch.nn.functional.cosine_similarity(gradient, reference_gradient, dim=0)),
-        relative_error=float((gradient - reference_gradient).norm() / size),
-        sign_agreement=float((gradient.sign() == reference_gradient.sign())[signs].double().mean()),
+        relative_error=wrong / size if size > 0 else 0.0 if wrong == 0 else float("inf"),
+        sign_agreement=float(same.double().mean()) if len(same) else 1.0,
         products=watch.products,
         seconds=seconds,
         saved_bytes=saved,

@@ -76,9 +76,8 @@ class ReportingCallback(Callback):
         if len(estimators) > 1:
             names = " and ".join(type(estimator).__name__ for estimator in estimators)
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
+        # Lightning refuses two of them.
         policies = [callback for callback in trainer.callbacks if isinstance(callback, FailurePolicy)]  # type: ignore[attr-defined]
-        if len(policies) > 1:
-            raise UserError(f"The Trainer has {len(policies)} callbacks FailurePolicy: keep one of them.")
         self.policy = policies[0] if policies else self.policy
         self.policy.enter_trainer()
         pl_module.estimator = self  # type: ignore[assignment]

@@ -1,0 +1,212 @@
+"""AdaptiveNeumann keeps its word, and ExactAdjoint is exact."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rbp_lightning import (
+    AdaptiveNeumann,
+    ConvergenceError,
+    ConvergenceWarning,
+    ExactAdjoint,
+    Failure,
+    FailurePolicy,
+    GradientEstimator,
+    Picard,
+    UserError,
+)
+from tests.cells import Cell, cells, dense, loss_of, relative_error, tanh_cell
+
+EXACT = Picard(max_steps=5000, tol=1e-15)
+
+# Rounding keeps a tolerance of 1e-15 out of reach at times.
+pytestmark = pytest.mark.filterwarnings("ignore:.*forward solve:rbp_lightning.ConvergenceWarning")
+
+
+def adjoint_errors(estimator: GradientEstimator, cell: Cell) -> torch.Tensor:
+    """True relative error of the adjoint of each sample, which is the gradient of what is added to the state."""
+    added = torch.zeros_like(cell.start, requires_grad=True)
+    state = estimator(lambda h: cell.update(h) + added, cell.start, batch_dims=cell.batch_dims).state
+    found = torch.autograd.grad(loss_of(state), added)[0]
+    exact = dense(cell).adjoint.reshape(found.shape)
+    dims = tuple(range(cell.batch_dims, found.dim()))
+    return (found - exact).norm(dim=dims) / exact.norm(dim=dims)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    norm=st.floats(0.05, 1.5),
+    tol=st.floats(1e-9, 0.5),
+    batch=st.integers(1, 3),
+    size=st.integers(1, 12),
+    batched=st.booleans(),
+)
+def test_the_error_is_within_its_bound_whenever_there_is_one(
+    seed: int, norm: float, tol: float, batch: int, size: int, batched: bool
+) -> None:
+    # The slope of tanh makes J smaller than the weights' norm, so that norms above 1 are tried as well.
+    cell = tanh_cell(seed, norm, batch, size)
+    cell.batch_dims = int(batched)
+    estimator = AdaptiveNeumann(tol, check_every=1, solver=EXACT)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        errors = adjoint_errors(estimator, cell)
+    bound = estimator.adjoint.error_bound
+    promised = bound <= tol
+    assert bool((errors[promised] <= tol + 1e-12).all())
+    assert bool((errors <= bound + 1e-12)[~bound.isnan()].all())
+    told = [str(warning.message) for warning in caught if "forward solve" not in str(warning.message)]
+    assert bool(promised.all()) == (not told)
+    if norm < 0.8:
+        assert bool(promised.all())
+
+
+def hidden_mode(slow: float) -> Cell:
+    """A gradient that hardly touches the mode that makes up most of the adjoint: the terms alone look harmless."""
+    rates = torch.tensor([0.3, slow], dtype=torch.float64, requires_grad=True)
+    drive = torch.tensor([[1.0, 1e-4]], dtype=torch.float64)
+    return Cell(lambda h: rates * h + drive, torch.zeros(1, 2, dtype=torch.float64), [rates], 1)
+
+
+@pytest.mark.parametrize("slow", [0.9, 0.95])
+def test_a_mode_that_the_gradient_hardly_touches_is_not_overlooked(slow: float) -> None:
+    cell = hidden_mode(slow)
+    estimator = AdaptiveNeumann(1e-5, solver=Picard(5000, tol=1e-14))
+    added = torch.zeros_like(cell.start, requires_grad=True)
+    state = estimator(lambda h: cell.update(h) + added, cell.start, batch_dims=1).state
+    gradient = torch.tensor([[1.0, 1e-4]], dtype=torch.float64)
+    found = torch.autograd.grad(state, added, gradient)[0]
+    exact = gradient / (1 - torch.tensor([0.3, slow], dtype=torch.float64))
+    assert float((found - exact).norm() / exact.norm()) <= 1e-5
+    assert bool(estimator.adjoint.error_bound <= 1e-5)
+    assert estimator.adjoint.steps >= 50  # the other mode is done after 10
+
+
+def test_without_a_contraction_factor_it_says_so_and_solves_all_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Norms of 2, spectral radius 0: nilpotent, so the series ends, but no norm tells.
+    weight = (2.0 * torch.diag(torch.ones(3, dtype=torch.float64), 1)).requires_grad_()
+    drive = torch.rand(2, 4, generator=generator, dtype=torch.float64)
+    cell = Cell(lambda h: h @ weight + drive, torch.zeros(2, 4, dtype=torch.float64), [weight], 1)
+    estimator = AdaptiveNeumann(1e-10, solver=EXACT)
+    with pytest.warns(ConvergenceWarning, match="conjugate gradients take its place") as told:
+        errors = adjoint_errors(estimator, cell)
+    assert len(told) == 1
+    assert Failure.NO_CONTRACTION.message in str(told[0].message)
+    assert bool(estimator.adjoint.error_bound.isnan().all())
+    assert estimator.adjoint.converged
+    assert float(errors.max()) < 1e-8
+
+
+def test_samples_with_and_without_a_contraction_factor() -> None:
+    weights = torch.stack([0.5 * torch.eye(2), torch.tensor([[0.0, 3.0], [0.0, 0.0]])]).double().requires_grad_()
+    drive = torch.ones(2, 2, dtype=torch.float64)
+    cell = Cell(
+        lambda h: (h[:, None] @ weights).squeeze(1) + drive, torch.zeros(2, 2, dtype=torch.float64), [weights], 1
+    )
+    estimator = AdaptiveNeumann(1e-6, solver=EXACT)
+    with pytest.warns(ConvergenceWarning, match="1 of 2 samples"):
+        errors = adjoint_errors(estimator, cell)
+    assert float(errors.max()) < 1e-6
+    assert estimator.adjoint.error_bound.isnan().tolist() == [False, True]
+
+    left = AdaptiveNeumann(1e-6, fallback="policy", solver=EXACT)
+    with pytest.warns(ConvergenceWarning, match="1 of 2 samples"):
+        errors = adjoint_errors(left, cell)
+    assert float(errors[0]) < 1e-6 < float(errors[1])
+    assert left.adjoint.error_bound[1] == float("inf")
+    assert not left.adjoint.converged
+    left.policy = FailurePolicy(adjoint="raise")
+    with pytest.raises(ConvergenceError, match="no contraction"):
+        adjoint_errors(left, cell)
+
+
+class Counting(AdaptiveNeumann):
+    """Keeps how many products the last adjoint took."""
+
+    def solve_adjoint(self, linearization, gradient, start):
+        adjoint = super().solve_adjoint(linearization, gradient, start)
+        self.products = linearization.products
+        return adjoint
+
+
+def test_a_known_contraction_factor_costs_nothing() -> None:
+    known, found = (Counting(1e-6, contraction_factor=factor, solver=EXACT) for factor in (0.5, None))
+    for estimator in (known, found):
+        assert float(adjoint_errors(estimator, tanh_cell(0, norm=0.5)).max()) <= 1e-6
+    assert known.products == known.adjoint.steps == 20
+    assert found.products > found.adjoint.steps
+
+
+def test_more_than_rounding_is_not_promised() -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+    estimator = AdaptiveNeumann(1e-9, max_steps=100, solver=Picard(200, 1e-6))
+    state = estimator(lambda h: weight * h + 1, torch.zeros(8)).state  # in single precision
+    with pytest.warns(ConvergenceWarning, match="bound on its relative error"):
+        state.sum().backward()
+    assert not estimator.adjoint.converged
+
+
+def test_nan_in_a_sample_s_gradient_stays_there() -> None:
+    drive = torch.zeros(2, 2, requires_grad=True)
+    state = AdaptiveNeumann()(lambda h: 0.5 * h + drive, torch.zeros(2, 2), batch_dims=1).state
+    with pytest.warns(ConvergenceWarning, match="nan"):
+        state.backward(torch.tensor([[float("nan"), 1.0], [1.0, 1.0]]))
+    torch.testing.assert_close(drive.grad[1], torch.tensor([2.0, 2.0]), rtol=1e-4, atol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(cell=cells())
+@pytest.mark.parametrize("dense_size", [0, 512], ids=["gmres", "dense"])
+def test_the_exact_adjoint_is_exact(dense_size: int, cell: Cell) -> None:
+    estimator = ExactAdjoint(dense_size=dense_size, solver=EXACT)
+    state = estimator(cell.update, cell.start, batch_dims=cell.batch_dims).state
+    found = list(torch.autograd.grad(loss_of(state), cell.tensors))
+    assert relative_error(found, dense(cell).gradients) < 1e-10
+    assert estimator.adjoint.converged
+
+
+def test_the_exact_adjoint_of_many_unknowns_with_several_threads() -> None:
+    # More than 160 unknowns, for which torch.linalg.solve is wrong with two threads.
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(300, 300, generator=generator, dtype=torch.float64) / 300**0.5 * 0.9).requires_grad_()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        estimator = ExactAdjoint(solver=Picard(2000, 1e-13))
+        estimator(
+            lambda h: h @ weight + 1, torch.zeros(1, 300, dtype=torch.float64), batch_dims=1
+        ).state.sum().backward()
+    finally:
+        torch.set_num_threads(threads)
+    assert float(estimator.adjoint.residual.max()) < 1e-11
+
+
+def test_an_adjoint_that_has_no_solution_is_told() -> None:
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+    estimator = ExactAdjoint(dense_size=0, max_products=10, solver=Picard(10, tol=0))
+    state = estimator(lambda h: weight * h + 1, torch.zeros(3, dtype=torch.float64)).state
+    with pytest.warns(ConvergenceWarning, match="adjoint solve"):
+        state.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: AdaptiveNeumann(tol=0.0),
+        lambda: AdaptiveNeumann(max_steps=0),
+        lambda: AdaptiveNeumann(contraction_factor=1.0),
+        lambda: AdaptiveNeumann(norm_steps=0),
+        lambda: AdaptiveNeumann(fallback="none"),
+        lambda: AdaptiveNeumann(check_every=0),
+        lambda: ExactAdjoint(dense_size=-1),
+        lambda: ExactAdjoint(max_products=0),
+    ],
+)
+def test_arguments_are_checked_at_once(make) -> None:
+    with pytest.raises(UserError, match=r"(AdaptiveNeumann|ExactAdjoint): \w+="):
+        make()
