@@ -76,12 +76,12 @@ def test_a_truncated_mnist_file_is_refused(tmp_path) -> None:
     [
         b"",
         b"no gzip",
-        gzip.compress(b""),
-        gzip.compress(b"\x00\x00\x08\x01"),
-        gzip.compress(b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00"),
-        gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x05ab"),
-        gzip.compress(bytes(1000))[:-20],
-        gzip.compress(bytes(1000))[:15] + b"\xff" * 10,
+        gzip.compress(b"", mtime=0),  # a name of a test is to be the same in every process
+        gzip.compress(b"\x00\x00\x08\x01", mtime=0),
+        gzip.compress(b"\x00\x00\x0d\x01\x00\x00\x00\x01\x00", mtime=0),
+        gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x05ab", mtime=0),
+        gzip.compress(bytes(1000), mtime=0)[:-20],
+        gzip.compress(bytes(1000), mtime=0)[:15] + b"\xff" * 10,
     ],
 )
 def test_what_is_no_idx_file_is_refused(tmp_path, content) -> None:

@@ -1,0 +1,77 @@
+"""What watching costs: ``python -m benchmarks.monitor --help``.
+
+Trains with an ``EquilibriumMonitor`` that looks every few steps and plots more rarely, and times the steps in between, all
+in one run. From the medians it prints how much of the time the monitor takes at its default intervals.
+"""
+
+import argparse
+import inspect
+import statistics
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rbp_lightning import ConvergenceWarning, EquilibriumMonitor
+from rbp_lightning.cli import RBPLightningCLI
+from rbp_lightning.cli_errors import one_line_errors
+
+LOOK, PLOT = 4, 20
+"""Steps between two looks, and between two sets of plots, of the run that is timed."""
+
+
+class Clock(Callback):
+    """Times each step, from its beginning to that of the next one."""
+
+    def __init__(self) -> None:
+        self.starts: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Reads the time."""
+        self.starts.append(time.perf_counter())
+
+
+def times(config: str, steps: int) -> tuple[float, float, float]:
+    """Median seconds of a step that is not looked at, of one that is, and of one that is plotted."""
+    clock = Clock()
+    arguments = ["fit", f"--config={config}", "--trainer.callbacks=null", "--trainer.logger.save_dir=logs/benchmarks"]
+    arguments += ["--trainer.max_epochs=-1", f"--trainer.max_steps={steps + 1}", "--trainer.limit_val_batches=0"]
+    arguments += ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        RBPLightningCLI(args=arguments, trainer_defaults={"callbacks": [clock, EquilibriumMonitor(LOOK, PLOT)]})
+    durations = [after - before for before, after in zip(clock.starts, clock.starts[1:], strict=False)]
+    groups: dict[str, list[float]] = {"plain": [], "look": [], "plot": []}
+    for step, duration in enumerate(durations):
+        if step >= PLOT:  # the first ones warm up
+            groups["plot" if step % PLOT == 0 else "look" if step % LOOK == 0 else "plain"].append(duration)
+    plain, look, plot = (statistics.median(group) for group in groups.values())
+    return plain, look, plot
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--configs", nargs="+", default=["configs/hopfield.yaml", "configs/cora.yaml"])
+    parser.add_argument("--steps", type=int, default=200, help=f"steps to train, at least {3 * PLOT}")
+    options = parser.parse_args(args)
+    defaults = {name: one.default for name, one in inspect.signature(EquilibriumMonitor).parameters.items()}
+    every, plot_every = defaults["every_n_steps"], defaults["plot_every_n_steps"]
+    rows = []
+    for config in options.configs:
+        plain, look, plot = times(config, max(options.steps, 3 * PLOT))
+        share = (look - plain) / plain / every
+        plots = (plot - look) / plain / plot_every
+        rows.append(f"| {config} | {look / plain:.1f} | {plot / plain:.1f} | {100 * share:.1f} % | {100 * plots:.1f} % |")
+    print(f"| config | step with a look | step with plots | looks, every {every} steps | plots, every {plot_every} |")
+    print("|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
