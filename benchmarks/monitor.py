@@ -1,7 +1,7 @@
 """What watching costs: ``python -m benchmarks.monitor --help``.
 
-Trains with an ``EquilibriumMonitor`` that looks every few steps and plots more rarely, and times the steps in between, all
-in one run. From the medians it prints how much of the time the monitor takes at its default intervals.
+Trains with an ``EquilibriumMonitor`` that looks every few steps and plots more rarely, and times the steps in between,
+all in one run. From the medians it prints how much of the time the monitor takes at its default intervals.
 """
 
 import argparse
@@ -64,9 +64,9 @@ def main(args: Sequence[str] | None = None) -> None:
     rows = []
     for config in options.configs:
         plain, look, plot = times(config, max(options.steps, 3 * PLOT))
-        share = (look - plain) / plain / every
-        plots = (plot - look) / plain / plot_every
-        rows.append(f"| {config} | {look / plain:.1f} | {plot / plain:.1f} | {100 * share:.1f} % | {100 * plots:.1f} % |")
+        shares = (look - plain) / plain / every, (plot - look) / plain / plot_every
+        looks, plots = (f"{100 * share:.1f} %" for share in shares)
+        rows.append(f"| {config} | {look / plain:.1f} | {plot / plain:.1f} | {looks} | {plots} |")
     print(f"| config | step with a look | step with plots | looks, every {every} steps | plots, every {plot_every} |")
     print("|---|---|---|---|---|")
     print("\n".join(rows))

@@ -33,8 +33,8 @@ class FailurePolicy(Callback):
         adjoint: Action where an adjoint is not solved to the estimator's tolerance.
         spectral_radius: Action where ``EquilibriumMonitor`` finds a spectral radius at or above 1.
         max_skips: Most skipped steps in a row, at least 1: that many are an error.
-        truncation_tol: For estimators without a tolerance (``NeumannRBP``, ``TBPTT``): the size of the last term of
-            their series, relative to the first, above which the adjoint counts as not solved; at least 0.
+        truncation_tol: For estimators without a tolerance (``NeumannRBP``, ``TBPTT``): the estimated share of the
+            adjoint that their series leaves out above which it counts as not solved, 0 to 1; 1 tolerates all of it.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -67,7 +67,7 @@ class FailurePolicy(Callback):
         self.not_converged, self.diverged = not_converged, diverged
         self.adjoint, self.spectral_radius = adjoint, spectral_radius
         self.max_skips = check_count(self, "max_skips", max_skips, 1)
-        self.truncation_tol = check_number(self, "truncation_tol", truncation_tol, 0.0)
+        self.truncation_tol = check_number(self, "truncation_tol", truncation_tol, 0.0, 1.0)
         self.skipped = 0
         self._in_a_row = 0
         self._skips = "skip" in actions.values()

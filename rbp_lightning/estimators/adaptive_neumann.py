@@ -94,7 +94,7 @@ class AdaptiveNeumann(ImplicitEstimator):
         residual = torch.where(bounded, residual, linearization.adjoint_residual(others, others))
         bound = torch.where(bounded, bound, float("inf"))
         self.report(Failure.NO_CONTRACTION, what)
-        self.adjoint = AdjointReport(steps, residual, bound, self.tol)
+        self.adjoint = AdjointReport(steps, residual, self.tol, bound)
         return plus(adjoint, others)
 
     def _contraction_factor(self, linearization: Linearization, gradient: Vector) -> Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 
+from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.errors import check_count
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
@@ -13,7 +14,7 @@ class NeumannRBP(ImplicitEstimator):
     """Recurrent back-propagation by a truncated Neumann series, z = sum over k = 0..K of (J^T)^k g.
 
     Algorithm 2 of the paper. The error is at most ||(I - J)^-1|| ||J||^(K + 1) ||g||; the memory is that of one step.
-    A series whose last term is more of the first than the policy's ``truncation_tol`` is reported.
+    A series that leaves out more than the policy's ``truncation_tol``, by ``truncation_error``, is reported.
 
     Args:
         steps: K, the number of products with J^T; the sum has K + 1 terms.
@@ -37,9 +38,13 @@ class NeumannRBP(ImplicitEstimator):
     def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Sums the first terms of the Neumann series, which has no start to choose."""
         term = total = gradient
+        previous: Vector | None = None
         for _ in range(self.steps):
-            term = linearization.vjp(term)
+            previous, term = term, linearization.vjp(term)
             total = plus(total, term)
-        first, last = norm(gradient, linearization.batch_dims), norm(term, linearization.batch_dims)
-        self.report_adjoint(self.steps, torch.where(first == 0, last, last / first))
+        batch_dims = linearization.batch_dims
+        first, last, whole = (norm(vector, batch_dims) for vector in (gradient, term, total))
+        before = None if previous is None else norm(previous, batch_dims)
+        estimate = truncation_error(first, before, last, self.steps, whole)
+        self.report_adjoint(self.steps, torch.where(first == 0, last, last / first), error_estimate=estimate)
         return total

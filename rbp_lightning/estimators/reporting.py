@@ -40,7 +40,12 @@ class ReportingCallback(Callback):
         self.policy.report(failure, f"{type(self).__name__}: {what}")
 
     def report_adjoint(
-        self, steps: int, residual: Tensor, tol: float | None = None, error_bound: Tensor | None = None
+        self,
+        steps: int,
+        residual: Tensor,
+        tol: float | None = None,
+        error_bound: Tensor | None = None,
+        error_estimate: Tensor | None = None,
     ) -> None:
         """Keeps how an adjoint was solved as ``adjoint``, and has the policy act where that is not well enough.
 
@@ -51,14 +56,16 @@ class ReportingCallback(Callback):
                 the policy tolerates of a truncated series.
             error_bound: Bound on the relative error of the adjoint, for each sample, which is to reach the tolerance
                 in place of the residual; NaN for samples that have none.
+            error_estimate: Estimate of the relative error, likewise.
 
         Raises:
             ConvergenceError: If that is the policy.
         """
         limit = self.policy.truncation_tol if tol is None else tol if tol > 0 else torch.finfo(residual.dtype).max
-        self.adjoint = AdjointReport(steps, residual, error_bound, limit)
+        self.adjoint = AdjointReport(steps, residual, limit, error_bound, error_estimate)
         if not self.adjoint.converged:
-            figure = "relative residual" if error_bound is None else "bound on its relative error"
+            bound = "relative residual" if error_bound is None else "bound on its relative error"
+            figure = bound if error_estimate is None else "estimated relative error"
             option = "truncation_tol" if tol is None else "tol"
             self.report(
                 Failure.TRUNCATED if tol is None else Failure.ADJOINT,

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.estimators.replace_gradient import replace_gradient
@@ -16,8 +17,8 @@ from rbp_lightning.warm_start import WarmStart
 class TBPTT(GradientEstimator):
     """Truncated back-propagation through time: differentiates the last steps only (paper, section 2.2).
 
-    At the fixed point ``TBPTT(K + 1)`` is ``NeumannRBP(K)``; its memory grows linearly with K. A gradient that has not
-    faded to the policy's ``truncation_tol`` where the tape begins is reported.
+    At the fixed point ``TBPTT(K + 1)`` is ``NeumannRBP(K)``; its memory grows linearly with K. A tape that leaves
+    out more than the policy's ``truncation_tol``, by ``truncation_error``, is reported.
 
     Args:
         steps: How many steps are taped, from 1 to the solver's ``max_steps``; they count towards ``max_steps``.
@@ -48,21 +49,27 @@ class TBPTT(GradientEstimator):
         """Runs the solver without a tape, and the last steps on it."""
         state, untaped_steps = self.iterate_untaped(update, state, self.steps, test)
         state = tree_map(lambda leaf: leaf.detach(), state)
-        sizes: dict[str, Tensor] = {}
+        sizes: dict[int, Tensor] = {}
 
-        def arrives(gradient: Vector) -> Vector:
-            sizes["first"] = norm(gradient, test.batch_dims)
-            return gradient
+        def watched(step: int, state: State) -> State:
+            def tell(gradient: Vector) -> Vector:
+                sizes[step] = norm(gradient, test.batch_dims)
+                if step == 0:
+                    self._report_truncation(sizes)
+                return gradient
 
-        def leaves(gradient: Vector) -> Vector:
-            first, last = sizes["first"], norm(gradient, test.batch_dims)
-            self.report_adjoint(self.steps, torch.where(first == 0, last, last / first))
-            return gradient
+            return replace_gradient(tell, state)
 
         for step in range(self.steps):
             # The first change, which tells divergence, may be among these.
             edge = step in (0, self.steps - 1)
             state = self.taped_step(update, state, test) if edge else update(state)
-            if step == 0:
-                state = replace_gradient(leaves, state)
-        return replace_gradient(arrives, state), untaped_steps + self.steps
+            if edge or step == 1:
+                state = watched(step, state)
+        return state, untaped_steps + self.steps
+
+    def _report_truncation(self, sizes: dict[int, Tensor]) -> None:
+        """Reports from the norms of the gradient at the last, the second and the first of the taped steps."""
+        first, last = sizes[self.steps - 1], sizes[0]
+        estimate = truncation_error(first, sizes.get(1), last, self.steps - 1)
+        self.report_adjoint(self.steps, torch.where(first == 0, last, last / first), error_estimate=estimate)

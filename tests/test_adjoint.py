@@ -1,0 +1,87 @@
+"""The estimated error of a truncated series against the true one."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rbp_lightning import TBPTT, FailurePolicy, GradientEstimator, NeumannRBP, Picard
+from rbp_lightning.adjoint import AdjointReport, truncation_error
+
+SOLVER = Picard(3000, tol=1e-13)
+
+
+def run(estimator: GradientEstimator, rates: Tensor, gradient: Tensor) -> tuple[float, float]:
+    """True and estimated relative error of the adjoint of h <- rates h + x."""
+    estimator.policy = FailurePolicy(truncation_tol=1.0)
+    drive = torch.ones_like(rates, requires_grad=True)
+    state = estimator(lambda h: rates * h + drive, torch.zeros_like(rates)).state
+    (found,) = torch.autograd.grad(state, drive, gradient)
+    exact = gradient / (1 - rates)
+    return float((found - exact).norm() / exact.norm()), float(estimator.adjoint.error_estimate)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rate=st.floats(0.05, 0.99), size=st.integers(1, 5), steps=st.integers(1, 30))
+@pytest.mark.parametrize("kind", [NeumannRBP, TBPTT])
+def test_one_mode_is_estimated_exactly(kind: type, rate: float, size: int, steps: int) -> None:
+    rates = torch.full((size,), rate, dtype=torch.float64)
+    error, estimate = run(kind(steps + (kind is TBPTT), solver=SOLVER), rates, torch.ones(size, dtype=torch.float64))
+    assert estimate == pytest.approx(error, rel=1e-4, abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), slow=st.floats(0.6, 0.995))
+@pytest.mark.parametrize("kind", [NeumannRBP, TBPTT])
+def test_many_modes_are_estimated_once_the_slow_ones_are_left(kind: type, seed: int, slow: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rates = 0.5 * slow * torch.rand(20, generator=generator, dtype=torch.float64)
+    rates[3] = slow
+    gradient = 0.1 + torch.rand(20, generator=generator, dtype=torch.float64)
+    error, estimate = run(kind(20, solver=SOLVER), rates, gradient)
+    # TBPTT does not know the norm of the sum, and takes it for smaller.
+    assert error / 1.5 <= estimate <= (2 if kind is NeumannRBP else 6) * error
+
+
+@pytest.mark.parametrize("kind", [NeumannRBP, TBPTT])
+def test_a_wrong_gradient_is_told_though_its_last_term_is_small(kind: type) -> None:
+    rates = torch.tensor([0.3, 0.99], dtype=torch.float64)
+    gradient = torch.tensor([1.0, 0.05], dtype=torch.float64)
+    estimator = kind(20, solver=SOLVER)
+    error, estimate = run(estimator, rates, gradient)
+    assert error > 0.5
+    assert estimate > 0.3
+    assert float(estimator.adjoint.residual) < 0.1
+
+
+def test_series_that_grow_and_series_that_end() -> None:
+    one = torch.tensor(1.0)
+    assert float(truncation_error(one, one, one, 5)) == 1
+    assert float(truncation_error(one, one, 2 * one, 5, 10 * one)) == 1
+    assert float(truncation_error(one, one, 0 * one, 5)) == 0
+    assert float(truncation_error(one, 0 * one, 0 * one, 5)) == 0
+    assert float(truncation_error(one, None, one, 0)) == 1  # nothing is known of a series of one term
+    assert float(truncation_error(0 * one, None, 0 * one, 0)) == 0
+    assert math.isnan(truncation_error(one, one, one * math.nan, 5))
+
+
+def test_every_sample_has_its_own() -> None:
+    rates = torch.tensor([[0.1], [0.9], [0.5]])
+    drive = torch.ones(3, 1, requires_grad=True)
+    for estimator in (NeumannRBP(9), TBPTT(10)):
+        estimator.policy = FailurePolicy(truncation_tol=1.0)
+        estimator(lambda h: rates * h + drive, torch.zeros(3, 1), batch_dims=1).state.sum().backward()
+        torch.testing.assert_close(estimator.adjoint.error_estimate, rates.squeeze(1) ** 10, rtol=1e-3, atol=1e-9)
+
+
+def test_what_a_report_is_judged_by() -> None:
+    residual, nan = torch.tensor([0.1, 0.2]), torch.tensor([math.nan, 0.01])
+    assert AdjointReport(3, residual, tol=0.25).converged
+    assert not AdjointReport(3, residual, tol=0.15).converged
+    assert AdjointReport(3, residual, 0.01, error_estimate=torch.tensor([0.01, 0.0])).converged
+    assert AdjointReport(3, residual, 0.1, error_bound=nan).converged  # the first has no bound but a residual
+    assert not AdjointReport(3, residual, 0.05, error_bound=nan).converged
+    assert not AdjointReport(3, torch.tensor([math.nan, 0.0]), 1.0).converged
