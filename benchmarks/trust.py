@@ -121,6 +121,7 @@ def draw_residuals(axes: Axes, steps: int) -> None:
         axes.semilogy(range(1, steps + 1), torch.stack(test.residuals), label=name)
     axes.set_xlabel("step")
     axes.set_ylabel("relative residual of the forward solve")
+    axes.set_ylim(bottom=1e-12)
     axes.set_title("what converges, and what does not")
     axes.legend(fontsize=7)
 

@@ -23,6 +23,7 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [line.split("   #")[0] for block in blocks("sh") for line in block.splitlines()]
+DOCS_COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) for line in block.splitlines()]
 SMALL = [
     "--trainer.max_epochs=1",
     "--trainer.check_val_every_n_epoch=1",
@@ -58,7 +59,9 @@ def python_command(command: str) -> list[str]:
     return [sys.executable, *command.split()[1:]]
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python ")])
+@pytest.mark.parametrize(
+    "command", sorted({command for command in DOCS_COMMANDS if command.startswith("python train.py")})
+)
 def test_command(command: str, checkout: Path, request) -> None:
     # The commands train with the config's sizes; one epoch of few draws is enough here.
     subcommand = command.split()[2]
@@ -215,6 +218,37 @@ def test_the_benchmark_of_known_hypergradients(tmp_path: Path) -> None:
         assert all(float(after) < float(before) / 2 for before, after in pairs)
     assert len(re.findall(r"^\| 20 \| [\d.e+-]+ \| [\d.e+-]+ \| [\d.e+-]+ \|$", printed, re.MULTILINE)) == 2
     with Image.open(tmp_path / "error.png") as picture:
+        picture.verify()
+
+
+def test_the_benchmark_of_the_monitor() -> None:
+    assert "python -m benchmarks.monitor" in DOCS
+    command = [sys.executable, "-m", "benchmarks.monitor", "--configs", "configs/hopfield.yaml", "--steps=60"]
+    printed = run(command, ROOT)
+    assert re.search(
+        r"^\| configs/hopfield.yaml \| [\d.]+ \| [\d.]+ \| -?[\d.]+ % \| -?[\d.]+ % \|$", printed, re.MULTILINE
+    )
+
+
+def test_the_benchmark_of_trust(tmp_path: Path) -> None:
+    assert "python -m benchmarks.trust" in DOCS
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.trust",
+        "--radii",
+        "0.5",
+        "0.99",
+        "1.05",
+        f"--png={tmp_path}/trust.png",
+    ]
+    printed = run(command, ROOT)
+    rows = re.findall(r"^\| (\w+)(\(\S+\))? \| (\S+)  \| (\S+) (\(told\))? \| \(told\) \|$", printed, re.MULTILINE)
+    assert [row[0] for row in rows] == ["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP", "AdaptiveNeumann"]
+    # Whoever is wrong near 1 says so.
+    assert all(float(row[2]) < 1e-3 for row in rows)
+    assert all(float(row[3]) < 2e-3 or row[4] for row in rows)
+    with Image.open(tmp_path / "trust.png") as picture:
         picture.verify()
 
 

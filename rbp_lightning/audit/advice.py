@@ -113,7 +113,7 @@ def _cheapest(candidates: list[Summary]) -> Summary:
     """The one with the fewest products, or with the least memory of those within a tenth of that."""
     fewest = min(one.products for one in candidates)
     near = [one for one in candidates if one.products <= 1.1 * fewest]
-    return min(near, key=lambda one: (one.saved_bytes, one.products))
+    return min(near, key=lambda one: (one.saved_bytes, one.products, one.relative_error))
 
 
 def _percent(share: float) -> str:

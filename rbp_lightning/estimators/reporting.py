@@ -64,12 +64,12 @@ class ReportingCallback(Callback):
         limit = self.policy.truncation_tol if tol is None else tol if tol > 0 else torch.finfo(residual.dtype).max
         self.adjoint = AdjointReport(steps, residual, limit, error_bound, error_estimate)
         if not self.adjoint.converged:
-            bound = "relative residual" if error_bound is None else "bound on its relative error"
-            figure = bound if error_estimate is None else "estimated relative error"
+            bound = "a relative residual" if error_bound is None else "a bound on its relative error"
+            figure = bound if error_estimate is None else "an estimated relative error"
             option = "truncation_tol" if tol is None else "tol"
             self.report(
                 Failure.TRUNCATED if tol is None else Failure.ADJOINT,
-                f"The adjoint solve took {steps} steps to a {figure} of {self.adjoint.worst:.2e} ({option}={limit:g}), "
+                f"The adjoint solve took {steps} steps to {figure} of {self.adjoint.worst:.2e} ({option}={limit:g}), "
                 "so the gradient is wrong by more than asked for",
             )
 
