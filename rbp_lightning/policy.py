@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rbp_lightning.errors import ConvergenceError, ConvergenceWarning, check_choice, check_count, check_number
@@ -160,12 +161,10 @@ class FailurePolicy(Callback):
                 dropped.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         # With a loss scale, overflow is what lowers it.
-        if gradients and trainer.precision != "16-mixed":
-            total = torch.nn.utils.get_total_norm(gradients)
-            if not bool(total.isfinite()):
-                self.report(Failure.GRADIENT, f"The norm of the gradient is {float(total)}")
+        if trainer.precision != "16-mixed" and not _all_finite(parameters):
+            names = [name for name, parameter in pl_module.named_parameters() if not _all_finite([parameter])]
+            self.report(Failure.GRADIENT, f"{type(pl_module).__name__}: the gradient of {', '.join(names)} is wrong")
         if not self._skips:
             return
         skip = trainer.strategy.reduce_boolean_decision(self._failed is not None, all=False)
@@ -193,3 +192,9 @@ class FailurePolicy(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on counting where the checkpoint left it."""
         self.skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+
+def _all_finite(parameters: list[Tensor]) -> bool:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    finite = [(leaf.coalesce().values() if leaf.is_sparse else leaf).isfinite().all() for leaf in gradients]
+    return not finite or bool(torch.stack([one.to(finite[0].device) for one in finite]).all())

@@ -6,20 +6,34 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
-from datamodules import CitationGraph, MNISTSplits
+from datamodules import CitationGraph, ImagePatterns, MNISTSplits
 from models import (
     MLP,
     CitationGNN,
     ContractiveCell,
     ExampleWeights,
     GRUPropagation,
+    HopfieldMemory,
     HyperparameterOptimizer,
     LabelSmoothing,
     PageRankCell,
     PropagationCell,
     WeightDecay,
 )
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    AdaptiveNeumann,
+    AuditTrainer,
+    EquilibriumMonitor,
+    ExactAdjoint,
+    FailurePolicy,
+    GradientEstimator,
+    NeumannRBP,
+    Picard,
+)
 from tests.cells import loss_of, tanh_cell
 from tests.graphs import RandomGraph
 
@@ -30,7 +44,16 @@ SOLVER = Picard(300, tol=1e-13)
 @pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 @pytest.mark.parametrize(
     "estimator",
-    [BPTT(SOLVER), TBPTT(20, SOLVER), RBP(20, tol=0, solver=SOLVER), NeumannRBP(20, SOLVER), CGRBP(20, solver=SOLVER)],
+    [
+        BPTT(SOLVER),
+        TBPTT(20, SOLVER),
+        RBP(20, tol=0, solver=SOLVER),
+        NeumannRBP(20, SOLVER),
+        CGRBP(20, solver=SOLVER),
+        AdaptiveNeumann(1e-12, solver=SOLVER),
+        ExactAdjoint(solver=SOLVER),
+        ExactAdjoint(dense_size=0, solver=SOLVER),
+    ],
     ids=lambda estimator: type(estimator).__name__,
 )
 def test_gradients_are_those_of_the_cpu(estimator: GradientEstimator) -> None:
@@ -78,3 +101,21 @@ def test_hyperparameters_are_learned_as_on_the_cpu(kind: type) -> None:
         trainer.fit(model, MNISTSplits(num_train=60, num_val=80, num_test=100))
         found.append(torch.cat([leaf.detach().cpu().flatten() for leaf in model.parameters() if leaf.requires_grad]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_monitored_training_and_an_audit_are_those_of_the_cpu() -> None:
+    figures, errors = [], []
+    for accelerator in ("cpu", "gpu"):
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        callbacks = [NeumannRBP(), FailurePolicy(adjoint="skip"), EquilibriumMonitor(1, 1)]
+        trainer = AuditTrainer(accelerator=accelerator, devices=1, max_epochs=2, callbacks=callbacks, **quiet)
+        seed_everything(0, verbose=False)
+        model, data = HopfieldMemory(num_hidden=16), ImagePatterns(train_draws=2, eval_draws=1)
+        trainer.fit(model, data)
+        figures.append({name: float(one) for name, one in trainer.callback_metrics.items() if "monitor" in name})
+        audit = AuditTrainer(accelerator=accelerator, devices=1, callbacks=[NeumannRBP()], **quiet)
+        found = audit.audit(model, data, steps=[1, 10])
+        errors.append({row.gradient: row.relative_error for row in found.measurements})
+    assert figures[1] == pytest.approx(figures[0], rel=1e-2, abs=1e-5)
+    assert errors[1] == pytest.approx(errors[0], rel=1e-2, abs=1e-3)
