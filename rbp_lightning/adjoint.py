@@ -1,9 +1,12 @@
 """How an adjoint equation was solved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from rbp_lightning.pytree import Vector, inner, norm, share
 
 
 @dataclass(frozen=True)
@@ -49,34 +52,43 @@ class AdjointReport:
 
 
 def truncation_error(
-    first: Tensor, previous: Tensor | None, last: Tensor, steps: int, total: Tensor | None = None
+    first: Vector, ending: Sequence[Vector], steps: int, batch_dims: int, total: Vector | None = None
 ) -> Tensor:
-    """Estimates the relative error of a Neumann series from the norms of its terms.
+    """Estimates the relative error of a Neumann series from its last terms.
 
-    What follows the last term is taken for a geometric series with the ratio of the last two terms, as it is once the
-    slowest mode is all that is left. A mode that is slower still, and of which the last term shows nothing yet, is not
-    seen; ``AdaptiveNeumann`` and ``EquilibriumMonitor`` do not depend on that.
+    What follows them is taken for a geometric series with one factor, real or complex, as it is once the slowest mode
+    is all that is left: its modulus is had from terms two steps apart, its angle from the one between the last two. A
+    mode that is slower still, and of which the last terms show nothing yet, is not seen; ``AdaptiveNeumann`` and
+    ``EquilibriumMonitor`` do not depend on that.
 
     Args:
-        first: Norm of the first term for each sample.
-        previous: Norm of the last term but one; ``None`` of a series of one term, of which nothing is known.
-        last: Norm of the last term.
+        first: Leaves of the first term.
+        ending: Leaves of the last three terms, the newest last; fewer of a shorter series.
         steps: Number of terms less one.
-        total: Norm of their sum; ``None`` takes it for the larger of the first term and the slowest mode's part.
+        batch_dims: The number of leading dimensions that index independent samples.
+        total: Leaves of the sum; ``None`` takes its norm for the larger of the first term's and the slowest mode's.
 
     Returns:
-        The share of what is left out in the whole, 0 to 1, of the shape of ``first``; NaN where a norm is.
+        The share of what is left out in the whole, 0 to 1, for each sample; NaN where there is one. Of a series of one
+        term nothing is known, and it is 1.
 
     Example:
-        >>> truncation_error(torch.tensor(1.0), torch.tensor(0.25), torch.tensor(0.125), steps=3)
+        >>> terms = [[torch.tensor([0.5**k])] for k in range(4)]
+        >>> truncation_error(terms[0], terms[-3:], steps=3, batch_dims=0)
         tensor(0.0625)
     """
-    if previous is None:
-        return torch.where(last == 0, last, last / last)
-    ratio = torch.where(last == 0, last, last / previous)
-    left_out = last * ratio / (1 - ratio)
+    *before, last = (norm(term, batch_dims) for term in ending)
+    if not before:
+        return share(last, last)
+    start = norm(first, batch_dims)
+    factor = last / before[-1] if len(before) == 1 else (last / before[0]).sqrt()
+    cosine = inner(ending[-1], ending[-2], batch_dims) / (last * before[-1])
+    distance = (1 - 2 * factor * cosine + factor**2).clamp_min(0).sqrt()  # of the factor from 1
+    left_out = last * factor / distance
     if total is None:
-        slowest = torch.minimum(last / ratio**steps, first) * (1 - ratio ** (steps + 1)) / (1 - ratio)
-        total = torch.maximum(first, slowest)
-    share = torch.where(last == 0, last, left_out / (total + left_out))
-    return torch.where(ratio >= 1, 1.0, share)
+        slowest = torch.minimum(last / factor**steps, start) * (1 - factor ** (steps + 1)) / distance
+        whole = torch.maximum(start, slowest)
+    else:
+        whole = norm(total, batch_dims)
+    estimate = torch.where(factor >= 1, 1.0, left_out / (whole + left_out))
+    return torch.where(last == 0, 0.0, estimate)

@@ -80,4 +80,5 @@ def conjugate_gradient(
         previous_square, normal_square = normal_square, inner(normal, normal, batch_dims)
         ratio = torch.where(previous_square != 0, normal_square / previous_square, 0)
         direction = plus(normal, scaled(ratio, direction))
-    return LinearSolution(solution, step, torch.where(size == 0, 0, left / size))
+    # What was recurred does not know of rounding.
+    return LinearSolution(solution, step, linearization.adjoint_residual(gradient, solution))

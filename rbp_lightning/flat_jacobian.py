@@ -1,5 +1,6 @@
 """The Jacobian as an operator on plain vectors."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -62,7 +63,7 @@ class FlatJacobian:
     def random_unit_vector(self, seed: int) -> Tensor:
         """A vector for each sample, uniform on the sphere, the same on every device."""
         generator = torch.Generator().manual_seed(seed)
-        dtype = torch.promote_types(self.leaves[0].dtype, self.leaves[-1].dtype)
+        dtype = functools.reduce(torch.promote_types, [leaf.dtype for leaf in self.leaves])
         drawn = torch.randn((*self.batch, self.size), generator=generator, dtype=dtype)
         return torch.nn.functional.normalize(drawn.to(self.leaves[0].device), dim=-1)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from rbp_lightning.errors import UserError
-from rbp_lightning.pytree import State, Vector, in_dtypes_of, minus, norm
+from rbp_lightning.pytree import State, Vector, in_dtypes_of, minus, norm, share
 from rbp_lightning.solvers import Update
 
 
@@ -23,6 +23,7 @@ class Linearization:
 
     Attributes:
         products: How many products have been taken, with J^T and with J.
+        epsilon: Relative rounding of a product: that of the least precise dtype that the step computes in.
 
     Example:
         >>> state = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -39,6 +40,10 @@ class Linearization:
         self._outputs = outputs
         device = outputs[0].device.type
         self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        dtypes = {leaf.dtype for leaf in (*self._inputs, *outputs)}
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
+        self.epsilon = max(torch.finfo(dtype).eps for dtype in dtypes)
 
     @classmethod
     def at(cls, update: Update, state: State, batch_dims: int) -> "Linearization":
@@ -73,8 +78,7 @@ class Linearization:
             adjoint: Leaves of z.
         """
         left = norm(minus(gradient, minus(adjoint, self.vjp(adjoint))), self.batch_dims)
-        size = norm(gradient, self.batch_dims)
-        return torch.where(size == 0, left, left / size)
+        return share(left, norm(gradient, self.batch_dims))
 
     def jvp_function(self) -> Callable[[Vector], list[Tensor]]:
         """Product J v as a function of v.

@@ -10,7 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rbp_lightning.errors import ConvergenceError, ConvergenceWarning, check_choice, check_count, check_number
+from rbp_lightning.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    UserError,
+    check_choice,
+    check_count,
+    check_number,
+)
 from rbp_lightning.failures import Failure
 
 Action: TypeAlias = Literal["warn", "raise", "skip"]
@@ -74,17 +81,20 @@ class FailurePolicy(Callback):
         self._skips = "skip" in actions.values()
         self._told: set[Failure] = set()
         self._ignored: set[Failure] = set()
-        self._in_trainer = False
+        self._in_trainer = self._in_batch = False
         self._failed: str | None = None
-        self._dropped = False
+        # Of the optimisers' steps on the last batch: whether there was one, and whether one was dropped.
+        self._stepped = self._dropped = False
 
     def action(self, failure: Failure) -> Action:
         """What is done about a kind of failure."""
         action: Action = getattr(self, failure.policy)
         return action
 
-    def tells(self, failure: Failure) -> bool:
-        """Whether a failure of this kind would be told, or have been told already."""
+    def acts_on(self, failure: Failure) -> bool:
+        """Whether anything happens when a failure of this kind is reported."""
+        if failure in self._ignored:
+            return False
         return self.action(failure) != "warn" or not self._in_trainer or failure not in self._told
 
     def report(self, failure: Failure, what: str) -> None:
@@ -102,7 +112,7 @@ class FailurePolicy(Callback):
         action = self.action(failure)
         if action == "raise":
             raise ConvergenceError(f"{what}; {failure.message}.")
-        if action == "skip":
+        if action == "skip" and self._in_batch:
             self._failed = failure.value
         self.tell(failure, what)
 
@@ -113,7 +123,7 @@ class FailurePolicy(Callback):
             failure: Its kind.
             what: What happened, with the figure, in one sentence.
         """
-        if not self._in_trainer or failure not in self._told:
+        if failure not in self._ignored and not (self._in_trainer and failure in self._told):
             self._told.add(failure)
             warnings.warn(f"{what}; {failure.message}.", ConvergenceWarning, stacklevel=5)
 
@@ -130,6 +140,16 @@ class FailurePolicy(Callback):
         finally:
             self._ignored = before
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a Trainer in which there is nothing to decide about.
+
+        Raises:
+            UserError: If the Trainer has no gradient estimator.
+        """
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(getattr(callback, "policy", None), FailurePolicy) for callback in callbacks):
+            raise UserError("FailurePolicy: the Trainer has no gradient estimator that it could serve: give it one.")
+
     def enter_trainer(self) -> None:
         """Starts to tell each kind of failure once an epoch."""
         self._in_trainer = True
@@ -137,16 +157,25 @@ class FailurePolicy(Callback):
 
     def leave_trainer(self) -> None:
         """Starts to tell each failure when it happens."""
-        self._in_trainer = False
+        self._in_trainer = self._in_batch = self._stepped = self._dropped = False
+        self._failed = None
 
     def tell_again(self) -> None:
         """Lets each kind of failure be told again."""
         self._told.clear()
 
     def before_batch(self) -> None:
-        """Forgets the failures of a step that was dropped; those of an accumulation in progress are kept."""
+        """Begins a training batch; failures before a step that is still to come are kept."""
+        self._in_batch = True
         if self._dropped:
-            self._failed, self._dropped = None, False
+            self._failed = None
+        self._stepped = self._dropped = False
+
+    def after_batch(self) -> None:
+        """Ends a training batch: what follows, such as a validation, drops no step."""
+        self._in_batch = False
+        if self._stepped and not self._dropped:
+            self._in_a_row = 0
 
     def before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Drops the optimiser's step where the policy says so, by taking its gradients away.
@@ -174,9 +203,7 @@ class FailurePolicy(Callback):
         if skip and not self._dropped:  # several optimisers may step on one batch
             self.skipped += 1
             self._in_a_row += 1
-        elif not skip:
-            self._in_a_row = 0
-        self._dropped = self._dropped or skip
+        self._stepped, self._dropped = True, self._dropped or skip
         pl_module.log("train/skipped_steps", float(self.skipped), batch_size=1)
         if self._in_a_row >= self.max_skips:
             raise ConvergenceError(

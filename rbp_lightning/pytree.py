@@ -101,9 +101,16 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
     largest = torch.zeros((), device=vector[0].device)
     for leaf in wide:
         largest = torch.maximum(largest, leaf.abs().reshape((*leaf.shape[:batch_dims], -1)).amax(-1))
-    unit = torch.where(largest.isfinite(), largest, 1).clamp_min(torch.finfo(largest.dtype).tiny)
+    # Its inverse is finite in every leaf's dtype.
+    tiny = max(torch.finfo(leaf.dtype).tiny for leaf in wide) if wide else torch.finfo(largest.dtype).tiny
+    unit = torch.where(largest.isfinite(), largest, 1).clamp_min(tiny)
     wide = scaled(1 / unit, wide)
     return unit * inner(wide, wide, batch_dims).sqrt()
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """Quotient of two norms of each sample; ``part`` itself where the whole is 0."""
+    return torch.where(whole == 0, part, part / whole)
 
 
 def scaled(scale: Tensor, vector: Vector) -> list[Tensor]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rbp_lightning import TBPTT, FailurePolicy, GradientEstimator, NeumannRBP, Picard
+from rbp_lightning import BPTT, TBPTT, ConvergenceWarning, FailurePolicy, GradientEstimator, NeumannRBP, Picard
 from rbp_lightning.adjoint import AdjointReport, truncation_error
 
 SOLVER = Picard(3000, tol=1e-13)
@@ -57,15 +57,53 @@ def test_a_wrong_gradient_is_told_though_its_last_term_is_small(kind: type) -> N
     assert float(estimator.adjoint.residual) < 0.1
 
 
-def test_series_that_grow_and_series_that_end() -> None:
-    one = torch.tensor(1.0)
-    assert float(truncation_error(one, one, one, 5)) == 1
-    assert float(truncation_error(one, one, 2 * one, 5, 10 * one)) == 1
-    assert float(truncation_error(one, one, 0 * one, 5)) == 0
-    assert float(truncation_error(one, 0 * one, 0 * one, 5)) == 0
-    assert float(truncation_error(one, None, one, 0)) == 1  # nothing is known of a series of one term
-    assert float(truncation_error(0 * one, None, 0 * one, 0)) == 0
-    assert math.isnan(truncation_error(one, one, one * math.nan, 5))
+def estimate_of(*sizes: float, total: float | None = None) -> float:
+    """Of a series whose terms are numbers."""
+    terms = [[torch.tensor([size], dtype=torch.float64)] for size in sizes]
+    whole = None if total is None else [torch.tensor([total], dtype=torch.float64)]
+    return float(truncation_error(terms[0], terms[-3:], len(terms) - 1, 0, whole))
+
+
+def test_series_that_grow_turn_and_end() -> None:
+    assert estimate_of(1, 1, 1, 1) == 1
+    assert estimate_of(1, 1, 2, total=10) == 1
+    assert estimate_of(1, 1, 0) == 0
+    assert estimate_of(1, 0, 0) == 0
+    assert estimate_of(1) == 1  # nothing is known of a series of one term
+    assert estimate_of(0) == 0
+    assert math.isnan(estimate_of(1, 1, math.nan))
+    # 1 / (1 + 0.8): what is left out alternates too.
+    terms = [(-0.8) ** k for k in range(11)]
+    assert estimate_of(*terms, total=sum(terms)) == pytest.approx(0.8**11 / (1 + 0.8**11 - (-0.8) ** 11), rel=1e-9)
+
+
+def test_terms_that_alternate_in_size_are_no_growth() -> None:
+    weight = torch.tensor([[0.0, 2.0], [0.1, 0.0]], dtype=torch.float64)  # eigenvalues 0.447 and -0.447
+    drive = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    for steps in (20, 21):
+        estimator = NeumannRBP(steps, solver=SOLVER)
+        estimator(lambda h: weight @ h + drive, torch.zeros(2, dtype=torch.float64)).state.sum().backward()
+        assert float(estimator.adjoint.error_estimate) < 1e-5
+
+
+def test_a_complex_pair_is_estimated() -> None:
+    angle = torch.tensor(1.2, dtype=torch.float64)
+    turn = 0.9 * torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+    drive = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    estimator = NeumannRBP(30, solver=SOLVER)
+    estimator(lambda h: turn @ h + drive, torch.zeros(2, dtype=torch.float64)).state.sum().backward()
+    exact = torch.linalg.inv(torch.eye(2, dtype=torch.float64) - turn.T) @ torch.ones(2, dtype=torch.float64)
+    error = float((drive.grad - exact).norm() / exact.norm())
+    assert float(estimator.adjoint.error_estimate) == pytest.approx(error, rel=0.1)
+
+
+@pytest.mark.parametrize("near", [0.0, 1e-4])
+def test_bptt_from_near_the_fixed_point_is_told(near: float) -> None:
+    weight = torch.tensor(0.99, dtype=torch.float64, requires_grad=True)
+    start = torch.tensor(100.0 + near, dtype=torch.float64)
+    with pytest.warns(ConvergenceWarning, match="cut off early"):
+        BPTT(Picard(1000, tol=1e-5))(lambda h: weight * h + 1, start).state.backward()
+    assert float(weight.grad) < 5000  # of 10,000
 
 
 def test_every_sample_has_its_own() -> None:

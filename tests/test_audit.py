@@ -17,11 +17,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torch_geometric.data import Data as Graph
 
 from rbp_lightning import (
     BPTT,
     CGRBP,
     AuditTrainer,
+    EquilibriumMonitor,
     GradientAudit,
     GradientEstimator,
     ImplicitEstimator,
@@ -105,7 +107,7 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     assert [rows[f"TBPTT(steps={steps})"].products for steps in (1, 5, 20)] == [1, 5, 20]
     assert [rows[f"NeumannRBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
     assert [rows[f"RBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
-    assert [rows[f"CGRBP(steps={steps})"].products for steps in (1, 5, 20)] == [3, 11, 41]
+    assert [rows[f"CGRBP(steps={steps})"].products for steps in (1, 5, 20)] == [4, 12, 42]
     for kind in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"):
         errors = [rows[f"{kind}(steps={steps})"].relative_error for steps in (1, 5, 20)]
         assert errors[0] > errors[1] >= errors[2]  # 4 steps of conjugate gradients solve for 4 unknowns
@@ -222,7 +224,78 @@ def test_an_estimator_of_one_s_own_is_audited() -> None:
     found = audit(Tanh(), Damped(Picard(500, 1e-7)), steps=[1])
     (row,) = [row for row in found.measurements if row.gradient == "Damped as configured"]
     assert 0.05 < row.relative_error < 1
-    assert row.products == 3  # of its own, of its residual, and into the parameters
+    assert row.products == 2  # its own, and the one into the parameters
+
+
+def test_a_trainer_is_as_it_was_afterwards() -> None:
+    class Failing(Tanh):
+        def training_step(self, batch: Any) -> Tensor:
+            raise RuntimeError("the module's own")
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = AuditTrainer(max_epochs=2, callbacks=[NeumannRBP(), EquilibriumMonitor()], **quiet)
+    before = list(trainer.callbacks)
+    modules = [Tanh(), Failing(), Tanh()]
+    for module in modules:
+        module.train_dataloader = lambda: DataLoader(Data(), batch_size=1)  # type: ignore[method-assign]
+    trainer.audit(modules[0], steps=[1])
+    with pytest.raises(RuntimeError, match="the module's own"):
+        trainer.audit(modules[1], steps=[1])
+    assert trainer.callbacks == before
+    for module in modules:
+        assert not {"training_step", "configure_callbacks", "configure_optimizers"} & set(vars(module))
+    weight = modules[2].weight.detach().clone()
+    trainer.fit(modules[2])
+    assert trainer.global_step == 10  # all of both epochs
+    assert not torch.equal(modules[2].weight, weight)
+
+
+def test_no_optimizer_is_run() -> None:
+    class BySecondOrder(Tanh):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.LBFGS(self.parameters())
+
+    assert audit(BySecondOrder(), NeumannRBP(), steps=[50]).advice.startswith("Take ")
+
+
+def test_what_is_saved_is_not_the_weights() -> None:
+    class Wide(Tanh):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(400) * 0.5)
+            self.drive = torch.nn.Parameter(torch.ones(1, 400))
+
+        def training_step(self, batch: Any) -> Tensor:
+            start = torch.zeros_like(self.drive)
+            return self.estimator(lambda h: torch.tanh(h @ self.weight + self.drive), start, batch_dims=1).state.sum()
+
+    (row,) = [
+        one for one in audit(Wide(), NeumannRBP(), steps=[1]).measurements if one.gradient == "NeumannRBP(steps=1)"
+    ]
+    assert 0 < row.saved_bytes < 20 * 400 * 4
+
+
+def test_graphs_are_taken_in_float64_wherever_they_are() -> None:
+    class OnGraphs(Tanh):
+        def training_step(self, batch: Any) -> Tensor:
+            features = batch["graphs"][0].x
+            start = torch.zeros_like(features)
+            return self.estimator(lambda h: 0.5 * torch.tanh(h @ self.weight) + features, start).state.square().sum()
+
+    module = OnGraphs()
+    graph = Graph(x=torch.rand(3, 4), edge_index=torch.zeros(2, 0, dtype=torch.int64))
+    trainer = AuditTrainer(
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        callbacks=[NeumannRBP()],
+    )
+    loader = DataLoader([graph], batch_size=1, collate_fn=lambda graphs: {"graphs": graphs})
+    module.train_dataloader = lambda: loader  # type: ignore[method-assign]
+    found = trainer.audit(module, steps=[50])
+    assert {row.gradient: row.relative_error for row in found.measurements}["CGRBP(steps=50)"] < 1e-5
+    assert graph.x.dtype == torch.float32
 
 
 class NoFixedPoint(Tanh):
@@ -233,6 +306,18 @@ class NoFixedPoint(Tanh):
 class NoLoss(Tanh):
     def training_step(self, batch: Any) -> None:
         super().training_step(batch)
+
+
+class DictWithoutLoss(Tanh):
+    def training_step(self, batch: Any) -> dict[str, Tensor]:
+        return {"my_loss": super().training_step(batch)}
+
+
+class Noisy(Tanh):
+    def training_step(self, batch: Any) -> Tensor:
+        noise = torch.randn(100, dtype=self.drive.dtype)[:12].reshape(3, 4)  # others in another precision
+        start = torch.zeros_like(self.drive)
+        return loss_of(self.estimator(lambda h: torch.tanh(h @ self.weight + noise), start, batch_dims=1).state)
 
 
 class SinglePrecision(Tanh):
@@ -251,6 +336,8 @@ class ByHand(Tanh):
     [
         (NoFixedPoint, "no self.estimator"),
         (NoLoss, "returned NoneType"),
+        (DictWithoutLoss, "returned NoneType"),
+        (Noisy, "draws others in another precision"),
         (SinglePrecision, "does not run in float64"),
         (ByHand, "optimises by hand"),
     ],
@@ -295,6 +382,15 @@ def test_advice_is_the_least_cost_that_is_good_enough() -> None:
     assert none.startswith("No gradient reaches")
     assert "d with 1e-07% is best" in none
     assert "none is finite" in advise([REFERENCE], [summary("e", math.nan, 1)], 0.01)
+
+
+def test_a_reference_that_is_not_exact_is_not_advised_by() -> None:
+    rows = [summary("a", 1e-4, 5)]
+    inexact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-3, 0.999, 0.999)
+    assert "solved to a residual of 1.0e-03 only" in advise([REFERENCE, inexact], rows, 0.005)
+    assert advise([inexact], rows, 0.02).startswith("Take a")
+    infinite = Reference("exact adjoint", torch.tensor([math.inf]), True, 40, 1e-13, math.nan, 1.0, 1.0)
+    assert "exact gradient is not finite" in advise([infinite], rows, 0.01)
 
 
 def test_batches_are_summed_up_by_the_worst() -> None:

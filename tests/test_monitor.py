@@ -23,6 +23,7 @@ from rbp_lightning import (
     AdaptiveNeumann,
     EquilibriumMonitor,
     ExactAdjoint,
+    FailurePolicy,
     GradientEstimator,
     NeumannRBP,
     Picard,
@@ -102,9 +103,6 @@ def test_figures_are_those_of_the_dense_matrices(estimator: GradientEstimator, t
     assert figures["converged"] == 1
     assert figures["residual"] <= 1e-12
     assert 10 < figures["steps"] < 500
-    if isinstance(estimator, BPTT):
-        assert "adjoint_residual" not in figures
-        return
     assert figures["error_bound"] == pytest.approx(
         figures["adjoint_residual"] * (1 + figures["norm_upper"]) / (1 - figures["norm_upper"]), rel=1e-4
     )
@@ -188,6 +186,76 @@ def test_the_worst_sample_and_the_worst_of_several_solves_are_shown(tmp_path: Pa
     assert events.Scalars("monitor/spectral_radius")[0].value == pytest.approx(0.9, rel=1e-3)
     assert events.Scalars("monitor/converged")[0].value == pytest.approx(2 / 3)
     assert events.Scalars("monitor/steps")[0].value == 60
+
+
+@pytest.mark.parametrize("kind", [TBPTT, NeumannRBP])
+def test_solves_of_several_sizes_keep_their_own_figures(kind: type, tmp_path: Path) -> None:
+    class Sizes(Tanh):
+        def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
+            total = torch.zeros(())
+            for rate, size in ((0.9, 2), (0.1, 3)):
+                start = torch.zeros(size, 4, dtype=torch.float64)
+                update = lambda h, rate=rate: rate * h + self.added.mean() + 1  # noqa: E731
+                total = total + self.estimator(update, start, batch_dims=1).state.sum()
+            return total
+
+    _, events = fit(Sizes(), drives(3), tmp_path, kind(20, solver=SOLVER), EquilibriumMonitor(1, 1))
+    residual = 0.9 ** (21 if kind is NeumannRBP else 19)  # the last term's share, of TBPTT
+    assert events.Scalars("monitor/adjoint_residual")[0].value == pytest.approx(residual, rel=1e-5)
+    upper = events.Scalars("monitor/norm_upper")[0].value
+    assert events.Scalars("monitor/error_bound")[0].value == pytest.approx(
+        residual * (1 + upper) / (1 - upper), rel=1e-4
+    )
+    assert len(events.Images("monitor/forward_residual")) == 1  # of the first solve
+
+
+def test_buffers_are_left_as_they_are(tmp_path: Path) -> None:
+    class Counting(Tanh):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
+            def update(h: Tensor) -> Tensor:
+                self.calls += 1
+                return 0.5 * h + self.added
+
+            return self.estimator(update, torch.zeros_like(drive), 1).state.sum()
+
+    module = Counting()
+    fit(module, drives(3), tmp_path, NeumannRBP(5, Picard(20, tol=0)), EquilibriumMonitor(1, 1))
+    assert float(module.calls) == 20
+
+
+def test_an_exception_ends_the_watch(tmp_path: Path) -> None:
+    class Failing(Tanh):
+        def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
+            super().training_step(drive, batch_idx)
+            raise RuntimeError("the module's own")
+
+    estimator, monitor = NeumannRBP(5, SOLVER), EquilibriumMonitor(1, 0)
+    with pytest.raises(RuntimeError, match="the module's own"):
+        fit(Failing(), drives(3), tmp_path, estimator, monitor)
+    assert not estimator.observers
+    _, events = fit(Tanh(), drives(), tmp_path, estimator, monitor)
+    assert len(events.Scalars("monitor/spectral_radius")) == 4
+
+
+def test_an_estimate_that_has_not_settled_is_no_failure(tmp_path: Path) -> None:
+    class Dense(Tanh):
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            weight = torch.randn(300, 300, generator=generator, dtype=torch.float64)
+            self.weight = torch.nn.Parameter(0.95 * weight / torch.linalg.eigvals(weight).abs().max())
+
+        def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
+            return self.estimator(lambda h: self.weight @ h + 1, torch.zeros(300, dtype=torch.float64)).state.sum()
+
+    policy = FailurePolicy(spectral_radius="raise")
+    _, events = fit(Dense(), drives(3), tmp_path, CGRBP(50, solver=SOLVER), policy, EquilibriumMonitor(1, 0))
+    assert events.Scalars("monitor/spectral_radius")[0].value == pytest.approx(0.95, abs=0.05)
+    assert events.Scalars("monitor/spectral_radius_residual")[0].value > 0.05
 
 
 def test_it_changes_nothing_that_is_computed(tmp_path: Path) -> None:

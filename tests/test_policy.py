@@ -204,6 +204,99 @@ def test_a_policy_acts_in_evaluation_too() -> None:
         trainer.validate(Growing(), DataLoader(torch.tensor([GROWING, GROWING])), verbose=False)
 
 
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+def test_failures_outside_of_a_training_batch_drop_no_step() -> None:
+    class Validated(Growing):
+        def val_dataloader(self) -> DataLoader:
+            return DataLoader(torch.tensor([GROWING]))
+
+    used = estimator()
+    used(lambda h: 3 * h + 1, torch.zeros(2))  # before the training
+    policy = FailurePolicy(diverged="skip", max_skips=1)
+    # A sanity check before the training and a validation after each of its batches, all of which diverge.
+    model, _ = fit([GOOD, 0.3, 0.2], used, policy, model=Validated(), val_check_interval=1)
+    expected, _ = fit([GOOD, 0.3, 0.2], estimator())
+    assert policy.skipped == 0
+    assert torch.equal(model.weight, expected.weight)
+
+
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+def test_steps_of_several_optimizers_count_as_one() -> None:
+    class Two(Growing):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.other = torch.nn.Parameter(torch.ones(3))
+
+        def training_step(self, rates: Tensor, batch_idx: int) -> None:
+            one, other = self.optimizers()
+            one.zero_grad()
+            self.manual_backward(self.other.sum())
+            one.step()
+            other.zero_grad()
+            self.manual_backward(super().training_step(rates, batch_idx))
+            other.step()
+
+        def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+            return [torch.optim.SGD([parameter], lr=0.1) for parameter in (self.other, self.weight)]
+
+    policy = FailurePolicy(diverged="skip", max_skips=3)
+    model = Two()
+    with pytest.raises(ConvergenceError, match="3 times in a row"):
+        fit([GROWING] * 6, estimator(), policy, model=model)
+    assert policy.skipped == 3
+    assert torch.equal(model.weight, torch.ones(3))
+    assert float(model.other[0].detach()) == pytest.approx(1 - 0.1 * 3)  # its own steps were fine
+
+
+def test_sparse_gradients_are_looked_at() -> None:
+    class Embedded(Rates):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(4, 3, sparse=True)
+
+        def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
+            drive = rates[:, None] * self.table(torch.tensor([1]))
+            return self.estimator(lambda h: torch.tanh(0.5 * h + drive), torch.zeros(1, 3), batch_dims=1).state.sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SparseAdam(self.table.parameters())
+
+    fit([0.1, 0.2], estimator(), model=Embedded())
+    with pytest.raises(ConvergenceError, match=r"the gradient of table\.weight is wrong"):
+        fit([0.1, float("inf")], estimator(), FailurePolicy(diverged="raise"), model=Embedded())
+
+
+def test_a_policy_needs_an_estimator_and_serves_its_own_trainer() -> None:
+    with pytest.raises(UserError, match="no gradient estimator"):
+        fit([GOOD], FailurePolicy())
+    used = estimator()
+    strict = FailurePolicy(diverged="raise")
+    fit([GOOD], used, strict)
+    with pytest.warns(ConvergenceWarning, match="diverged"):
+        fit([GROWING], used)
+    fit([GOOD], used, strict)
+    with pytest.raises(ConvergenceError):
+        fit([GROWING], used, strict)
+    # An exception tears nothing down: the estimator goes on by itself all the same.
+    for _ in range(2):
+        with pytest.warns(ConvergenceWarning, match="diverged"):
+            used(lambda h: 3 * h + 1, torch.zeros(2))
+
+
+def test_a_random_update_is_told_of_as_that_alone() -> None:
+    class Dropping(Rates):
+        def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
+            update = lambda h: torch.nn.functional.dropout(0.5 * h + self.weight, 0.5)  # noqa: E731
+            return self.estimator(update, torch.zeros(20, 3)).state.sum()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit([GOOD] * 4, estimator(), model=Dropping())
+    told = [str(warning.message) for warning in caught if warning.category is ConvergenceWarning]
+    assert [Failure.RANDOM.message in message for message in told if "forward solve" in message] == [True]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [{"diverged": "ignore"}, {"adjoint": None}, {"max_skips": 0}, {"truncation_tol": -1.0}, {"truncation_tol": 1.1}],

@@ -93,6 +93,18 @@ def advise(references: list[Reference], measured: list[Summary], error: float) -
         if taped := [one for one in good if one.gradient.startswith(("BPTT", "TBPTT"))]:
             advice += f"; until then {_cheapest(taped).gradient} has the gradient of the steps as they are"
         return advice + "."
+    inexact = max(one.adjoint_residual or 0.0 for one in references)
+    if any(not bool(one.gradient.isfinite().all()) for one in references):
+        return (
+            f"The exact gradient is not finite: the adjoint equation has no solution, as the spectral radius of the "
+            f"Jacobian, {radius:.3g}, may tell; make the map a stronger contraction (rbp_lightning.contraction)."
+        )
+    if not inexact <= error / 10:
+        return (
+            f"The exact adjoint was solved to a residual of {inexact:.1e} only, which is too little to tell errors of "
+            f"{_percent(error)} by: the spectral radius of the Jacobian is {radius:.3g}, so make the map a stronger "
+            "contraction (rbp_lightning.contraction)."
+        )
     if not good:
         finite = [one for one in measured if one.relative_error < float("inf")]
         best = min(finite, key=lambda one: one.relative_error, default=None)

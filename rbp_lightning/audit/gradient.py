@@ -25,57 +25,63 @@ def copy_of(module: LightningModule) -> LightningModule:
 
 
 def loss_of(
-    module: LightningModule, estimator: GradientEstimator, observers: list[SolveObserver], arguments: Sequence[Any]
+    module: LightningModule,
+    estimator: GradientEstimator,
+    arguments: Sequence[Any],
+    observer: SolveObserver | None = None,
 ) -> Tensor:
-    """The loss of a training step.
+    """The loss of a training step, without warnings.
 
     Args:
-        module: The module, which is left with the estimator.
+        module: A copy of the module, which is left with the estimator.
         estimator: What finds the fixed points.
-        observers: Look on.
         arguments: Those of ``training_step``.
+        observer: Looks on at all solves.
 
     Raises:
         UserError: If it returns no loss.
     """
     module.estimator = estimator  # type: ignore[assignment]
-    estimator.observers = observers
+    estimator.observers = [] if observer is None else [lambda: observer]
     devices = [module.device] if module.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), estimator.policy.ignoring(*Failure):
         torch.manual_seed(SEED)
         output = type(module).training_step(module, *arguments)
-    loss = output["loss"] if isinstance(output, dict) else output
+    loss = output.get("loss") if isinstance(output, dict) else output
     if not isinstance(loss, Tensor):
         raise UserError(
-            f"{type(module).__name__}: training_step returned {type(loss).__name__}, but an audit needs the loss."
+            f"{type(module).__name__}: training_step returned {type(loss).__name__} for a loss, but an audit needs one."
         )
     return loss
 
 
 def gradient_of(
-    module: LightningModule, estimator: GradientEstimator, arguments: Sequence[Any], observers: list[SolveObserver]
+    module: LightningModule,
+    estimator: GradientEstimator,
+    arguments: Sequence[Any],
+    observer: SolveObserver | None = None,
 ) -> tuple[Tensor, float]:
-    """Takes the gradient of a training step on a copy of the module.
+    """The gradient of a training step.
 
     Args:
-        module: The module.
+        module: A copy of the module, which is left with the estimator and the gradient.
         estimator: What takes its gradient.
-        arguments: Those of its ``training_step``.
-        observers: Look on.
+        arguments: Those of ``training_step``.
+        observer: Looks on at all solves.
 
     Returns:
         The gradient of all parameters, float64, zero where there is none, and the seconds that it took.
+
+    Raises:
+        UserError: If there is no loss to differentiate.
     """
-    module = copy_of(module)
-    with estimator.policy.ignoring(*Failure):
-        start = time.perf_counter()
-        loss = loss_of(module, estimator, observers, arguments)
-        with torch.autocast(module.device.type, enabled=False):
-            loss.backward()  # type: ignore[no-untyped-call]
-        leaves = [
-            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).double().cpu().flatten()
-            for parameter in module.parameters()
-            if parameter.requires_grad
-        ]
-        seconds = time.perf_counter() - start
-    return torch.cat(leaves), seconds
+    start = time.perf_counter()
+    loss = loss_of(module, estimator, arguments, observer)
+    with torch.autocast(module.device.type, enabled=False), estimator.policy.ignoring(*Failure):
+        loss.backward()  # type: ignore[no-untyped-call]
+    leaves = [
+        (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).to_dense().double().cpu().flatten()
+        for parameter in module.parameters()
+        if parameter.requires_grad
+    ]
+    return torch.cat(leaves), time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,27 @@ class GradientAudit(Callback):
         self._folder: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Puts itself in the place of the training step."""
+        """Finds the log folder.
+
+        Raises:
+            UserError: If the module optimises by hand.
+        """
         if not pl_module.automatic_optimization:
             raise UserError(f"{type(pl_module).__name__} optimises by hand, so there is no gradient to audit.")
         self._folder = trainer.log_dir if trainer.loggers else None
-        inner = pl_module.training_step
 
-        @functools.wraps(inner)  # Lightning looks at its arguments
+    def in_place_of(self, module: LightningModule) -> Callable[..., None]:
+        """What is run in place of a module's training step.
+
+        Args:
+            module: The module.
+        """
+
+        @functools.wraps(module.training_step)  # Lightning looks at its arguments
         def audited(*arguments: Any, **named: Any) -> None:
-            self._audit(pl_module, [*arguments, *named.values()])
+            self._audit(module, [*arguments, *named.values()])
 
-        pl_module.training_step = audited  # type: ignore[method-assign]
+        return audited
 
     def _audit(self, module: LightningModule, arguments: Sequence[Any]) -> None:
         batch = len(self.references)
@@ -99,7 +109,3 @@ class GradientAudit(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_figure("audit/error_against_cost", pareto(measured), trainer.global_step)
         print(self.advice)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the training step its place back."""
-        del pl_module.training_step

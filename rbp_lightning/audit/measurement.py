@@ -8,10 +8,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from rbp_lightning.audit.gradient import gradient_of
+from rbp_lightning.audit.gradient import copy_of, gradient_of
 from rbp_lightning.estimators import GradientEstimator, SolveObserver
-from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import State, Vector
+from rbp_lightning.pytree import State
 from rbp_lightning.solvers import Update
 
 
@@ -57,8 +56,28 @@ class _Watch(SolveObserver):
 
         return counted
 
-    def on_adjoint(self, linearization: Linearization, gradient: Vector, adjoint: Vector) -> None:
-        self.adjoint_products += linearization.products
+    def on_adjoint(self, residual: Tensor, products: int) -> None:
+        self.adjoint_products += products
+
+
+class _SavedBytes:
+    """Counts the bytes of the tensors that are saved for a backward pass, but for a module's own."""
+
+    def __init__(self, module: LightningModule) -> None:
+        # Kept alive, so that no address is used twice.
+        self._kept = {_storage(parameter): parameter.detach() for parameter in module.parameters()}
+        self.total = 0
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        # The values and the indices of a sparse tensor are not counted.
+        if tensor.layout == torch.strided and (key := _storage(tensor)) not in self._kept:
+            self._kept[key] = tensor.detach()
+            self.total += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def measure(
@@ -79,18 +98,12 @@ def measure(
         batch: Number of the batch.
         reference_gradient: What it is compared with.
     """
-    gradient, seconds = gradient_of(module, estimator, arguments, [])
-    watch, kept = _Watch(), dict[int, Tensor]()
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
+    gradient, seconds = gradient_of(copy_of(module), estimator, arguments)
     # A second time: what is counted takes time itself.
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        gradient_of(module, estimator, arguments, [watch])
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
-    saved = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in parameters)
+    counted, watch = copy_of(module), _Watch()
+    saved = _SavedBytes(counted)
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        gradient_of(counted, estimator, arguments, watch)
     size, wrong = float(reference_gradient.norm()), float((gradient - reference_gradient).norm())
     same = (gradient.sign() == reference_gradient.sign())[reference_gradient != 0]
     return Measurement(
@@ -101,5 +114,5 @@ def measure(
         sign_agreement=float(same.double().mean()) if len(same) else 1.0,
         products=watch.products,
         seconds=seconds,
-        saved_bytes=saved,
+        saved_bytes=saved.total,
     )

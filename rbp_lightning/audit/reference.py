@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
+from torch_geometric.data.data import BaseData
 
 from rbp_lightning.audit.gradient import copy_of, gradient_of, loss_of
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import BPTT, ExactAdjoint, GradientEstimator, SolveObserver
-from rbp_lightning.failures import Failure
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.flat_jacobian import FlatJacobian
 from rbp_lightning.linalg import Linearization
@@ -61,6 +61,7 @@ class _Inspection(SolveObserver):
         self.steps = 0
         self.residual = self.spectral_radius = 0.0
         self.norm: float | None = 0.0
+        self.adjoint_residual: float | None = None
 
     def on_solve_end(self, update: Update, initial_state: State, batch_dims: int, fixed_point: FixedPoint) -> None:
         self.solves += 1
@@ -75,6 +76,9 @@ class _Inspection(SolveObserver):
                     self.norm = _larger(self.norm, norm_bounds(jacobian, steps=20).lower)
                 except UserError:  # the update has no product with J
                     self.norm = None
+
+    def on_adjoint(self, residual: Tensor, products: int) -> None:
+        self.adjoint_residual = _larger(self.adjoint_residual or 0.0, residual)
 
 
 def _larger(before: float, values: Tensor) -> float:
@@ -95,14 +99,22 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
     # A tolerance of 0 makes the number of steps a part of the problem.
     solver = REFERENCE_SOLVER if configured.solver.tol > 0 else configured.solver
     inspection, exact = _Inspection(), ExactAdjoint(solver=solver)
-    module = copy_of(module).double()
-    arguments = [_in_float64(argument) for argument in arguments]
+    wide = copy_of(module).double()
+    wide_arguments = [_in_float64(argument) for argument in arguments]
     try:
-        with exact.policy.ignoring(*Failure):
-            loss_of(copy_of(module), exact, [inspection], arguments)
+        loss = float(loss_of(copy_of(wide), exact, wide_arguments, inspection))
+        if not inspection.solves:
+            raise UserError(
+                f"{type(module).__name__}: its training step calls no self.estimator, so there is no gradient of a "
+                "fixed point to audit."
+            )
         settled = inspection.residual <= SETTLED
-        estimator = exact if settled else BPTT(configured.solver)
-        gradient, _ = gradient_of(module, estimator, arguments, [])
+        if settled:
+            _check_loss(module, arguments, Picard(max(inspection.steps, 10), tol=0), loss)
+            adjoints = _Inspection()
+            gradient, _ = gradient_of(wide, exact, wide_arguments, adjoints)
+        else:
+            gradient, _ = gradient_of(wide, BPTT(configured.solver), wide_arguments)
     except RuntimeError as error:
         if "dtype" not in str(error) and "Double" not in str(error):
             raise
@@ -110,29 +122,39 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
             f"{type(module).__name__} does not run in float64, which the exact gradient is taken in: make what it "
             f"computes follow the dtype of its parameters. ({str(error).splitlines()[0]})"
         ) from error
-    if not inspection.solves:
-        raise UserError(
-            f"{type(module).__name__}: its training step calls no self.estimator, so there is no gradient of a fixed "
-            "point to audit."
-        )
     return Reference(
         kind="exact adjoint" if settled else "BPTT",
         gradient=gradient,
         settled=settled,
         steps=inspection.steps,
         residual=inspection.residual,
-        adjoint_residual=None if estimator.adjoint is None else float(estimator.adjoint.residual.max()),
+        adjoint_residual=adjoints.adjoint_residual if settled else None,
         spectral_radius=inspection.spectral_radius,
         norm=inspection.norm,
     )
 
 
+def _check_loss(module: LightningModule, arguments: Sequence[Any], solver: Picard, wide_loss: float) -> None:
+    """Refuses a module whose loss is another one in its own precision, at the same fixed points."""
+    loss = float(loss_of(copy_of(module), ExactAdjoint(solver=solver), arguments))
+    precisions = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    device = module.device.type
+    if torch.is_autocast_enabled(device):
+        precisions.add(torch.get_autocast_dtype(device))
+    allowed = 100 * max(torch.finfo(precision).eps for precision in precisions) ** 0.75
+    if abs(loss - wide_loss) > allowed * max(abs(wide_loss), 1e-6):
+        raise UserError(
+            f"{type(module).__name__}: the loss is {wide_loss:.6g} in float64 and {loss:.6g} in the module's own "
+            "precision, at the same fixed point, so their gradients cannot be compared: a training step that draws "
+            "random numbers draws others in another precision; draw them in float32 and cast them, or audit without."
+        )
+
+
 def _in_float64(argument: Any) -> Any:
-    # A graph is no collection to Lightning.
-    if hasattr(argument, "apply"):
-        return copy.copy(argument).apply(_widened)
-    return apply_to_collection(argument, Tensor, _widened)
+    return apply_to_collection(argument, (Tensor, BaseData), _widened)
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _widened(data: Any) -> Any:
+    if isinstance(data, BaseData):  # a graph
+        return copy.copy(data).apply(_widened)
+    return data.double() if data.is_floating_point() else data

@@ -1,7 +1,10 @@
 """A Trainer that can audit."""
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -57,27 +60,50 @@ class AuditTrainer(Trainer):
             check_count(self.audit, "steps", count, 1)
         if self.world_size > 1:
             raise UserError(f"audit: runs in one process, not in {self.world_size}: set devices and num_nodes to 1.")
-        callbacks: list[Callback] = self.callbacks  # type: ignore[has-type]
+        callbacks: list[Callback] = cast(Any, self).callbacks
         found = [callback for callback in callbacks if isinstance(callback, GradientEstimator)]
         if not found:
             raise UserError("audit: the Trainer has no gradient estimator: give it the one that is to be audited.")
         audit = GradientAudit(found[0], error, steps)
-        # Nothing that acts on a training: checkpoints, searches, monitors.
-        self.callbacks = [found[0], audit, *(one for one in callbacks if isinstance(one, SaveConfigCallback))]
-        self.limit_train_batches, self.limit_val_batches, self.num_sanity_val_steps = batches, 0, 0
-        self.accumulate_grad_batches = 1
-        self.fit_loop.max_epochs, self.fit_loop.min_epochs, self.fit_loop.epoch_loop.max_steps = 1, None, -1
         if ckpt_path is not None:
             checkpoint = torch.load(ckpt_path, weights_only=True, map_location="cpu")
             model.load_state_dict(checkpoint["state_dict"])
             model.on_load_checkpoint(checkpoint)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*`training_step` returned `None`")
-            warnings.filterwarnings("ignore", ".*smaller than the logging interval")
-            # Nor what the module itself adds.
-            model.configure_callbacks = list  # type: ignore[method-assign]
+        # Nothing that acts on a training, neither the Trainer's nor the module's own: checkpoints, searches, monitors.
+        kept = [found[0], audit, *(one for one in callbacks if isinstance(one, SaveConfigCallback))]
+        trainer = {"callbacks": kept, "limit_train_batches": batches, "limit_val_batches": 0}
+        trainer |= {"num_sanity_val_steps": 0, "accumulate_grad_batches": 1}
+        module = {"training_step": audit.in_place_of(model), "configure_callbacks": list}
+        module["configure_optimizers"] = lambda: None
+        progress = copy.deepcopy(self.fit_loop.state_dict())
+        with (
+            _attributes(self, **trainer),
+            _attributes(self.fit_loop, max_epochs=1, min_epochs=None),
+            _attributes(self.fit_loop.epoch_loop, max_steps=-1, min_steps=None),
+            _attributes(model, **module),
+            warnings.catch_warnings(),
+        ):
+            for message in ("`training_step` returned `None`", "smaller than the logging", "run with no optimizer"):
+                warnings.filterwarnings("ignore", f".*{message}")
             try:
                 self.fit(model, datamodule=datamodule)
             finally:
-                del model.configure_callbacks
+                self.fit_loop.load_state_dict(progress)
         return audit
+
+
+@contextmanager
+def _attributes(owner: object, **values: Any) -> Iterator[None]:
+    """Sets attributes for a while; those that the object itself did not have are removed again."""
+    own = {name: vars(owner)[name] for name in values if name in vars(owner)}
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in own or isinstance(getattr(type(owner), name, None), property):
+                setattr(owner, name, before[name])
+            else:
+                delattr(owner, name)

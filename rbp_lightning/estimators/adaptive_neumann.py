@@ -12,9 +12,12 @@ from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.failures import Failure
 from rbp_lightning.flat_jacobian import FlatJacobian
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import Vector, norm, plus, scaled
+from rbp_lightning.pytree import Vector, norm, plus, scaled, share
 from rbp_lightning.solvers import FixedPointSolver
 from rbp_lightning.spectrum import norm_bounds
+
+ROUNDING = 4
+"""Rounding error of a product that is reckoned with, in units of the precision."""
 
 
 class AdaptiveNeumann(ImplicitEstimator):
@@ -23,10 +26,12 @@ class AdaptiveNeumann(ImplicitEstimator):
     With a contraction factor L >= ||J|| below 1, what is left out after the term t_K = (J^T)^K g is at most
     d = ||t_K|| L / (1 - L), plus rounding. The relative error of the sum z_K is then at most d / (||z_K|| - d), and
     the series stops when that is within ``tol`` in every sample. It is a bound on the gradient with respect to what is
-    added to the state; that of a parameter is the same vector times dF/dw.
+    added to the state; that of a parameter is the same vector times dF/dw. Rounding is reckoned as an error of four
+    units in the last place of each product, in the norm, which is a model and no proof.
 
     The contraction factor is bounded at each backward pass, for each sample, from products with J and J^T
-    (``norm_bounds``), unless it is given. Where it is not below 1 no error can be promised, which is reported.
+    (``norm_bounds``), unless it is given. Where it is not below 1 no error can be promised, which is reported; so is a
+    tolerance that the precision does not allow, and a factor that a term disproves.
 
     Args:
         tol: Bound on the relative error of the adjoint of each sample, above 0.
@@ -101,7 +106,7 @@ class AdaptiveNeumann(ImplicitEstimator):
         if self.contraction_factor is not None:
             return torch.full_like(norm(gradient, linearization.batch_dims), self.contraction_factor)
         bounds = norm_bounds(FlatJacobian(linearization, list(gradient)), self.norm_steps, enough=True)
-        return bounds.upper.nan_to_num(nan=float("inf"))
+        return (bounds.upper * (1 + ROUNDING * linearization.epsilon)).nan_to_num(nan=float("inf"))
 
     def _series(
         self, linearization: Linearization, gradient: Vector, factor: Tensor
@@ -110,17 +115,21 @@ class AdaptiveNeumann(ImplicitEstimator):
         term: Vector = gradient
         total: Vector = gradient
         batch_dims = linearization.batch_dims
-        size = norm(gradient, batch_dims)
-        rounding = max(torch.finfo(leaf.dtype).eps for leaf in gradient) * sum(leaf.numel() for leaf in gradient) ** 0.5
+        epsilon = ROUNDING * linearization.epsilon
+        size = last = norm(gradient, batch_dims)
+        norms = torch.zeros_like(size)  # of all terms, together, or more: they shrink
         for step in range(1, self.max_steps + 1):
-            term = linearization.vjp(term)
+            previous, term = term, linearization.vjp(term)
             total = plus(total, term)
             if step % self.check_every == 0 or step == self.max_steps:
-                last = norm(term, batch_dims)
-                left_out = last * factor / (1 - factor) + rounding * size / (1 - factor) ** 2
-                known = norm(total, batch_dims) - left_out
-                bound = torch.where(known > 0, left_out / known, float("inf"))
+                norms = norms + last * (step % self.check_every or self.check_every)
+                before, last = norm(previous, batch_dims), norm(term, batch_dims)
+                left_out, rounding = last * factor / (1 - factor), epsilon * norms / (1 - factor)
+                known = norm(total, batch_dims) - left_out - rounding
+                bound = torch.where(known > 0, (left_out + rounding) / known, float("inf"))
                 bound = torch.where(size == 0, 0, torch.where(size.isfinite(), bound, float("nan")))
-                if bool(((bound <= self.tol) | bound.isnan()).all()):
+                disproved = last > before * factor * (1 + epsilon)
+                bound = torch.where(disproved, float("inf"), bound)
+                if bool(((bound <= self.tol) | bound.isnan() | disproved | (left_out <= rounding)).all()):
                     break
-        return total, step, torch.where(size == 0, last, last / size), bound
+        return total, step, share(last, size), bound

@@ -1,6 +1,7 @@
 """The interface of gradient estimators."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -30,8 +31,8 @@ class GradientEstimator(ReportingCallback, ABC):
 
     Attributes:
         policy: What happens when a solve goes wrong; under a Trainer that of its ``FailurePolicy``.
-        adjoint: How the last adjoint was solved, once a backward pass ran; ``None`` before, and with ``BPTT``.
-        observers: Look on at each solve whose gradient may be taken.
+        adjoint: How the last adjoint was solved, once a backward pass ran; ``None`` before.
+        observers: Each makes a ``SolveObserver`` for each solve whose gradient may be taken.
 
     Example:
         >>> class LastStep(GradientEstimator):
@@ -48,7 +49,8 @@ class GradientEstimator(ReportingCallback, ABC):
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         super().__init__()
         self.solver = Picard() if solver is None else solver
-        self.observers: list[SolveObserver] = []
+        self.observers: list[Callable[[], SolveObserver]] = []
+        self._observers_of_solve: list[SolveObserver] = []
 
     @abstractmethod
     def solve_with_gradient(
@@ -94,17 +96,17 @@ class GradientEstimator(ReportingCallback, ABC):
         if warm_start is not None:
             initial_state = warm_start.state_like(initial_state)
             leaves = tree_leaves(initial_state)
-        observers = self.observers if torch.is_grad_enabled() else []
+        observers = [make() for make in self.observers] if torch.is_grad_enabled() else []
         for observer in observers:
             update = observer.on_solve_start(update)
         versions = [leaf._version for leaf in leaves if not leaf.is_inference()]
-        result, test = self._solve(update, initial_state, batch_dims, warm_start)
+        result, test = self._solve(update, initial_state, batch_dims, warm_start, observers)
         if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
             raise UserError("The update changes its argument in place: it must return a new state.")
         self._report_solve(update, result)
         if batch_dims and (failed := self._failed(result)) is not None:
             held = holding(update, failed, test.best_previous)
-            others, _ = self._solve(held, initial_state, batch_dims, warm_start)
+            others, _ = self._solve(held, initial_state, batch_dims, warm_start, observers)
             residual = torch.where(failed, test.best_residual, others.residual)
             verdicts = torch.where(failed, result.verdicts, others.verdicts)
             result = replace(result, state=others.state, residual=residual, verdicts=verdicts)
@@ -117,9 +119,15 @@ class GradientEstimator(ReportingCallback, ABC):
         return result
 
     def _solve(
-        self, update: Update, initial_state: State, batch_dims: int, warm_start: WarmStart | None
+        self,
+        update: Update,
+        initial_state: State,
+        batch_dims: int,
+        warm_start: WarmStart | None,
+        observers: list[SolveObserver],
     ) -> tuple[FixedPoint, ConvergenceTest]:
         test = ConvergenceTest(self.solver.tol, batch_dims)
+        self._observers_of_solve = observers
         if torch.is_grad_enabled():
             state, steps = self.solve_with_gradient(update, initial_state, test, warm_start)
         else:
@@ -134,7 +142,8 @@ class GradientEstimator(ReportingCallback, ABC):
         if failure is None or result.status in expected:
             return
         # The steps of a training on minibatches differ too; whoever asks for a number of steps knows.
-        if self.solver.tol > 0 and self.policy.tells(Failure.RANDOM) and draws_anew(update, result.state):
+        looks = self.solver.tol > 0 and (self.policy.acts_on(failure) or self.policy.acts_on(Failure.RANDOM))
+        if looks and draws_anew(update, result.state):
             failure = Failure.RANDOM
         samples = result.verdicts.numel()
         count = int((~result.samples(*expected)).sum())

@@ -52,7 +52,7 @@ class ExactAdjoint(ImplicitEstimator):
         adjoint = jacobian.split(solve(jacobian, right))
         residual = linearization.adjoint_residual(gradient, adjoint)
         # What rounding leaves of a solution to working precision grows with the dimension.
-        self.report_adjoint(linearization.products, residual, 100 * torch.finfo(right.dtype).eps * jacobian.size**0.5)
+        self.report_adjoint(linearization.products, residual, 100 * linearization.epsilon * jacobian.size**0.5)
         return adjoint
 
     @staticmethod

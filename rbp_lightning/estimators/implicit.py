@@ -54,6 +54,7 @@ class ImplicitEstimator(GradientEstimator):
         self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
     ) -> tuple[State, int]:
         """Runs the solver without a tape, tapes one more step and replaces the gradient behind it."""
+        observers = self._observers_of_solve  # the update may contain solves of its own
         state, steps = self.iterate_untaped(update, state, 1, test)
         state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
         following = self.taped_step(update, state, test)
@@ -66,12 +67,15 @@ class ImplicitEstimator(GradientEstimator):
             wide = scaled(1 / size, wide)
             self.adjoint = None
             solution = self.solve_adjoint(linearization, wide, warm_start.adjoint_like(wide) if warm_start else None)
-            if self.adjoint is None:  # nobody has looked yet
-                self.report_adjoint(linearization.products, linearization.adjoint_residual(wide, solution))
+            products = linearization.products
+            if observers or self.adjoint is None:  # somebody wants to know, or nobody has looked
+                residual = linearization.adjoint_residual(wide, solution)
+                for observer in observers:
+                    observer.on_adjoint(residual, products)
+                if self.adjoint is None:
+                    self.report_adjoint(products, residual)
             if warm_start:
                 warm_start.keep_adjoint(solution)
-            for observer in self.observers:
-                observer.on_adjoint(linearization, wide, solution)
             return in_dtypes_of(gradient, scaled(size, solution))
 
         return replace_gradient(adjoint, following), steps + 1

@@ -1,12 +1,12 @@
 """Neumann-RBP."""
 
-import torch
+from collections import deque
 
 from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.errors import check_count
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import Vector, norm, plus
+from rbp_lightning.pytree import Vector, norm, plus, share
 from rbp_lightning.solvers import FixedPointSolver
 
 
@@ -37,14 +37,13 @@ class NeumannRBP(ImplicitEstimator):
 
     def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Sums the first terms of the Neumann series, which has no start to choose."""
-        term = total = gradient
-        previous: Vector | None = None
+        terms: deque[Vector] = deque([gradient], maxlen=3)
+        total = gradient
         for _ in range(self.steps):
-            previous, term = term, linearization.vjp(term)
-            total = plus(total, term)
+            terms.append(linearization.vjp(terms[-1]))
+            total = plus(total, terms[-1])
         batch_dims = linearization.batch_dims
-        first, last, whole = (norm(vector, batch_dims) for vector in (gradient, term, total))
-        before = None if previous is None else norm(previous, batch_dims)
-        estimate = truncation_error(first, before, last, self.steps, whole)
-        self.report_adjoint(self.steps, torch.where(first == 0, last, last / first), error_estimate=estimate)
+        residual = share(norm(terms[-1], batch_dims), norm(gradient, batch_dims))
+        estimate = truncation_error(gradient, list(terms), self.steps, batch_dims, total)
+        self.report_adjoint(self.steps, residual, error_estimate=estimate)
         return total

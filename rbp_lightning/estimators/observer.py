@@ -1,20 +1,23 @@
 """Looking on at the solves of an estimator."""
 
+from torch import Tensor
+
 from rbp_lightning.fixed_point import FixedPoint
-from rbp_lightning.linalg import Linearization
 from rbp_lightning.pytree import State, Vector
 from rbp_lightning.solvers import Update
 
 
 class SolveObserver:
-    """Is told of each solve with gradients enabled by the estimator that has it among its ``observers``.
+    """Is told of a solve with gradients enabled.
+
+    An estimator's ``observers`` are functions without arguments, or classes, that make one for each solve.
 
     Example:
         >>> class Gradients(SolveObserver):
         ...     def on_gradient(self, gradient):
         ...         print(gradient)
         >>> estimator, weight = NeumannRBP(), torch.tensor(0.5, requires_grad=True)
-        >>> estimator.observers.append(Gradients())
+        >>> estimator.observers.append(Gradients)
         >>> estimator(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         (tensor(1.),)
     """
@@ -47,11 +50,11 @@ class SolveObserver:
             gradient: Leaves of g.
         """
 
-    def on_adjoint(self, linearization: Linearization, gradient: Vector, adjoint: Vector) -> None:
-        """In the backward pass of an implicit estimator, after the adjoint was solved.
+    def on_adjoint(self, residual: Tensor, products: int) -> None:
+        """In the backward pass, after the adjoint was solved.
 
         Args:
-            linearization: Products with J and J^T at the fixed point.
-            gradient: Leaves of g, in float32 or wider, scaled to norm 1 in every sample that has a gradient.
-            adjoint: Leaves of z for that g.
+            residual: ||g - (I - J^T) z|| / ||g|| for each sample, measured; of ``TBPTT`` and ``BPTT``, the last term's
+                share.
+            products: How many products with J^T and J were taken, taped steps not among them.
         """

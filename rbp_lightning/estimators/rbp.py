@@ -5,10 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import Vector, minus, norm, plus, scaled
+from rbp_lightning.pytree import Vector, minus, norm, plus, scaled, share
 from rbp_lightning.solvers import FixedPointSolver
 
 
@@ -51,9 +51,7 @@ class RBP(ImplicitEstimator):
         super().__init__(solver)
         self.steps = check_count(self, "steps", steps, 1)
         self.tol = check_number(self, "tol", tol, 0.0)
-        if start not in ("uniform", "gradient"):
-            raise UserError(f"RBP: start={start!r} must be 'uniform' or 'gradient'.")
-        self.start = start
+        self.start = check_choice(self, "start", start, ("uniform", "gradient"))
         self.seed = check_count(self, "seed", seed, 0)
         self.check_every = check_count(self, "check_every", check_every, 1)
         self._generator = torch.Generator().manual_seed(self.seed)
@@ -80,7 +78,7 @@ class RBP(ImplicitEstimator):
                 change = norm(minus(adjoint, previous), batch_dims)
                 if step == self.steps or bool((change <= self.tol * size).all()):
                     break
-        self.report_adjoint(step, torch.where(size == 0, change, change / size), self.tol)
+        self.report_adjoint(step, share(change, size), self.tol)
         return adjoint
 
     def state_dict(self) -> dict[str, Any]:

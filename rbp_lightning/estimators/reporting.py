@@ -20,11 +20,11 @@ class ReportingCallback(Callback):
 
     Attributes:
         policy: What happens when a solve goes wrong; under a Trainer that of its ``FailurePolicy``.
-        adjoint: How the last adjoint was solved, once a backward pass ran; ``None`` before, and with ``BPTT``.
+        adjoint: How the last adjoint was solved, once a backward pass ran; ``None`` before.
     """
 
     def __init__(self) -> None:
-        self.policy = FailurePolicy()
+        self.policy = self._own_policy = FailurePolicy()
         self.adjoint: AdjointReport | None = None
 
     def report(self, failure: Failure, what: str) -> None:
@@ -52,8 +52,8 @@ class ReportingCallback(Callback):
         Args:
             steps: Steps taken.
             residual: Adjoint residual over the norm of g, for each sample.
-            tol: The tolerance it was meant to reach; 0 asks for steps, which only NaN can spoil, and ``None`` for what
-                the policy tolerates of a truncated series.
+            tol: The tolerance it was meant to reach; ``None``, or 0 that asks for a number of steps, for what the
+                policy tolerates of a truncated series.
             error_bound: Bound on the relative error of the adjoint, for each sample, which is to reach the tolerance
                 in place of the residual; NaN for samples that have none.
             error_estimate: Estimate of the relative error, likewise.
@@ -61,17 +61,33 @@ class ReportingCallback(Callback):
         Raises:
             ConvergenceError: If that is the policy.
         """
-        limit = self.policy.truncation_tol if tol is None else tol if tol > 0 else torch.finfo(residual.dtype).max
+        truncated = tol is None or tol == 0
+        # All of it may be more than g itself.
+        tolerated = self.policy.truncation_tol if self.policy.truncation_tol < 1 else torch.finfo(residual.dtype).max
+        limit = tol or tolerated
         self.adjoint = AdjointReport(steps, residual, limit, error_bound, error_estimate)
         if not self.adjoint.converged:
             bound = "a relative residual" if error_bound is None else "a bound on its relative error"
             figure = bound if error_estimate is None else "an estimated relative error"
-            option = "truncation_tol" if tol is None else "tol"
+            option = "truncation_tol" if truncated else "tol"
             self.report(
-                Failure.TRUNCATED if tol is None else Failure.ADJOINT,
+                Failure.TRUNCATED if truncated else Failure.ADJOINT,
                 f"The adjoint solve took {steps} steps to {figure} of {self.adjoint.worst:.2e} ({option}={limit:g}), "
                 "so the gradient is wrong by more than asked for",
             )
+
+    def report_truncation(self, steps: int, residual: Tensor, estimate: Tensor) -> None:
+        """Does what ``report_adjoint`` does for a series of terms that has no tolerance.
+
+        Args:
+            steps: Number of its terms.
+            residual: The last term's norm over that of the first, for each sample.
+            estimate: Its estimated relative error.
+
+        Raises:
+            ConvergenceError: If that is the policy.
+        """
+        self.report_adjoint(steps, residual, error_estimate=estimate)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Becomes the module's estimator and, unless its constructor takes any keyword, one of its hyperparameters.
@@ -85,6 +101,7 @@ class ReportingCallback(Callback):
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
         # Lightning refuses two of them.
         policies = [callback for callback in trainer.callbacks if isinstance(callback, FailurePolicy)]  # type: ignore[attr-defined]
+        self._own_policy = self.policy
         self.policy = policies[0] if policies else self.policy
         self.policy.enter_trainer()
         pl_module.estimator = self  # type: ignore[assignment]
@@ -105,6 +122,12 @@ class ReportingCallback(Callback):
         """Begins a step, as far as the policy is concerned."""
         self.policy.before_batch()
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends a step."""
+        self.policy.after_batch()
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Has the policy look at the gradients."""
         self.policy.before_optimizer_step(trainer, pl_module, optimizer)
@@ -112,3 +135,8 @@ class ReportingCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves the Trainer; the module keeps the estimator, so that it can be called afterwards."""
         self.policy.leave_trainer()
+        self.policy = self._own_policy
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the Trainer, which tears nothing down then."""
+        self.teardown(trainer, pl_module, "")

@@ -1,15 +1,12 @@
 """Truncated back-propagation through time."""
 
-import torch
-from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.estimators.base import GradientEstimator
-from rbp_lightning.estimators.replace_gradient import replace_gradient
+from rbp_lightning.estimators.truncation import TruncationWatch
 from rbp_lightning.fixed_point import ConvergenceTest
-from rbp_lightning.pytree import State, Vector, norm
+from rbp_lightning.pytree import State
 from rbp_lightning.solvers import FixedPointSolver, Update
 from rbp_lightning.warm_start import WarmStart
 
@@ -49,27 +46,9 @@ class TBPTT(GradientEstimator):
         """Runs the solver without a tape, and the last steps on it."""
         state, untaped_steps = self.iterate_untaped(update, state, self.steps, test)
         state = tree_map(lambda leaf: leaf.detach(), state)
-        sizes: dict[int, Tensor] = {}
-
-        def watched(step: int, state: State) -> State:
-            def tell(gradient: Vector) -> Vector:
-                sizes[step] = norm(gradient, test.batch_dims)
-                if step == 0:
-                    self._report_truncation(sizes)
-                return gradient
-
-            return replace_gradient(tell, state)
-
+        watch = TruncationWatch(self.report_truncation, test.batch_dims, self._observers_of_solve)
         for step in range(self.steps):
             # The first change, which tells divergence, may be among these.
             edge = step in (0, self.steps - 1)
-            state = self.taped_step(update, state, test) if edge else update(state)
-            if edge or step == 1:
-                state = watched(step, state)
-        return state, untaped_steps + self.steps
-
-    def _report_truncation(self, sizes: dict[int, Tensor]) -> None:
-        """Reports from the norms of the gradient at the last, the second and the first of the taped steps."""
-        first, last = sizes[self.steps - 1], sizes[0]
-        estimate = truncation_error(first, sizes.get(1), last, self.steps - 1)
-        self.report_adjoint(self.steps, torch.where(first == 0, last, last / first), error_estimate=estimate)
+            state = watch.after_step(step, self.taped_step(update, state, test) if edge else update(state))
+        return watch.after_tape(self.steps, state), untaped_steps + self.steps

@@ -142,6 +142,25 @@ def test_a_known_contraction_factor_costs_nothing() -> None:
     assert found.products > found.adjoint.steps
 
 
+def test_a_factor_that_is_no_bound_is_disproved_by_the_terms() -> None:
+    estimator = Counting(1e-3, contraction_factor=0.5, solver=EXACT)
+    weight = torch.tensor(0.99, dtype=torch.float64, requires_grad=True)
+    state = estimator(lambda h: weight * h + 1, torch.zeros((), dtype=torch.float64)).state
+    with pytest.warns(ConvergenceWarning, match="bound on its relative error of inf"):
+        state.backward()
+    assert estimator.products == 10  # it does not go on for nothing
+
+
+def test_a_large_state_in_single_precision() -> None:
+    weight = torch.tensor(0.8, requires_grad=True)
+    estimator = Counting(1e-4, solver=Picard(200, 1e-6))
+    added = torch.zeros(100_000, requires_grad=True)
+    estimator(lambda h: weight * h + added, torch.ones(100_000)).state.sum().backward()
+    assert bool(estimator.adjoint.error_bound <= 1e-4)
+    assert estimator.products < 120
+    assert float((added.grad / 5 - 1).abs().max()) < 1e-4
+
+
 def test_more_than_rounding_is_not_promised() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     estimator = AdaptiveNeumann(1e-9, max_steps=100, solver=Picard(200, 1e-6))
@@ -149,6 +168,7 @@ def test_more_than_rounding_is_not_promised() -> None:
     with pytest.warns(ConvergenceWarning, match="bound on its relative error"):
         state.sum().backward()
     assert not estimator.adjoint.converged
+    assert estimator.adjoint.steps < 50  # more terms would not help
 
 
 def test_nan_in_a_sample_s_gradient_stays_there() -> None:

@@ -17,6 +17,7 @@ from rbp_lightning import (
     RBP,
     TBPTT,
     ConvergenceWarning,
+    FailurePolicy,
     GradientEstimator,
     NeumannRBP,
     Picard,
@@ -187,7 +188,16 @@ def test_a_fixed_number_of_steps_is_not_warned_about() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for estimator in (RBP(3, tol=0, solver=Picard(5, tol=0)), CGRBP(1, tol=0, solver=Picard(5, tol=0))):
+            estimator.policy = FailurePolicy(truncation_tol=1.0)
             estimator(lambda h: weight * h + 1, torch.zeros(2)).state.sum().backward()
+
+
+@pytest.mark.parametrize("kind", [RBP, CGRBP])
+def test_a_number_of_adjoint_steps_that_is_too_small_is_told(kind: type) -> None:
+    weight = (0.97 * torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]).requires_grad_()
+    state = kind(1, tol=0, solver=Picard(3000, tol=1e-5))(lambda h: h @ weight + 1, torch.zeros(8)).state
+    with pytest.warns(ConvergenceWarning, match="cut off early"):
+        (state * torch.arange(8)).sum().backward()
 
 
 @pytest.mark.parametrize("estimator", [RBP(20, 1e-6), CGRBP(2, 1e-6)], ids=["RBP", "CGRBP"])
@@ -227,6 +237,14 @@ def test_nan_in_the_gradient_stays_and_stays_where_it_is(kind: type) -> None:
     assert bool(drive.grad[0].isnan().all())
     torch.testing.assert_close(drive.grad[1:], torch.tensor([[2.0, 2.0], [0.0, 0.0]]), rtol=1e-3, atol=0)
     assert len(caught) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_of_zeros_in_two_precisions_converges(kind: type) -> None:
+    start = {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.float64)}
+    result = kind(solver=Picard(40, tol=1e-6))(lambda h: {"a": 0.5 * h["a"], "b": 0.5 * h["b"]}, start)
+    assert result.status is Status.CONVERGED
+    assert float(result.residual) == 0
 
 
 def test_divergence_within_the_taped_steps_is_seen() -> None:
