@@ -12,7 +12,9 @@ def holding(update: Update, failed: Tensor, best: Vector) -> Update:
     """Takes samples that fail out of an iteration, so that they spoil nothing.
 
     At every step the update is applied to what led to their best iterate, so they stay there, and their gradient is
-    that of this one step. Where even that is not finite, they stay at what led to it, without a gradient.
+    that of this one step. Where even that is not finite, as with NaN in a sample's input, they stay at what led to it,
+    without a gradient; but what all samples share, such as a weight, is handed 0 times NaN by such a sample and has no
+    finite gradient either. That is for the policy to skip.
 
     Args:
         update: The map F.

@@ -1,9 +1,13 @@
-"""Fixtures: where the real data files are."""
+"""Fixtures: where the real data files are, and the command line."""
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rbp_lightning.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +21,23 @@ def data_dir(tmp_path_factory) -> str:
     for name in ("mnist", "planetoid"):
         (links / name).symlink_to(folder / name)
     return str(links)
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capfd):
+    """Runs the command line in this process; returns the exit status and what was printed."""
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        status: Any = 0
+        try:
+            assert main([str(argument) for argument in arguments]) is None
+        except SystemExit as stop:
+            status = stop.code
+        printed = capfd.readouterr()
+        if isinstance(status, str):  # what the interpreter does with it
+            return 1, printed.out, printed.err + status
+        return status or 0, printed.out, printed.err
+
+    return run

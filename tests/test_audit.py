@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,9 @@ from rbp_lightning import (
     Picard,
     UserError,
 )
-from rbp_lightning.audit.advice import Summary, advise, summaries
+from rbp_lightning.audit.advice import advise, summaries
 from rbp_lightning.audit.measurement import Measurement
 from rbp_lightning.audit.reference import Reference
-from rbp_lightning.cli import main
 from tests.cells import dense, loss_of, tanh_cell
 
 ROOT = Path(__file__).parents[1]
@@ -361,8 +359,8 @@ def test_an_audit_needs_an_estimator_and_one_process() -> None:
         AuditTrainer(**quiet, devices=2, strategy="ddp", callbacks=[NeumannRBP()]).audit(Tanh())
 
 
-def summary(name: str, error: float, products: int, saved: int = 1) -> Summary:
-    return Summary(name, 1.0, error, 1.0, products, 1.0, saved)
+def summary(name: str, error: float, products: int, saved: int = 1) -> Measurement:
+    return Measurement(name, None, 1.0, error, 1.0, products, 1.0, saved)
 
 
 REFERENCE = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
@@ -401,26 +399,9 @@ def test_batches_are_summed_up_by_the_worst() -> None:
         Measurement("b", 1, 1.0, 0.0, 1.0, 1, 1.0, 1),
     ]
     one, other = summaries(rows)
-    assert one == Summary("a", 0.7, 0.2, 0.8, 12, 2.0, 5)
+    assert one == Measurement("a", None, 0.7, 0.2, 0.8, 12, 2.0, 5)
     assert math.isnan(other.relative_error)
     assert math.isnan(other.cosine)
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status: Any = 0
-        try:
-            main(list(arguments))
-        except SystemExit as stop:
-            status = stop.code
-        printed = capfd.readouterr()
-        return (1, printed.out, printed.err + status) if isinstance(status, str) else (status, printed.out, printed.err)
-
-    return run
 
 
 SMALL = {

@@ -13,30 +13,9 @@ from lightning.pytorch import LightningModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models import HopfieldMemory
-from rbp_lightning.cli import main
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "hopfield.yaml"
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capfd):
-    """Runs the command line in this process; returns the exit status and what was printed."""
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status: Any = 0
-        try:
-            assert main([str(argument) for argument in arguments]) is None
-        except SystemExit as stop:
-            status = stop.code
-        printed = capfd.readouterr()
-        if isinstance(status, str):  # what the interpreter does with it
-            return 1, printed.out, printed.err + status
-        return status or 0, printed.out, printed.err
-
-    return run
 
 
 TINY = [

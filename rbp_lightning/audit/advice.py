@@ -2,37 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from rbp_lightning.audit.measurement import Measurement
 from rbp_lightning.audit.reference import REFERENCE_SOLVER, Reference
 
 
-@dataclass(frozen=True)
-class Summary:
-    """An estimator's measurements, of all batches.
-
-    Attributes:
-        gradient: The estimator and its number of steps.
-        cosine: The smallest cosine.
-        relative_error: The largest relative error, NaN if there is one.
-        sign_agreement: The smallest share of signs.
-        products: The most products.
-        seconds: The mean time.
-        saved_bytes: The most bytes saved.
-    """
-
-    gradient: str
-    cosine: float
-    relative_error: float
-    sign_agreement: float
-    products: int
-    seconds: float
-    saved_bytes: int
-
-
-def summaries(measurements: Iterable[Measurement]) -> list[Summary]:
-    """Puts the batches together, in the order of the estimators.
+def summaries(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Puts the batches together, in the order of the estimators: the worst of each figure, and the mean time.
 
     Args:
         measurements: Of all estimators on all batches.
@@ -41,8 +17,9 @@ def summaries(measurements: Iterable[Measurement]) -> list[Summary]:
     for measurement in measurements:
         grouped.setdefault(measurement.gradient, []).append(measurement)
     return [
-        Summary(
+        Measurement(
             gradient=name,
+            batch=None,
             cosine=_worst(min, [one.cosine for one in group]),
             relative_error=_worst(max, [one.relative_error for one in group]),
             sign_agreement=_worst(min, [one.sign_agreement for one in group]),
@@ -58,7 +35,7 @@ def _worst(choose: Callable[[list[float]], float], values: list[float]) -> float
     return math.nan if any(math.isnan(value) for value in values) else choose(values)
 
 
-def advise(references: list[Reference], measured: list[Summary], error: float) -> str:
+def advise(references: list[Reference], measured: list[Measurement], error: float) -> str:
     """Says which estimator reaches an error at the least cost, or what is wrong.
 
     Args:
@@ -71,8 +48,8 @@ def advise(references: list[Reference], measured: list[Summary], error: float) -
 
     Example:
         >>> exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
-        >>> cheap = Summary("NeumannRBP(steps=10)", 1.0, 2e-3, 1.0, 11, 0.1, 1000)
-        >>> advise([exact], [cheap, Summary("BPTT", 1.0, 1e-6, 1.0, 40, 0.2, 9000)], error=0.01)
+        >>> cheap = Measurement("NeumannRBP(steps=10)", None, 1.0, 2e-3, 1.0, 11, 0.1, 1000)
+        >>> advise([exact], [cheap, Measurement("BPTT", None, 1.0, 1e-6, 1.0, 40, 0.2, 9000)], error=0.01)
         'Take NeumannRBP(steps=10): it reaches a relative error of 0.2% (asked for: 1%) at the least cost, 11 products.'
     """
     radius = max(one.spectral_radius for one in references)
@@ -121,7 +98,7 @@ def advise(references: list[Reference], measured: list[Summary], error: float) -
     )
 
 
-def _cheapest(candidates: list[Summary]) -> Summary:
+def _cheapest(candidates: list[Measurement]) -> Measurement:
     """The one with the fewest products, or with the least memory of those within a tenth of that."""
     fewest = min(one.products for one in candidates)
     near = [one for one in candidates if one.products <= 1.1 * fewest]

@@ -16,11 +16,11 @@ from rbp_lightning.solvers import Update
 
 @dataclass(frozen=True)
 class Measurement:
-    """A gradient on one batch, beside the reference.
+    """A gradient on one batch, beside the reference, or the worst of several.
 
     Attributes:
         gradient: The estimator and its number of steps.
-        batch: Number of the batch.
+        batch: Number of the batch; ``None`` of several.
         cosine: Cosine of the angle to the reference gradient, all parameters together.
         relative_error: Norm of the difference over the norm of the reference.
         sign_agreement: Share of the entries, of those that are not 0 in the reference, that have its sign.
@@ -30,7 +30,7 @@ class Measurement:
     """
 
     gradient: str
-    batch: int
+    batch: int | None
     cosine: float
     relative_error: float
     sign_agreement: float

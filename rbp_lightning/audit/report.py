@@ -11,12 +11,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rbp_lightning.audit.advice import Summary
 from rbp_lightning.audit.measurement import Measurement
 from rbp_lightning.audit.reference import Reference
 
 
-def print_table(references: Sequence[Reference], measured: Sequence[Summary]) -> None:
+def print_table(references: Sequence[Reference], measured: Sequence[Measurement]) -> None:
     """Prints what the gradients are compared with, and a row for each estimator.
 
     Args:
@@ -54,7 +53,7 @@ def write_files(
     folder: Path,
     references: Sequence[Reference],
     measurements: Sequence[Measurement],
-    measured: Sequence[Summary],
+    measured: Sequence[Measurement],
     advice: str,
 ) -> None:
     """Writes ``audit.csv`` (each measurement), ``audit.json`` (everything) and ``audit.png`` (error against cost).
@@ -83,26 +82,26 @@ def write_files(
     pareto(measured).savefig(folder / "audit.png", dpi=120)
 
 
-def pareto_front(measured: Sequence[Summary]) -> list[Summary]:
+def pareto_front(measured: Sequence[Measurement]) -> list[Measurement]:
     """Those that no other equals in error with as few products, by number of products.
 
     Args:
         measured: The estimators.
 
     Example:
-        >>> rows = [Summary(name, 1.0, error, 1.0, cost, 0.0, 0) for name, error, cost in
+        >>> rows = [Measurement(name, None, 1.0, error, 1.0, cost, 0.0, 0) for name, error, cost in
         ...         [("a", 0.1, 5), ("b", 0.2, 6), ("c", 0.01, 9)]]
         >>> [row.gradient for row in pareto_front(rows)]
         ['a', 'c']
     """
-    front: list[Summary] = []
+    front: list[Measurement] = []
     for row in sorted(measured, key=lambda row: (row.products, row.relative_error)):
         if not front or row.relative_error < front[-1].relative_error:
             front.append(row)
     return front
 
 
-def pareto(measured: Sequence[Summary]) -> Figure:
+def pareto(measured: Sequence[Measurement]) -> Figure:
     """Draws relative error against number of products, a line for each estimator, with a ring where no other is better.
 
     Args:
@@ -110,7 +109,7 @@ def pareto(measured: Sequence[Summary]) -> Figure:
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    lines: dict[str, list[Summary]] = {}
+    lines: dict[str, list[Measurement]] = {}
     for row in measured:
         lines.setdefault(row.gradient.partition("(")[0].partition(" as ")[0], []).append(row)
     for name, rows in lines.items():
