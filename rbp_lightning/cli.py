@@ -1,5 +1,6 @@
 """The command line."""
 
+import gc
 from typing import Any
 
 import torch
@@ -58,5 +59,7 @@ def main(args: ArgsType = None) -> None:
     parsers = {**STRICT, **{name: dict(STRICT) for name in RBPLightningCLI.subcommands()}}  # each its description
     with one_line_errors():
         RBPLightningCLI(None, None, SaveConfigWithLogs, args=args, seed_everything_default=0, parser_kwargs=parsers)
-        if torch.distributed.is_initialized():  # left to the interpreter's exit by Lightning, gloo aborts at times
+        if torch.distributed.is_initialized():
+            # Lightning leaves the process group to the interpreter's exit, where gloo's threads abort it at times.
             torch.distributed.destroy_process_group()
+            gc.collect()  # ends the threads: cycles through the trainer still hold the group
