@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import Vector, inner, minus, norm, plus, scaled
+from rbp_lightning.looks import Looks
+from rbp_lightning.pytree import Vector, inner, minus, norm, plus, scaled, share
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def conjugate_gradient(
     size = norm(gradient, batch_dims)
     left = norm(residual, batch_dims)
     limit = tol * size
+    looks = Looks(check_every, tol)
     for step in range(1, steps + 1):
         image = minus(direction, linearization.vjp(direction))
         image_square = inner(image, image, batch_dims)
@@ -74,7 +76,7 @@ def conjugate_gradient(
         solution = plus(solution, scaled(length, direction))
         residual = minus(residual, scaled(length, image))
         left = norm(residual, batch_dims)
-        if step == steps or (tol > 0 and step % check_every == 0 and bool((left <= limit).all())):
+        if step == steps or (looks.due(step) and looks.finished(step, share(left, size))):
             break
         normal = minus(residual, jvp(residual))
         previous_square, normal_square = normal_square, inner(normal, normal, batch_dims)

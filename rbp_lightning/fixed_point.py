@@ -55,7 +55,7 @@ class FixedPoint:
     Example:
         >>> fixed_point = NeumannRBP()(torch.cos, torch.zeros(()))
         >>> fixed_point.steps, fixed_point.converged, fixed_point.state.detach()
-        (41, True, tensor(0.7391))
+        (37, True, tensor(0.7391))
     """
 
     state: State
@@ -89,6 +89,7 @@ class ConvergenceTest:
     Args:
         tol: Largest relative residual of a converged sample.
         batch_dims: The number of leading dimensions that index independent samples.
+        held: Which samples are held where they are because they failed before, bool; ``None`` for none.
 
     Example:
         >>> test = ConvergenceTest(tol=0.2, batch_dims=1)
@@ -97,9 +98,10 @@ class ConvergenceTest:
         (tensor([0.0909, 0.5000]), 'max_steps')
     """
 
-    def __init__(self, tol: float, batch_dims: int) -> None:
+    def __init__(self, tol: float, batch_dims: int, held: Tensor | None = None) -> None:
         self.tol = tol
         self.batch_dims = batch_dims
+        self.held = held
         self.residual = torch.tensor(float("inf"))
         self.first_change: Tensor | None = None
         self.largest_change: Tensor | None = None
@@ -159,11 +161,6 @@ class ConvergenceTest:
         self.best_change = torch.where(better, change, self.best_change)
         self.best_residual = torch.where(better, self.residual, self.best_residual.to(change.device))
         self.best_previous = where(better, previous, self.best_previous)
-
-    def finished(self) -> bool:
-        """Whether further steps can change no sample's verdict: each has converged or is no longer finite."""
-        converged = self.verdict == _ORDER.index(Status.CONVERGED)
-        return bool((converged | ~self.residual.isfinite()).all())
 
     def result(self, state: State, steps: int) -> FixedPoint:
         """Builds the solve's result.

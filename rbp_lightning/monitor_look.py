@@ -41,6 +41,7 @@ class MonitorLook(SolveObserver):
         self.figures: dict[str, Tensor] = {}
         self._estimator, self._module, self._plots = estimator, module, plots
         self._norm_upper: Tensor | None = None
+        self._failed = torch.tensor(False)
 
     def on_solve_end(self, update: Update, initial_state: State, batch_dims: int, fixed_point: FixedPoint) -> None:
         """Looks at the fixed point and at the Jacobian there."""
@@ -58,6 +59,7 @@ class MonitorLook(SolveObserver):
                 spectral_radius_residual=radius.residual,
             )
             self._keep_norm(jacobian)
+            self._failed = fixed_point.samples(Status.DIVERGED, Status.NAN)
             if self._plots is not None:
                 self._plots.draw_solve(update, initial_state, batch_dims, jacobian)
         self._judge(radius)
@@ -89,7 +91,8 @@ class MonitorLook(SolveObserver):
         """Keeps the adjoint's residual, and what it bounds."""
         self._keep(adjoint_residual=residual)
         if (upper := self._norm_upper) is not None:
-            self._keep(error_bound=torch.where(upper < 1, residual * (1 + upper) / (1 - upper), float("inf")))
+            bounded = (upper < 1) & ~self._failed  # the adjoint of a sample that is held is not that of F
+            self._keep(error_bound=torch.where(bounded, residual * (1 + upper) / (1 - upper), float("inf")))
 
     def _keep(self, **figures: Tensor) -> None:
         self.figures.update({name: figure.detach().float().max() for name, figure in figures.items()})

@@ -96,16 +96,16 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
     Returns:
         The norms, of the shape of the first ``batch_dims`` dimensions.
     """
-    wide = [leaf for leaf in widened(vector) if leaf.numel()]
-    # Squares of float32 overflow from 1e19 and vanish from 1e-19 on.
-    largest = torch.zeros((), device=vector[0].device)
-    for leaf in wide:
-        largest = torch.maximum(largest, leaf.abs().reshape((*leaf.shape[:batch_dims], -1)).amax(-1))
-    # Its inverse is finite in every leaf's dtype.
-    tiny = max(torch.finfo(leaf.dtype).tiny for leaf in wide) if wide else torch.finfo(largest.dtype).tiny
-    unit = torch.where(largest.isfinite(), largest, 1).clamp_min(tiny)
-    wide = scaled(1 / unit, wide)
-    return unit * inner(wide, wide, batch_dims).sqrt()
+    dtype = torch.float32
+    norms = []
+    for leaf in vector:
+        dtype = torch.promote_types(dtype, leaf.dtype)
+        # Squares of float32 overflow from 1e19 and vanish from 1e-19 on; MPS has no float64.
+        wide = torch.float64 if leaf.device.type != "mps" else torch.float32
+        flat = leaf.reshape((*leaf.shape[:batch_dims], -1))
+        norms.append(torch.linalg.vector_norm(flat, dim=-1, dtype=wide))
+    total: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return total.to(dtype)
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:

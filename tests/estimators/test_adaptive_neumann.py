@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rbp_lightning import (
@@ -54,6 +54,8 @@ def test_the_error_is_within_its_bound_whenever_there_is_one(
     estimator = AdaptiveNeumann(tol, check_every=1, solver=EXACT)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        with torch.no_grad():  # of a limit cycle there is no gradient
+            assume(float(estimator(cell.update, cell.start, batch_dims=cell.batch_dims).residual.max()) < 1e-12)
         errors = adjoint_errors(estimator, cell)
     bound = estimator.adjoint.error_bound
     promised = bound <= tol
@@ -63,6 +65,18 @@ def test_the_error_is_within_its_bound_whenever_there_is_one(
     assert bool(promised.all()) == (not told)
     if norm < 0.8:
         assert bool(promised.all())
+
+
+@pytest.mark.parametrize("loss", [torch.sum, torch.Tensor.prod])
+def test_a_sample_whose_forward_solve_failed_is_promised_nothing(loss) -> None:
+    rates = torch.tensor([[0.5], [1.5]], dtype=torch.float64)
+    drive = torch.ones(2, 1, dtype=torch.float64, requires_grad=True)
+    estimator = AdaptiveNeumann(1e-3)
+    with pytest.warns(ConvergenceWarning, match="1 of 2 samples"):
+        fixed_point = estimator(lambda h: rates * h + drive, torch.zeros_like(drive), batch_dims=1)
+    loss(fixed_point.state).backward()
+    assert estimator.adjoint.error_bound.isnan().tolist() == [False, True]
+    assert float(estimator.adjoint.error_bound[0]) <= 1e-3
 
 
 def hidden_mode(slow: float) -> Cell:

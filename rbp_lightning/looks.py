@@ -1,0 +1,67 @@
+"""When an iteration looks at a residual that is on the device."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Looks:
+    """Says at which steps an iteration reads its residual off the device, each of which waits for it.
+
+    That is every so many steps, and earlier where the decline of the residual so far promises that it will have
+    converged by then; early looks that were in vain are made up for, so that there is at most one look too many.
+
+    Args:
+        every: Steps between two looks.
+        tol: Residual at which a sample has converged; 0 asks for no look at all.
+
+    Example:
+        >>> looks = Looks(every=10, tol=1e-4)
+        >>> for step in range(1, 100):
+        ...     if looks.due(step) and looks.finished(step, torch.tensor(0.5) ** step):
+        ...         break
+        >>> step
+        14
+    """
+
+    def __init__(self, every: int, tol: float) -> None:
+        self.every = every
+        self.tol = tol
+        self._next = every
+        self._count = 0
+        self._before: tuple[int, Tensor] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether the residual of this step, counted from 1, is wanted."""
+        return step in (1, self._next)
+
+    def finished(self, step: int, residual: Tensor) -> bool:
+        """Whether every sample has converged or is no longer finite.
+
+        Args:
+            step: A step that was due.
+            residual: Its residual, one value for each sample.
+        """
+        before, self._before = self._before, (step, residual)
+        if step < self._next:
+            return False
+        self._next += self.every
+        if self.tol == 0:
+            return False
+        left = _steps_left(self._before, before, self.tol)
+        self._count += 1
+        if left > 0 and self._count <= step // self.every:
+            self._next = step + math.ceil(min(left, self.every))
+        return left == 0
+
+
+def _steps_left(now: tuple[int, Tensor], before: tuple[int, Tensor] | None, tol: float) -> float:
+    """How many more steps the slowest sample will take if its residual declines as it did; 0 if none is left."""
+    step, residual = now
+    unfinished = (residual > tol) & residual.isfinite()
+    if before is None:
+        return float(torch.where(unfinished, float("inf"), 0).max())
+    decline = (before[1] / residual).log() / (step - before[0])
+    left = torch.where(decline > 0, (residual / tol).log() / decline, float("inf"))
+    return float(torch.where(unfinished, left, 0).max())
