@@ -22,7 +22,8 @@ check: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@# A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
+	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable ".[dev]"
 	touch $@
 
 clean:

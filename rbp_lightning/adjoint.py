@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rbp_lightning.pytree import Vector, inner, norm, share
+from rbp_lightning.pytree import Vector, inner, norm, scaled, share
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,10 @@ def truncation_error(
     """Estimates the relative error of a Neumann series from its last terms.
 
     What follows them is taken for a geometric series with one factor, real or complex, as it is once the slowest mode
-    is all that is left: its modulus is had from terms two steps apart, its angle from the one between the last two. A
-    mode that is slower still, and of which the last terms show nothing yet, is not seen; ``AdaptiveNeumann`` and
-    ``EquilibriumMonitor`` do not depend on that.
+    is all that is left: its modulus is had from terms two steps apart, its angle from the one between the last two.
+    Where many modes decay alike, none is left alone, and the next term's share of the first is nearer the truth: the
+    larger of the two is taken. A mode that is slower still, and of which the last terms show nothing yet, is not seen;
+    ``AdaptiveNeumann`` and ``EquilibriumMonitor`` do not depend on that.
 
     Args:
         first: Leaves of the first term.
@@ -92,7 +93,8 @@ def truncation_error(
         return share(last, last)
     start = norm(first, batch_dims)
     factor = last / before[-1] if len(before) == 1 else (last / before[0]).sqrt()
-    cosine = inner(ending[-1], ending[-2], batch_dims) / (last * before[-1])
+    # Products of small terms would vanish in float32.
+    cosine = inner(scaled(1 / last, ending[-1]), scaled(1 / before[-1], ending[-2]), batch_dims)
     distance = (1 - 2 * factor * cosine + factor**2).clamp_min(0).sqrt()  # of the factor from 1
     left_out = last * factor / distance
     if total is None:
@@ -100,5 +102,6 @@ def truncation_error(
         whole = torch.maximum(start, slowest)
     else:
         whole = norm(total, batch_dims)
-    estimate = torch.where(factor >= 1, 1.0, left_out / (whole + left_out))
-    return torch.where(last == 0, 0.0, estimate)
+    estimate = torch.maximum(left_out / (whole + left_out), share(last * factor, start))
+    estimate = torch.where(factor >= 1, 1.0, estimate.clamp_max(1))
+    return torch.where(last <= torch.finfo(last.dtype).eps ** 2 * start, 0.0, estimate)

@@ -26,7 +26,7 @@ class RBPLightningCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's subcommands and ``audit``."""
-        return {**LightningCLI.subcommands(), "audit": {"model", "datamodule"}}
+        return {**LightningCLI.subcommands(), "audit": {"model", "train_dataloaders", "datamodule"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds ``--estimator`` and ``--policy``."""

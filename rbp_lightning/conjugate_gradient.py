@@ -65,7 +65,8 @@ def conjugate_gradient(
     normal_square = inner(normal, normal, batch_dims)
     size = norm(gradient, batch_dims)
     left = norm(residual, batch_dims)
-    limit = tol * size
+    # Beyond rounding there is nothing to divide by.
+    limit = max(tol, linearization.epsilon) * size
     looks = Looks(check_every, tol)
     for step in range(1, steps + 1):
         image = minus(direction, linearization.vjp(direction))

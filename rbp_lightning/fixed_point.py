@@ -162,6 +162,12 @@ class ConvergenceTest:
         self.best_residual = torch.where(better, self.residual, self.best_residual.to(change.device))
         self.best_previous = where(better, previous, self.best_previous)
 
+    def failed(self) -> Tensor:
+        """Which samples diverged, met NaN or are held, bool, of the shape of the residual."""
+        failed = (self.verdict == _ORDER.index(Status.DIVERGED)) | (self.verdict == _ORDER.index(Status.NAN))
+        failed = failed.expand_as(self.residual)
+        return failed if self.held is None else failed | self.held
+
     def result(self, state: State, steps: int) -> FixedPoint:
         """Builds the solve's result.
 

@@ -63,5 +63,5 @@ def _steps_left(now: tuple[int, Tensor], before: tuple[int, Tensor] | None, tol:
     if before is None:
         return float(torch.where(unfinished, float("inf"), 0).max())
     decline = (before[1] / residual).log() / (step - before[0])
-    left = torch.where(decline > 0, (residual / tol).log() / decline, float("inf"))
+    left = torch.where(decline > 0, ((residual / tol).log() / decline).clamp_min(1), float("inf"))
     return float(torch.where(unfinished, left, 0).max())

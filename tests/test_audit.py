@@ -474,3 +474,26 @@ def test_mistakes_are_one_line(arguments: list[str], says: str, cli) -> None:
     assert status != 0
     assert says in err
     assert "Traceback" not in err
+
+
+def test_a_data_loader_is_as_good_as_a_datamodule() -> None:
+    loader = DataLoader(torch.rand(8, 4), batch_size=4)
+
+    class Given(Tanh):
+        def train_dataloader(self) -> None:
+            raise AssertionError("the loader was not taken")
+
+    trainer = AuditTrainer(callbacks=[NeumannRBP()], logger=False, enable_checkpointing=False)
+    assert len(trainer.audit(Given(), loader, steps=[1], batches=2).references) == 2
+
+
+def test_a_forward_tolerance_that_is_too_loose_is_named() -> None:
+    exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
+    rows = [
+        Measurement(name, None, 1.0, error, 1.0, 20, 0.1, 1000)
+        for name, error in (("TBPTT(steps=20)", 1e-4), ("CGRBP(steps=50)", 0.27), ("NeumannRBP(steps=50)", 0.3))
+    ]
+    advice = advise([exact], rows, error=0.01)
+    assert "Take TBPTT(steps=20)" in advice
+    assert "better than 27%" in advice
+    assert "forward tolerance is too loose" in advice

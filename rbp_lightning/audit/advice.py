@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from rbp_lightning.audit.measurement import Measurement
 from rbp_lightning.audit.reference import REFERENCE_SOLVER, Reference
 
+TAPED = ("BPTT", "TBPTT")
+"""Beginnings of the names of estimators whose gradient is that of the steps as they are."""
+
 
 def summaries(measurements: Iterable[Measurement]) -> list[Measurement]:
     """Puts the batches together, in the order of the estimators: the worst of each figure, and the mean time.
@@ -49,8 +52,8 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
     Example:
         >>> exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
         >>> cheap = Measurement("NeumannRBP(steps=10)", None, 1.0, 2e-3, 1.0, 11, 0.1, 1000)
-        >>> advise([exact], [cheap, Measurement("BPTT", None, 1.0, 1e-6, 1.0, 40, 0.2, 9000)], error=0.01)
-        'Take NeumannRBP(steps=10): it reaches a relative error of 0.2% (asked for: 1%) at the least cost, 11 products.'
+        >>> print(advise([exact], [cheap, Measurement("BPTT", None, 1.0, 1e-6, 1.0, 40, 0.2, 9000)], error=0.01))
+        Take NeumannRBP(steps=10): it reaches a relative error of 0.2% (asked for: 1%) at the least cost, 11 ...
     """
     radius = max(one.spectral_radius for one in references)
     good = [one for one in measured if one.relative_error <= error]
@@ -67,7 +70,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
             advice += stable
         else:  # as many as it is meant to take
             advice += "give it more steps" + (f", or {stable}" if radius >= 1 else "")
-        if taped := [one for one in good if one.gradient.startswith(("BPTT", "TBPTT"))]:
+        if taped := [one for one in good if one.gradient.startswith(TAPED)]:
             advice += f"; until then {_cheapest(taped).gradient} has the gradient of the steps as they are"
         return advice + "."
     inexact = max(one.adjoint_residual or 0.0 for one in references)
@@ -88,14 +91,22 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
         reached = "none is finite" if best is None else f"{best.gradient} with {_percent(best.relative_error)} is best"
         return (
             f"No gradient reaches a relative error of {_percent(error)} ({reached}): the spectral radius of the "
-            f"Jacobian is {radius:.3g}, so lower the forward tolerance, audit more steps, or make the map a stronger "
-            "contraction (rbp_lightning.contraction)."
+            f"Jacobian is {radius:.3g}, so lower the forward tolerance (or raise max_steps), audit more steps, or make "
+            "the map a stronger contraction (rbp_lightning.contraction)."
         )
     cheapest = _cheapest(good)
-    return (
+    advice = (
         f"Take {cheapest.gradient}: it reaches a relative error of {_percent(cheapest.relative_error)} (asked for: "
-        f"{_percent(error)}) at the least cost, {cheapest.products} products."
+        f"{_percent(error)}) at the least cost, {cheapest.products} products and {cheapest.saved_bytes / 1024:.0f} KiB"
     )
+    implicit = [one for one in measured if not one.gradient.startswith(TAPED) and one.relative_error >= 0]
+    least = min((one.relative_error for one in implicit), default=0.0)
+    if least > error:
+        advice += (
+            f"; none that starts from the fixed point is better than {_percent(least)}, whatever its steps, so the "
+            "forward tolerance is too loose (or max_steps too low) for this loss: lower it"
+        )
+    return advice + "."
 
 
 def _cheapest(candidates: list[Measurement]) -> Measurement:

@@ -102,7 +102,7 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
     wide = copy_of(module).double()
     wide_arguments = [_in_float64(argument) for argument in arguments]
     try:
-        loss = float(loss_of(copy_of(wide), exact, wide_arguments, inspection))
+        loss = float(loss_of(copy_of(wide), exact, wide_arguments, inspection).detach())
         if not inspection.solves:
             raise UserError(
                 f"{type(module).__name__}: its training step calls no self.estimator, so there is no gradient of a "
@@ -136,7 +136,7 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
 
 def _check_loss(module: LightningModule, arguments: Sequence[Any], solver: Picard, wide_loss: float) -> None:
     """Refuses a module whose loss is another one in its own precision, at the same fixed points."""
-    loss = float(loss_of(copy_of(module), ExactAdjoint(solver=solver), arguments))
+    loss = float(loss_of(copy_of(module), ExactAdjoint(solver=solver), arguments).detach())
     precisions = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     device = module.device.type
     if torch.is_autocast_enabled(device):

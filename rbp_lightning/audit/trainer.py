@@ -26,6 +26,7 @@ class AuditTrainer(Trainer):
     def audit(
         self,
         model: LightningModule,
+        train_dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         batches: int = 1,
@@ -41,7 +42,8 @@ class AuditTrainer(Trainer):
 
         Args:
             model: The module, whose training step calls ``self.estimator``.
-            datamodule: Where the training batches come from.
+            train_dataloaders: Where the training batches come from, as ``fit`` takes it.
+            datamodule: The same, in its place.
             ckpt_path: A checkpoint whose parameters to audit; ``None`` takes the module as it is.
             batches: How many training batches, at least 1.
             error: Relative error of the gradient that the advice is to reach, above 0.
@@ -86,7 +88,7 @@ class AuditTrainer(Trainer):
             for message in ("`training_step` returned `None`", "smaller than the logging", "run with no optimizer"):
                 warnings.filterwarnings("ignore", f".*{message}")
             try:
-                self.fit(model, datamodule=datamodule)
+                self.fit(model, train_dataloaders, datamodule=datamodule)
             finally:
                 self.fit_loop.load_state_dict(progress)
         return audit

@@ -86,8 +86,8 @@ class AdaptiveNeumann(ImplicitEstimator):
             return adjoint
         others = scaled((~bounded).to(factor), gradient)
         what = (
-            f"The norm of J is only known to be within {float(factor.max()):.3g} ({int((~bounded).sum())} of "
-            f"{bounded.numel()} samples are not below 1), so the error of the Neumann series is not bounded"
+            f"The norm of J is not known to be below 1 ({int((~bounded).sum())} of {bounded.numel()} samples), so the "
+            "error of the Neumann series is not bounded"
         )
         if self.fallback == "krylov":
             self.policy.tell(Failure.NO_CONTRACTION, f"AdaptiveNeumann: {what}, and conjugate gradients take its place")
@@ -106,7 +106,7 @@ class AdaptiveNeumann(ImplicitEstimator):
         if self.contraction_factor is not None:
             return torch.full_like(norm(gradient, linearization.batch_dims), self.contraction_factor)
         bounds = norm_bounds(FlatJacobian(linearization, list(gradient)), self.norm_steps, enough=True)
-        return (bounds.upper * (1 + ROUNDING * linearization.epsilon)).nan_to_num(nan=float("inf"))
+        return (bounds.upper * (1 + ROUNDING * linearization.epsilon)).nan_to_num(nan=float("inf"), posinf=float("inf"))
 
     def _series(
         self, linearization: Linearization, gradient: Vector, factor: Tensor

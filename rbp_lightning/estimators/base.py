@@ -48,6 +48,10 @@ class GradientEstimator(ReportingCallback, ABC):
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         super().__init__()
+        if not isinstance(solver, FixedPointSolver | None):
+            raise UserError(
+                f"{type(self).__name__}: solver={solver!r} is no FixedPointSolver: give it one, such as Picard()."
+            )
         self.solver = Picard() if solver is None else solver
         self.observers: list[Callable[[], SolveObserver]] = []
         self._observers_of_solve: list[SolveObserver] = []

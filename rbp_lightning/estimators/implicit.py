@@ -74,8 +74,8 @@ class ImplicitEstimator(GradientEstimator):
                     observer.on_adjoint(residual, products)
                 if self.adjoint is None:
                     self.report_adjoint(products, residual)
-            if self.adjoint is not None and test.held is not None:
-                self.adjoint = self.adjoint.without_bounds(test.held)
+            if self.adjoint is not None:
+                self.adjoint = self.adjoint.without_bounds(test.failed())
             if warm_start:
                 warm_start.keep_adjoint(solution)
             return in_dtypes_of(gradient, scaled(size, solution))
