@@ -135,7 +135,8 @@ class ConvergenceTest:
         current = [leaf.detach() for leaf in current]
         change = norm(minus(current, previous), self.batch_dims)
         size = norm(current, self.batch_dims)
-        self.residual = change / size.clamp_min(torch.finfo(size.dtype).tiny)
+        share = change / size.clamp_min(torch.finfo(size.dtype).tiny)
+        self.residual = torch.where(size.isinf(), float("inf"), share)  # the change may still be finite
         if self.first_change is None or self.largest_change is None:
             self.first_change = self.largest_change = change
         if self.batch_dims:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,3 +122,12 @@ def test_low_precision_states_are_judged_in_float32() -> None:
     assert result.residual.dtype is torch.float32
     assert result.status is Status.CONVERGED
     assert result.state.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [4, 16, 64])
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_growth_until_overflow_is_divergence(size: int, batch_dims: int) -> None:
+    torch.manual_seed(0)
+    rotation = 1.05 * torch.linalg.qr(torch.randn(size, size))[0]
+    start = torch.zeros(*[3] * batch_dims, size)
+    assert run(lambda h: h @ rotation + 1, start, Picard(3000, 1e-6), batch_dims).status is Status.DIVERGED
