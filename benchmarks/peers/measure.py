@@ -1,0 +1,98 @@
+"""How exact a method is, and how long it takes."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.cases import Case
+from benchmarks.peers.methods import MAX_STEPS, Method
+from rbp_lightning import ExactAdjoint, Picard
+
+TOLERANCES = [10 ** (-1 - quarter / 4) for quarter in range(28)]
+"""What is tried, the loosest first: a factor of 10^(1/4) apart, down to what float32 allows."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A method at the loosest tolerance at which it is as exact as asked for.
+
+    Attributes:
+        name: Its name.
+        method: The method.
+        tol: The tolerance.
+        error: Relative error of the gradient there.
+    """
+
+    name: str
+    method: Method
+    tol: float
+    error: float
+
+
+def gradient(case: Case, state: Tensor) -> Tensor:
+    """The gradient of the case's loss with respect to all parameters, as one vector."""
+    return torch.cat([leaf.flatten() for leaf in torch.autograd.grad(case.loss(state), case.parameters)])
+
+
+def exact_gradient(case: Case) -> Tensor:
+    """The gradient to compare with.
+
+    Args:
+        case: The case in float64.
+    """
+    estimator = ExactAdjoint(dense_size=512, solver=Picard(MAX_STEPS, 1e-13))
+    update = case.update(case.prepare(*case.parameters))
+    return gradient(case, estimator(update, case.start, batch_dims=case.batch_dims).state)
+
+
+def calibrate(case: Case, exact: Tensor, name: str, method: Method, radius: float, target: float) -> Calibrated | str:
+    """Finds the loosest tolerance at which a method is as exact as asked for.
+
+    Args:
+        case: The case.
+        exact: Its exact gradient.
+        name: The method's name.
+        method: The method.
+        radius: Spectral radius of the case.
+        target: Relative error of the gradient.
+
+    Returns:
+        The calibrated method, or why there is none.
+    """
+    error = float("nan")
+    for tol in TOLERANCES:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = gradient(case, method(case, tol, radius))
+        except Exception as reason:  # a peer's own, whatever it is
+            return f"fails: {type(reason).__name__}: {str(reason).splitlines()[0][:80]}"
+        error = float((found.double() - exact).norm() / exact.norm())
+        if error <= target:
+            return Calibrated(name, method, tol, error)
+    return f"error {error:.0e} at best"
+
+
+def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: int) -> dict[str, list[float]]:
+    """Times methods in turn, each a solve and its gradient, after one of each to warm up.
+
+    Args:
+        case: The case.
+        methods: The methods.
+        radius: Spectral radius of the case.
+        repeats: How often.
+    """
+    times: dict[str, list[float]] = {one.name: [] for one in methods}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for repeat in range(-1, repeats):
+            for one in methods:
+                begin = time.perf_counter()
+                gradient(case, one.method(case, one.tol, radius))
+                if repeat >= 0:
+                    times[one.name].append(time.perf_counter() - begin)
+    return times

@@ -1,0 +1,97 @@
+"""Ways to find a fixed point and its gradient: by hand, and by this project."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.cases import Case
+from rbp_lightning import BPTT, CGRBP, RBP, GradientEstimator, NeumannRBP, Picard
+
+Method = Callable[[Case, float, float], Tensor]
+"""From a case, a tolerance and the spectral radius to the fixed point, differentiable in the parameters."""
+
+MAX_STEPS = 5000
+
+
+class _BackPropagation(torch.autograd.Function):
+    """The identity, whose backward iterates z <- J^T z + g."""
+
+    @staticmethod
+    def forward(ctx: Any, following: Tensor, taped: list[Tensor], tol: float) -> Tensor:
+        ctx.taped, ctx.tol = taped, tol
+        return following.view_as(following)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        following, state = ctx.taped
+        adjoint, limit = gradient, ctx.tol * gradient.norm()
+        for _ in range(MAX_STEPS):
+            previous = adjoint
+            adjoint = torch.autograd.grad(following, state, adjoint, retain_graph=True)[0] + gradient
+            if (adjoint - previous).norm() <= limit:
+                break
+        return adjoint, None, None
+
+
+def rbp_by_hand(case: Case, tol: float, radius: float) -> Tensor:
+    """What one would write: Picard iteration without a tape, one taped step, and RBP behind it."""
+    update = case.update(case.prepare(*case.parameters))
+    state = case.start
+    with torch.no_grad():
+        for _ in range(MAX_STEPS):
+            previous, state = state, update(state)
+            if (state - previous).norm() <= tol * state.norm():
+                break
+    state = state.requires_grad_()
+    following = update(state)
+    found: Tensor = _BackPropagation.apply(following, [following, state], tol)  # type: ignore[no-untyped-call]
+    return found
+
+
+def unrolled_by_hand(case: Case, tol: float, radius: float) -> Tensor:
+    """What one would write without any of this: the same loop on the tape."""
+    update = case.update(case.prepare(*case.parameters))
+    state = case.start
+    for _ in range(MAX_STEPS):
+        previous, state = state, update(state)
+        with torch.no_grad():
+            if (state - previous).norm() <= tol * state.norm():
+                break
+    return state
+
+
+def ours(make: Callable[[Picard, float, float], GradientEstimator]) -> Method:
+    """A method of this project.
+
+    Args:
+        make: Makes the estimator from a solver, the tolerance and the spectral radius.
+    """
+
+    def method(case: Case, tol: float, radius: float) -> Tensor:
+        estimator = make(Picard(MAX_STEPS, tol), tol, radius)
+        update = case.update(case.prepare(*case.parameters))
+        state: Tensor = estimator(update, case.start, batch_dims=case.batch_dims).state
+        return state
+
+    return method
+
+
+def terms(tol: float, radius: float) -> int:
+    """How many terms of a Neumann series are needed for its last one to be within a tolerance."""
+    return max(1, math.ceil(math.log(tol) / math.log(radius)))
+
+
+BY_HAND: dict[str, Method] = {"Picard + RBP by hand": rbp_by_hand, "unrolled by hand": unrolled_by_hand}
+
+OURS: dict[str, Method] = {
+    "RBP": ours(lambda solver, tol, radius: RBP(MAX_STEPS, tol, start="gradient", solver=solver)),
+    "NeumannRBP": ours(lambda solver, tol, radius: NeumannRBP(terms(tol, radius), solver)),
+    "CGRBP": ours(lambda solver, tol, radius: CGRBP(MAX_STEPS, tol, solver=solver)),
+    "BPTT": ours(lambda solver, tol, radius: BPTT(solver)),
+}
+
+COUNTERPARTS = {"RBP": "Picard + RBP by hand", "NeumannRBP": "Picard + RBP by hand", "BPTT": "unrolled by hand"}
+"""Which of ours do the same as which loop by hand."""

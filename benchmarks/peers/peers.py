@@ -1,0 +1,87 @@
+"""The same by torchdeq, torchopt and xitorch, of which those are compared that are installed."""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.cases import Case
+from benchmarks.peers.methods import MAX_STEPS, Method
+
+
+def torchdeq(solver: str) -> Method:
+    """Torchdeq's implicit differentiation, with relative tolerances and one solver for both passes.
+
+    Args:
+        solver: Its name for the solver.
+    """
+
+    def method(case: Case, tol: float, radius: float) -> Tensor:
+        from torchdeq import get_deq
+
+        limits = {"f_max_iter": MAX_STEPS, "b_max_iter": MAX_STEPS, "f_tol": tol, "b_tol": tol}
+        modes = {"f_stop_mode": "rel", "b_stop_mode": "rel"}
+        deq = get_deq(f_solver=solver, b_solver=solver, ift=True, no_stat=True, **limits, **modes)
+        update = case.update(case.prepare(*case.parameters))
+        start = case.start if case.batch_dims else case.start[None]  # its first dimension counts samples
+        found = deq(update if case.batch_dims else lambda state: update(state[0])[None], start)[0][-1]
+        return found if case.batch_dims else found[0]
+
+    return method
+
+
+def torchopt(case: Case, tol: float, radius: float) -> Tensor:
+    """Torchopt's implicit differentiation of a Picard loop, with its default linear solver."""
+    from torchopt.diff.implicit import custom_root
+    from torchopt.linear_solve import solve_normal_cg
+
+    prepared = case.prepare(*case.parameters)
+
+    def optimality(state: Tensor, *prepared: Tensor) -> Tensor:
+        return case.step(state, *prepared) - state
+
+    def solve(state: Tensor, *prepared: Tensor) -> Tensor:
+        with torch.no_grad():
+            for _ in range(MAX_STEPS):
+                previous, state = state, case.step(state, *prepared)
+                if (state - previous).norm() <= tol * state.norm():
+                    break
+        return state
+
+    argnums = tuple(range(1, len(prepared) + 1))
+    root = custom_root(optimality, argnums=argnums, solve=solve_normal_cg(rtol=tol, maxiter=MAX_STEPS))(solve)
+    found: Tensor = root(case.start.clone(), *prepared)
+    return found
+
+
+def xitorch(case: Case, tol: float, radius: float) -> Tensor:
+    """Xitorch's equilibrium, by its default (Broyden's first method) and BiCGSTAB behind it."""
+    from xitorch.optimize import equilibrium
+
+    prepared = case.prepare(*case.parameters)
+    size = float(case.start.numel()) ** 0.5  # its tolerances of the state are absolute
+    found: Tensor = equilibrium(
+        case.step,
+        case.start,
+        params=prepared,
+        method="anderson_acc",
+        maxiter=500,
+        f_tol=tol * size,
+        bck_options={"method": "bicgstab", "rtol": tol, "max_niter": MAX_STEPS},
+    )
+    return found
+
+
+def installed() -> dict[str, Method]:
+    """The peers that can be compared with here."""
+    peers = {
+        "torchdeq": {
+            "torchdeq, fixed point": torchdeq("fixed_point_iter"),
+            "torchdeq, Anderson": torchdeq("anderson"),
+        },
+        "torchopt": {"torchopt, normal CG": torchopt},
+        "xitorch": {"xitorch, Anderson": xitorch},
+    }
+    return {
+        name: method for package, methods in peers.items() if find_spec(package) for name, method in methods.items()
+    }

@@ -1,0 +1,72 @@
+"""The benchmark against peers measures what it says."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers.cases import CASES, tanh, training
+from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, gradient
+from benchmarks.peers.methods import BY_HAND, OURS, terms
+from rbp_lightning import UserError
+
+
+def test_the_table_and_every_ratio_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peers.main(["--cases", "tanh, radius 0.38", "--repeats", "2", "--out", str(tmp_path)])
+    with (tmp_path / "peers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in (*BY_HAND, *OURS):
+        mine = [row for row in rows if row["method"] == name]
+        assert len(mine) == 2
+        assert all(float(row["error"]) <= 1e-3 and float(row["ratio"]) > 0 for row in mine)
+    assert {float(row["ratio"]) for row in rows if row["method"] == "Picard + RBP by hand"} == {1.0}
+    table = (tmp_path / "peers.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| NeumannRBP |" in table
+    Image.open(tmp_path / "peers.png").verify()
+
+
+def test_one_repeat_is_no_spread() -> None:
+    with pytest.raises(UserError, match="--repeats=1"):
+        peers.main(["--repeats", "1"])
+
+
+@pytest.mark.parametrize(("name", "radius"), [("tanh, radius 0.38", 0.38), ("tanh, radius 0.93", 0.93)])
+def test_the_cases_have_the_radius_of_their_name(name: str, radius: float) -> None:
+    assert CASES[name](torch.float64).radius() == pytest.approx(radius, abs=0.005)
+
+
+@pytest.mark.parametrize("make", [tanh(0.4), training])
+@pytest.mark.parametrize("name", [*BY_HAND, *OURS])
+def test_every_method_finds_the_exact_gradient(make, name: str) -> None:
+    case = make(torch.float64)
+    found = gradient(case, {**BY_HAND, **OURS}[name](case, 1e-9, 0.9))
+    exact = exact_gradient(case)
+    assert float((found - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_a_method_that_fails_or_is_too_coarse_is_named() -> None:
+    case, wide = tanh(0.4)(torch.float32), tanh(0.4)(torch.float64)
+    exact = exact_gradient(wide)
+
+    def broken(case, tol, radius):
+        raise ValueError("no such thing")
+
+    def coarse(case, tol, radius):
+        return 2 * BY_HAND["Picard + RBP by hand"](case, tol, radius)
+
+    assert calibrate(case, exact, "broken", broken, 0.4, 1e-3) == "fails: ValueError: no such thing"
+    assert str(calibrate(case, exact, "coarse", coarse, 0.4, 1e-3)).startswith("error 3e+00")
+    found = calibrate(case, exact, "by hand", BY_HAND["Picard + RBP by hand"], 0.4, 1e-3)
+    assert isinstance(found, Calibrated)
+    assert found.error <= 1e-3
+
+
+def test_the_terms_of_a_series() -> None:
+    assert terms(1e-3, 0.5) == 10
+    assert terms(0.5, 0.1) == 1
+    assert math.isclose(0.93 ** terms(1e-4, 0.93), 1e-4, rel_tol=0.1)
