@@ -30,6 +30,16 @@ def test_the_table_and_every_ratio_are_left_behind(tmp_path: Path, capsys: pytes
     Image.open(tmp_path / "peers.png").verify()
 
 
+def test_a_case_without_its_data_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RBP_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
+    with pytest.raises(UserError, match="No case could be compared"):
+        peers.main(["--cases", "graph network on Cora", "--out", str(tmp_path / "out")])
+    assert "graph network on Cora: left out." in capsys.readouterr().err
+
+
 def test_one_repeat_is_no_spread() -> None:
     with pytest.raises(UserError, match="--repeats=1"):
         peers.main(["--repeats", "1"])

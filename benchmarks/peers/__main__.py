@@ -8,6 +8,7 @@ medians with quartiles, and leaves it beside a CSV file with every ratio and a p
 import argparse
 import csv
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -103,7 +104,11 @@ def main(args: Sequence[str] | None = None) -> None:
     found: dict[str, Ratios] = {}
     rows = []
     for name in options.cases:
-        found[name], calibrated = compare(name, options.error, options.repeats)
+        try:
+            found[name], calibrated = compare(name, options.error, options.repeats)
+        except UserError as reason:  # a data set that is not there
+            print(f"{name}: left out. {reason}", file=sys.stderr)
+            continue
         print(f"{name}: " + ", ".join(f"{one} {cell(ratios)}" for one, ratios in found[name].items()), flush=True)
         for one, ratios in found[name].items():
             if isinstance(ratios, str):
@@ -111,6 +116,8 @@ def main(args: Sequence[str] | None = None) -> None:
             else:
                 tol, error = calibrated[one].tol, calibrated[one].error
                 rows += [[name, one, f"{tol:.3g}", f"{error:.2e}", f"{ratio:.4f}", ""] for ratio in ratios]
+    if not found:
+        raise UserError("No case could be compared.")
     with (options.out / "peers.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["case", "method", "tol", "error", "ratio", "failure"], *rows])
     (options.out / "peers.md").write_text(table(found) + "\n")
