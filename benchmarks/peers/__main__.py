@@ -52,9 +52,9 @@ def compare(name: str, target: float, repeats: int) -> tuple[Ratios, dict[str, C
 
 
 def cell(ratios: list[float] | str) -> str:
-    """Median and quartiles."""
+    """Median and quartiles, or that there are none; the CSV file has the reason."""
     if isinstance(ratios, str):
-        return ratios
+        return "fails" if ratios.startswith("fails") else ratios
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"  # noqa: RUF001
 
