@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable
 
 .PHONY: demo test check bench clean
 
@@ -16,7 +18,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable ".[peers]"
+	$(INSTALL) ".[peers]"
 	$(BIN)/python -m benchmarks.peers
 
 check: $(INSTALLED)
@@ -26,8 +28,7 @@ check: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	@# A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
-	$(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable ".[dev]"
+	$(INSTALL) ".[dev]"
 	touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """How an adjoint equation was solved."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,16 +49,6 @@ class AdjointReport:
     def converged(self) -> bool:
         """Whether every sample's figure is within the tolerance."""
         return self.worst <= self.tol  # false for NaN as well
-
-    def without_bounds(self, samples: Tensor) -> "AdjointReport":
-        """The same, with no bound for samples whose forward solve failed: their z* is that of another map.
-
-        Args:
-            samples: Which ones, bool.
-        """
-        if self.error_bound is None:
-            return self
-        return replace(self, error_bound=torch.where(samples, float("nan"), self.error_bound))
 
 
 def truncation_error(

@@ -41,7 +41,6 @@ class MonitorLook(SolveObserver):
         self.figures: dict[str, Tensor] = {}
         self._estimator, self._module, self._plots = estimator, module, plots
         self._norm_upper: Tensor | None = None
-        self._failed = torch.tensor(False)
 
     def on_solve_end(self, update: Update, initial_state: State, batch_dims: int, fixed_point: FixedPoint) -> None:
         """Looks at the fixed point and at the Jacobian there."""
@@ -58,18 +57,18 @@ class MonitorLook(SolveObserver):
                 spectral_radius=radius.value,
                 spectral_radius_residual=radius.residual,
             )
-            self._keep_norm(jacobian)
-            self._failed = fixed_point.samples(Status.DIVERGED, Status.NAN)
+            self._keep_norm(jacobian, fixed_point.samples(Status.DIVERGED, Status.NAN))
             if self._plots is not None:
                 self._plots.draw_solve(update, initial_state, batch_dims, jacobian)
         self._judge(radius)
 
-    def _keep_norm(self, jacobian: FlatJacobian) -> None:
+    def _keep_norm(self, jacobian: FlatJacobian, failed: Tensor) -> None:
         try:
             bounds = norm_bounds(jacobian, NORM_STEPS, enough=True)
         except UserError:  # the update has no product with J
             return
-        self._norm_upper = bounds.upper
+        # The adjoint of a sample that is held is not that of F: nothing bounds its error.
+        self._norm_upper = torch.where(failed, float("inf"), bounds.upper)
         self._keep(norm_lower=bounds.lower, norm_upper=bounds.upper)
 
     def _judge(self, radius: SpectralRadius) -> None:
@@ -91,8 +90,7 @@ class MonitorLook(SolveObserver):
         """Keeps the adjoint's residual, and what it bounds."""
         self._keep(adjoint_residual=residual)
         if (upper := self._norm_upper) is not None:
-            bounded = (upper < 1) & ~self._failed  # the adjoint of a sample that is held is not that of F
-            self._keep(error_bound=torch.where(bounded, residual * (1 + upper) / (1 - upper), float("inf")))
+            self._keep(error_bound=torch.where(upper < 1, residual * (1 + upper) / (1 - upper), float("inf")))
 
     def _keep(self, **figures: Tensor) -> None:
         self.figures.update({name: figure.detach().float().max() for name, figure in figures.items()})

@@ -488,12 +488,8 @@ def test_a_data_loader_is_as_good_as_a_datamodule() -> None:
 
 
 def test_a_forward_tolerance_that_is_too_loose_is_named() -> None:
-    exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
-    rows = [
-        Measurement(name, None, 1.0, error, 1.0, 20, 0.1, 1000)
-        for name, error in (("TBPTT(steps=20)", 1e-4), ("CGRBP(steps=50)", 0.27), ("NeumannRBP(steps=50)", 0.3))
-    ]
-    advice = advise([exact], rows, error=0.01)
+    errors = {"TBPTT(steps=20)": 1e-4, "CGRBP(steps=50)": 0.27, "NeumannRBP(steps=50)": 0.3}
+    advice = advise([REFERENCE], [summary(name, error, 20) for name, error in errors.items()], error=0.01)
     assert "Take TBPTT(steps=20)" in advice
     assert "better than 27%" in advice
     assert "forward tolerance is too loose" in advice

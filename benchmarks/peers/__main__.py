@@ -45,10 +45,13 @@ def compare(name: str, target: float, repeats: int) -> tuple[Ratios, dict[str, C
     outcomes = {one: calibrate(case, exact, one, method, radius, target) for one, method in methods.items()}
     calibrated = {one: outcome for one, outcome in outcomes.items() if isinstance(outcome, Calibrated)}
     times = seconds(case, list(calibrated.values()), radius, repeats)
-    ratios: Ratios = {one: outcome for one, outcome in outcomes.items() if isinstance(outcome, str)}
-    for one, own in times.items():
-        ratios[one] = [ours / hand for ours, hand in zip(own, times[REFERENCE], strict=True)]
-    return {one: ratios[one] for one in methods}, calibrated
+    ratios: Ratios = {
+        one: outcome
+        if isinstance(outcome, str)
+        else [own / hand for own, hand in zip(times[one], times[REFERENCE], strict=True)]
+        for one, outcome in outcomes.items()
+    }
+    return ratios, calibrated
 
 
 def cell(ratios: list[float] | str) -> str:

@@ -149,7 +149,7 @@ def training(dtype: torch.dtype) -> Case:
     return Case([log_decay], lambda log_decay: (log_decay.exp(),), step, torch.zeros(2, 64, 10, dtype=dtype), 0)
 
 
-# The scales were found by bisection on the spectral radius.
+# The scales were found by iteration on the spectral radius.
 CASES: dict[str, Callable[[torch.dtype], Case]] = {
     "tanh, radius 0.38": tanh(0.40696),
     "tanh, radius 0.93": tanh(1.10024),

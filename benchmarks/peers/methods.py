@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.peers.cases import Case
 from rbp_lightning import BPTT, CGRBP, RBP, GradientEstimator, NeumannRBP, Picard
+from rbp_lightning.solvers import Update
 
 Method = Callable[[Case, float, float], Tensor]
 """From a case, a tolerance and the spectral radius to the fixed point, differentiable in the parameters."""
@@ -36,15 +37,27 @@ class _BackPropagation(torch.autograd.Function):
         return adjoint, None, None
 
 
+def picard_by_hand(update: Update, state: Tensor, tol: float) -> Tensor:
+    """A Picard loop that stops at a relative change of the whole state.
+
+    Args:
+        update: The map F.
+        state: The initial state.
+        tol: Norm of the change over that of the state.
+    """
+    for _ in range(MAX_STEPS):
+        previous, state = state, update(state)
+        with torch.no_grad():
+            if (state - previous).norm() <= tol * state.norm():
+                break
+    return state
+
+
 def rbp_by_hand(case: Case, tol: float, radius: float) -> Tensor:
     """What one would write: Picard iteration without a tape, one taped step, and RBP behind it."""
     update = case.update(case.prepare(*case.parameters))
-    state = case.start
     with torch.no_grad():
-        for _ in range(MAX_STEPS):
-            previous, state = state, update(state)
-            if (state - previous).norm() <= tol * state.norm():
-                break
+        state = picard_by_hand(update, case.start, tol)
     state = state.requires_grad_()
     following = update(state)
     found: Tensor = _BackPropagation.apply(following, [following, state], tol)  # type: ignore[no-untyped-call]
@@ -53,14 +66,7 @@ def rbp_by_hand(case: Case, tol: float, radius: float) -> Tensor:
 
 def unrolled_by_hand(case: Case, tol: float, radius: float) -> Tensor:
     """What one would write without any of this: the same loop on the tape."""
-    update = case.update(case.prepare(*case.parameters))
-    state = case.start
-    for _ in range(MAX_STEPS):
-        previous, state = state, update(state)
-        with torch.no_grad():
-            if (state - previous).norm() <= tol * state.norm():
-                break
-    return state
+    return picard_by_hand(case.update(case.prepare(*case.parameters)), case.start, tol)
 
 
 def ours(make: Callable[[Picard, float, float], GradientEstimator]) -> Method:
@@ -92,6 +98,3 @@ OURS: dict[str, Method] = {
     "CGRBP": ours(lambda solver, tol, radius: CGRBP(MAX_STEPS, tol, solver=solver)),
     "BPTT": ours(lambda solver, tol, radius: BPTT(solver)),
 }
-
-COUNTERPARTS = {"RBP": "Picard + RBP by hand", "NeumannRBP": "Picard + RBP by hand", "BPTT": "unrolled by hand"}
-"""Which of ours do the same as which loop by hand."""

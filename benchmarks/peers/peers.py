@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.cases import Case
-from benchmarks.peers.methods import MAX_STEPS, Method
+from benchmarks.peers.methods import MAX_STEPS, Method, picard_by_hand
 
 
 def torchdeq(solver: str) -> Method:
@@ -42,11 +42,7 @@ def torchopt(case: Case, tol: float, radius: float) -> Tensor:
 
     def solve(state: Tensor, *prepared: Tensor) -> Tensor:
         with torch.no_grad():
-            for _ in range(MAX_STEPS):
-                previous, state = state, case.step(state, *prepared)
-                if (state - previous).norm() <= tol * state.norm():
-                    break
-        return state
+            return picard_by_hand(case.update(prepared), state, tol)
 
     argnums = tuple(range(1, len(prepared) + 1))
     root = custom_root(optimality, argnums=argnums, solve=solve_normal_cg(rtol=tol, maxiter=MAX_STEPS))(solve)
@@ -55,7 +51,10 @@ def torchopt(case: Case, tol: float, radius: float) -> Tensor:
 
 
 def xitorch(case: Case, tol: float, radius: float) -> Tensor:
-    """Xitorch's equilibrium, by its default (Broyden's first method) and BiCGSTAB behind it."""
+    """Xitorch's equilibrium by Anderson acceleration, and BiCGSTAB behind it.
+
+    Its default, Broyden's method, gets no closer than 5% to the gradient of the convolution in 200 steps.
+    """
     from xitorch.optimize import equilibrium
 
     prepared = case.prepare(*case.parameters)

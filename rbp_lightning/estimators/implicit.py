@@ -1,6 +1,7 @@
 """What the estimators that solve an adjoint equation share."""
 
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
@@ -74,8 +75,11 @@ class ImplicitEstimator(GradientEstimator):
                     observer.on_adjoint(residual, products)
                 if self.adjoint is None:
                     self.report_adjoint(products, residual)
-            if self.adjoint is not None:
-                self.adjoint = self.adjoint.without_bounds(test.failed())
+            report = self.adjoint
+            if report is not None and report.error_bound is not None:
+                # The z* of a sample whose forward solve failed is that of another map.
+                bound = torch.where(test.failed(), float("nan"), report.error_bound)
+                self.adjoint = replace(report, error_bound=bound)
             if warm_start:
                 warm_start.keep_adjoint(solution)
             return in_dtypes_of(gradient, scaled(size, solution))
