@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -36,9 +37,7 @@ def mean_and_spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def run_missing(
-    path: Path, wanted: list[Row], measured: list[str], run: Callable[[Row], dict[str, float]]
-) -> list[Row]:
+def run_missing(path: Path, wanted: list[Row], measured: list[str], run: Callable[[Row], dict[str, Any]]) -> list[Row]:
     """Does the runs that are not in a file yet, and appends each as soon as it is finished.
 
     Args:

@@ -1,0 +1,125 @@
+"""Document classification in citation networks with graph neural networks (paper, section 4.2)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from benchmarks.citation import accuracies, fit_and_test, label
+from benchmarks.citation import table as accuracy_table
+from benchmarks.finished_runs import Row
+from benchmarks.paper.findings import Finding, best_of_all, less
+from benchmarks.paper.plots import bands
+from benchmarks.paper.runs import Measured, Scale, curve_text, estimator_arguments, watched
+from rbp_lightning import SolveObserver
+from rbp_lightning.solvers import Update
+
+NAME = "Documents"
+# From its random start RBP needs more than the 20 steps that are all estimators' default.
+ESTIMATORS = ["BPTT", "TBPTT", "RBP", "RBP:60", "NeumannRBP", "CGRBP"]
+FULL = Scale([f"configs/paper/{graph}.yaml" for graph in ("cora", "citeseer", "pubmed")], ESTIMATORS, [])
+QUICK = Scale(
+    ["configs/paper/cora.yaml"],
+    ESTIMATORS,
+    ["--trainer.max_epochs=10", "--estimator.solver.max_steps=30"],
+)
+MEASURED = ["val_accuracy", "test_accuracy", "seconds", "differences", "warnings", "minutes"]
+
+
+class _Differences(SolveObserver):
+    """Measures how far each step of a solve goes."""
+
+    def __init__(self) -> None:
+        self.norms: list[Tensor] = []
+
+    def on_solve_start(self, update: Update) -> Update:
+        def measured(state: Tensor) -> Tensor:
+            following: Tensor = update(state)
+            self.norms.append((following - state).detach().norm())
+            return following
+
+        return measured
+
+
+class DifferenceNorms(Callback):
+    """Keeps the norm of each change of the state in the last training step's solve, ||h_t - h_(t-1)||."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Begins to look on."""
+        if trainer.current_epoch == trainer.max_epochs - 1:  # type: ignore[operator]
+            self._differences = _Differences()
+            pl_module.estimator.observers.append(lambda: self._differences)  # type: ignore[union-attr, arg-type]
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Reads the norms; a backward pass can evaluate the update again."""
+        if trainer.current_epoch == trainer.max_epochs - 1:  # type: ignore[operator]
+            self.norms = torch.stack(self._differences.norms).tolist()
+            pl_module.estimator.observers.pop()  # type: ignore[union-attr]
+
+
+@watched
+def run(keys: Row) -> Measured:
+    """Trains a network and tests its best checkpoint.
+
+    Args:
+        keys: Path of a config, further arguments of the command line, estimator and seed.
+
+    Returns:
+        What ``MEASURED`` names: accuracies in percent, seconds of the training, and the norms of the changes of the
+        hidden state in the last epoch.
+    """
+    differences = DifferenceNorms()
+    measured = fit_and_test(keys, estimator_arguments(keys["estimator"]), [differences])
+    return {**measured, "differences": curve_text(differences.norms)}
+
+
+def section(rows: list[Row], folder: Path) -> str:
+    """Draws the pictures and returns the section of the report.
+
+    Args:
+        rows: The runs.
+        folder: Where the pictures go.
+    """
+    configs = list(dict.fromkeys(row["config"] for row in rows))
+    estimators = list(dict.fromkeys(row["estimator"] for row in rows))
+    curves = {
+        config: {
+            label(name): [row["differences"] for row in rows if (row["config"], row["estimator"]) == (config, name)]
+            for name in estimators
+        }
+        for config in configs
+    }
+    bands(curves, folder / "documents_differences.png", "step t", "||h_t - h_(t-1)||", "log", steps=True)
+    return f"""1% of the nodes are labelled, features are principal components, states go through gated propagation. Test accuracy of
+the checkpoint with the best validation accuracy, mean and standard deviation over the seeds:
+
+{accuracy_table(rows, configs, estimators)}
+
+![Convergence of the hidden state](documents_differences.png)
+
+*Change of the hidden state from step to step, in the last epoch of training: mean over the seeds, and from the smallest
+to the largest.*"""
+
+
+def findings(rows: list[Row]) -> list[Finding]:
+    """The paper's findings on these runs."""
+    found = []
+    for config in dict.fromkeys(row["config"] for row in rows):
+        graph = Path(config).stem
+        values = {name: accuracies(rows, config, name) for name in ESTIMATORS}
+        found.append(
+            less(
+                f"{NAME}, {graph}: RBP can be unstable: its accuracy is below NeumannRBP's (20 steps)",
+                {"RBP": values["RBP"], "NeumannRBP": values["NeumannRBP"]},
+                digits=2,
+            )
+        )
+        rivals = {name: values[name] for name in ESTIMATORS if name != "NeumannRBP"}
+        claim = f"{NAME}, {graph}: NeumannRBP is effective: no estimator has a higher accuracy"
+        found.append(best_of_all(claim, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
+    return found
