@@ -53,7 +53,7 @@ class AdjointReport:
 
 def truncation_error(
     first: Vector, ending: Sequence[Vector], steps: int, batch_dims: int, total: Vector | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Estimates the relative error of a Neumann series from its last terms.
 
     What follows them is taken for a geometric series with one factor, real or complex, as it is once the slowest mode
@@ -70,17 +70,17 @@ def truncation_error(
         total: Leaves of the sum; ``None`` takes its norm for the larger of the first term's and the slowest mode's.
 
     Returns:
-        The share of what is left out in the whole, 0 to 1, for each sample; NaN where there is one. Of a series of one
-        term nothing is known, and it is 1.
+        The last term's norm over the first one's, and the share of what is left out in the whole, 0 to 1, for each
+        sample; NaN where there is one. Of a series of one term nothing is known, and it is 1.
 
     Example:
         >>> terms = [[torch.tensor([0.5**k])] for k in range(4)]
         >>> truncation_error(terms[0], terms[-3:], steps=3, batch_dims=0)
-        tensor(0.0625)
+        (tensor(0.1250), tensor(0.0625))
     """
     *before, last = (norm(term, batch_dims) for term in ending)
     if not before:
-        return share(last, last)
+        return share(last, last), share(last, last)
     start = norm(first, batch_dims)
     factor = last / before[-1] if len(before) == 1 else (last / before[0]).sqrt()
     # Products of small terms would vanish in float32.
@@ -94,4 +94,4 @@ def truncation_error(
         whole = norm(total, batch_dims)
     estimate = torch.maximum(left_out / (whole + left_out), share(last * factor, start))
     estimate = torch.where(factor >= 1, 1.0, estimate.clamp_max(1))
-    return torch.where(last <= torch.finfo(last.dtype).eps ** 2 * start, 0.0, estimate)
+    return share(last, start), torch.where(last <= torch.finfo(last.dtype).eps ** 2 * start, 0.0, estimate)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rbp_lightning.errors import UserError
 from rbp_lightning.failures import Failure
-from rbp_lightning.pytree import State, Vector, minus, norm, where
+from rbp_lightning.pytree import State, Vector, minus, norm
 
 
 class Status(str, Enum):
@@ -91,6 +91,11 @@ class ConvergenceTest:
         batch_dims: The number of leading dimensions that index independent samples.
         held: Which samples are held where they are because they failed before, bool; ``None`` for none.
 
+    Attributes:
+        residual: Relative residual of the last change observed, one value for each sample.
+        change: Norm of that change.
+        followed: Whether more is observed after the solver's steps, so that it need not observe its last one.
+
     Example:
         >>> test = ConvergenceTest(tol=0.2, batch_dims=1)
         >>> test.observe([torch.tensor([[1.0], [1.0]])], [torch.tensor([[1.1], [2.0]])])
@@ -102,13 +107,11 @@ class ConvergenceTest:
         self.tol = tol
         self.batch_dims = batch_dims
         self.held = held
+        self.followed = False
         self.residual = torch.tensor(float("inf"))
-        self.first_change: Tensor | None = None
-        self.largest_change: Tensor | None = None
-        self.best_change: Tensor | None = None
-        self.best_previous: Vector = []
-        self.best_residual = self.residual
-        self.verdict = torch.tensor(_ORDER.index(Status.MAX_STEPS))
+        self._first_change: Tensor | None = None
+        self._largest_change: Tensor | None = None
+        self._rounding = 0.0
 
     def observe(self, previous: Vector, current: Vector) -> None:
         """Records the change between two successive iterates, without a transfer from the device.
@@ -133,40 +136,39 @@ class ConvergenceTest:
             )
         previous = [leaf.detach() for leaf in previous]
         current = [leaf.detach() for leaf in current]
-        change = norm(minus(current, previous), self.batch_dims)
+        self.change = change = norm(minus(current, previous), self.batch_dims)
         size = norm(current, self.batch_dims)
         share = change / size.clamp_min(torch.finfo(size.dtype).tiny)
         self.residual = torch.where(size.isinf(), float("inf"), share)  # the change may still be finite
-        if self.first_change is None or self.largest_change is None:
-            self.first_change = self.largest_change = change
-        if self.batch_dims:
-            self._keep_best(previous, change)
+        now = torch.stack([change, size, self.residual])
+        if self._first_change is None or self._largest_change is None:
+            self._first_change = self._largest_change = change
+            self._known = now
+            self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
+        self._largest_change = torch.maximum(self._largest_change, torch.where(size.isnan(), 0.0, change))
+        self._known = torch.where(size.isnan(), self._known, now)
+        self._size = size
+
+    @property
+    def verdicts(self) -> Tensor:
+        """How each sample fares, int64, as numbers in the order of ``Status``; of the shape of the residual."""
+        if self._first_change is None or self._largest_change is None:
+            return torch.tensor(_ORDER.index(Status.MAX_STEPS)).expand_as(self.residual)
+        change, size, residual = self._known
         # A warm start may begin at rounding error, from where any change is growth; the changes of a contraction
         # whose Jacobian is not normal may grow at first, and then fall well below their peak.
-        rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
-        self.largest_change = torch.maximum(self.largest_change, change)
-        growing = (change > self.first_change) & (change > self.largest_change / 2)
-        diverging = growing & (self.residual > rounding) | size.isinf()
-        verdict = torch.where(diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.MAX_STEPS))
-        verdict = torch.where(self.residual <= self.tol, _ORDER.index(Status.CONVERGED), verdict)
+        growing = (change > self._first_change) & (change > self._largest_change / 2)
+        diverging = growing & (residual > self._rounding) | size.isinf()
+        verdicts = torch.where(diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.MAX_STEPS))
+        verdicts = torch.where(residual <= self.tol, _ORDER.index(Status.CONVERGED), verdicts)
         # What was growing before it became NaN has overflowed.
-        was_diverging = self.verdict.to(verdict.device) == _ORDER.index(Status.DIVERGED)
-        not_a_number = torch.where(was_diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.NAN))
-        self.verdict = torch.where(size.isnan(), not_a_number, verdict)
-
-    def _keep_best(self, previous: Vector, change: Tensor) -> None:
-        """Keeps what led to each sample's smallest change, from where a sample that fails can be taken up."""
-        if self.best_change is None:
-            self.best_change, self.best_previous = torch.full_like(change, float("inf")), previous
-        better = change < self.best_change  # never where it is NaN
-        self.best_change = torch.where(better, change, self.best_change)
-        self.best_residual = torch.where(better, self.residual, self.best_residual.to(change.device))
-        self.best_previous = where(better, previous, self.best_previous)
+        unknown = self._size.isnan() & (verdicts != _ORDER.index(Status.DIVERGED))
+        return torch.where(unknown, _ORDER.index(Status.NAN), verdicts)
 
     def failed(self) -> Tensor:
         """Which samples diverged, met NaN or are held, bool, of the shape of the residual."""
-        failed = (self.verdict == _ORDER.index(Status.DIVERGED)) | (self.verdict == _ORDER.index(Status.NAN))
-        failed = failed.expand_as(self.residual)
+        verdicts = self.verdicts
+        failed = (verdicts == _ORDER.index(Status.DIVERGED)) | (verdicts == _ORDER.index(Status.NAN))
         return failed if self.held is None else failed | self.held
 
     def result(self, state: State, steps: int) -> FixedPoint:
@@ -176,5 +178,5 @@ class ConvergenceTest:
             state: The last iterate.
             steps: How many times the update was applied.
         """
-        verdicts = self.verdict.expand_as(self.residual)
+        verdicts = self.verdicts
         return FixedPoint(state, steps, self.residual, _ORDER[int(verdicts.max())], verdicts)

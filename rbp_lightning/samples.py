@@ -4,8 +4,39 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.pytree import State, Vector, minus, norm, where
 from rbp_lightning.solvers import Update
+
+
+class BestIterates(ConvergenceTest):
+    """Keeps what led to each sample's smallest change, from where a sample that fails can be taken up.
+
+    Attributes:
+        previous: Leaves of the iterates before those changes.
+        residuals: Relative residuals of those changes, one value for each sample.
+
+    Example:
+        >>> best = BestIterates(tol=0.1, batch_dims=1)
+        >>> _ = Picard(max_steps=3, tol=0).iterate(lambda h: 2 * h, torch.ones(1, 1), 3, best)
+        >>> best.previous
+        [tensor([[1.]])]
+    """
+
+    def __init__(self, tol: float, batch_dims: int) -> None:
+        super().__init__(tol, batch_dims)
+        self._smallest: Tensor | None = None
+
+    def observe(self, previous: Vector, current: Vector) -> None:
+        """Records the change, and keeps the iterate where it is the smallest so far."""
+        super().observe(previous, current)
+        if self._smallest is None:
+            self._smallest, self.previous = torch.full_like(self.change, float("inf")), list(previous)
+            self.residuals = self.residual
+        better = self.change < self._smallest  # never where it is NaN
+        self._smallest = torch.where(better, self.change, self._smallest)
+        self.residuals = torch.where(better, self.residual, self.residuals)
+        self.previous = where(better, previous, self.previous)
 
 
 def holding(update: Update, failed: Tensor, best: Vector) -> Update:

@@ -19,7 +19,7 @@ SHOWN = 3
 """The pattern whose recall is drawn."""
 
 STEPS = [10, 20, 30]
-FULL = Scale(["configs/paper/hopfield.yaml"], truncated(STEPS), ["--trainer.max_epochs=200"])
+FULL = Scale(["configs/paper/hopfield.yaml"], truncated(STEPS), ["--trainer.max_epochs=100"])
 QUICK = Scale(
     ["configs/paper/hopfield.yaml"],
     truncated(STEPS),

@@ -12,8 +12,9 @@ from benchmarks.peers.cases import Case
 from benchmarks.peers.methods import MAX_STEPS, Method
 from rbp_lightning import ExactAdjoint, Picard
 
-TOLERANCES = [10 ** (-1 - quarter / 4) for quarter in range(28)]
-"""What is tried, the loosest first: a factor of 10^(1/4) apart, down to what float32 allows."""
+STEP = 10**0.25
+TOLERANCES = [0.1 / STEP**count for count in range(28)]
+"""What is tried, the loosest first, down to what float32 allows; then the last step is halved five times."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,31 @@ def calibrate(case: Case, exact: Tensor, name: str, method: Method, radius: floa
     Returns:
         The calibrated method, or why there is none.
     """
+
+    def error_at(tol: float) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = gradient(case, method(case, tol, radius))
+        return float((found.double() - exact).norm() / exact.norm())
+
     error = float("nan")
     for tol in TOLERANCES:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                found = gradient(case, method(case, tol, radius))
+            error = error_at(tol)
         except Exception as reason:  # a peer's own, whatever it is
             return f"fails: {type(reason).__name__}: {str(reason).splitlines()[0][:80]}"
-        error = float((found.double() - exact).norm() / exact.norm())
         if error <= target:
-            return Calibrated(name, method, tol, error)
-    return f"error {error:.0e} at best"
+            break
+    else:
+        return f"error {error:.0e} at best"
+    loose = tol * STEP
+    for _ in range(5):
+        between = (tol * loose) ** 0.5
+        if (found := error_at(between)) <= target:
+            tol, error = between, found
+        else:
+            loose = between
+    return Calibrated(name, method, tol, error)
 
 
 def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: int) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ from rbp_lightning.estimators.reporting import ReportingCallback
 from rbp_lightning.failures import Failure
 from rbp_lightning.fixed_point import ConvergenceTest, FixedPoint, Status
 from rbp_lightning.pytree import State, Vector, leaves_of
-from rbp_lightning.samples import draws_anew, holding
+from rbp_lightning.samples import BestIterates, draws_anew, holding
 from rbp_lightning.solvers import FixedPointSolver, Picard, Update
 from rbp_lightning.warm_start import WarmStart
 
@@ -43,7 +43,7 @@ class GradientEstimator(ReportingCallback, ABC):
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> LastStep()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         >>> weight.grad  # 2 of the true 4
-        tensor(2.)
+        tensor(2.0000)
     """
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
@@ -104,14 +104,16 @@ class GradientEstimator(ReportingCallback, ABC):
         for observer in observers:
             update = observer.on_solve_start(update)
         versions = [leaf._version for leaf in leaves if not leaf.is_inference()]
-        result, test = self._solve(update, initial_state, batch_dims, warm_start, observers)
+        result = self._solve(update, initial_state, batch_dims, warm_start, observers)
         if versions != [leaf._version for leaf in leaves if not leaf.is_inference()]:
             raise UserError("The update changes its argument in place: it must return a new state.")
         self._report_solve(update, result)
         if batch_dims and (failed := self._failed(result)) is not None:
-            held = holding(update, failed, test.best_previous)
-            others, _ = self._solve(held, initial_state, batch_dims, warm_start, observers, failed)
-            residual = torch.where(failed, test.best_residual, others.residual)
+            best = BestIterates(self.solver.tol, batch_dims)
+            self.iterate_untaped(update, initial_state, 0, best)
+            held = holding(update, failed, best.previous)
+            others = self._solve(held, initial_state, batch_dims, warm_start, observers, failed)
+            residual = torch.where(failed, best.residuals, others.residual)
             verdicts = torch.where(failed, result.verdicts, others.verdicts)
             result = replace(result, state=others.state, residual=residual, verdicts=verdicts)
         if warm_start is not None:
@@ -130,14 +132,14 @@ class GradientEstimator(ReportingCallback, ABC):
         warm_start: WarmStart | None,
         observers: list[SolveObserver],
         held: Tensor | None = None,
-    ) -> tuple[FixedPoint, ConvergenceTest]:
+    ) -> FixedPoint:
         test = ConvergenceTest(self.solver.tol, batch_dims, held)
         self._observers_of_solve = observers
         if torch.is_grad_enabled():
             state, steps = self.solve_with_gradient(update, initial_state, test, warm_start)
         else:
             state, steps = self.solver.iterate(update, initial_state, self.solver.max_steps, test)
-        return test.result(state, steps), test
+        return test.result(state, steps)
 
     def _report_solve(self, update: Update, result: FixedPoint) -> None:
         """Has the policy act on a solve that did not end as it was meant to."""
@@ -183,12 +185,13 @@ class GradientEstimator(ReportingCallback, ABC):
         Args:
             update: The map F.
             state: The initial state.
-            taped_steps: How many of the solver's ``max_steps`` are left to the caller.
+            taped_steps: How many of the solver's ``max_steps`` are left to the caller, who has the last one observed.
             test: Observes the iterates.
 
         Returns:
             The last iterate and how many times ``update`` was applied.
         """
+        test.followed = taped_steps > 0
         with torch.no_grad():
             return self.solver.iterate(update, state, self.solver.max_steps - taped_steps, test)
 

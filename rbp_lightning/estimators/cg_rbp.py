@@ -27,7 +27,7 @@ class CGRBP(ImplicitEstimator):
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> CGRBP()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         >>> weight.grad  # h* = 1 / (1 - weight)
-        tensor(4.)
+        tensor(4.0000)
     """
 
     def __init__(

@@ -6,7 +6,7 @@ from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.errors import check_count
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import Vector, norm, plus, share
+from rbp_lightning.pytree import Vector, plus
 from rbp_lightning.solvers import FixedPointSolver
 
 
@@ -43,7 +43,6 @@ class NeumannRBP(ImplicitEstimator):
             terms.append(linearization.vjp(terms[-1]))
             total = plus(total, terms[-1])
         batch_dims = linearization.batch_dims
-        residual = share(norm(terms[-1], batch_dims), norm(gradient, batch_dims))
-        estimate = truncation_error(gradient, list(terms), self.steps, batch_dims, total)
+        residual, estimate = truncation_error(gradient, list(terms), self.steps, batch_dims, total)
         self.report_adjoint(self.steps, residual, error_estimate=estimate)
         return total

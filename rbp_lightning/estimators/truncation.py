@@ -7,7 +7,7 @@ from torch import Tensor
 from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.estimators.observer import SolveObserver
 from rbp_lightning.estimators.replace_gradient import replace_gradient
-from rbp_lightning.pytree import State, Vector, norm, share
+from rbp_lightning.pytree import State, Vector
 
 FOLLOWED = 3
 """How many steps from the tape's beginning on the gradient is looked at."""
@@ -79,8 +79,7 @@ class TruncationWatch:
         terms, self._terms = self._terms, {}
         arrived = terms.pop(self._steps)
         ending = [terms[step] for step in sorted(terms, reverse=True)]
-        residual = share(norm(ending[-1], self._batch_dims), norm(arrived, self._batch_dims))
-        estimate = truncation_error(arrived, ending, self._steps - 1, self._batch_dims)
+        residual, estimate = truncation_error(arrived, ending, self._steps - 1, self._batch_dims)
         for observer in self._observers:
             observer.on_adjoint(residual, 0)
         self._report(self._steps, residual, estimate)

@@ -40,7 +40,7 @@ class Picard(FixedPointSolver):
         for step in range(1, max_steps + 1):
             previous, state = state, update(state)
             due = looks.due(step)
-            if due or step == max_steps:
+            if due or (step == max_steps and not test.followed):
                 test.observe(tree_leaves(previous), tree_leaves(state))
             if due and looks.finished(step, test.residual):
                 return state, step

@@ -93,7 +93,7 @@ def test_nothing_is_left_alive(kind: type, backward: bool) -> None:
 def test_a_fixed_point_can_be_used_twice_and_after_another(kind: type) -> None:
     solver = Picard(300, tol=1e-14)
     first, second = tanh_cell(0), tanh_cell(1)
-    estimator = kind(solver=solver)
+    estimator = kind(200, 1e-9, solver=solver) if kind in (RBP, CGRBP) else kind(solver=solver)
     state = estimator(first.update, first.start, batch_dims=1).state
     # The second network is driven by the first one's fixed point.
     stacked = estimator(lambda h: second.update(h) + 0.1 * state, second.start, batch_dims=1).state
