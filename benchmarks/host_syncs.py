@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.peers.cases import Case
+from benchmarks.peers.cases import CASES, Case
 from rbp_lightning import RBP, ConvergenceWarning, Picard
 
 
@@ -16,12 +16,6 @@ class CountSyncs(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         count: The number so far.
-
-    Example:
-        >>> with CountSyncs() as syncs:
-        ...     small = bool((torch.ones(3).sum() < 4) & (torch.ones(()) > 0))
-        >>> syncs.count
-        1
     """
 
     def __init__(self) -> None:
@@ -56,3 +50,14 @@ def syncs_of_rbp(case: Case, max_steps: int = 1000, tol: float = 1e-6) -> tuple[
             torch.autograd.grad(case.loss(fixed_point.state), case.parameters)
     assert estimator.adjoint is not None
     return fixed_point.steps, forward.count, estimator.adjoint.steps, backward.count
+
+
+def table(names: Sequence[str]) -> str:
+    """Lays the reads of some cases out as Markdown, with the steps that they are for."""
+    lines = ["| RBP to 1e-06 | steps of the solve | reads | steps of the gradient | reads | reads each 10 steps |"]
+    lines.append("|---" * 6 + "|")
+    for name in names:
+        steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(CASES[name](torch.float32))
+        rate = 10 * (reads + adjoint_reads) / (steps + adjoint_steps)
+        lines.append(f"| {name} | {steps} | {reads} | {adjoint_steps} | {adjoint_reads} | {rate:.2f} |")
+    return "\n".join(lines)

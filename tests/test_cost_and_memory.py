@@ -1,6 +1,8 @@
 """The benchmarks of cost and memory measure what they say."""
 
 import csv
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,11 @@ import torch
 import yaml
 from PIL import Image
 
-from benchmarks import memory
+from benchmarks import cost, memory
+from benchmarks.host_syncs import CountSyncs, syncs_of_rbp
 from benchmarks.peak_memory import peak_bytes
+from benchmarks.peers.cases import Case, tanh
+from benchmarks.step_parts import Parts, timed_parts, timed_whole
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning", "ignore:.*self.trainer")
@@ -17,6 +22,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarnin
 CPU = torch.device("cpu")
 STATE = 64 * 256 * 4
 """Bytes of a state of the cell whose memory is measured."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_objects() -> Iterator[None]:
+    """Keeps the collections of garbage from going through all that tests have loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -107,3 +120,102 @@ def test_the_tables_of_memory_are_left_behind(tmp_path: Path, capsys, monkeypatc
 def test_numbers_of_steps_that_cannot_be_measured(arguments: list[str]) -> None:
     with pytest.raises(UserError, match=f"{arguments[0]}={arguments[1]} must be at least"):
         memory.main(arguments)
+
+
+class Counted(torch.autograd.Function):
+    """h <- h / 2 + x, which counts how often it is applied and pulled back."""
+
+    applied = pulled_back = 0
+
+    @staticmethod
+    def forward(ctx, state, drive):
+        Counted.applied += 1
+        return state / 2 + drive
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        Counted.pulled_back += 1
+        return cotangent / 2, cotangent
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+@pytest.mark.parametrize("products", [1, 4])
+def test_by_hand_and_by_an_estimator_it_is_as_many_steps_and_products(steps: int, products: int) -> None:
+    drive = torch.ones(3, requires_grad=True)
+    case = Case([drive], lambda drive: (2 * drive,), Counted.apply, torch.zeros(3), batch_dims=0)
+    solver = Picard(steps, 0.0)
+    for run in (
+        lambda: timed_parts(case, steps, products),
+        lambda: timed_whole(case, NeumannRBP(products, solver)),
+        lambda: timed_whole(case, RBP(products, 0.0, "gradient", solver=solver)),
+    ):
+        Counted.applied = Counted.pulled_back = 0
+        run()
+        assert (Counted.applied, Counted.pulled_back) == (steps, products + 1)  # one more into the parameters
+
+
+def test_the_sum_of_the_parts() -> None:
+    parts = Parts(prepare=1.0, step=2.0, taped=3.0, loss=5.0, product=7.0, parameters=11.0)
+    assert parts.total(steps=4, products=2) == 1 + 3 * 2 + 3 + 5 + 2 * 7 + 11
+
+
+def test_a_fit_finds_what_a_step_a_product_and_the_rest_come_to() -> None:
+    timings = []
+    for repeat, speed in enumerate((1.0, 2.0)):  # the machine is half as fast the second time
+        parts = Parts(*(speed * seconds for seconds in (1.0, 2.0, 3.0, 5.0, 7.0, 11.0)))
+        for steps in (10, 20, 50):
+            for products in (5, 20):
+                seconds = 1.1 * steps * parts.step + 1.2 * products * parts.product + 1.5 * parts.once
+                timings.append(cost.Timing("", "NeumannRBP", steps, products, repeat, seconds, parts))
+    for found in cost.fits(timings):
+        assert found == pytest.approx([1.1, 1.2, 1.5])
+
+
+def test_syncs_are_reads_of_a_value() -> None:
+    values = torch.ones(3)
+    with CountSyncs() as syncs:
+        assert bool((values.sum() < 4) & (values.max() > 0))
+        float(values[0])
+    assert syncs.count == 2
+
+
+def test_a_solve_and_its_gradient_read_the_device_once_in_ten_steps_and_at_the_end() -> None:
+    steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(tanh(0.8)(torch.float32))
+    assert 20 < steps < 1000
+    assert 20 < adjoint_steps < 1000
+    assert 1 <= reads <= steps // 10 + 2
+    assert 1 <= adjoint_reads <= adjoint_steps // 10 + 2
+
+
+def test_the_tables_of_cost_are_left_behind(tmp_path: Path, capsys) -> None:
+    sizes = ["--steps", "3", "6", "--products", "2", "4", "--repeats", "2"]
+    cost.main(["--cases", "tanh, radius 0.38", *sizes, "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    for row in ("| tanh, radius 0.38 |", "| tanh, radius 0.38, NeumannRBP(4) |", f"| {cost.SLOW} |"):
+        assert row in printed
+    rows = read(tmp_path / "cost.csv")
+    assert len(rows) == 2 * 3 * 2  # steps, NeumannRBP(2) and (4) and RBP, repeats
+    for row in rows:
+        assert all(float(row[part]) > 0 for part in ("seconds", "prepare", "step", "taped", "loss", "product"))
+    Image.open(tmp_path / "cost.png").verify()
+
+
+def test_a_case_whose_cost_needs_data_is_left_out(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RBP_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
+    with pytest.raises(UserError, match="No case could be timed"):
+        cost.main(["--cases", "graph network on Cora", "--out", str(tmp_path / "out")])
+    assert "graph network on Cora: left out." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--repeats", "1"], "--repeats=1"),
+        (["--steps", "1", "5"], "--steps=.* of at least 2"),
+        (["--products", "5", "5"], "--products=.*two different numbers"),
+    ],
+)
+def test_what_gives_no_spread_or_no_fit(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cost.main(arguments)
