@@ -1,58 +1,79 @@
-"""Memory that a computation needs at its peak."""
+"""The memory that a computation takes at its peak."""
 
+import gc
+import itertools
 import os
+from collections.abc import Callable
 from types import TracebackType
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at the first import of torch; two lines a recording else
+
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-# The profiler's library would print a line at each start and stop.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+from rbp_lightning.errors import UserError
 
 
 class PeakMemory:
-    """Most bytes that are allocated at a time within a block of code, beyond those before it, temporaries among them.
+    """Most bytes that are held at once within a block of code, temporaries included, beyond what was held before it.
 
-    It is what the device's allocator reports, by the profiler on a CPU. Python's own objects are not among it.
+    It is what the device's allocator says: CUDA's keeps the peak itself, and of a CPU's the profiler records every
+    allocation and release. A release of what was held before the block is not seen on a CPU.
 
     Args:
-        device: ``"cpu"`` or ``"cuda"``.
+        device: What is computed on, a CPU or a CUDA device.
 
     Attributes:
         bytes: The peak, once the block is left.
 
+    Raises:
+        UserError: If the device is another one.
+
     Example:
-        >>> with PeakMemory() as peak:
-        ...     _ = torch.zeros(1000).add(1), torch.zeros(2000).add_(1)  # two of the first size are freed but one
-        >>> peak.bytes
-        12000
+        >>> with PeakMemory(torch.device("cpu")) as peak:
+        ...     _ = torch.zeros(1000).add(1), torch.zeros(2000).add_(1)  # of the first size there are two, and then one
+        >>> peak.bytes // 1000
+        12
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: torch.device) -> None:
+        if device.type not in ("cpu", "cuda"):
+            raise UserError(f"PeakMemory: device={str(device)!r} is neither a CPU nor a CUDA device: give it one.")
         self.device = device
         self.bytes = 0
 
     def __enter__(self) -> "PeakMemory":
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-            self._before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
+        gc.collect()  # what is left of earlier computations would be released during this one
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
         else:
-            self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            self._profile.__enter__()  # type: ignore[no-untyped-call]
+            self._recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._recorded.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.device == "cuda":
-            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
             return
-        self._profile.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        events = self._profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-        allocated = 0
-        for event in sorted(events, key=lambda event: event.start_ns()):
-            if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
-                allocated += event.nbytes()  # negative where it is a release
-                self.bytes = max(self.bytes, allocated)
+        self._recorded.__exit__(kind, error, trace)
+        # The public events attribute memory to operators, after which the order of allocations and releases is lost.
+        events = self._recorded.profiler.kineto_results.events()
+        memory = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
+        self.bytes = max(itertools.accumulate((event.nbytes() for event in memory), initial=0))
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that a computation holds at once, as ``PeakMemory`` measures them.
+
+    Args:
+        run: The computation. On CUDA the first one allocates workspaces that stay, so run it once before.
+        device: What it computes on, a CPU or a CUDA device.
+    """
+    with PeakMemory(device) as peak:
+        run()
+    return peak.bytes

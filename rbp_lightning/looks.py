@@ -10,12 +10,12 @@ class Looks:
     """Says at which steps an iteration reads its residual off the device, each of which waits for it.
 
     That is every so many steps, and earlier where the decline of the residual so far promises that it will have
-    converged by then; the decline is first looked at after a third of so many. There are at most two looks more than one
-    in so many steps.
+    converged by then; the decline is first looked at after a third of so many. Beyond one in so many steps there are at
+    most two looks.
 
     Args:
         every: Steps between two looks.
-        tol: Residual at which a sample has converged; 0 asks for no look at all, and for residuals ever more rarely.
+        tol: Residual at which a sample has converged; 0 asks for no look at all.
 
     Example:
         >>> looks = Looks(every=10, tol=1e-4)
@@ -50,7 +50,6 @@ class Looks:
         rounds = (step - self._first) // self.every + 1
         self._next = self._first + rounds * self.every
         if self.tol == 0:
-            self._next = 2 * step
             return False
         left = _steps_left(self._before, before, self.tol)
         self._count += 1

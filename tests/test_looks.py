@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.host_syncs import CountSyncs
 from rbp_lightning import RBP, Picard
 from rbp_lightning.looks import Looks
-from tests.solvers.test_picard import CountSyncs
 
 
 def steps_and_looks(residuals: list[torch.Tensor], every: int, tol: float) -> tuple[int | None, int]:

@@ -2,8 +2,8 @@
 
 Runs associative memory, document classification and hyperparameter optimisation by the five estimators and several
 seeds, and writes a report with tables, pictures, and each finding of the paper beside what was measured. Finished runs
-are kept in CSV files, one a domain, and not done again unless the config changed: an interrupted report goes on where it
-was. Delete them when the code did change.
+are kept in CSV files, one a domain, and not done again unless the config changed, so that what was interrupted goes on
+where it was. Delete them when the code did change.
 """
 
 import argparse
@@ -54,19 +54,20 @@ def report(found: dict[str, list[Row]], command: str, folder: Path) -> str:
         folder: Where the pictures go.
     """
     minutes = sum(float(row["minutes"]) for rows in found.values() for row in rows)
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread(s), torch"
+    machine = f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} {platform.machine()} cores"
+    machine += f", torch {torch.__version__}"
     lines = [
         "# The paper's experiments again",
         "",
-        f"`{command}`: {sum(map(len, found.values()))} runs took {minutes:.0f} minutes, on {machine} {torch.__version__}.",
+        f"`{command}`: {sum(map(len, found.values()))} runs took {minutes:.0f} minutes in all, on {machine}.",
         "",
     ]
     findings: list[Finding] = [finding for name, rows in found.items() for finding in DOMAINS[name].findings(rows)]
     lines += [
         "## Findings",
         "",
-        "The paper is Liao et al., ICML 2018. Two estimators differ where Welch's t-test over the seeds says so, at a level "
-        "of 5%; no correction is made for the number of comparisons. *Cannot be told* is where they do not differ.",
+        "The paper is Liao et al., ICML 2018. Two estimators differ where Welch's t-test over the seeds says so, at a "
+        "level of 5%, uncorrected for the number of comparisons. *Cannot be told* is where they do not differ.",
         "",
         table(findings),
         "",

@@ -38,7 +38,7 @@ def run(keys: Row) -> Measured:
 
     Returns:
         What ``MEASURED`` names: last training loss, percent of wrong pixels at each level, median seconds of an
-        epoch, loss curve, and a corrupted image of each level with what is recalled from it, bits in hexadecimal digits.
+        epoch, loss curve, and a corrupted image of each level with what is recalled from it, in hexadecimal digits.
     """
     curve = Curve("train/loss")
     arguments = [f"--data.corruption_seed={keys['seed']}", "--trainer.limit_val_batches=0"]
@@ -123,8 +123,9 @@ def section(rows: list[Row], folder: Path) -> str:
     bands(curves, folder / "memory_curves.png", "training, in percent", "training loss", "log")
     _draw_recall(rows, folder / "memory_recall.png")
     estimators = list(dict.fromkeys(row["estimator"] for row in rows))
-    return f"""Ten binarised images are stored, clean, and recalled from images of which a share of the on pixels is erased, twenty
-times each. Wrong pixels in percent, mean and standard deviation over the seeds; an estimator warns once an epoch at most.
+    return f"""Ten binarised images are stored, clean, and recalled from images of which a share of the on pixels is
+erased, twenty times each. Wrong pixels in percent, mean and standard deviation over the seeds; an estimator warns once
+an epoch at most.
 
 {_table(rows, estimators)}
 
@@ -134,7 +135,8 @@ times each. Wrong pixels in percent, mean and standard deviation over the seeds;
 
 ![Recall against truncation steps and corruption](memory_recall.png)
 
-*One digit at several levels of corruption, and what the networks of seed 0 recall from it. BPTT has no truncation steps.*"""
+*One digit at several levels of corruption, and what the networks of seed 0 recall from it. BPTT has no truncation
+steps.*"""
 
 
 def findings(rows: list[Row]) -> list[Finding]:

@@ -95,8 +95,8 @@ def section(rows: list[Row], folder: Path) -> str:
         for config in configs
     }
     bands(curves, folder / "documents_differences.png", "step t", "||h_t - h_(t-1)||", "log", steps=True)
-    return f"""1% of the nodes are labelled, features are principal components, states go through gated propagation. Test accuracy of
-the checkpoint with the best validation accuracy, mean and standard deviation over the seeds:
+    return f"""1% of the nodes are labelled, features are principal components, states go through gated propagation.
+Test accuracy of the checkpoint with the best validation accuracy, mean and standard deviation over the seeds:
 
 {accuracy_table(rows, configs, estimators)}
 

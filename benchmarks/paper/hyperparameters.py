@@ -33,11 +33,11 @@ class WatchMemory(Watch):
 
     peak: PeakMemory
 
-    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         """Begins to measure."""
-        super().on_train_batch_start(trainer, *arguments)
+        super().on_train_batch_start(trainer, pl_module, *arguments)
         if trainer.current_epoch == trainer.max_epochs - 1:  # type: ignore[operator]
-            self.peak = PeakMemory().__enter__()
+            self.peak = PeakMemory(pl_module.device).__enter__()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         """Ends it."""
@@ -120,8 +120,8 @@ def section(rows: list[Row], folder: Path) -> str:
     bands(curves, folder / "hyperparameters_curves.png", "outer steps, in percent", "outer loss", "log")
     _draw_cost(rows, folder / "hyperparameters_cost.png")
     estimators = list(dict.fromkeys(row["estimator"] for row in rows))
-    return f"""A learning rate and a momentum of each tensor are learned by the hypergradient through a training by SGD. The adjoint
-equation is set up at one minibatch. Mean and standard deviation over the seeds:
+    return f"""A learning rate and a momentum of each tensor are learned by the hypergradient through a training by SGD.
+The adjoint equation is set up at one minibatch. Mean and standard deviation over the seeds:
 
 {_table(rows, estimators)}
 

@@ -2,22 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.host_syncs import CountSyncs
 from rbp_lightning import Picard, Status
 from rbp_lightning.fixed_point import ConvergenceTest
-
-
-class CountSyncs(TorchDispatchMode):
-    """Counts reads of a tensor's value, each of which waits for the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func == torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
 
 
 def run(update, start, solver, batch_dims=0):

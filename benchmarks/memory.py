@@ -1,0 +1,186 @@
+"""Memory of a training step by each estimator: ``python -m benchmarks.memory --help``.
+
+Measures the most bytes that the allocator has out at once during a solve and its backward pass, temporaries included,
+against the number of steps of the solve, and against the number of terms of ``TBPTT`` and ``NeumannRBP``; then those of
+one training step on Cora in the paper's setting, where the data are found. Prints the tables, and leaves a CSV file and
+a picture.
+"""
+
+import argparse
+import csv
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+
+from benchmarks.peak_memory import peak_bytes
+from benchmarks.peers.cases import CASES
+from datamodules import CitationGraph
+from models import CitationGNN, GRUPropagation
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, ConvergenceWarning, GradientEstimator, NeumannRBP, Picard
+from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.errors import UserError
+
+CORA = Path(__file__).parents[1] / "configs/paper/cora.yaml"
+"""The config that the training step on Cora is taken from."""
+
+RELEASED_CODE = 2.5e9
+"""Bytes of the paper's released code for that step, which tapes all of it."""
+
+ESTIMATORS: dict[str, Callable[[Picard], GradientEstimator]] = {
+    "BPTT": lambda solver: BPTT(solver),
+    "TBPTT(20)": lambda solver: TBPTT(min(20, solver.max_steps), solver),
+    "RBP": lambda solver: RBP(solver=solver),
+    "NeumannRBP(20)": lambda solver: NeumannRBP(20, solver),
+    "CGRBP": lambda solver: CGRBP(solver=solver),
+}
+
+Peaks = dict[str, dict[int, int]]
+"""Of each estimator, bytes by the number of steps or terms."""
+
+
+def solve_peak(estimator: GradientEstimator, device: torch.device) -> int:
+    """Peak bytes of a solve of a fully connected cell, 64 samples of 256 units, and of its gradient.
+
+    Args:
+        estimator: What does it.
+        device: Where.
+    """
+    case = CASES["tanh, radius 0.93"](torch.float32)
+    prepared = tuple(one.to(device) for one in case.prepare(*case.parameters))
+    start = case.start.to(device)
+
+    def run() -> None:
+        state = estimator(case.update(prepared), start, batch_dims=case.batch_dims).state
+        torch.autograd.grad(case.loss(state), prepared)
+
+    return peak_bytes(run, device)
+
+
+def training_peaks(config: Path, device: torch.device) -> dict[str, int]:
+    """Peak bytes of a training step by each estimator: loss, gradient and the optimiser's step.
+
+    Args:
+        config: Path of the config that names model, data and solver.
+        device: Where.
+
+    Raises:
+        UserError: If a file of the data is missing.
+    """
+    settings = yaml.safe_load(config.read_text())
+    cell = GRUPropagation(**settings["model"]["init_args"].pop("cell")["init_args"])
+    model, data = CitationGNN(cell, **settings["model"]["init_args"]), CitationGraph(**settings["data"]["init_args"])
+    data.prepare_data()
+    data.setup("fit")
+    model, graph = model.to(device), data.graph.to(device)
+    optimizer = model.configure_optimizers()
+    solver = Picard(**settings["estimator"]["init_args"]["solver"]["init_args"])
+
+    def run() -> None:
+        optimizer.zero_grad()
+        model.training_step(graph, 0).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    model.estimator = NeumannRBP(0, Picard(2, 0.0))
+    run()  # makes what stays: the propagation matrix, and the optimiser's averages
+    peaks = {}
+    for name, make in ESTIMATORS.items():
+        model.estimator = make(solver)
+        optimizer.zero_grad()
+        peaks[name] = peak_bytes(run, device)
+    return peaks
+
+
+def mebibytes(count: float) -> str:
+    """Lays a number of bytes out."""
+    return f"{count / 2**20:.2f}"
+
+
+def table(title: str, peaks: Peaks) -> str:
+    """Lays peaks out as Markdown in MiB, a row each estimator."""
+    columns = list(next(iter(peaks.values())))
+    lines = [f"| {title} | {' | '.join(f'{one:,}' for one in columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(mebibytes(row[one]) for one in columns)} |" for name, row in peaks.items()]
+    return "\n".join(lines)
+
+
+def training_table(peaks: dict[str, int]) -> str:
+    """Lays the peaks of a training step out as Markdown."""
+    lines = ["| training step on Cora | peak MiB | share of BPTT's | share of 2.5 GB |", "|---" * 4 + "|"]
+    for name, peak in peaks.items():
+        shares = f"{100 * peak / peaks['BPTT']:.1f} % | {100 * peak / RELEASED_CODE:.2f} %"
+        lines.append(f"| {name} | {mebibytes(peak)} | {shares} |")
+    return "\n".join(lines)
+
+
+def plot(by_steps: Peaks, by_terms: Peaks, path: Path) -> None:
+    """Draws both dependences into a PNG file."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    kinds = [name.partition("(")[0] for name in by_steps]
+    labels = "steps of the forward solve", "steps that are taped, or products with the Jacobian"
+    for panel, label, peaks in zip(panels, labels, (by_steps, by_terms), strict=True):
+        for name, row in peaks.items():
+            color = f"C{kinds.index(name.partition('(')[0])}"
+            heights = [peak / 2**20 for peak in row.values()]
+            panel.loglog(list(row), heights, "o-", markersize=3, label=name, color=color)
+        panel.set_xlabel(label, fontsize=9)
+        panel.legend(fontsize=8)
+    panels[0].set_ylabel("peak MiB of a solve and its gradient", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Measures, prints the tables, and leaves CSV file and picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    steps, terms = [10, 30, 100, 300, 1000, 3000, 10000], [10, 20, 50, 100, 200]
+    parser.add_argument("--steps", nargs="+", type=int, default=steps, help="steps of the forward solve")
+    parser.add_argument("--terms", nargs="+", type=int, default=terms, help="terms of TBPTT and NeumannRBP")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
+    parser.add_argument("--out", type=Path, default=Path("logs/memory"), help="folder to write to")
+    options = parser.parse_args(args)
+    for name, least in (("steps", 2), ("terms", 1)):
+        if min(getattr(options, name)) < least:
+            raise UserError(f"--{name}={min(getattr(options, name))} must be at least {least}.")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device=cuda: PyTorch finds no CUDA device here; take cpu.")
+    device = torch.device(options.device)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", ".*`self.trainer` reference is not registered")
+        solve_peak(NeumannRBP(), device)  # makes the workspaces of products
+        by_steps = {
+            name: {steps: solve_peak(make(Picard(steps, 0.0)), device) for steps in options.steps}
+            for name, make in ESTIMATORS.items()
+        }
+        print(table("peak MiB, by steps of the solve", by_steps), flush=True)
+        solver = Picard(max(2, *options.terms), 0.0)
+        by_terms = {
+            "TBPTT": {terms: solve_peak(TBPTT(terms, solver), device) for terms in options.terms},
+            "NeumannRBP": {terms: solve_peak(NeumannRBP(terms, solver), device) for terms in options.terms},
+        }
+        print("\n" + table(f"peak MiB, by terms; {solver.max_steps} steps", by_terms), flush=True)
+        training: dict[str, int] = {}
+        try:
+            training = training_peaks(CORA, device)
+            print("\n" + training_table(training))
+        except UserError as reason:  # the data are not there
+            print(f"training step on Cora: left out. {reason}", file=sys.stderr)
+    rows = [["steps of the solve", name, one, peak] for name, row in by_steps.items() for one, peak in row.items()]
+    rows += [["terms", name, one, peak] for name, row in by_terms.items() for one, peak in row.items()]
+    rows += [["training step on Cora", name, "", peak] for name, peak in training.items()]
+    with (options.out / "memory.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["by", "estimator", "number", "bytes"], *rows])
+    plot(by_steps, by_terms, options.out / "memory.png")
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,80 @@
+"""What a training step consists of, and how long that takes."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.peers.cases import Case
+from rbp_lightning import GradientEstimator
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of what any implementation must do.
+
+    Attributes:
+        prepare: What a step uses is made from the parameters, on the tape.
+        step: One application of the update, without a tape.
+        taped: One application on the tape.
+        loss: The loss, and its gradient with respect to the fixed point.
+        product: One product with the transposed Jacobian, through the taped step.
+        parameters: The product of the adjoint with the taped step's derivative by the parameters, through what was
+            prepared.
+    """
+
+    prepare: float
+    step: float
+    taped: float
+    loss: float
+    product: float
+    parameters: float
+
+    @property
+    def once(self) -> float:
+        """What comes once, beyond T steps and K products; one of the T steps is the taped one."""
+        return self.prepare + self.taped - self.step + self.loss + self.parameters
+
+    def total(self, steps: int, products: int) -> float:
+        """Seconds of a training step that does nothing else."""
+        return steps * self.step + products * self.product + self.once
+
+
+def timed_parts(case: Case, steps: int, products: int) -> Parts:
+    """Does a training step by hand, and times its parts.
+
+    Args:
+        case: The network.
+        steps: T, at least 2.
+        products: K, at least 1. They are not summed: the sum is a part of the estimator.
+    """
+    laps = [time.perf_counter()]
+    prepared = case.prepare(*case.parameters)
+    laps.append(time.perf_counter())
+    with torch.no_grad():
+        state = case.start
+        for _ in range(steps - 1):
+            state = case.step(state, *prepared)
+    laps.append(time.perf_counter())
+    state.requires_grad_()
+    following = case.step(state, *prepared)
+    laps.append(time.perf_counter())
+    found = following.detach().requires_grad_()
+    (cotangent,) = torch.autograd.grad(case.loss(found), found)
+    laps.append(time.perf_counter())
+    for _ in range(products):
+        (cotangent,) = torch.autograd.grad(following, state, cotangent, retain_graph=True)
+    laps.append(time.perf_counter())
+    torch.autograd.grad(following, case.parameters, cotangent)
+    laps.append(time.perf_counter())
+    counts = (1, steps - 1, 1, 1, products, 1)
+    return Parts(*((after - before) / count for before, after, count in zip(laps, laps[1:], counts, strict=False)))
+
+
+def timed_whole(case: Case, estimator: GradientEstimator) -> float:
+    """Seconds of a solve and its gradient by an estimator."""
+    begin = time.perf_counter()
+    update = case.update(case.prepare(*case.parameters))
+    state = estimator(update, case.start, batch_dims=case.batch_dims).state
+    torch.autograd.grad(case.loss(state), case.parameters)
+    return time.perf_counter() - begin
