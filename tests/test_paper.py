@@ -24,10 +24,10 @@ SHORT = {
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The quick mode with trainings of few epochs, and logs elsewhere."""
-    for domain, short in SHORT.items():
+    for domain, own in SHORT.items():
         logs = [f"--trainer.logger.save_dir={tmp_path}/logs"] if domain is documents else []
-        scale = replace(domain.QUICK, overrides=[*domain.QUICK.overrides, *short, *logs, "--trainer.accelerator=cpu"])
-        monkeypatch.setattr(domain, "QUICK", scale)
+        overrides = [*domain.QUICK.overrides, *own, *logs, "--trainer.accelerator=cpu"]
+        monkeypatch.setattr(domain, "QUICK", replace(domain.QUICK, overrides=overrides))
 
 
 def run(folder: Path, *options: str) -> str:
@@ -63,8 +63,7 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
     kept.write_text("".join(rows))
     asked = []
     monkeypatch.setattr(hyperparameters, "run", lambda keys: asked.append(keys) or _measured(kept, last))
-    monkeypatch.delattr(associative_memory, "run")
-    monkeypatch.setattr(associative_memory, "run", None, raising=False)
+    monkeypatch.setattr(associative_memory, "run", None)
     assert run(tmp_path, "--domains", "associative_memory", "hyperparameters").count("\n") == report.count("\n")
     assert [keys["estimator"] for keys in asked] == ["CGRBP:100"]
 
@@ -72,10 +71,8 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
 def _measured(path: Path, line: str) -> dict[str, str]:
     with path.open(newline="") as file:
         fields = next(csv.reader(file))
-    return {name: value for name, value in zip(fields, next(csv.reader([line])), strict=True) if name in MEASURED}
-
-
-MEASURED = hyperparameters.MEASURED
+    row = dict(zip(fields, next(csv.reader([line])), strict=True))
+    return {name: row[name] for name in hyperparameters.MEASURED}
 
 
 @pytest.mark.usefixtures("short")
