@@ -2,9 +2,9 @@
 
 The update is compiled, or ten of its steps as one function, in which case its taped step is compiled too; estimators
 keep out of the compiler themselves. A forward solve of a fixed number of steps and its gradient by ``NeumannRBP`` are
-timed in turn with the update as it is. Under autocast to bfloat16 the gradient is compared with the exact one in
-float64, beside one whose adjoint was summed up in bfloat16, too. On a CUDA device a table says how near a step is to
-what the device's launches and memory allow.
+timed in turn with the update as it is; where no graph was compiled, as of sparse tensors, that is what ran. Under
+autocast to bfloat16 the gradient is compared with the exact one in float64, beside one whose adjoint was summed up in
+bfloat16, too. On a CUDA device a table says how near a step is to what the device's launches and memory allow.
 """
 
 import argparse
