@@ -1,4 +1,4 @@
-"""The networks that methods are compared on."""
+"""The networks that methods are compared on, made on PyTorch's default device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,9 +54,14 @@ class Case:
 
 
 def _drawn(seed: int, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """Random numbers that are the same in every precision."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+    """Random numbers that are the same in every precision and on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        numbers = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers.to(torch.get_default_device(), dtype)
+
+    return randn
 
 
 def tanh(scale: float) -> Callable[[torch.dtype], Case]:
@@ -102,9 +107,10 @@ def hopfield(dtype: torch.dtype) -> Case:
 def cora(dtype: torch.dtype) -> Case:
     """A contractive graph network with 64 units on Cora: Z <- relu(A Z W) + X U, where W has norm 0.9."""
     data = CitationGraph(name="Cora")
-    data.prepare_data()
-    data.setup("fit")
-    prepared = PreparedGraph(data.graph, "symmetric", dtype)
+    with torch.device("cpu"):
+        data.prepare_data()
+        data.setup("fit")
+    prepared = PreparedGraph(data.graph.to(torch.get_default_device()), "symmetric", dtype)
     randn = _drawn(0, dtype)
     weight = 0.9 * torch.linalg.qr(randn(64, 64).double())[0].to(dtype)
     inject = 0.3 * randn(data.graph.num_features, 64)

@@ -1,0 +1,1 @@
+"""What torch.compile and mixed precision do to a solve and its gradient."""

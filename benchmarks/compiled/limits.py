@@ -1,0 +1,88 @@
+"""How far a step of an update is from what a device allows: its launches, and the bytes that it has to move."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+
+@dataclass(frozen=True)
+class StepLimits:
+    """The time of a step and what bounds it from below.
+
+    Attributes:
+        kernels: Kernels that a step launches.
+        seconds: Time of a step.
+        launching: Time that its launches take, one after another.
+        moving: Time that reading the weights and the state once, and writing the state, takes.
+    """
+
+    kernels: int
+    seconds: float
+    launching: float
+    moving: float
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for what a device has been given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_per_call(run: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Mean time of a call of many without a wait between them, after some to warm up."""
+    for _ in range(3):
+        run()
+    synchronize(device)
+    begin = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronize(device)
+    return (time.perf_counter() - begin) / calls
+
+
+def launch_seconds(device: torch.device, calls: int = 2000) -> float:
+    """Time of launching a kernel that does next to nothing."""
+    number = torch.zeros((), device=device)
+    return seconds_per_call(lambda: number.add_(1), device, calls)
+
+
+def bytes_per_second(device: torch.device, size: int = 2**30) -> float:
+    """Bandwidth of a copy, bytes read and bytes written together.
+
+    Args:
+        device: The device.
+        size: Bytes to copy: many more than its caches hold.
+    """
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / seconds_per_call(lambda: target.copy_(source), device, 10)
+
+
+def kernels_of(run: Callable[[], object]) -> int:
+    """How many kernels a call launches on the CUDA device."""
+    run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        run()
+        torch.cuda.synchronize()
+    return sum(event.device_type.name == "CUDA" for event in profiled.events())
+
+
+def step_limits(step: Callable[..., Tensor], state: Tensor, prepared: Sequence[Tensor], calls: int = 200) -> StepLimits:
+    """Measures a step on the CUDA device that its state is on.
+
+    Args:
+        step: F, from a state and what was prepared to the next state.
+        state: The state.
+        prepared: What it reads besides, such as weights.
+        calls: How many steps to take the mean time of.
+    """
+    with torch.no_grad():
+        moved = sum(tensor.nbytes for tensor in prepared) + 2 * state.nbytes
+        kernels = kernels_of(lambda: step(state, *prepared))
+        seconds = seconds_per_call(lambda: step(state, *prepared), state.device, calls)
+    return StepLimits(kernels, seconds, kernels * launch_seconds(state.device), moved / bytes_per_second(state.device))

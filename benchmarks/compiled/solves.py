@@ -1,0 +1,103 @@
+"""Solves whose steps may be compiled or under autocast, and their gradients."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers.cases import Case
+from benchmarks.peers.measure import gradient
+from rbp_lightning import NeumannRBP, Picard, WarmStart
+from rbp_lightning.fixed_point import ConvergenceTest
+from rbp_lightning.pytree import State
+from rbp_lightning.solvers import FixedPointSolver, Update
+
+STEPS, PRODUCTS = 61, 20
+ENOUGH = 1000
+"""Steps and products after which little but rounding is left."""
+
+Step = Callable[..., Tensor]
+
+
+class TenAtATime(FixedPointSolver):
+    """Picard iteration whose steps are taken ten at a time, and the last ones by themselves.
+
+    Args:
+        ten_steps: Ten applications of the update.
+        max_steps: Number of steps.
+    """
+
+    def __init__(self, ten_steps: Update, max_steps: int) -> None:
+        super().__init__(max_steps, tol=0)
+        self.ten_steps = ten_steps
+
+    def iterate(self, update: Update, state: State, max_steps: int, test: ConvergenceTest) -> tuple[State, int]:
+        """Applies the update; the estimator's taped step is the one that is observed."""
+        for _ in range(max_steps // 10):
+            state = self.ten_steps(state)
+        for _ in range(max_steps % 10):
+            state = update(state)
+        return state, max_steps
+
+
+def ten(step: Step) -> Step:
+    """Ten steps as one function."""
+
+    def ten_steps(state: Tensor, *prepared: Tensor) -> Tensor:
+        for _ in range(10):
+            state = step(state, *prepared)
+        return state
+
+    return ten_steps
+
+
+def solved(
+    case: Case,
+    step: Step,
+    ten_steps: Step | None = None,
+    low: bool = False,
+    steps: int = STEPS,
+    products: int = PRODUCTS,
+    warm_start: WarmStart | None = None,
+) -> Tensor:
+    """The gradient of a case's loss by ``NeumannRBP``.
+
+    Args:
+        case: The case.
+        step: Its step, compiled or not.
+        ten_steps: Ten of its steps, or ``None``.
+        low: Whether to compute under autocast to bfloat16.
+        steps: Steps of the forward solve.
+        products: Products of the adjoint.
+        warm_start: Keeps the adjoint.
+    """
+    with torch.autocast(case.start.device.type, torch.bfloat16, enabled=low):
+        prepared = case.prepare(*case.parameters)
+        solver: FixedPointSolver = Picard(steps, tol=0)
+        if ten_steps is not None:
+            solver = TenAtATime(lambda state: ten_steps(state, *prepared), steps)
+        estimator = NeumannRBP(products, solver)
+        fixed_point = estimator(
+            lambda state: step(state, *prepared), case.start, batch_dims=case.batch_dims, warm_start=warm_start
+        )
+    return gradient(case, fixed_point.state.float())
+
+
+def summed_in_bfloat16(case: Case) -> Tensor:
+    """The same under autocast, but with the adjoint kept and summed up in bfloat16."""
+    with torch.autocast(case.start.device.type, torch.bfloat16):
+        prepared = case.prepare(*case.parameters)
+        state = case.start
+        with torch.no_grad():
+            for _ in range(ENOUGH - 1):
+                state = case.step(state, *prepared)
+        state = state.detach().requires_grad_()
+        following = case.step(state, *prepared)
+    final = following.detach().float().requires_grad_()
+    term = adjoint = torch.autograd.grad(case.loss(final), final)[0].bfloat16()
+    for _ in range(ENOUGH):
+        (term,) = torch.autograd.grad(following, state, term.to(following.dtype), retain_graph=True)
+        term = term.bfloat16()
+        adjoint = adjoint + term
+    leaves = torch.autograd.grad(following, case.parameters, adjoint.to(following.dtype))
+    return torch.cat([leaf.flatten() for leaf in leaves])
