@@ -73,13 +73,34 @@ def test_command(command: str, checkout: Path, request) -> None:
     assert run(python_command(command) + small, checkout, environment)
 
 
-def test_own_estimator_on_the_command_line(checkout: Path) -> None:
-    (example,) = [block for block in blocks("python") if "class DampedNeumann" in block]
-    (checkout / "my_estimators.py").write_text(example)
-    (options,) = re.findall(r"`(--estimator my_estimators[^`]*)`", README)
+OWN = {"my_estimators": "class DampedNeumann", "my_solvers": "class Damped(", "my_cells": "class HalfOfTheMean"}
+OWN["my_graphs"] = "class TwoGroups"
+
+
+def own_options(checkout: Path, *names: str) -> str:
+    """Puts classes of the README into files as it says, and returns the options that it names with them."""
+    found = []
+    for name in names:
+        (example,) = [block for block in blocks("python") if OWN[name] in block]
+        assert len(example.splitlines()) < 20
+        (checkout / f"{name}.py").write_text(example)
+        (options,) = re.findall(rf"`(--\S+ {name}\.[^`]*)`", README)
+        found.append(options)
+    return " ".join(found)
+
+
+def test_own_estimator_and_solver_on_the_command_line(checkout: Path) -> None:
+    options = own_options(checkout, "my_estimators", "my_solvers")
     command = "python train.py fit --config configs/hopfield.yaml " + options
-    environment = {**os.environ, "PYTHONPATH": "."}
-    run([*python_command(command), *SMALL], checkout, environment)
+    run([*python_command(command), *SMALL], checkout, {**os.environ, "PYTHONPATH": "."})
+
+
+def test_own_cell_and_graph_on_the_command_line(checkout: Path) -> None:
+    options = own_options(checkout, "my_cells", "my_graphs")
+    command = f"python train.py fit --config configs/cora.yaml {options} --trainer.max_epochs=30"
+    printed = run(python_command(command), checkout, {**os.environ, "PYTHONPATH": "."})
+    (accuracy,) = re.findall(r"^val/accuracy: (.*)$", printed, re.MULTILINE)
+    assert float(accuracy) > 0.9  # the groups are told apart
 
 
 def test_own_hyperparameter_on_the_command_line(checkout: Path) -> None:
