@@ -95,8 +95,14 @@ def test_own_estimator_and_solver_on_the_command_line(checkout: Path) -> None:
     run([*python_command(command), *SMALL], checkout, {**os.environ, "PYTHONPATH": "."})
 
 
-def test_own_cell_and_graph_on_the_command_line(checkout: Path) -> None:
-    options = own_options(checkout, "my_cells", "my_graphs")
+def test_own_cell_on_the_command_line(checkout: Path, data_dir: str) -> None:
+    options = own_options(checkout, "my_cells")
+    command = f"python train.py fit --config configs/cora.yaml {options} --trainer.max_epochs=2"
+    run(python_command(command), checkout, {**os.environ, "PYTHONPATH": ".", "RBP_DATA_DIR": data_dir})
+
+
+def test_own_graph_on_the_command_line(checkout: Path) -> None:
+    options = own_options(checkout, "my_graphs")
     command = f"python train.py fit --config configs/cora.yaml {options} --trainer.max_epochs=30"
     printed = run(python_command(command), checkout, {**os.environ, "PYTHONPATH": "."})
     (accuracy,) = re.findall(r"^val/accuracy: (.*)$", printed, re.MULTILINE)
