@@ -11,7 +11,7 @@ class Looks:
 
     That is every so many steps, and earlier where the decline of the residual so far promises that it will have
     converged by then; the decline is first looked at after a third of so many. Beyond one in so many steps there are at
-    most two looks.
+    most three looks, two of them where a promise was broken.
 
     Args:
         every: Steps between two looks.
@@ -53,11 +53,11 @@ class Looks:
             return False
         left = _steps_left(self._before, before, self.tol)
         self._count += 1
-        if left > 0 and self._count <= rounds:
+        if left > 0 and self._count <= rounds + 1:
             promised = step + math.ceil(min(left, self.every))
             if promised < self.every:  # the first steps often decline faster than the later ones
                 promised = min(step + math.ceil(1.25 * left), self.every)
-            self._next = min(self._next, promised)
+            self._next = promised
         return left == 0
 
 

@@ -183,9 +183,9 @@ def test_a_solve_and_its_gradient_read_the_device_once_in_ten_steps_and_at_the_e
     steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(tanh(0.8)(torch.float32))
     assert 20 < steps < 1000
     assert 20 < adjoint_steps < 1000
-    # Two looks more, and the verdict or the report at the end.
-    assert 1 <= reads <= steps // 10 + 3
-    assert 1 <= adjoint_reads <= adjoint_steps // 10 + 3
+    # Three looks more, and the verdict or the report at the end.
+    assert 1 <= reads <= steps // 10 + 4
+    assert 1 <= adjoint_reads <= adjoint_steps // 10 + 4
 
 
 def test_the_tables_of_cost_are_left_behind(tmp_path: Path, capsys) -> None:

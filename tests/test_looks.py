@@ -27,7 +27,7 @@ def test_a_geometric_decline_is_seen_to_end_at_once(rate: float, every: int, tol
     residuals = [torch.tensor(rate**step, dtype=torch.float64) for step in range(1, first + every + 1)]
     stopped, count = steps_and_looks(residuals, every, tol)
     assert stopped is not None
-    # Before the first ``every`` steps there is one look, or two; rounding can make the extrapolation a step too long.
+    # Rounding can make the extrapolation a step too long.
     assert first <= stopped <= max(first + 1, every)
     assert count <= stopped // every + 2
 
@@ -40,7 +40,7 @@ FIGURES = st.sampled_from([0.0, 0.4, 0.6, 3.0, float("inf"), float("nan")])
 def test_whatever_the_residuals_do_it_stops_in_time_and_looks_rarely(residuals: list, every: int) -> None:
     stopped, count = steps_and_looks([torch.tensor(both) for both in residuals], every, tol=0.5)
     done = [all(figure <= 0.5 or not math.isfinite(figure) for figure in both) for both in residuals]
-    assert count <= len(residuals) // every + 2
+    assert count <= len(residuals) // every + 3
     if stopped is not None:
         assert done[stopped - 1]
     else:
@@ -58,7 +58,7 @@ def test_recurrent_back_propagation_reads_the_device_once_in_ten_steps_and_stops
     with CountSyncs() as syncs:
         state.sum().backward()
     assert estimator.adjoint.steps == 20  # 0.5^20 is the first below 1e-6
-    assert syncs.count <= 20 // 10 + 3  # and the report
+    assert syncs.count <= 20 // 10 + 3  # the report among them
 
 
 def test_an_easy_problem_is_done_before_the_tenth_step() -> None:
