@@ -1,5 +1,6 @@
 """Every command and example of the README is run."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -174,6 +175,14 @@ def test_ci_runs_the_two_commands() -> None:
     made = [command for command in COMMANDS if command.startswith("make ")]
     assert made == ["make demo", "make test"]
     assert set(made) <= set(script)
+
+
+def test_every_benchmark_that_is_named_exists() -> None:
+    report = (ROOT / "benchmarks" / "paper" / "REPORT.md").read_text()
+    named = set(re.findall(r"python -m (benchmarks\.\w+)", DOCS + report))
+    assert {"benchmarks.peers", "benchmarks.paper", "benchmarks.memory", "benchmarks.cost"} <= named
+    for module in (*named, "benchmarks.peers.__main__"):
+        assert importlib.util.find_spec(module) is not None, module
 
 
 def test_the_recall_benchmark(tmp_path: Path) -> None:

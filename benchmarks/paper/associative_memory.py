@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.citation import label
 from benchmarks.finished_runs import Row, mean_and_spread
 from benchmarks.paper.findings import Finding, best_of_all, less
-from benchmarks.paper.plots import bands
+from benchmarks.paper.plots import bands, curves_at
 from benchmarks.paper.runs import Curve, Measured, Scale, fit, truncated, watched
 
 NAME = "Associative memory"
@@ -113,14 +113,7 @@ def section(rows: list[Row], folder: Path) -> str:
         rows: The runs.
         folder: Where the pictures go.
     """
-    curves = {
-        f"{steps} steps": {
-            name: [row["curve"] for row in rows if row["estimator"] in (name, f"{name}:{steps}")]
-            for name in ("BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP")
-        }
-        for steps in STEPS
-    }
-    bands(curves, folder / "memory_curves.png", "training, in percent", "training loss", "log")
+    bands(curves_at(STEPS, rows), folder / "memory_curves.png", "training, in percent", "training loss", "log")
     _draw_recall(rows, folder / "memory_recall.png")
     estimators = list(dict.fromkeys(row["estimator"] for row in rows))
     return f"""Ten binarised images are stored, clean, and recalled from images of which a share of the on pixels is

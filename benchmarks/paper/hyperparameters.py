@@ -12,7 +12,7 @@ from benchmarks.citation import label
 from benchmarks.finished_runs import Row, mean_and_spread
 from benchmarks.hypergradient import Watch, accuracy
 from benchmarks.paper.findings import Finding, best_of_all, less
-from benchmarks.paper.plots import bands
+from benchmarks.paper.plots import bands, curves_at
 from benchmarks.paper.runs import Curve, Measured, Scale, fit, truncated, watched
 from benchmarks.peak_memory import PeakMemory
 
@@ -110,14 +110,7 @@ def section(rows: list[Row], folder: Path) -> str:
         rows: The runs.
         folder: Where the pictures go.
     """
-    curves = {
-        f"{steps} steps": {
-            name: [row["curve"] for row in rows if row["estimator"] in (name, f"{name}:{steps}")]
-            for name in ("BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP")
-        }
-        for steps in STEPS
-    }
-    bands(curves, folder / "hyperparameters_curves.png", "outer steps, in percent", "outer loss", "log")
+    bands(curves_at(STEPS, rows), folder / "hyperparameters_curves.png", "outer steps, in percent", "outer loss", "log")
     _draw_cost(rows, folder / "hyperparameters_cost.png")
     estimators = list(dict.fromkeys(row["estimator"] for row in rows))
     return f"""A learning rate and a momentum of each tensor are learned by the hypergradient through a training by SGD.

@@ -5,7 +5,23 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.finished_runs import ESTIMATORS, Row
 from benchmarks.paper.runs import curve_of
+
+
+def curves_at(steps: list[int], rows: list[Row]) -> dict[str, dict[str, list[str]]]:
+    """The curves of runs, a panel for each number of truncation steps; that of ``BPTT``, which has none, is in each.
+
+    Args:
+        steps: The numbers.
+        rows: The runs, with a cell ``"curve"``.
+    """
+    return {
+        f"{count} steps": {
+            name: [row["curve"] for row in rows if row["estimator"] in (name, f"{name}:{count}")] for name in ESTIMATORS
+        }
+        for count in steps
+    }
 
 
 def bands(

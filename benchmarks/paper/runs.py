@@ -1,5 +1,6 @@
 """How the experiments of the three domains are run."""
 
+import gc
 import time
 import warnings
 from collections.abc import Callable
@@ -84,6 +85,7 @@ def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
         with warnings.catch_warnings(record=True) as caught, redirect_stdout(StringIO()):
             warnings.simplefilter("always")
             measured = run(keys)
+        gc.collect()  # a Trainer and its data hold each other
         told = sum(issubclass(warning.category, ConvergenceWarning) for warning in caught)
         return {**measured, "warnings": told, "minutes": round((time.perf_counter() - begin) / 60, 3)}
 
