@@ -67,7 +67,8 @@ def report(found: dict[str, list[Row]], command: str, folder: Path) -> str:
         "## Findings",
         "",
         "The paper is Liao et al., ICML 2018. Two estimators differ where Welch's t-test over the seeds says so, at a "
-        "level of 5%, uncorrected for the number of comparisons. *Cannot be told* is where they do not differ.",
+        "level of 5%, uncorrected for the number of comparisons. *Cannot be told* is where they do not differ. Times "
+        "are those of the machine as it was, with whatever else ran on it.",
         "",
         table(findings),
         "",

@@ -120,6 +120,6 @@ def findings(rows: list[Row]) -> list[Finding]:
             )
         )
         rivals = {name: values[name] for name in ESTIMATORS if name != "NeumannRBP"}
-        claim = f"{NAME}, {graph}: NeumannRBP is effective: no estimator has a higher accuracy"
+        claim = f"{NAME}, {graph}: NeumannRBP is effective: no estimator's accuracy is significantly higher"
         found.append(best_of_all(claim, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
     return found

@@ -69,7 +69,7 @@ def best_of_all(
     larger: bool = False,
     digits: int = 2,
 ) -> Finding:
-    """The finding that no other estimator does better than one.
+    """The finding that no other estimator does significantly better than one.
 
     Args:
         claim: The finding.

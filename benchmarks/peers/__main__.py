@@ -97,7 +97,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="networks to compare on")
     parser.add_argument("--error", type=float, default=1e-3, help="relative error of the gradient of every method")
-    parser.add_argument("--repeats", type=int, default=30, help="how often each method is timed, at least 2")
+    parser.add_argument("--repeats", type=int, default=20, help="how often each method is timed, at least 2")
     parser.add_argument("--out", type=Path, default=Path("logs/peers"), help="folder to write to")
     options = parser.parse_args(args)
     if options.repeats < 2:
