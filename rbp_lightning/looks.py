@@ -44,7 +44,8 @@ class Looks:
             step: A step that was due.
             residual: Its residual, one value for each sample.
         """
-        before, self._before = self._before, (step, residual)
+        worst = torch.where(residual.isfinite(), residual, 0).max()
+        before, self._before = self._before, (step, worst)
         if step < self._next:
             return False
         rounds = (step - self._first) // self.every + 1
@@ -62,11 +63,16 @@ class Looks:
 
 
 def _steps_left(now: tuple[int, Tensor], before: tuple[int, Tensor] | None, tol: float) -> float:
-    """How many more steps the slowest sample will take if its residual declines as it did; 0 if none is left."""
-    step, residual = now
-    unfinished = (residual > tol) & residual.isfinite()
+    """How many more steps it will take if the largest residual declines as it did; 0 if none is left.
+
+    Args:
+        now: A step and its largest residual, which is read off the device.
+        before: An earlier step and its own; ``None`` if there is none.
+        tol: What it is to decline to.
+    """
+    step, worst = now
     if before is None:
-        return float(torch.where(unfinished, float("inf"), 0).max())
-    decline = (before[1] / residual).log() / (step - before[0])
-    left = torch.where(decline > 0, ((residual / tol).log() / decline).clamp_min(1), float("inf"))
-    return float(torch.where(unfinished, left, 0).max())
+        return 0.0 if float(worst) <= tol else math.inf
+    decline = (before[1] / worst).log().clamp_min(0)
+    left = (step - before[0]) * float((worst / tol).log() / decline)  # one transfer; infinite where it does not decline
+    return max(1.0, left) if left > 0 else 0.0  # NaN where nothing is left to decline
