@@ -157,7 +157,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=cases, help="networks to time")
     parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50, 100], help="steps of the solve, T")
     parser.add_argument("--products", nargs="+", type=int, default=[5, 20, 40], help="terms of NeumannRBP, K")
-    parser.add_argument("--repeats", type=int, default=30, help="how often each is timed, at least 2")
+    parser.add_argument("--repeats", type=int, default=20, help="how often each is timed, at least 2")
     parser.add_argument("--out", type=Path, default=Path("logs/cost"), help="folder to write to")
     options = parser.parse_args(args)
     if options.repeats < 2:

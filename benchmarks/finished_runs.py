@@ -3,6 +3,7 @@
 import argparse
 import csv
 import hashlib
+import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -32,7 +33,10 @@ def config_keys(config: str, overrides: list[str]) -> Row:
 
 
 def mean_and_spread(values: list[float], digits: int = 2) -> str:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds, or in how many the figure is not finite."""
+    lost = sum(not math.isfinite(value) for value in values)
+    if lost:
+        return f"not finite in {lost} of {len(values)}"
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 

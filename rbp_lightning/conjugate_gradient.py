@@ -45,7 +45,7 @@ def conjugate_gradient(
         gradient: Leaves of g.
         steps: Most steps, each of one product with J and one with J^T.
         tol: Residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
-        check_every: Steps between two looks at the residual, each of which waits for the device.
+        check_every: Steps between two looks at the residual, as ``Picard``'s.
         start: Leaves of the first z; ``None`` is zero.
 
     Returns:

@@ -10,8 +10,8 @@ class Looks:
     """Says at which steps an iteration reads its residual off the device, each of which waits for it.
 
     That is every so many steps, and earlier where the decline of the residual so far promises that it will have
-    converged by then; the decline is first looked at after a third of so many. Beyond one in so many steps there are at
-    most three looks, two of them where a promise was broken.
+    converged by then; from six on, the decline is first looked at after a third of so many. Beyond one in so many steps
+    there are at most three looks, two of them where a promise was broken.
 
     Args:
         every: Steps between two looks.
@@ -52,7 +52,7 @@ class Looks:
         self._next = self._first + rounds * self.every
         if self.tol == 0:
             return False
-        left = _steps_left(self._before, before, self.tol)
+        left = _steps_left(self._before, before, self.tol, growing_goes_on=step < self.every)
         self._count += 1
         if left > 0 and self._count <= rounds + 1:
             promised = step + math.ceil(min(left, self.every))
@@ -62,17 +62,22 @@ class Looks:
         return left == 0
 
 
-def _steps_left(now: tuple[int, Tensor], before: tuple[int, Tensor] | None, tol: float) -> float:
+def _steps_left(now: tuple[int, Tensor], before: tuple[int, Tensor] | None, tol: float, growing_goes_on: bool) -> float:
     """How many more steps it will take if the largest residual declines as it did; 0 if none is left.
 
     Args:
-        now: A step and its largest residual, which is read off the device.
+        now: A step and its largest residual.
         before: An earlier step and its own; ``None`` if there is none.
         tol: What it is to decline to.
+        growing_goes_on: Whether a residual within the tolerance is not believed while it grows, as one does that
+            starts small.
     """
     step, worst = now
     if before is None:
-        return 0.0 if float(worst) <= tol else math.inf
-    decline = (before[1] / worst).log().clamp_min(0)
-    left = (step - before[0]) * float((worst / tol).log() / decline)  # one transfer; infinite where it does not decline
-    return max(1.0, left) if left > 0 else 0.0  # NaN where nothing is left to decline
+        return float(torch.where(worst <= tol, 0, math.inf))
+    decline = (before[1] / worst).log() / (step - before[0])
+    left = torch.where(decline > 0, ((worst / tol).log() / decline).clamp_min(1), math.inf)
+    done = worst <= tol
+    if growing_goes_on:
+        done = done & ((decline > 0) | (worst == 0))
+    return float(torch.where(done, 0, left))

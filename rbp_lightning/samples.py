@@ -12,6 +12,10 @@ from rbp_lightning.solvers import Update
 class BestIterates(ConvergenceTest):
     """Keeps what led to each sample's smallest change, from where a sample that fails can be taken up.
 
+    Args:
+        tol: Largest relative residual of a converged sample.
+        batch_dims: The number of leading dimensions that index independent samples.
+
     Attributes:
         previous: Leaves of the iterates before those changes.
         residuals: Relative residuals of those changes, one value for each sample.

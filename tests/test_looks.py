@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.host_syncs import CountSyncs
-from rbp_lightning import RBP, Picard
+from rbp_lightning import RBP, NeumannRBP, Picard
 from rbp_lightning.looks import Looks
 
 
@@ -32,7 +32,7 @@ def test_a_geometric_decline_is_seen_to_end_at_once(rate: float, every: int, tol
     assert count <= stopped // every + 2
 
 
-FIGURES = st.sampled_from([0.0, 0.4, 0.6, 3.0, float("inf"), float("nan")])
+FIGURES = st.sampled_from([0.0, 1e-30, 0.4, 0.6, 3.0, 3e38, float("inf"), float("nan")])
 
 
 @settings(deadline=None)
@@ -43,12 +43,26 @@ def test_whatever_the_residuals_do_it_stops_in_time_and_looks_rarely(residuals: 
     assert count <= len(residuals) // every + 3
     if stopped is not None:
         assert done[stopped - 1]
-    else:
-        assert not any(all(done[i : i + every]) for i in range(len(done) - every + 1))
+    # The first look is not believed where a residual grows.
+    before = done if stopped is None else done[: stopped - 1]
+    assert not any(all(before[i : i + every]) for i in range(every, len(before) - every + 1))
 
 
 def test_without_a_tolerance_nothing_is_read() -> None:
     assert steps_and_looks([torch.tensor(0.0)] * 50, every=1, tol=0.0) == (None, 0)
+
+
+def test_an_iterate_of_zero_is_no_promise() -> None:
+    # h goes 3, 0, 1, 2/3, ...: the residual at 0 is next to infinite.
+    fixed_point = NeumannRBP(5)(lambda h: 1 - h / 3, torch.tensor([3.0]))
+    torch.testing.assert_close(fixed_point.state.detach(), torch.tensor([0.75]))
+    assert fixed_point.converged
+
+
+def test_a_change_that_grows_from_next_to_nothing_is_no_convergence() -> None:
+    start = torch.tensor([1e5, 1e-4])
+    fixed_point = NeumannRBP(5)(lambda h: torch.stack([start[0], 100 * torch.tanh(3 * h[1] / 100)]), start)
+    assert float(fixed_point.state[1]) > 90
 
 
 def test_recurrent_back_propagation_reads_the_device_once_in_ten_steps_and_stops_in_time() -> None:

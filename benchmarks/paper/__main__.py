@@ -31,6 +31,12 @@ DOMAINS: dict[str, ModuleType] = {
 }
 
 
+LEGEND = """The paper is Liao et al., ICML 2018. Two estimators differ where a paired t-test over the seeds says so, at
+a level of 5%, uncorrected for the number of comparisons; *cannot be told* is where they do not differ. Of time and
+memory, *agrees* is a ratio of the slopes between 0.5 and 2, a growth of less than 10% where there should be none, and a
+point within 10% of the straight line. Times are those of the machine as it was, with whatever else ran on it."""
+
+
 def rows_of(name: str, quick: bool, seeds: int, folder: Path) -> list[Row]:
     """Does the runs of a domain that are missing.
 
@@ -66,9 +72,7 @@ def report(found: dict[str, list[Row]], command: str, folder: Path) -> str:
     lines += [
         "## Findings",
         "",
-        "The paper is Liao et al., ICML 2018. Two estimators differ where Welch's t-test over the seeds says so, at a "
-        "level of 5%, uncorrected for the number of comparisons. *Cannot be told* is where they do not differ. Times "
-        "are those of the machine as it was, with whatever else ran on it.",
+        LEGEND,
         "",
         table(findings),
         "",

@@ -1,15 +1,16 @@
 """What the paper found, and whether the runs agree."""
 
+import math
 import statistics
 from dataclasses import dataclass
 
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_rel
 
 from benchmarks.citation import label
 from benchmarks.finished_runs import mean_and_spread
 
 LEVEL = 0.05
-"""Level of Welch's t-test at which two estimators differ."""
+"""Level of the paired t-test at which two estimators differ."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,26 @@ class Finding:
 
 
 def differ(values: list[float], others: list[float]) -> bool:
-    """Whether the means of two estimators' seeds differ by Welch's t-test.
+    """Whether two estimators differ: by a paired t-test, or because one of them alone lost runs to infinity or NaN.
 
     Args:
         values: A value for each seed.
-        others: Those of the other estimator.
+        others: Those of the other estimator, of the same seeds, which also draw weights and splits.
     """
-    if len(values) < 2 or len(others) < 2:
+    if len(values) < 2:
         return False
-    if statistics.stdev(values) == statistics.stdev(others) == 0:
-        return statistics.mean(values) != statistics.mean(others)
-    return bool(ttest_ind(values, others, equal_var=False).pvalue < LEVEL)
+    finite = [all(map(math.isfinite, one)) for one in (values, others)]
+    if not all(finite):
+        return any(finite)
+    differences = [one - other for one, other in zip(values, others, strict=True)]
+    if statistics.stdev(differences) == 0:
+        return differences[0] != 0
+    return bool(ttest_rel(values, others).pvalue < LEVEL)
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of losses; infinite where a run was lost."""
+    return statistics.mean(values) if all(map(math.isfinite, values)) else math.inf
 
 
 def less(claim: str, pair: dict[str, list[float]], digits: int = 4) -> Finding:
@@ -53,7 +63,7 @@ def less(claim: str, pair: dict[str, list[float]], digits: int = 4) -> Finding:
     if not differ(small_values, large_values):
         verdict = "cannot be told"
     else:
-        verdict = "agrees" if statistics.mean(small_values) < statistics.mean(large_values) else "disagrees"
+        verdict = "agrees" if _mean(small_values) < _mean(large_values) else "disagrees"
     figures = [
         f"{label(name)} {mean_and_spread(values, digits)}"
         for name, values in ((small, small_values), (large, large_values))
@@ -69,7 +79,7 @@ def best_of_all(
     larger: bool = False,
     digits: int = 2,
 ) -> Finding:
-    """The finding that no other estimator does significantly better than one.
+    """The finding that one estimator does better than some others, and none does better than it.
 
     Args:
         claim: The finding.
@@ -79,18 +89,16 @@ def best_of_all(
         larger: Whether the larger value is the better one.
         digits: Digits of the figures.
     """
-    sign = 1 if larger else -1
-    better = [
-        rival
-        for rival, others in rivals.items()
-        if differ(values, others) and sign * statistics.mean(others) > sign * statistics.mean(values)
-    ]
-    best = max(rivals, key=lambda rival: sign * statistics.mean(rivals[rival]))
+    sign = -1 if larger else 1
+    told = [rival for rival, others in rivals.items() if differ(values, others)]
+    mean = sign * _mean(values)
+    better = [rival for rival in told if sign * _mean(rivals[rival]) < mean]
+    best = min(rivals, key=lambda rival: sign * _mean(rivals[rival]))
     figure = f"{label(name)} {mean_and_spread(values, digits)}, the best other one {label(best)} "
-    figure += f"{mean_and_spread(rivals[best], digits)}; {len(values)} seeds"
-    if better:
-        figure += f"; better: {', '.join(map(label, better))}"
-    verdict = "disagrees" if better else "agrees" if len(values) > 1 else "cannot be told"
+    figure += f"{mean_and_spread(rivals[best], digits)}; {len(values)} seeds; "
+    figure += f"better: {', '.join(map(label, better)) or 'none'}; "
+    figure += f"worse: {', '.join(label(rival) for rival in told if rival not in better) or 'none'}"
+    verdict = "disagrees" if better else "agrees" if told else "cannot be told"
     return Finding(claim, verdict, figure)
 
 

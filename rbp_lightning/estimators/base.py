@@ -110,7 +110,9 @@ class GradientEstimator(ReportingCallback, ABC):
         self._report_solve(update, result)
         if batch_dims and (failed := self._failed(result)) is not None:
             best = BestIterates(self.solver.tol, batch_dims)
-            self.iterate_untaped(update, initial_state, 0, best)
+            with torch.no_grad():
+                state, _ = self.solver.iterate(update, initial_state, self.solver.max_steps - 1, best)
+                self.taped_step(update, state, best)  # observed, whatever the solver has observed
             held = holding(update, failed, best.previous)
             others = self._solve(held, initial_state, batch_dims, warm_start, observers, failed)
             residual = torch.where(failed, best.residuals, others.residual)

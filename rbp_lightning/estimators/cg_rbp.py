@@ -17,7 +17,7 @@ class CGRBP(ImplicitEstimator):
     Args:
         steps: Most conjugate-gradient steps, at least 1.
         tol: Adjoint residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
-        check_every: Steps between two looks at the residual, each of which waits for the device.
+        check_every: Steps between two looks at the residual, as ``Picard``'s.
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
 
     Raises:

@@ -27,7 +27,7 @@ class RBP(ImplicitEstimator):
             itself, which makes K steps the same as ``NeumannRBP(K)``. The adjoint of a warm start takes its place.
         seed: Seed of the generator that ``"uniform"`` draws from. It is the estimator's own, so the draws neither
             depend on other random numbers nor change them, and its state is saved in checkpoints.
-        check_every: Steps between two looks at the change, each of which waits for the device.
+        check_every: Steps between two looks at the change, as ``Picard``'s.
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
 
     Raises:

@@ -46,7 +46,8 @@ class FixedPointSolver(ABC):
             update: The map F.
             state: The initial state, a tensor or a pytree of floating-point tensors.
             max_steps: Most applications of ``update``, at least 0.
-            test: Observes iterates; its ``residual`` is what ``Looks`` says when to look at.
+            test: Observes iterates; its ``residual`` is what ``Looks`` says when to look at. The last step has to be
+                observed, unless ``followed`` says that more are.
 
         Returns:
             The last iterate and how many times ``update`` was applied.

@@ -15,9 +15,9 @@ class Picard(FixedPointSolver):
     Args:
         max_steps: Most applications of the update, at least 1.
         tol: Relative residual at which a sample has converged; 0 runs exactly ``max_steps``.
-        check_every: Steps between two looks at the residual, each of which waits for the device. The last one comes
-            earlier where the residual's decline promises it; otherwise the iteration can run this many steps less
-            one beyond the tolerance.
+        check_every: Steps between two looks at the residual, each of which waits for the device. From 6 on, the first
+            one comes after a third of them, and others earlier where the residual's decline promises convergence; an
+            iteration can run this many steps less one beyond the tolerance.
 
     Raises:
         UserError: If an argument is out of its range.

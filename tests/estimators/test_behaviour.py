@@ -18,6 +18,7 @@ from rbp_lightning import (
     TBPTT,
     ConvergenceWarning,
     FailurePolicy,
+    FixedPointSolver,
     GradientEstimator,
     NeumannRBP,
     Picard,
@@ -177,6 +178,24 @@ def test_overflow_is_divergence() -> None:
         result = BPTT(Picard(1000, tol=1e-5))(lambda h: h.tanh() + 10 * h - h.square(), torch.ones(4))
     assert result.status is Status.DIVERGED
     assert result.steps < 1000  # no use in going on
+
+
+class Blind(FixedPointSolver):
+    """Picard iteration that leaves it to the estimator to observe."""
+
+    def iterate(self, update, state, max_steps, test):
+        for _ in range(max_steps):
+            state = update(state)
+        return state, max_steps
+
+
+@pytest.mark.parametrize("kind", [TBPTT, NeumannRBP])
+def test_a_bad_sample_under_a_solver_that_observes_nothing(kind: type) -> None:
+    drive = torch.tensor([[1.0], [float("nan")]])
+    with pytest.warns(ConvergenceWarning):
+        fixed_point = kind(20, Blind(40))(lambda h: 0.5 * h + drive, torch.zeros(2, 1), batch_dims=1)
+    torch.testing.assert_close(fixed_point.state[0].detach(), torch.tensor([2.0]))
+    assert fixed_point.samples(Status.NAN).tolist() == [False, True]
 
 
 def test_one_bad_sample_is_seen_and_the_others_are_not_touched() -> None:
