@@ -122,6 +122,7 @@ def test_nothing_that_could_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ([1.0], [2.0], "cannot be told"),
         ([1.0, 1.0], [2.0, 2.0], "agrees"),
         ([1.0, 5.0, 9.0], [1.1, 5.1, 9.11], "agrees"),  # pairs of the same seeds
+        ([1.0, 5.0, 9.0], [1.001, 5.001, 9.0011], "cannot be told"),  # too near each other to matter
         ([1.0, 1.1, 0.9], [2.0, float("nan"), 1.9], "agrees"),
         ([1.0, float("inf"), 0.9], [2.0, 3.0, 1.9], "disagrees"),
         ([1.0, float("inf"), 0.9], [2.0, float("nan"), 1.9], "cannot be told"),

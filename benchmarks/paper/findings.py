@@ -9,6 +9,9 @@ from scipy.stats import ttest_rel
 from benchmarks.citation import label
 from benchmarks.finished_runs import mean_and_spread
 
+RELEVANT = 1e-3
+"""Relative difference up to which two estimators are taken for alike."""
+
 LEVEL = 0.05
 """Level of the paired t-test at which two estimators differ."""
 
@@ -29,7 +32,7 @@ class Finding:
 
 
 def differ(values: list[float], others: list[float]) -> bool:
-    """Whether two estimators differ: by a paired t-test, or because one of them alone lost runs to infinity or NaN.
+    """Whether two estimators differ: relevantly and by a paired t-test, or as only one lost runs to infinity or NaN.
 
     Args:
         values: A value for each seed.
@@ -41,6 +44,8 @@ def differ(values: list[float], others: list[float]) -> bool:
     if not all(finite):
         return any(finite)
     differences = [one - other for one, other in zip(values, others, strict=True)]
+    if abs(statistics.mean(differences)) <= RELEVANT * abs(statistics.mean(values)):
+        return False
     if statistics.stdev(differences) == 0:
         return differences[0] != 0
     return bool(ttest_rel(values, others).pvalue < LEVEL)
