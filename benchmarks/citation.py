@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch import Callback
 from matplotlib.figure import Figure
 
-from benchmarks.finished_runs import Row, config_keys, mean_and_spread, run_missing, seed_count
+from benchmarks.finished_runs import Row, config_keys, estimator_arguments, mean_and_spread, run_missing, seed_count
 from rbp_lightning.cli import RBPLightningCLI
 from rbp_lightning.cli_errors import one_line_errors
 
@@ -63,9 +63,8 @@ def train_and_test(keys: Row) -> dict[str, float]:
     Returns:
         As ``fit_and_test``.
     """
-    name, _, steps = keys["estimator"].partition(":")
-    variant = [f"--estimator={name}", *([f"--estimator.steps={steps}"] if steps else [])]
-    if name == BASELINE:
+    variant = estimator_arguments(keys["estimator"])
+    if keys["estimator"] == BASELINE:
         sizes = yaml.safe_load(Path(keys["config"]).read_text())["model"]["init_args"]["cell"]["init_args"]
         variant = [f"--model.{name}={sizes[name]}" for name in ("num_features", "num_classes")]
         variant = ["--model=LinearClassifier", *variant]

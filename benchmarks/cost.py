@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import host_syncs
+from benchmarks.finished_runs import median_and_quartiles
 from benchmarks.peers.cases import CASES
 from benchmarks.step_parts import Parts, timed_parts, timed_whole
 from rbp_lightning import RBP, ConvergenceWarning, NeumannRBP, Picard
@@ -80,12 +81,6 @@ def timings(name: str, steps: Sequence[int], products: Sequence[int], repeats: i
     return [one for one in found if one.repeat >= 0]
 
 
-def quartiles(values: Sequence[float]) -> str:
-    """Lays median and quartiles out."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.3f} ({low:.3f}–{high:.3f})"  # noqa: RUF001
-
-
 def groups(found: Sequence[Timing]) -> dict[str, dict[int, list[float]]]:
     """The ratios of a case by estimator and number of steps."""
     grouped: dict[str, dict[int, list[float]]] = {}
@@ -115,17 +110,21 @@ def tables(found: dict[str, list[Timing]]) -> str:
     names = [field.name for field in fields(Parts)]
     lines = [f"| milliseconds | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for case, timed in found.items():
-        cells = [quartiles([1e3 * getattr(one.parts, name) for one in timed]) for name in names]
+        cells = [median_and_quartiles([1e3 * getattr(one.parts, name) for one in timed], 3) for name in names]
         lines.append(f"| {case} | {' | '.join(cells)} |")
     steps = dict.fromkeys(one.steps for timed in found.values() for one in timed)
     lines += ["", f"| whole over its parts | {' | '.join(f'{one} steps' for one in steps)} |"]
     lines.append("|---" * (len(steps) + 1) + "|")
     for case, timed in found.items():
         for estimator, ratios in groups(timed).items():
-            lines.append(f"| {case}, {estimator} | {' | '.join(quartiles(ratios[one]) for one in steps)} |")
+            lines.append(
+                f"| {case}, {estimator} | {' | '.join(median_and_quartiles(ratios[one], 3) for one in steps)} |"
+            )
     lines += ["", "| fit of T a + K b + c | a / step | b / product | c / what comes once |", "|---|---|---|---|"]
     for case, timed in found.items():
-        lines.append(f"| {case} | {' | '.join(quartiles(column) for column in zip(*fits(timed), strict=True))} |")
+        lines.append(
+            f"| {case} | {' | '.join(median_and_quartiles(column, 3) for column in zip(*fits(timed), strict=True))} |"
+        )
     return "\n".join(lines)
 
 

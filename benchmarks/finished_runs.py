@@ -6,7 +6,7 @@ import hashlib
 import math
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,18 @@ def config_keys(config: str, overrides: list[str]) -> Row:
     """What identifies the runs of a config: its path, its content, and further arguments of the command line."""
     digest = hashlib.sha256(Path(config).read_bytes()).hexdigest()
     return {"config": config, "sha256": digest, "overrides": " ".join(overrides)}
+
+
+def estimator_arguments(estimator: str) -> list[str]:
+    """Arguments of the command line for ``NAME`` or ``NAME:STEPS``."""
+    name, _, steps = estimator.partition(":")
+    return [f"--estimator={name}", *([f"--estimator.steps={steps}"] if steps else [])]
+
+
+def median_and_quartiles(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and quartiles in brackets, of at least two values."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"  # noqa: RUF001
 
 
 def mean_and_spread(values: list[float], digits: int = 2) -> str:

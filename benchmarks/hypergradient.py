@@ -18,7 +18,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from benchmarks.citation import label
-from benchmarks.finished_runs import Row, config_keys, mean_and_spread, run_missing, seed_count
+from benchmarks.finished_runs import Row, config_keys, estimator_arguments, mean_and_spread, run_missing, seed_count
 from rbp_lightning.cli import RBPLightningCLI
 from rbp_lightning.cli_errors import one_line_errors
 
@@ -64,8 +64,7 @@ def optimize(keys: Row) -> dict[str, float]:
     Returns:
         What ``MEASURED`` names; seconds are the median of the outer steps but the first.
     """
-    name, _, steps = keys["estimator"].partition(":")
-    variant = [f"--estimator={name}", *([f"--estimator.steps={steps}"] if steps else [])]
+    variant = estimator_arguments(keys["estimator"])
     seeds = [f"--seed_everything={keys['seed']}", f"--data.split_seed={keys['seed']}"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     arguments = [f"--config={keys['config']}", *seeds, *quiet, *keys["overrides"].split(), *variant]

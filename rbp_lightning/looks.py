@@ -44,13 +44,15 @@ class Looks:
             step: A step that was due.
             residual: Its residual, one value for each sample.
         """
+        looked = step == self._next
+        rounds = (step - self._first) // self.every + 1
+        if looked:
+            self._next = self._first + rounds * self.every
+        if self.tol == 0:
+            return False
         worst = torch.where(residual.isfinite(), residual, 0).max()
         before, self._before = self._before, (step, worst)
-        if step < self._next:
-            return False
-        rounds = (step - self._first) // self.every + 1
-        self._next = self._first + rounds * self.every
-        if self.tol == 0:
+        if not looked:
             return False
         left = _steps_left(self._before, before, self.tol, growing_goes_on=step < self.every)
         self._count += 1

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from benchmarks.citation import accuracies, fit_and_test, label
 from benchmarks.citation import table as accuracy_table
-from benchmarks.finished_runs import Row, mean_and_spread
+from benchmarks.finished_runs import Row, estimator_arguments, mean_and_spread
 from benchmarks.paper.findings import Finding, best_of_all, less
 from benchmarks.paper.plots import bands
-from benchmarks.paper.runs import Measured, Scale, curve_text, estimator_arguments, watched
+from benchmarks.paper.runs import Measured, Scale, curve_text, watched
 from rbp_lightning import SolveObserver
 from rbp_lightning.solvers import Update
 

@@ -76,6 +76,16 @@ def less(claim: str, pair: dict[str, list[float]], digits: int = 4) -> Finding:
     return Finding(claim, verdict, f"{', '.join(figures)}; {len(small_values)} seeds")
 
 
+def rivals_at(steps: int, values: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Those of the estimators that ``NeumannRBP`` is compared with.
+
+    Args:
+        steps: Truncation steps; ``BPTT`` has none.
+        values: Of each estimator, as ``NAME`` or ``NAME:STEPS``, a value for each seed.
+    """
+    return {name: values[name] for name in ("BPTT", *(f"{one}:{steps}" for one in ("TBPTT", "RBP", "CGRBP")))}
+
+
 def best_of_all(
     claim: str,
     name: str,

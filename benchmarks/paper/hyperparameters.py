@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from benchmarks.citation import label
 from benchmarks.finished_runs import Row, mean_and_spread
 from benchmarks.hypergradient import Watch, accuracy
-from benchmarks.paper.findings import Finding, best_of_all, less
+from benchmarks.paper.findings import Finding, best_of_all, less, rivals_at
 from benchmarks.paper.plots import bands, curves_at
-from benchmarks.paper.runs import Curve, Measured, Scale, fit, truncated, watched
+from benchmarks.paper.runs import Curve, Measured, Scale, fit, truncated, values_of, watched
 from benchmarks.peak_memory import PeakMemory
 
 NAME = "Hyperparameters"
@@ -69,19 +69,15 @@ def run(keys: Row) -> Measured:
     }
 
 
-def _values(rows: list[Row], estimator: str, name: str) -> list[float]:
-    return [float(row[name]) for row in rows if row["estimator"] == estimator]
-
-
 def _table(rows: list[Row], estimators: list[str]) -> str:
     lines = ["| gradient | outer loss | test accuracy | seconds an outer step | peak of the memory | seeds |"]
     lines.append("|---|---|---|---|---|---|")
     for name in estimators:
-        loss = mean_and_spread(_values(rows, name, "loss"), 4)
-        right = mean_and_spread(_values(rows, name, "test_accuracy"))
-        seconds = mean_and_spread(_values(rows, name, "seconds"), 3)
-        memory = mean_and_spread([value / 2**20 for value in _values(rows, name, "peak_bytes")], 1)
-        seeds = len(_values(rows, name, "loss"))
+        loss = mean_and_spread(values_of(rows, name, "loss"), 4)
+        right = mean_and_spread(values_of(rows, name, "test_accuracy"))
+        seconds = mean_and_spread(values_of(rows, name, "seconds"), 3)
+        memory = mean_and_spread([value / 2**20 for value in values_of(rows, name, "peak_bytes")], 1)
+        seeds = len(values_of(rows, name, "loss"))
         lines.append(f"| {label(name)} | {loss} | {right} % | {seconds} | {memory} MiB | {seeds} |")
     return "\n".join(lines)
 
@@ -91,7 +87,7 @@ def _draw_cost(rows: list[Row], path: Path) -> None:
     time_panel, memory_panel = figure.subplots(1, 2)
     for name in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"):
         for panel, measured, unit in ((time_panel, "seconds", 1), (memory_panel, "peak_bytes", 2**20)):
-            values = [[value / unit for value in _values(rows, f"{name}:{steps}", measured)] for steps in STEPS]
+            values = [[value / unit for value in values_of(rows, f"{name}:{steps}", measured)] for steps in STEPS]
             means = [np.mean(one) for one in values]
             panel.errorbar(STEPS, means, [np.std(one) for one in values], marker="o", label=name)
     time_panel.set_ylabel("seconds of an outer step")
@@ -127,7 +123,7 @@ The adjoint equation is set up at one minibatch. Mean and standard deviation ove
 
 def _slope(rows: list[Row], name: str, measured: str) -> float:
     """What a truncation step adds, by least squares."""
-    points = [(steps, value) for steps in STEPS for value in _values(rows, f"{name}:{steps}", measured)]
+    points = [(steps, value) for steps in STEPS for value in values_of(rows, f"{name}:{steps}", measured)]
     return float(np.polyfit(*zip(*points, strict=True), 1)[0])
 
 
@@ -144,10 +140,10 @@ def _cost(rows: list[Row]) -> list[Finding]:
         ("NeumannRBP", "NeumannRBP's memory is constant in the truncation steps", False),
         ("TBPTT", "TBPTT's memory grows linearly with the truncation steps", True),
     ):
-        low, high = (np.mean(_values(rows, f"{name}:{steps}", "peak_bytes")) for steps in (few, many))
+        low, high = (np.mean(values_of(rows, f"{name}:{steps}", "peak_bytes")) for steps in (few, many))
         figure = f"{low / 2**20:.1f} MiB for {few} steps, {high / 2**20:.1f} MiB for {many}"
         if grows:
-            middle = np.mean(_values(rows, f"{name}:{STEPS[1]}", "peak_bytes"))
+            middle = np.mean(values_of(rows, f"{name}:{STEPS[1]}", "peak_bytes"))
             straight = low + (high - low) * (STEPS[1] - few) / (many - few)
             figure += f"; for {STEPS[1]} {middle / 2**20:.1f} MiB, on a straight line {straight / 2**20:.1f} MiB"
             agrees = high > 1.5 * low and abs(middle / straight - 1) < 0.1
@@ -159,13 +155,12 @@ def _cost(rows: list[Row]) -> list[Finding]:
 
 def findings(rows: list[Row]) -> list[Finding]:
     """The paper's findings on these runs."""
-    losses = {name: _values(rows, name, "loss") for name in dict.fromkeys(row["estimator"] for row in rows)}
+    losses = {name: values_of(rows, name, "loss") for name in dict.fromkeys(row["estimator"] for row in rows)}
     found = _cost(rows)
     for steps in STEPS:
         neumann = f"NeumannRBP:{steps}"
         claim = f"{NAME}: RBP can be unstable: its outer loss ends above NeumannRBP's ({steps} steps)"
         found.append(less(claim, {neumann: losses[neumann], f"RBP:{steps}": losses[f"RBP:{steps}"]}))
-        rivals = {name: losses[name] for name in ("BPTT", *(f"{one}:{steps}" for one in ("TBPTT", "RBP", "CGRBP")))}
         claim = f"{NAME}: NeumannRBP is effective: some end with a higher outer loss, none with a lower ({steps} steps)"
-        found.append(best_of_all(claim, neumann, losses[neumann], rivals, digits=4))
+        found.append(best_of_all(claim, neumann, losses[neumann], rivals_at(steps, losses), digits=4))
     return found

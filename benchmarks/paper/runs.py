@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from benchmarks.finished_runs import Row, config_keys
+from benchmarks.finished_runs import Row, config_keys, estimator_arguments
 from rbp_lightning import ConvergenceWarning
 from rbp_lightning.cli import RBPLightningCLI
 
@@ -53,10 +53,15 @@ def truncated(steps: list[int]) -> list[str]:
     return ["BPTT", *(f"{name}:{count}" for count in steps for name in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"))]
 
 
-def estimator_arguments(estimator: str) -> list[str]:
-    """Arguments of the command line for ``NAME`` or ``NAME:STEPS``."""
-    name, _, steps = estimator.partition(":")
-    return [f"--estimator={name}", *([f"--estimator.steps={steps}"] if steps else [])]
+def values_of(rows: list[Row], estimator: str, name: str) -> list[float]:
+    """A figure of an estimator's runs, one for each seed.
+
+    Args:
+        rows: The runs of one config.
+        estimator: As ``NAME`` or ``NAME:STEPS``.
+        name: The figure's name.
+    """
+    return [float(row[name]) for row in rows if row["estimator"] == estimator]
 
 
 BARE = ["--trainer.callbacks=null", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.finished_runs import median_and_quartiles
 from benchmarks.peers.cases import CASES
 from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, seconds
 from benchmarks.peers.methods import BY_HAND, OURS
@@ -58,8 +59,7 @@ def cell(ratios: list[float] | str) -> str:
     """Median and quartiles, or that there are none; the CSV file has the reason."""
     if isinstance(ratios, str):
         return "fails" if ratios.startswith("fails") else ratios
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f}–{high:.2f})"  # noqa: RUF001
+    return median_and_quartiles(ratios)
 
 
 def table(found: dict[str, Ratios]) -> str:
