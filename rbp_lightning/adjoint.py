@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbp_lightning.pytree import Vector, inner, norm, scaled, share
+from rbp_lightning.pytree import Vector, inner, norm, share
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class AdjointReport:
 
 
 def truncation_error(
-    first: Vector, ending: Sequence[Vector], steps: int, batch_dims: int, total: Vector | None = None
+    ending: Sequence[Vector], steps: int, batch_dims: int, total: Vector | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Estimates the relative error of a Neumann series from its last terms.
+    """Estimates the relative error of a Neumann series from its last terms, the first being of norm 1 or 0.
 
     What follows them is taken for a geometric series with one factor, real or complex, as it is once the slowest mode
     is all that is left: its modulus is had from terms two steps apart, its angle from the one between the last two.
@@ -63,35 +63,32 @@ def truncation_error(
     ``AdaptiveNeumann`` and ``EquilibriumMonitor`` do not depend on that.
 
     Args:
-        first: Leaves of the first term.
         ending: Leaves of the last three terms, the newest last; fewer of a shorter series.
         steps: Number of terms less one.
         batch_dims: The number of leading dimensions that index independent samples.
-        total: Leaves of the sum; ``None`` takes its norm for the larger of the first term's and the slowest mode's.
+        total: Leaves of the sum; ``None`` takes its norm for the larger of 1 and that of the slowest mode.
 
     Returns:
-        The last term's norm over the first one's, and the share of what is left out in the whole, 0 to 1, for each
-        sample; NaN where there is one. Of a series of one term nothing is known, and it is 1.
+        The last term's norm, and the share of what is left out in the whole, 0 to 1, for each sample; NaN where there
+        is one. Of a series of one term nothing is known, and it is 1.
 
     Example:
         >>> terms = [[torch.tensor([0.5**k])] for k in range(4)]
-        >>> truncation_error(terms[0], terms[-3:], steps=3, batch_dims=0)
+        >>> truncation_error(terms[-3:], steps=3, batch_dims=0)
         (tensor(0.1250), tensor(0.0625))
     """
     *before, last = (norm(term, batch_dims) for term in ending)
     if not before:
         return share(last, last), share(last, last)
-    start = norm(first, batch_dims)
     factor = last / before[-1] if len(before) == 1 else (last / before[0]).sqrt()
-    # Products of small terms would vanish in float32.
-    cosine = inner(scaled(1 / last, ending[-1]), scaled(1 / before[-1], ending[-2]), batch_dims)
+    cosine = inner(ending[-1], ending[-2], batch_dims) / last / before[-1]
     distance = (1 - 2 * factor * cosine + factor**2).clamp_min(0).sqrt()  # of the factor from 1
     left_out = last * factor / distance
     if total is None:
-        slowest = torch.minimum(last / factor**steps, start) * (1 - factor ** (steps + 1)) / distance
-        whole = torch.maximum(start, slowest)
+        slowest = (last / factor**steps).clamp_max(1) * (1 - factor ** (steps + 1)) / distance
+        whole = slowest.clamp_min(1)
     else:
         whole = norm(total, batch_dims)
-    estimate = torch.maximum(left_out / (whole + left_out), share(last * factor, start))
+    estimate = torch.maximum(left_out / (whole + left_out), last * factor)
     estimate = torch.where(factor >= 1, 1.0, estimate.clamp_max(1))
-    return share(last, start), torch.where(last <= torch.finfo(last.dtype).eps ** 2 * start, 0.0, estimate)
+    return last, torch.where(last <= torch.finfo(last.dtype).eps ** 2, 0.0, estimate)

@@ -47,8 +47,9 @@ class FixedPoint:
         state: The last iterate, of the structure of the initial state; differentiable when an estimator made it
             with gradients enabled. Samples that diverged or met NaN are at their best iterate.
         steps: How many times the update was applied.
-        residual: Norm of the last change of the state over the norm of the state, one value for each sample (a
-            scalar tensor where the state has no batch); of a sample at its best iterate, that iterate's.
+        residual: Norm of the last change of the state that was observed over the norm of the state, one value for each
+            sample (a scalar tensor where the state has no batch); of a sample at its best iterate, that iterate's. What
+            has converged by then may be taken further steps that are not observed: the ones on the tape.
         status: How the iteration ended; the worst over the samples.
         verdicts: How it ended for each sample, int64, as numbers in the order of ``Status``.
 
@@ -94,7 +95,9 @@ class ConvergenceTest:
     Attributes:
         residual: Relative residual of the last change observed, one value for each sample.
         change: Norm of that change.
-        followed: Whether more is observed after the solver's steps, so that it need not observe its last one.
+        followed: Whether more steps come after the solver's, so that it need not observe its last one.
+        settled: Whether every sample is known to have converged at the last change observed. A solver that has read the
+            residual can say so, and nothing more is observed.
 
     Example:
         >>> test = ConvergenceTest(tol=0.2, batch_dims=1)
@@ -107,7 +110,7 @@ class ConvergenceTest:
         self.tol = tol
         self.batch_dims = batch_dims
         self.held = held
-        self.followed = False
+        self.followed = self.settled = False
         self.residual = torch.tensor(float("inf"))
         self._first_change: Tensor | None = None
         self._largest_change: Tensor | None = None
@@ -123,8 +126,9 @@ class ConvergenceTest:
         Raises:
             UserError: If the update changed the shapes of the state, or handed a leaf of it through.
         """
-        before, after = ([tuple(getattr(leaf, "shape", ())) for leaf in leaves] for leaves in (previous, current))
+        before, after = ([getattr(leaf, "shape", ()) for leaf in leaves] for leaves in (previous, current))
         if before != after or not all(isinstance(leaf, Tensor) for leaf in current):
+            before, after = ([tuple(shape) for shape in shapes] for shapes in (before, after))
             raise UserError(
                 f"The update turned a state of shapes {before} into one of shapes {after} and types "
                 f"{[type(leaf).__name__ for leaf in current]}: it must return what it was given, one step later."
@@ -137,24 +141,24 @@ class ConvergenceTest:
         previous = [leaf.detach() for leaf in previous]
         current = [leaf.detach() for leaf in current]
         self.change = change = norm(minus(current, previous), self.batch_dims)
-        size = norm(current, self.batch_dims)
-        share = change / size.clamp_min(torch.finfo(size.dtype).tiny)
-        self.residual = torch.where(size.isinf(), float("inf"), share)  # the change may still be finite
-        now = torch.stack([change, size, self.residual])
+        self._size = size = norm(current, self.batch_dims)
+        self.residual = _quotient(change, size)
         if self._first_change is None or self._largest_change is None:
             self._first_change = self._largest_change = change
-            self._known = now
+            self._known = torch.stack([change, size])
             self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
-        self._largest_change = torch.maximum(self._largest_change, torch.where(size.isnan(), 0.0, change))
-        self._known = torch.where(size.isnan(), self._known, now)
-        self._size = size
+        self._largest_change = torch.fmax(self._largest_change, change)
+        self._known = torch.where(size.isnan(), self._known, torch.stack([change, size]))
 
     @property
     def verdicts(self) -> Tensor:
         """How each sample fares, int64, as numbers in the order of ``Status``; of the shape of the residual."""
         if self._first_change is None or self._largest_change is None:
             return torch.tensor(_ORDER.index(Status.MAX_STEPS)).expand_as(self.residual)
-        change, size, residual = self._known
+        if self.settled:
+            return torch.full_like(self.residual, _ORDER.index(Status.CONVERGED), dtype=torch.int64)
+        change, size = self._known
+        residual = _quotient(change, size)
         # A warm start may begin at rounding error, from where any change is growth; the changes of a contraction
         # whose Jacobian is not normal may grow at first, and then fall well below their peak.
         growing = (change > self._first_change) & (change > self._largest_change / 2)
@@ -179,4 +183,10 @@ class ConvergenceTest:
             steps: How many times the update was applied.
         """
         verdicts = self.verdicts
-        return FixedPoint(state, steps, self.residual, _ORDER[int(verdicts.max())], verdicts)
+        status = Status.CONVERGED if self.settled else _ORDER[int(verdicts.max())]
+        return FixedPoint(state, steps, self.residual, status, verdicts)
+
+
+def _quotient(change: Tensor, size: Tensor) -> Tensor:
+    """Relative residual; infinite where the state is, though the change may still be finite."""
+    return torch.where(size.isinf(), float("inf"), change / size.clamp_min(torch.finfo(size.dtype).tiny))

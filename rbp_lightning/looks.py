@@ -9,13 +9,16 @@ from torch import Tensor
 class Looks:
     """Says at which steps an iteration reads its residual off the device, each of which waits for it.
 
-    That is every so many steps, and earlier where the decline of the residual so far promises that it will have
-    converged by then; from six on, the decline is first looked at after a third of so many. Beyond one in so many steps
-    there are at most three looks, two of them where a promise was broken.
+    That is at the next multiple of so many steps. From six on, the first look comes after a third of them, and where
+    the decline of the residual promises that it will have converged, the next look comes then, at most twice so many
+    steps later. Beyond one in so many steps there are at most three looks, of which two found a promise broken.
 
     Args:
         every: Steps between two looks.
         tol: Residual at which a sample has converged; 0 asks for no look at all.
+
+    Attributes:
+        all_finite: Whether no look has found a sample that failed; the first one that does reads twice.
 
     Example:
         >>> looks = Looks(every=10, tol=1e-4)
@@ -29,9 +32,11 @@ class Looks:
     def __init__(self, every: int, tol: float) -> None:
         self.every = every
         self.tol = tol
-        self._first = self._next = every // 3 if tol > 0 and every >= 6 else every
+        self._next, self._longest = (every // 3, 2 * every) if tol > 0 and every >= 6 else (every, every)
+        self.all_finite = True
         self._count = 0
-        self._before: tuple[int, Tensor] | None = None
+        self._first: Tensor | None = None
+        self._before: tuple[int, float] | None = None
 
     def due(self, step: int) -> bool:
         """Whether the residual of this step, counted from 1, is wanted."""
@@ -44,42 +49,46 @@ class Looks:
             step: A step that was due.
             residual: Its residual, one value for each sample.
         """
-        looked = step == self._next
-        rounds = (step - self._first) // self.every + 1
-        if looked:
-            self._next = self._first + rounds * self.every
-        if self.tol == 0:
-            return False
-        worst = torch.where(residual.isfinite(), residual, 0).max()
-        before, self._before = self._before, (step, worst)
-        if not looked:
-            return False
-        left = _steps_left(self._before, before, self.tol, growing_goes_on=step < self.every)
+        left = math.inf
+        if self.tol > 0:
+            if step < self._next:
+                self._first = residual.max()
+                return False
+            left = self._steps_left(step, self._read(residual))
+        promised = step + math.ceil(min(left, self._longest))
+        if promised < self.every:  # the first steps often decline faster than the later ones
+            promised = min(step + math.ceil(1.25 * left), self.every)
         self._count += 1
-        if left > 0 and self._count <= rounds + 1:
-            promised = step + math.ceil(min(left, self.every))
-            if promised < self.every:  # the first steps often decline faster than the later ones
-                promised = min(step + math.ceil(1.25 * left), self.every)
-            self._next = promised
+        believed = left < math.inf and self._count <= step // self.every + 2
+        self._next = promised if believed else (step // self.every + 1) * self.every
         return left == 0
 
+    def _read(self, residual: Tensor) -> float:
+        """Reads the largest finite residual off the device; the first step's along with it, in one transfer."""
+        largest = residual.max() if self.all_finite else residual.nan_to_num(0.0, posinf=0.0).max()
+        if self._first is None:
+            value = float(largest)
+        else:
+            both = torch.complex(self._first, largest).item()
+            self._first, self._before, value = None, (1, both.real), both.imag
+        if self.all_finite and not math.isfinite(value):
+            self.all_finite = False
+            return self._read(residual)
+        return value
 
-def _steps_left(now: tuple[int, Tensor], before: tuple[int, Tensor] | None, tol: float, growing_goes_on: bool) -> float:
-    """How many more steps it will take if the largest residual declines as it did; 0 if none is left.
+    def _steps_left(self, step: int, largest: float) -> float:
+        """How many more steps it will take if the residual declines as it did; 0 if none is left.
 
-    Args:
-        now: A step and its largest residual.
-        before: An earlier step and its own; ``None`` if there is none.
-        tol: What it is to decline to.
-        growing_goes_on: Whether a residual within the tolerance is not believed while it grows, as one does that
-            starts small.
-    """
-    step, worst = now
-    if before is None:
-        return float(torch.where(worst <= tol, 0, math.inf))
-    decline = (before[1] / worst).log() / (step - before[0])
-    left = torch.where(decline > 0, ((worst / tol).log() / decline).clamp_min(1), math.inf)
-    done = worst <= tol
-    if growing_goes_on:
-        done = done & ((decline > 0) | (worst == 0))
-    return float(torch.where(done, 0, left))
+        Args:
+            step: The step.
+            largest: Its largest residual.
+        """
+        before, self._before = self._before, (step, largest)
+        if largest == 0:
+            return 0
+        ratio = 0.0 if before is None else before[1] / largest
+        decline = math.log(ratio) / (step - before[0]) if before is not None and 1 < ratio < math.inf else 0.0
+        # A residual that starts small may yet grow.
+        if largest <= self.tol and (decline > 0 or before is None or step >= self.every):
+            return 0
+        return max(math.log(largest / self.tol) / decline, 1) if decline > 0 else math.inf

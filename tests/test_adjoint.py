@@ -61,7 +61,7 @@ def estimate_of(*sizes: float, total: float | None = None) -> float:
     """Of a series whose terms are numbers."""
     terms = [[torch.tensor([size], dtype=torch.float64)] for size in sizes]
     whole = None if total is None else [torch.tensor([total], dtype=torch.float64)]
-    _, estimate = truncation_error(terms[0], terms[-3:], len(terms) - 1, 0, whole)
+    _, estimate = truncation_error(terms[-3:], len(terms) - 1, 0, whole)
     return float(estimate)
 
 

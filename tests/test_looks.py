@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.host_syncs import CountSyncs
-from rbp_lightning import RBP, NeumannRBP, Picard
+from rbp_lightning import RBP, NeumannRBP, Picard, Status
 from rbp_lightning.looks import Looks
 
 
@@ -40,7 +40,8 @@ FIGURES = st.sampled_from([0.0, 1e-30, 0.4, 0.6, 3.0, 3e38, float("inf"), float(
 def test_whatever_the_residuals_do_it_stops_in_time_and_looks_rarely(residuals: list, every: int) -> None:
     stopped, count = steps_and_looks([torch.tensor(both) for both in residuals], every, tol=0.5)
     done = [all(figure <= 0.5 or not math.isfinite(figure) for figure in both) for both in residuals]
-    assert count <= len(residuals) // every + 3
+    failed = any(not math.isfinite(figure) for both in residuals for figure in both)
+    assert count <= len(residuals) // every + 3 + failed
     if stopped is not None:
         assert done[stopped - 1]
     # The first look is not believed where a residual grows.
@@ -78,3 +79,49 @@ def test_recurrent_back_propagation_reads_the_device_once_in_ten_steps_and_stops
 def test_an_easy_problem_is_done_before_the_tenth_step() -> None:
     residuals = [torch.tensor(0.3**step) for step in range(1, 20)]
     assert steps_and_looks(residuals, every=10, tol=2e-3) == (6, 2)  # 0.3^6 is the first below
+
+
+def test_a_slow_decline_is_looked_at_once_in_twenty_steps() -> None:
+    residuals = [torch.tensor(0.999**step, dtype=torch.float64) for step in range(1, 7000)]
+    stopped, count = steps_and_looks(residuals, every=10, tol=1e-3)
+    assert stopped == 6905  # 0.999^6905 is the first below
+    assert count <= 6905 // 20 + 3
+
+
+@settings(deadline=None)
+@given(
+    rates=st.lists(st.tuples(st.floats(0.1, 0.99), st.integers(1, 30)), min_size=2, max_size=4),
+    every=st.integers(1, 12),
+)
+def test_a_decline_that_quickens_is_seen_before_twice_the_interval_is_over(rates: list, every: int) -> None:
+    figures = [1.0]
+    for rate, steps in rates:
+        figures += [figures[-1] * rate ** (step + 1) for step in range(steps)]
+    figures += [figures[-1] * 0.5 ** (step + 1) for step in range(60)]
+    tol = 2e-4
+    stopped, _ = steps_and_looks([torch.tensor(figure, dtype=torch.float64) for figure in figures], every, tol)
+    first = next(step for step, figure in enumerate(figures, start=1) if figure <= tol)
+    assert first <= stopped < first + (2 * every if every >= 6 else every)
+
+
+def test_below_six_every_multiple_is_looked_at() -> None:
+    looks = Looks(every=2, tol=1e-9)
+    due = [step for step in range(2, 9) if looks.due(step) and not looks.finished(step, torch.tensor(0.5**step))]
+    assert due == [2, 4, 6, 8]
+
+
+def test_a_sample_that_fails_is_not_waited_for_and_is_known() -> None:
+    looks = Looks(every=2, tol=0.1)
+    assert not looks.finished(1, torch.tensor([1.0, 1.0]))
+    assert looks.finished(2, torch.tensor([float("nan"), 0.01]))
+    assert not looks.all_finite
+
+
+def test_the_taped_step_of_what_has_converged_is_not_looked_at_again() -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+    with CountSyncs() as syncs:
+        fixed_point = NeumannRBP(5, solver=Picard(100, 1e-4))(lambda h: weight * h + 1, torch.zeros(2, 3), batch_dims=1)
+    assert syncs.count == 3  # after 3 steps, when promised, and as that was too early
+    assert fixed_point.converged
+    assert fixed_point.residual.max() <= 1e-4
+    assert bool(fixed_point.samples(Status.CONVERGED).all())

@@ -198,7 +198,7 @@ class GradientEstimator(ReportingCallback, ABC):
             return self.solver.iterate(update, state, self.solver.max_steps - taped_steps, test)
 
     def taped_step(self, update: Update, state: State, test: ConvergenceTest) -> State:
-        """Applies the update once, and has the change observed.
+        """Applies the update once, and has the change observed unless every sample is known to have converged.
 
         Args:
             update: The map F.
@@ -209,5 +209,6 @@ class GradientEstimator(ReportingCallback, ABC):
             The next state.
         """
         following = update(state)
-        test.observe(tree_leaves(state), tree_leaves(following))
+        if not test.settled:
+            test.observe(tree_leaves(state), tree_leaves(following))
         return following

@@ -10,7 +10,7 @@ from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.estimators.replace_gradient import replace_gradient
 from rbp_lightning.fixed_point import ConvergenceTest
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import State, Vector, in_dtypes_of, norm, scaled, widened
+from rbp_lightning.pytree import State, Vector, divisor, in_dtypes_of, scaled, widened
 from rbp_lightning.solvers import Update
 from rbp_lightning.warm_start import WarmStart
 
@@ -62,10 +62,8 @@ class ImplicitEstimator(GradientEstimator):
         linearization = Linearization(update, state, tree_leaves(following), test.batch_dims)
 
         def adjoint(gradient: Vector) -> Vector:
-            wide = widened(gradient)
-            size = norm(wide, test.batch_dims)
-            size = torch.where(size > 0, size.clamp_min(torch.finfo(size.dtype).tiny), 1)  # its inverse is finite
-            wide = scaled(1 / size, wide)
+            size = divisor(gradient, test.batch_dims)
+            wide = scaled(1 / size, widened(gradient))
             self.adjoint = None
             solution = self.solve_adjoint(linearization, wide, warm_start.adjoint_like(wide) if warm_start else None)
             products = linearization.products

@@ -6,7 +6,7 @@ from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.errors import check_count
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import Vector, plus
+from rbp_lightning.pytree import Vector
 from rbp_lightning.solvers import FixedPointSolver
 
 
@@ -38,11 +38,11 @@ class NeumannRBP(ImplicitEstimator):
     def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Sums the first terms of the Neumann series, which has no start to choose."""
         terms: deque[Vector] = deque([gradient], maxlen=3)
-        total = gradient
+        total = [leaf.clone() for leaf in gradient]
         for _ in range(self.steps):
             terms.append(linearization.vjp(terms[-1]))
-            total = plus(total, terms[-1])
-        batch_dims = linearization.batch_dims
-        residual, estimate = truncation_error(gradient, list(terms), self.steps, batch_dims, total)
+            for leaf, term in zip(total, terms[-1], strict=True):
+                leaf += term  # a new sum would have to be fetched into the cache as well
+        residual, estimate = truncation_error(list(terms), self.steps, linearization.batch_dims, total)
         self.report_adjoint(self.steps, residual, error_estimate=estimate)
         return total

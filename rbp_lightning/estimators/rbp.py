@@ -9,7 +9,7 @@ from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
 from rbp_lightning.looks import Looks
-from rbp_lightning.pytree import Vector, minus, norm, plus, scaled, share
+from rbp_lightning.pytree import Vector, minus, norm, plus, scaled
 from rbp_lightning.solvers import FixedPointSolver
 
 
@@ -57,10 +57,11 @@ class RBP(ImplicitEstimator):
         self.check_every = check_count(self, "check_every", check_every, 1)
         self._generator = torch.Generator().manual_seed(self.seed)
 
-    def _first_iterate(self, gradient: Vector, size: Tensor) -> Vector:
+    def _first_iterate(self, gradient: Vector, batch_dims: int) -> Vector:
         if self.start == "gradient":
             return gradient
-        count = sum(leaf.shape[size.dim() :].numel() for leaf in gradient)
+        size = norm(gradient, batch_dims)
+        count = sum(leaf.shape[batch_dims:].numel() for leaf in gradient)
         root_mean_square = size / count**0.5
         return scaled(root_mean_square, [self._uniform(leaf) for leaf in gradient])
 
@@ -71,17 +72,18 @@ class RBP(ImplicitEstimator):
     def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Iterates z <- J^T z + g."""
         batch_dims = linearization.batch_dims
-        size = norm(gradient, batch_dims)
-        adjoint = self._first_iterate(gradient, size) if start is None else start
+        adjoint = self._first_iterate(gradient, batch_dims) if start is None else start
         looks = Looks(self.check_every, self.tol)
+        finished = False
         for step in range(1, self.steps + 1):
             previous, adjoint = adjoint, plus(linearization.vjp(adjoint), gradient)
-            due = looks.due(step)
+            due = self.tol > 0 and looks.due(step)
             if due or step == self.steps:
-                residual = share(norm(minus(adjoint, previous), batch_dims), size)
-            if due and looks.finished(step, residual):
+                residual = norm(minus(adjoint, previous), batch_dims)  # over that of g, which is 1
+            finished = due and looks.finished(step, residual)
+            if finished:
                 break
-        self.report_adjoint(step, residual, self.tol)
+        self.report_adjoint(step, residual, self.tol, settled=finished and looks.all_finite)
         return adjoint
 
     def state_dict(self) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class ReportingCallback(Callback):
         tol: float | None = None,
         error_bound: Tensor | None = None,
         error_estimate: Tensor | None = None,
+        settled: bool = False,
     ) -> None:
         """Keeps how an adjoint was solved as ``adjoint``, and has the policy act where that is not well enough.
 
@@ -57,6 +58,7 @@ class ReportingCallback(Callback):
             error_bound: Bound on the relative error of the adjoint, for each sample, which is to reach the tolerance
                 in place of the residual; NaN for samples that have none.
             error_estimate: Estimate of the relative error, likewise.
+            settled: Whether every sample is known to have converged, so that nothing need be read off the device.
 
         Raises:
             ConvergenceError: If that is the policy.
@@ -66,7 +68,7 @@ class ReportingCallback(Callback):
         tolerated = self.policy.truncation_tol if self.policy.truncation_tol < 1 else torch.finfo(residual.dtype).max
         limit = tol or tolerated
         self.adjoint = AdjointReport(steps, residual, limit, error_bound, error_estimate)
-        if not self.adjoint.converged:
+        if not (settled or self.adjoint.converged):
             bound = "a relative residual" if error_bound is None else "a bound on its relative error"
             figure = bound if error_estimate is None else "an estimated relative error"
             option = "truncation_tol" if truncated else "tol"

@@ -7,7 +7,7 @@ from torch import Tensor
 from rbp_lightning.adjoint import truncation_error
 from rbp_lightning.estimators.observer import SolveObserver
 from rbp_lightning.estimators.replace_gradient import replace_gradient
-from rbp_lightning.pytree import State, Vector
+from rbp_lightning.pytree import State, Vector, divisor, scaled, widened
 
 FOLLOWED = 3
 """How many steps from the tape's beginning on the gradient is looked at."""
@@ -77,9 +77,9 @@ class TruncationWatch:
 
     def _finish(self) -> None:
         terms, self._terms = self._terms, {}
-        arrived = terms.pop(self._steps)
-        ending = [terms[step] for step in sorted(terms, reverse=True)]
-        residual, estimate = truncation_error(arrived, ending, self._steps - 1, self._batch_dims)
+        size = divisor(terms.pop(self._steps), self._batch_dims)
+        ending = [scaled(1 / size, widened(terms[step])) for step in sorted(terms, reverse=True)]
+        residual, estimate = truncation_error(ending, self._steps - 1, self._batch_dims)
         for observer in self._observers:
             observer.on_adjoint(residual, 0)
         self._report(self._steps, residual, estimate)

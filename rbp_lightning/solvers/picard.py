@@ -16,8 +16,8 @@ class Picard(FixedPointSolver):
         max_steps: Most applications of the update, at least 1.
         tol: Relative residual at which a sample has converged; 0 runs exactly ``max_steps``.
         check_every: Steps between two looks at the residual, each of which waits for the device. From 6 on, the first
-            one comes after a third of them, and others earlier where the residual's decline promises convergence; an
-            iteration can run this many steps less one beyond the tolerance.
+            one comes after a third of them, and the others where the residual's decline promises convergence, at most
+            twice as many later; an iteration whose residual falls faster than promised runs on till then.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -43,5 +43,6 @@ class Picard(FixedPointSolver):
             if due or (step == max_steps and not test.followed):
                 test.observe(tree_leaves(previous), tree_leaves(state))
             if due and looks.finished(step, test.residual):
+                test.settled = looks.all_finite
                 return state, step
         return state, max_steps
