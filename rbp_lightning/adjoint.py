@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbp_lightning.pytree import Vector, inner, norm, share
+from rbp_lightning.pytree import Vector, approximate_norm, inner, share
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def truncation_error(
         >>> truncation_error(terms[-3:], steps=3, batch_dims=0)
         (tensor(0.1250), tensor(0.0625))
     """
-    *before, last = (norm(term, batch_dims) for term in ending)
+    *before, last = (approximate_norm(term, batch_dims) for term in ending)
     if not before:
         return share(last, last), share(last, last)
     factor = last / before[-1] if len(before) == 1 else (last / before[0]).sqrt()
@@ -88,7 +88,7 @@ def truncation_error(
         slowest = (last / factor**steps).clamp_max(1) * (1 - factor ** (steps + 1)) / distance
         whole = slowest.clamp_min(1)
     else:
-        whole = norm(total, batch_dims)
+        whole = approximate_norm(total, batch_dims)
     estimate = torch.maximum(left_out / (whole + left_out), last * factor)
     estimate = torch.where(factor >= 1, 1.0, estimate.clamp_max(1))
     return last, torch.where(last <= torch.finfo(last.dtype).eps ** 2, 0.0, estimate)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rbp_lightning.errors import UserError
 from rbp_lightning.failures import Failure
-from rbp_lightning.pytree import State, Vector, minus, norm
+from rbp_lightning.pytree import State, Vector, approximate_norm, minus
 
 
 class Status(str, Enum):
@@ -140,8 +140,8 @@ class ConvergenceTest:
             )
         previous = [leaf.detach() for leaf in previous]
         current = [leaf.detach() for leaf in current]
-        self.change = change = norm(minus(current, previous), self.batch_dims)
-        self._size = size = norm(current, self.batch_dims)
+        self.change = change = approximate_norm(minus(current, previous), self.batch_dims)
+        self._size = size = approximate_norm(current, self.batch_dims)
         self.residual = _quotient(change, size)
         if self._first_change is None or self._largest_change is None:
             self._first_change = self._largest_change = change

@@ -4,7 +4,6 @@ A state is a tensor or any pytree of floating-point tensors. Its first ``batch_d
 leaf, index samples that do not act on each other; norms and inner products are taken over all the others.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -100,29 +99,35 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
     Returns:
         The norms, of the shape of the first ``batch_dims`` dimensions.
     """
-    norms = [_norm(leaf.reshape((*leaf.shape[:batch_dims], -1))) for leaf in vector]
-    if len(norms) == 1:
-        return norms[0]
-    # In float64, as sums of squares overflow and vanish below.
-    total: Tensor = torch.linalg.vector_norm(torch.stack([one.to(_widest(one)) for one in norms]), dim=0)
-    return total.to(functools.reduce(torch.promote_types, (one.dtype for one in norms)))
+    dtype = torch.float32
+    norms = []
+    for leaf in vector:
+        dtype = torch.promote_types(dtype, leaf.dtype)
+        # Squares of float32 overflow from 1e19 and vanish from 1e-19 on; MPS has no float64.
+        wide = torch.float64 if leaf.device.type != "mps" else torch.float32
+        flat = leaf.reshape((*leaf.shape[:batch_dims], -1))
+        norms.append(torch.linalg.vector_norm(flat, dim=-1, dtype=wide))
+    total: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return total.to(dtype)
 
 
-def _norm(flat: Tensor) -> Tensor:
-    """Norms along the last dimension, in float32 or wider."""
-    found: Tensor
-    if flat.dtype == torch.float32 and flat.is_cpu and flat.numel() > 0 and flat.shape[-1] <= FLOAT32_SUM:
-        found = torch.linalg.vector_norm(flat, dim=-1)  # in a fourth of the time
-        low, high = torch.stack(torch.aminmax(found)).tolist()
-        if low > 1e-12 and high < 1e18:  # no square has overflown, and none that counts has vanished
-            return found
-    found = torch.linalg.vector_norm(flat, dim=-1, dtype=_widest(flat))
-    return found.to(torch.promote_types(flat.dtype, torch.float32))
+def approximate_norm(vector: Vector, batch_dims: int) -> Tensor:
+    """What ``norm`` returns, but to some 1e-5 of it: enough to judge a residual by.
 
+    On the CPU a large leaf in float32 takes a fourth of the time.
 
-def _widest(tensor: Tensor) -> torch.dtype:
-    """What norms are summed in: squares of float32 overflow from 1e19 and vanish from 1e-19 on; MPS has no float64."""
-    return torch.float64 if tensor.device.type != "mps" else torch.float32
+    Args:
+        vector: Leaves of the state.
+        batch_dims: The number of leading dimensions that index independent samples.
+    """
+    if len(vector) == 1 and vector[0].dtype == torch.float32 and vector[0].is_cpu:
+        flat = vector[0].reshape((*vector[0].shape[:batch_dims], -1))
+        if flat.numel() > 0 and flat.shape[-1] <= FLOAT32_SUM:
+            found: Tensor = torch.linalg.vector_norm(flat, dim=-1)
+            low, high = torch.stack(torch.aminmax(found)).tolist()
+            if low > 1e-12 and high < 1e18:  # no square has overflown, and none that counts has vanished
+                return found
+    return norm(vector, batch_dims)
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:

@@ -1,17 +1,24 @@
 """Norms of states."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbp_lightning.pytree import divisor, norm
+from rbp_lightning.pytree import approximate_norm, divisor, norm
 
 EXPONENTS = st.integers(-36, 36)
+BOTH = pytest.mark.parametrize("function", [norm, approximate_norm])
 
 
+@BOTH
 @settings(deadline=None)
 @given(exponents=st.lists(EXPONENTS, min_size=1, max_size=4), other=EXPONENTS, seed=st.integers(0, 99))
-def test_norms_of_float32_are_right_at_any_scale(exponents: list[int], other: int, seed: int) -> None:
+def test_norms_of_float32_are_right_at_any_scale(
+    function: Callable, exponents: list[int], other: int, seed: int
+) -> None:
     torch.manual_seed(seed)
     scales = torch.tensor([10.0**exponent for exponent in exponents])
     samples = scales[:, None] * torch.randn(len(exponents), 50)  # each of its own scale
@@ -20,23 +27,25 @@ def test_norms_of_float32_are_right_at_any_scale(exponents: list[int], other: in
         for batch_dims in (0, 1):
             flat = [leaf.double().reshape(*leaf.shape[:batch_dims], -1) for leaf in vector]
             exact = torch.cat(flat, dim=-1).norm(dim=-1)
-            found = norm(vector, batch_dims)
+            found = function(vector, batch_dims)
             assert found.dtype is torch.float32
             torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-44)
 
 
-def test_norms_of_what_is_zero_empty_or_not_finite() -> None:
+@BOTH
+def test_norms_of_what_is_zero_empty_or_not_finite(function: Callable) -> None:
     vector = [torch.tensor([[0.0, 0.0], [3.0, 4.0], [float("inf"), 1.0], [float("nan"), 1.0]])]
     expected = torch.tensor([0.0, 5.0, float("inf"), float("nan")])
-    torch.testing.assert_close(norm(vector, 1), expected, equal_nan=True)
-    torch.testing.assert_close(norm([*vector, torch.zeros(4, 0)], 1), expected, equal_nan=True)
-    torch.testing.assert_close(norm([torch.zeros(3, 0)], 1), torch.zeros(3))
+    torch.testing.assert_close(function(vector, 1), expected, equal_nan=True)
+    torch.testing.assert_close(function([*vector, torch.zeros(4, 0)], 1), expected, equal_nan=True)
+    torch.testing.assert_close(function([torch.zeros(3, 0)], 1), torch.zeros(3))
 
 
-def test_large_states_are_summed_exactly_enough() -> None:
+@BOTH
+def test_large_states_are_summed_exactly_enough(function: Callable) -> None:
     for size in (2**20, 2**23):
         state = torch.rand(size, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(norm([state], 0).double(), state.double().norm(), rtol=5e-5, atol=0)
+        torch.testing.assert_close(function([state], 0).double(), state.double().norm(), rtol=5e-5, atol=0)
 
 
 def test_a_divisor_has_a_finite_inverse() -> None:

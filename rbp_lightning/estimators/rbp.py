@@ -9,7 +9,7 @@ from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.estimators.implicit import ImplicitEstimator
 from rbp_lightning.linalg import Linearization
 from rbp_lightning.looks import Looks
-from rbp_lightning.pytree import Vector, minus, norm, plus, scaled
+from rbp_lightning.pytree import Vector, approximate_norm, minus, norm, plus, scaled
 from rbp_lightning.solvers import FixedPointSolver
 
 
@@ -79,7 +79,7 @@ class RBP(ImplicitEstimator):
             previous, adjoint = adjoint, plus(linearization.vjp(adjoint), gradient)
             due = self.tol > 0 and looks.due(step)
             if due or step == self.steps:
-                residual = norm(minus(adjoint, previous), batch_dims)  # over that of g, which is 1
+                residual = approximate_norm(minus(adjoint, previous), batch_dims)  # over that of g, which is 1
             finished = due and looks.finished(step, residual)
             if finished:
                 break
