@@ -17,9 +17,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --dist worksteal
 
+# glibc is told to keep freed memory: else fetching it again decides the times of the Hopfield network.
 bench: $(INSTALLED)
 	$(INSTALL) ".[peers]"
-	$(BIN)/python -m benchmarks.peers
+	MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 $(BIN)/python -m benchmarks.peers
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
 """This project against torchdeq, torchopt, xitorch and loops by hand: ``python -m benchmarks.peers --help``.
 
 Each method gets the loosest tolerance at which its gradient has the wanted relative error against the exact gradient in
-float64. Then they take turns, and the time of each is divided by that of the loop by hand next to it. Prints a table of
-medians with quartiles, and leaves it beside a CSV file with every ratio and a picture.
+float64. Then they take turns, a solve that is not timed and one that is, and the time of each is divided by that of the
+loop by hand next to it. Prints a table of medians with quartiles, and leaves it beside a CSV file with every ratio and
+a picture.
 """
 
 import argparse

@@ -47,7 +47,8 @@ class FixedPointSolver(ABC):
             state: The initial state, a tensor or a pytree of floating-point tensors.
             max_steps: Most applications of ``update``, at least 0.
             test: Observes iterates; its ``residual`` is what ``Looks`` says when to look at. The last step has to be
-                observed, unless ``followed`` says that more are.
+                observed, unless ``followed`` says that more steps come after it. A solver that knows that all samples
+                have converged says so by ``settled``.
 
         Returns:
             The last iterate and how many times ``update`` was applied.
