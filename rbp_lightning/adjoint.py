@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbp_lightning.pytree import Vector, approximate_norm, inner, share
+from rbp_lightning.pytree import Vector, inner, norm, share
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,18 @@ def truncation_error(
         >>> truncation_error(terms[-3:], steps=3, batch_dims=0)
         (tensor(0.1250), tensor(0.0625))
     """
-    *before, last = (approximate_norm(term, batch_dims) for term in ending)
+    *before, last = (norm(term, batch_dims) for term in ending)
     if not before:
         return share(last, last), share(last, last)
     factor = last / before[-1] if len(before) == 1 else (last / before[0]).sqrt()
-    cosine = inner(ending[-1], ending[-2], batch_dims) / last / before[-1]
+    cosine = (inner(ending[-1], ending[-2], batch_dims) / last / before[-1]).clamp(-1, 1)  # beyond is rounding
     distance = (1 - 2 * factor * cosine + factor**2).clamp_min(0).sqrt()  # of the factor from 1
     left_out = last * factor / distance
     if total is None:
         slowest = (last / factor**steps).clamp_max(1) * (1 - factor ** (steps + 1)) / distance
         whole = slowest.clamp_min(1)
     else:
-        whole = approximate_norm(total, batch_dims)
+        whole = norm(total, batch_dims)
     estimate = torch.maximum(left_out / (whole + left_out), last * factor)
     estimate = torch.where(factor >= 1, 1.0, estimate.clamp_max(1))
     return last, torch.where(last <= torch.finfo(last.dtype).eps ** 2, 0.0, estimate)

@@ -49,7 +49,7 @@ class FixedPoint:
         steps: How many times the update was applied.
         residual: Norm of the last change of the state that was observed over the norm of the state, one value for each
             sample (a scalar tensor where the state has no batch); of a sample at its best iterate, that iterate's. What
-            has converged by then may be taken further steps that are not observed: the ones on the tape.
+            has converged by then may be taken one step further that is not observed, the one on the tape.
         status: How the iteration ended; the worst over the samples.
         verdicts: How it ended for each sample, int64, as numbers in the order of ``Status``.
 

@@ -69,7 +69,7 @@ class Looks:
         if self._first is None:
             value = float(largest)
         else:
-            both = torch.complex(self._first, largest).item()
+            both = torch.complex(self._first.to(largest.dtype), largest).item()
             self._first, self._before, value = None, (1, both.real), both.imag
         if self.all_finite and not math.isfinite(value):
             self.all_finite = False

@@ -147,3 +147,12 @@ def test_what_a_report_is_judged_by() -> None:
     assert AdjointReport(3, residual, 0.15, error_bound=nan).converged  # the first has no bound but a residual
     assert not AdjointReport(3, residual, 0.05, error_bound=nan).converged
     assert not AdjointReport(3, torch.tensor([math.nan, 0.0]), 1.0).converged
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.97, 0.995])
+def test_the_estimate_for_a_large_state_is_not_lost_to_rounding(factor: float) -> None:
+    first = torch.full((1024, 1024), 1 / 1024).t()  # of norm 1
+    terms = [[first * factor**step] for step in (18, 19, 20)]
+    total = [first * (1 - factor**21) / (1 - factor)]
+    _, estimate = truncation_error(terms, 20, 0, total)
+    assert float(estimate) == pytest.approx(factor**21, rel=1e-3)

@@ -2,12 +2,13 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.host_syncs import CountSyncs
-from rbp_lightning import RBP, NeumannRBP, Picard, Status
+from rbp_lightning import RBP, TBPTT, ConvergenceWarning, NeumannRBP, Picard, Status
 from rbp_lightning.looks import Looks
 
 
@@ -125,3 +126,18 @@ def test_the_taped_step_of_what_has_converged_is_not_looked_at_again() -> None:
     assert fixed_point.converged
     assert fixed_point.residual.max() <= 1e-4
     assert bool(fixed_point.samples(Status.CONVERGED).all())
+
+
+def test_a_residual_may_change_its_dtype() -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+    state = torch.zeros(3, 4, dtype=torch.float64)
+    fixed_point = NeumannRBP(5, solver=Picard(100, 1e-4))(lambda h: torch.tanh(weight * h.float() + 1), state)
+    assert fixed_point.converged
+
+
+def test_a_mode_that_grows_within_the_taped_steps_is_seen() -> None:
+    rates = torch.tensor([0.1, 1.5], requires_grad=True)
+    estimator = TBPTT(60, solver=Picard(200, 1e-4))
+    with pytest.warns(ConvergenceWarning, match="diverged"):
+        fixed_point = estimator(lambda h: rates * h + torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1e-9]))
+    assert fixed_point.status is Status.DIVERGED

@@ -43,9 +43,11 @@ def test_norms_of_what_is_zero_empty_or_not_finite(function: Callable) -> None:
 
 @BOTH
 def test_large_states_are_summed_exactly_enough(function: Callable) -> None:
-    for size in (2**20, 2**23):
+    for size in (2**18, 2**20, 2**23):
         state = torch.rand(size, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(function([state], 0).double(), state.double().norm(), rtol=5e-5, atol=0)
+        for leaf, batch_dims in ((state, 0), (0 * state + 0.1, 0), ((0 * state + 0.1).reshape(-1, 4).t(), 1)):
+            exact = leaf.double().norm(dim=-1)
+            torch.testing.assert_close(function([leaf], batch_dims).double(), exact, rtol=5e-4, atol=0)
 
 
 def test_a_divisor_has_a_finite_inverse() -> None:

@@ -195,7 +195,10 @@ class GradientEstimator(ReportingCallback, ABC):
         """
         test.followed = taped_steps > 0
         with torch.no_grad():
-            return self.solver.iterate(update, state, self.solver.max_steps - taped_steps, test)
+            state, steps = self.solver.iterate(update, state, self.solver.max_steps - taped_steps, test)
+        if taped_steps > 1:  # what has converged may yet be left: an unstable mode takes time to grow
+            test.settled = False
+        return state, steps
 
     def taped_step(self, update: Update, state: State, test: ConvergenceTest) -> State:
         """Applies the update once, and has the change observed unless every sample is known to have converged.
