@@ -136,8 +136,8 @@ def test_estimators_are_the_same_at_the_optimum_of_a_network(seed: int) -> None:
     exact = list(torch.autograd.grad(training.outer_loss(BPTT(solver)), in_loss))
     for estimator in (
         TBPTT(800, solver),
-        RBP(800, tol=0, solver=solver),
-        NeumannRBP(800, solver=solver),
+        RBP(1000, tol=0, solver=solver),
+        NeumannRBP(1000, solver=solver),
         CGRBP(300, tol=0, solver=solver),
     ):
         found = list(torch.autograd.grad(training.outer_loss(estimator), in_loss))
