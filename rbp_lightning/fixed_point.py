@@ -143,12 +143,13 @@ class ConvergenceTest:
         self.change = change = approximate_norm(minus(current, previous), self.batch_dims)
         self._size = size = approximate_norm(current, self.batch_dims)
         self.residual = _quotient(change, size)
+        now = torch.stack([change, size])
         if self._first_change is None or self._largest_change is None:
             self._first_change = self._largest_change = change
-            self._known = torch.stack([change, size])
+            self._known = now
             self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
         self._largest_change = torch.fmax(self._largest_change, change)
-        self._known = torch.where(size.isnan(), self._known, torch.stack([change, size]))
+        self._known = torch.where(size.isnan(), self._known, now)
 
     @property
     def verdicts(self) -> Tensor:

@@ -83,9 +83,7 @@ def test_memory_of_tbptt_is_a_state_each_step_that_is_taped_and_that_of_neumann_
     solver = Picard(130, 0.0)
     few, more, most = (memory.solve_peak(TBPTT(steps, solver), CPU) for steps in (20, 70, 120))
     assert more - few == most - more == 50 * STATE
-    peaks = [memory.solve_peak(NeumannRBP(steps, solver), CPU) for steps in (10, 20, 120)]
-    # Norms of terms that vanish are taken in float64: some numbers for each sample.
-    assert max(peaks) - min(peaks) <= STATE // 50
+    assert len({memory.solve_peak(NeumannRBP(steps, solver), CPU) for steps in (10, 20, 120)}) == 1
 
 
 def test_a_training_step_on_cora_takes_a_tenth_of_the_released_code(data_dir: str, tmp_path: Path, monkeypatch) -> None:

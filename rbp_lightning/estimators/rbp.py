@@ -74,7 +74,6 @@ class RBP(ImplicitEstimator):
         batch_dims = linearization.batch_dims
         adjoint = self._first_iterate(gradient, batch_dims) if start is None else start
         looks = Looks(self.check_every, self.tol)
-        finished = False
         for step in range(1, self.steps + 1):
             previous, adjoint = adjoint, plus(linearization.vjp(adjoint), gradient)
             due = self.tol > 0 and looks.due(step)
