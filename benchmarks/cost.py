@@ -93,13 +93,16 @@ def fits(found: Sequence[Timing]) -> list[list[float]]:
     """Fits seconds = T a + K b + c to the timings by ``NeumannRBP``, by least squares of the relative error.
 
     Returns:
-        For each repeat a, b and c, as multiples of a step, a product and what comes once by hand, each at the speed
-        that the machine had at the time.
+        For each repeat a, b and c, as multiples of a step, of a product and its sum, and of what comes once by hand,
+        each at the speed that the machine had at the time.
     """
     ratios = []
     for repeat in range(max(one.repeat for one in found) + 1):
         series = [one for one in found if one.repeat == repeat and one.estimator == "NeumannRBP"]
-        by_hand = [(one.steps * one.parts.step, one.products * one.parts.product, one.parts.once) for one in series]
+        by_hand = [
+            (one.steps * one.parts.step, one.products * (one.parts.product + one.parts.sum), one.parts.once)
+            for one in series
+        ]
         shares = np.array(by_hand) / np.array([[one.seconds] for one in series])
         ratios.append(np.linalg.lstsq(shares, np.ones(len(series)), rcond=None)[0].tolist())
     return ratios

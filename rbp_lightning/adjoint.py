@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbp_lightning.pytree import Vector, inner, norm, share
+from rbp_lightning.pytree import Vector, approximate_norms, minus, share
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def truncation_error(
     """Estimates the relative error of a Neumann series from its last terms, the first being of norm 1 or 0.
 
     What follows them is taken for a geometric series with one factor, real or complex, as it is once the slowest mode
-    is all that is left: its modulus is had from terms two steps apart, its angle from the one between the last two.
+    is all that is left: its modulus is had from terms two steps apart, its distance from 1 from the last two.
     Where many modes decay alike, none is left alone, and the next term's share of the first is nearer the truth: the
     larger of the two is taken. A mode that is slower still, and of which the last terms show nothing yet, is not seen;
     ``AdaptiveNeumann`` and ``EquilibriumMonitor`` do not depend on that.
@@ -77,18 +77,20 @@ def truncation_error(
         >>> truncation_error(terms[-3:], steps=3, batch_dims=0)
         (tensor(0.1250), tensor(0.0625))
     """
-    *before, last = (norm(term, batch_dims) for term in ending)
-    if not before:
+    if len(ending) == 1:
+        (last,), _ = approximate_norms(ending, batch_dims)
         return share(last, last), share(last, last)
-    factor = last / before[-1] if len(before) == 1 else (last / before[0]).sqrt()
-    cosine = (inner(ending[-1], ending[-2], batch_dims) / last / before[-1]).clamp(-1, 1)  # beyond is rounding
-    distance = (1 - 2 * factor * cosine + factor**2).clamp_min(0).sqrt()  # of the factor from 1
-    left_out = last * factor / distance
+    (change,), _ = approximate_norms([minus(ending[-1], ending[-2])], batch_dims)
+    norms, _ = approximate_norms(ending if total is None else [*ending, total], batch_dims)
+    before, last = norms[len(ending) - 2 : len(ending)]
+    factor = last / before if len(ending) == 2 else (last / norms[0]).sqrt()
+    distance = change / before  # of the factor from 1
+    following = last * factor
     if total is None:
-        slowest = (last / factor**steps).clamp_max(1) * (1 - factor ** (steps + 1)) / distance
-        whole = slowest.clamp_min(1)
+        slowest = (last / factor**steps).clamp_max(1) * (1 - factor ** (steps + 1))
+        whole = torch.maximum(slowest, distance)
     else:
-        whole = norm(total, batch_dims)
-    estimate = torch.maximum(left_out / (whole + left_out), last * factor)
+        whole = norms[-1] * distance
+    estimate = torch.maximum(following / (whole + following), following)
     estimate = torch.where(factor >= 1, 1.0, estimate.clamp_max(1))
     return last, torch.where(last <= torch.finfo(last.dtype).eps ** 2, 0.0, estimate)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rbp_lightning.errors import UserError
 from rbp_lightning.failures import Failure
-from rbp_lightning.pytree import State, Vector, approximate_norm, minus
+from rbp_lightning.pytree import State, Vector, approximate_norms, minus
 
 
 class Status(str, Enum):
@@ -56,7 +56,7 @@ class FixedPoint:
     Example:
         >>> fixed_point = NeumannRBP()(torch.cos, torch.zeros(()))
         >>> fixed_point.steps, fixed_point.converged, fixed_point.state.detach()
-        (37, True, tensor(0.7391))
+        (39, True, tensor(0.7391))
     """
 
     state: State
@@ -140,16 +140,18 @@ class ConvergenceTest:
             )
         previous = [leaf.detach() for leaf in previous]
         current = [leaf.detach() for leaf in current]
-        self.change = change = approximate_norm(minus(current, previous), self.batch_dims)
-        self._size = size = approximate_norm(current, self.batch_dims)
-        self.residual = _quotient(change, size)
-        now = torch.stack([change, size])
+        (change, size), self._ordinary = approximate_norms([minus(current, previous), current], self.batch_dims)
+        self.change, self._size = change, size
+        self.residual = change / size if self._ordinary else _quotient(change, size)
         if self._first_change is None or self._largest_change is None:
             self._first_change = self._largest_change = change
-            self._known = now
+            self._known = change, size
             self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
         self._largest_change = torch.fmax(self._largest_change, change)
-        self._known = torch.where(size.isnan(), self._known, now)
+        if not self._ordinary:
+            known = ~size.isnan()
+            change, size = torch.where(known, change, self._known[0]), torch.where(known, size, self._known[1])
+        self._known = change, size
 
     @property
     def verdicts(self) -> Tensor:
@@ -158,6 +160,10 @@ class ConvergenceTest:
             return torch.tensor(_ORDER.index(Status.MAX_STEPS)).expand_as(self.residual)
         if self.settled:
             return torch.full_like(self.residual, _ORDER.index(Status.CONVERGED), dtype=torch.int64)
+        if self._ordinary and not bool(
+            (self.change > self._first_change).any()
+        ):  # few operations, nothing is waited for
+            return (self.residual > self.tol).long()
         change, size = self._known
         residual = _quotient(change, size)
         # A warm start may begin at rounding error, from where any change is growth; the changes of a contraction

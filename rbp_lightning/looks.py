@@ -10,12 +10,13 @@ class Looks:
     """Says at which steps an iteration reads its residual off the device, each of which waits for it.
 
     That is at the next multiple of so many steps. From six on, the first look comes after a third of them, and where
-    the decline of the residual promises that it will have converged, the next look comes then, at most twice so many
-    steps later. Beyond one in so many steps there are at most three looks, of which two found a promise broken.
+    the decline of the residual promises that it will have converged, the next look comes a little after that, at most
+    twice so many steps later. Beyond one in so many steps there are at most three looks, of which two found a promise
+    broken.
 
     Args:
         every: Steps between two looks.
-        tol: Residual at which a sample has converged; 0 asks for no look at all.
+        tol: Residual at which a sample has converged; 0 asks for nothing to be read.
 
     Attributes:
         all_finite: Whether no look has found a sample that failed; the first one that does reads twice.
@@ -26,7 +27,7 @@ class Looks:
         ...     if looks.due(step) and looks.finished(step, torch.tensor(0.5) ** step):
         ...         break
         >>> step
-        14
+        15
     """
 
     def __init__(self, every: int, tol: float) -> None:
@@ -49,18 +50,20 @@ class Looks:
             step: A step that was due.
             residual: Its residual, one value for each sample.
         """
-        left = math.inf
-        if self.tol > 0:
-            if step < self._next:
-                self._first = residual.max()
-                return False
-            left = self._steps_left(step, self._read(residual))
-        promised = step + math.ceil(min(left, self._longest))
-        if promised < self.every:  # the first steps often decline faster than the later ones
-            promised = min(step + math.ceil(1.25 * left), self.every)
+        following = (step // self.every + 1) * self.every
+        if self.tol == 0:
+            self._next = following
+            return False
+        if step < self._next:
+            self._first = residual.max()
+            return False
+        left = self._steps_left(step, self._read(residual))
+        # Declines slow down, in the first steps more than later; a look too early costs more than a step too many.
+        early = step + left < self.every
+        promised = step + math.ceil(min((1.25 if early else 1.15) * left, self._longest))
         self._count += 1
         believed = left < math.inf and self._count <= step // self.every + 2
-        self._next = promised if believed else (step // self.every + 1) * self.every
+        self._next = (min(promised, self.every) if early else promised) if believed else following
         return left == 0
 
     def _read(self, residual: Tensor) -> float:
@@ -91,4 +94,4 @@ class Looks:
         # A residual that starts small may yet grow.
         if largest <= self.tol and (decline > 0 or before is None or step >= self.every):
             return 0
-        return max(math.log(largest / self.tol) / decline, 1) if decline > 0 else math.inf
+        return math.log(largest / self.tol) / decline if decline > 0 else math.inf

@@ -111,23 +111,47 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
     return total.to(dtype)
 
 
-def approximate_norm(vector: Vector, batch_dims: int) -> Tensor:
-    """What ``norm`` returns, but to some 1e-4 of it: enough to judge a residual by.
+def approximate_norms(vectors: Sequence[Vector], batch_dims: int) -> tuple[list[Tensor], bool]:
+    """What ``norm`` returns for some states, but to some 1e-4 of it: enough to judge a residual by.
 
     On the CPU a large leaf in float32 takes a fourth of the time.
+
+    Args:
+        vectors: Leaves of each state.
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Returns:
+        The norms of each state, and whether all are known to be finite and far from zero.
+    """
+    if all(_summed_in_float32(vector, batch_dims) for vector in vectors):
+        norms: list[Tensor] = []
+        for (leaf,) in vectors:
+            # Summing all takes half the time of summing along the only dimension.
+            dims = tuple(range(batch_dims, leaf.dim())) if batch_dims else None
+            norms.append(torch.linalg.vector_norm(leaf, dim=dims))
+        ends: list[Any] = [end.tolist() for one in norms for end in (one.aminmax() if batch_dims else (one,))]
+        if all(1e-12 < end < 1e18 for end in ends):  # no square has overflown, and none that counts has vanished
+            return norms, True
+    return [norm(vector, batch_dims) for vector in vectors], False
+
+
+def approximate_norm(vector: Vector, batch_dims: int) -> Tensor:
+    """What ``approximate_norms`` returns for one state.
 
     Args:
         vector: Leaves of the state.
         batch_dims: The number of leading dimensions that index independent samples.
     """
-    if len(vector) == 1 and vector[0].dtype == torch.float32 and vector[0].is_cpu:
-        flat = vector[0].reshape((*vector[0].shape[:batch_dims], -1))
-        if flat.is_contiguous() and flat.numel() > 0 and flat.shape[-1] <= FLOAT32_SUM:
-            found: Tensor = torch.linalg.vector_norm(flat, dim=-1)
-            low, high = torch.stack(torch.aminmax(found)).tolist()
-            if low > 1e-12 and high < 1e18:  # no square has overflown, and none that counts has vanished
-                return found
-    return norm(vector, batch_dims)
+    return approximate_norms([vector], batch_dims)[0][0]
+
+
+def _summed_in_float32(vector: Vector, batch_dims: int) -> bool:
+    """Whether the squares of a state can be summed in float32, and it is quicker."""
+    leaf = vector[0]
+    if len(vector) > 1 or leaf.dtype != torch.float32 or not leaf.is_cpu or not leaf.is_contiguous():
+        return False
+    size = leaf.shape[batch_dims:].numel()
+    return leaf.numel() > 0 and size <= FLOAT32_SUM and (leaf.dim() > batch_dims or not batch_dims)
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
@@ -149,14 +173,16 @@ def scaled(scale: Tensor, vector: Vector) -> list[Tensor]:
 
 
 def divisor(vector: Vector, batch_dims: int) -> Tensor:
-    """What to divide each sample of a state by to give it norm 1; for one that is 0 it is 1. Its inverse is finite.
+    """What to divide each sample of a state by to give it norm 1, to some 1e-4; for one that is 0 it is 1.
+
+    Its inverse is finite.
 
     Args:
         vector: Leaves of the state.
         batch_dims: The number of leading dimensions that index independent samples.
     """
-    size = norm(vector, batch_dims)
-    return torch.where(size > 0, size.clamp_min(torch.finfo(size.dtype).tiny), 1)
+    (size,), ordinary = approximate_norms([vector], batch_dims)
+    return size if ordinary else torch.where(size > 0, size.clamp_min(torch.finfo(size.dtype).tiny), 1)
 
 
 def where(condition: Tensor, chosen: Vector, other: Vector) -> list[Tensor]:

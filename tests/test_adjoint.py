@@ -68,6 +68,7 @@ def estimate_of(*sizes: float, total: float | None = None) -> float:
 def test_series_that_grow_turn_and_end() -> None:
     assert estimate_of(1, 1, 1, 1) == 1
     assert estimate_of(1, 1, 2, total=10) == 1
+    assert 0.3 < estimate_of(1, 0.5, 0.5) <= estimate_of(1, 0.5, 0.5, total=2) == 1
     assert estimate_of(1, 1, 0) == 0
     assert estimate_of(1, 0, 0) == 0
     assert estimate_of(1) == 1  # nothing is known of a series of one term

@@ -83,7 +83,9 @@ def test_memory_of_tbptt_is_a_state_each_step_that_is_taped_and_that_of_neumann_
     solver = Picard(130, 0.0)
     few, more, most = (memory.solve_peak(TBPTT(steps, solver), CPU) for steps in (20, 70, 120))
     assert more - few == most - more == 50 * STATE
-    assert len({memory.solve_peak(NeumannRBP(steps, solver), CPU) for steps in (10, 20, 120)}) == 1
+    flat, *others, vanished = (memory.solve_peak(NeumannRBP(steps, solver), CPU) for steps in (10, 20, 60, 120))
+    assert set(others) == {flat}
+    assert vanished < flat + 1.1 * STATE  # terms next to zero are looked at in float64
 
 
 def test_a_training_step_on_cora_takes_a_tenth_of_the_released_code(data_dir: str, tmp_path: Path, monkeypatch) -> None:
@@ -155,17 +157,17 @@ def test_by_hand_and_by_an_estimator_it_is_as_many_steps_and_products(steps: int
 
 
 def test_the_sum_of_the_parts() -> None:
-    parts = Parts(prepare=1.0, step=2.0, taped=3.0, loss=5.0, product=7.0, parameters=11.0)
-    assert parts.total(steps=4, products=2) == 1 + 3 * 2 + 3 + 5 + 2 * 7 + 11
+    parts = Parts(prepare=1.0, step=2.0, taped=3.0, loss=5.0, product=7.0, sum=13.0, parameters=11.0)
+    assert parts.total(steps=4, products=2) == 1 + 3 * 2 + 3 + 5 + 2 * (7 + 13) + 11
 
 
 def test_a_fit_finds_what_a_step_a_product_and_the_rest_come_to() -> None:
     timings = []
     for repeat, speed in enumerate((1.0, 2.0)):  # the machine is half as fast the second time
-        parts = Parts(*(speed * seconds for seconds in (1.0, 2.0, 3.0, 5.0, 7.0, 11.0)))
+        parts = Parts(*(speed * seconds for seconds in (1.0, 2.0, 3.0, 5.0, 7.0, 13.0, 11.0)))
         for steps in (10, 20, 50):
             for products in (5, 20):
-                seconds = 1.1 * steps * parts.step + 1.2 * products * parts.product + 1.5 * parts.once
+                seconds = 1.1 * steps * parts.step + 1.2 * products * (parts.product + parts.sum) + 1.5 * parts.once
                 timings.append(cost.Timing("", "NeumannRBP", steps, products, repeat, seconds, parts))
     for found in cost.fits(timings):
         assert found == pytest.approx([1.1, 1.2, 1.5])

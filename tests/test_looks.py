@@ -23,13 +23,13 @@ def steps_and_looks(residuals: list[torch.Tensor], every: int, tol: float) -> tu
 
 @settings(deadline=None)
 @given(rate=st.floats(0.05, 0.999), every=st.integers(1, 20), tol=st.sampled_from([1e-2, 1e-5]))
-def test_a_geometric_decline_is_seen_to_end_at_once(rate: float, every: int, tol: float) -> None:
+def test_a_geometric_decline_is_seen_to_end_soon(rate: float, every: int, tol: float) -> None:
     first = next(step for step in range(1, 15000) if rate**step <= tol)
     residuals = [torch.tensor(rate**step, dtype=torch.float64) for step in range(1, first + every + 1)]
     stopped, count = steps_and_looks(residuals, every, tol)
     assert stopped is not None
-    # Rounding can make the extrapolation a step too long.
-    assert first <= stopped <= max(first + 1, every)
+    # A hop is at most twice the interval, and 15% of it are to spare, rounded up; rounding can add a step.
+    assert first <= stopped <= max(first + 0.3 * every + 2, every)
     assert count <= stopped // every + 2
 
 
@@ -73,7 +73,7 @@ def test_recurrent_back_propagation_reads_the_device_once_in_ten_steps_and_stops
     state = estimator(lambda h: weight * h + 1, torch.zeros(3, 1, dtype=torch.float64), batch_dims=1).state
     with CountSyncs() as syncs:
         state.sum().backward()
-    assert estimator.adjoint.steps == 20  # 0.5^20 is the first below 1e-6
+    assert 20 <= estimator.adjoint.steps <= 23  # 0.5^20 is the first below 1e-6
     assert syncs.count <= 20 // 10 + 3  # the report among them
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rbp_lightning.pytree import approximate_norm, divisor, norm
+from rbp_lightning.pytree import approximate_norm, approximate_norms, divisor, norm
 
 EXPONENTS = st.integers(-36, 36)
 BOTH = pytest.mark.parametrize("function", [norm, approximate_norm])
@@ -39,6 +39,22 @@ def test_norms_of_what_is_zero_empty_or_not_finite(function: Callable) -> None:
     torch.testing.assert_close(function(vector, 1), expected, equal_nan=True)
     torch.testing.assert_close(function([*vector, torch.zeros(4, 0)], 1), expected, equal_nan=True)
     torch.testing.assert_close(function([torch.zeros(3, 0)], 1), torch.zeros(3))
+
+
+@pytest.mark.parametrize("other", [0.0, float("nan"), float("inf"), 1e-20, 1e30])
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_only_of_ordinary_figures_it_is_known_that_they_are(other: float, batch_dims: int) -> None:
+    ordinary, single = torch.ones(2, 3), torch.tensor([[1.0, 1.0, 1.0], [other, other, other]])
+    assert approximate_norms([[ordinary], [2 * ordinary]], batch_dims)[1]
+    for vectors in ([[ordinary], [single]], [[single], [ordinary]]):
+        norms, known = approximate_norms(vectors, batch_dims)
+        assert known == (batch_dims == 0 and other in (0.0, 1e-20))  # next to ones it does not count
+        for (vector,), found in zip(vectors, norms, strict=True):
+            torch.testing.assert_close(found, norm([vector], batch_dims), equal_nan=True)
+
+
+def test_samples_that_are_numbers_have_their_size_for_a_norm() -> None:
+    torch.testing.assert_close(approximate_norm([torch.tensor([-3.0, 4.0])], 1), torch.tensor([3.0, 4.0]))
 
 
 @BOTH

@@ -37,7 +37,7 @@ class RBP(ImplicitEstimator):
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> RBP(steps=40)(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         >>> weight.grad  # h* = 1 / (1 - weight)
-        tensor(3.9998)
+        tensor(4.0000)
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class Picard(FixedPointSolver):
         >>> test = ConvergenceTest(solver.tol, batch_dims=0)
         >>> state, steps = solver.iterate(torch.cos, torch.zeros(()), solver.max_steps, test)
         >>> state, steps, test.result(state, steps).status.value
-        (tensor(0.7391), 36, 'converged')
+        (tensor(0.7391), 38, 'converged')
     """
 
     def __init__(self, max_steps: int = 100, tol: float = 1e-6, check_every: int = 10) -> None:
