@@ -155,7 +155,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    cases = ["Hopfield network", "graph network on Cora"]
+    cases = ["Hopfield network", "graph network on Cora", "gated network on Cora"]
     parser.add_argument("--cases", nargs="+", choices=CASES, default=cases, help="networks to time")
     parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50, 100], help="steps of the solve, T")
     parser.add_argument("--products", nargs="+", type=int, default=[5, 20, 40], help="terms of NeumannRBP, K")

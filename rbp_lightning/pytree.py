@@ -62,7 +62,8 @@ def widened(vector: Vector) -> list[Tensor]:
 
 def in_dtypes_of(like: Vector, vector: Vector) -> list[Tensor]:
     """Returns the leaves of ``vector``, each in the dtype of its counterpart in ``like``."""
-    return [leaf.to(other.dtype) for leaf, other in zip(vector, like, strict=True)]
+    pairs = zip(vector, like, strict=True)
+    return [leaf if leaf.dtype == other.dtype else leaf.to(other.dtype) for leaf, other in pairs]
 
 
 def inner(left: Vector, right: Vector, batch_dims: int) -> Tensor:

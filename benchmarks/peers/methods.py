@@ -1,5 +1,6 @@
 """Ways to find a fixed point and its gradient: by hand, and by this project."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -70,16 +71,16 @@ def unrolled_by_hand(case: Case, tol: float, radius: float) -> Tensor:
 
 
 def ours(make: Callable[[Picard, float, float], GradientEstimator]) -> Method:
-    """A method of this project.
+    """A method of this project, with one estimator for all solves.
 
     Args:
         make: Makes the estimator from a solver, the tolerance and the spectral radius.
     """
+    made = functools.cache(lambda tol, radius: make(Picard(MAX_STEPS, tol), tol, radius))
 
     def method(case: Case, tol: float, radius: float) -> Tensor:
-        estimator = make(Picard(MAX_STEPS, tol), tol, radius)
         update = case.update(case.prepare(*case.parameters))
-        state: Tensor = estimator(update, case.start, batch_dims=case.batch_dims).state
+        state: Tensor = made(tol, radius)(update, case.start, batch_dims=case.batch_dims).state
         return state
 
     return method

@@ -1,5 +1,6 @@
 """The same by torchdeq, torchopt and xitorch, of which those are compared that are installed."""
 
+import functools
 from importlib.util import find_spec
 
 import torch
@@ -10,21 +11,25 @@ from benchmarks.peers.methods import MAX_STEPS, Method, picard_by_hand
 
 
 def torchdeq(solver: str) -> Method:
-    """Torchdeq's implicit differentiation, with relative tolerances and one solver for both passes.
+    """Torchdeq's implicit differentiation, with relative tolerances and one solver for both passes, made once.
 
     Args:
         solver: Its name for the solver.
     """
 
-    def method(case: Case, tol: float, radius: float) -> Tensor:
+    @functools.cache
+    def made(tol: float) -> torch.nn.Module:
         from torchdeq import get_deq
 
         limits = {"f_max_iter": MAX_STEPS, "b_max_iter": MAX_STEPS, "f_tol": tol, "b_tol": tol}
         modes = {"f_stop_mode": "rel", "b_stop_mode": "rel"}
-        deq = get_deq(f_solver=solver, b_solver=solver, ift=True, no_stat=True, **limits, **modes)
+        found: torch.nn.Module = get_deq(f_solver=solver, b_solver=solver, ift=True, no_stat=True, **limits, **modes)
+        return found
+
+    def method(case: Case, tol: float, radius: float) -> Tensor:
         update = case.update(case.prepare(*case.parameters))
         start = case.start if case.batch_dims else case.start[None]  # its first dimension counts samples
-        found = deq(update if case.batch_dims else lambda state: update(state[0])[None], start)[0][-1]
+        found = made(tol)(update if case.batch_dims else lambda state: update(state[0])[None], start)[0][-1]
         return found if case.batch_dims else found[0]
 
     return method
