@@ -1,9 +1,9 @@
 """What a solve and its gradient cost beyond the network: ``python -m benchmarks.cost --help``.
 
-Times what any implementation must do (T applications of the update, K products with its Jacobian, and what comes once)
-by hand, and beside it the same by an estimator. Prints the estimator's time as a multiple of the sum of these parts,
-what a step and a product come to in it, and how often a solve to a tolerance waits for the device. Leaves a CSV file
-with every timing and a picture.
+Times what any implementation must do (T applications of the update, K products with its Jacobian and their sum, and
+what comes once) by hand, and beside it the same by an estimator. Prints the estimator's time as a multiple of the sum
+of these parts, what a step and a product come to in it, and how often a solve to a tolerance waits for the device.
+Leaves a CSV file with every timing and a picture.
 """
 
 import argparse

@@ -18,7 +18,8 @@ class PeakMemory:
     """Most bytes that are held at once within a block of code, temporaries included, beyond what was held before it.
 
     It is what the device's allocator says: CUDA's keeps the peak itself, and of a CPU's the profiler records every
-    allocation and release. A release of what was held before the block is not seen on a CPU.
+    allocation and release. A release of what was held before the block is not seen on a CPU. The collector
+    of garbage is off within the block, so that the peak does not depend on when it runs.
 
     Args:
         device: What is computed on, a CPU or a CUDA device.
@@ -51,11 +52,15 @@ class PeakMemory:
         else:
             self._recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
             self._recorded.__enter__()
+        self._collects = gc.isenabled()
+        gc.disable()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._collects:
+            gc.enable()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before

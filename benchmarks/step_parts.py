@@ -62,12 +62,13 @@ def timed_parts(case: Case, steps: int, products: int) -> Parts:
     following = case.step(state, *prepared)
     laps.append(time.perf_counter())
     found = following.detach().requires_grad_()
-    (cotangent,) = torch.autograd.grad(case.loss(found), found)
-    total = cotangent.clone()
+    (gradient,) = torch.autograd.grad(case.loss(found), found)
     laps.append(time.perf_counter())
+    cotangent = gradient
     for _ in range(products):
         (cotangent,) = torch.autograd.grad(following, state, cotangent, retain_graph=True)
     laps.append(time.perf_counter())
+    total = gradient.clone()
     for _ in range(products):
         total += cotangent
     laps.append(time.perf_counter())

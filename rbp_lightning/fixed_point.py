@@ -110,7 +110,7 @@ class ConvergenceTest:
         self.tol = tol
         self.batch_dims = batch_dims
         self.held = held
-        self.followed = self.settled = False
+        self.followed = self.settled = self._ordinary = False
         self.residual = torch.tensor(float("inf"))
         self._first_change: Tensor | None = None
         self._largest_change: Tensor | None = None
@@ -160,15 +160,14 @@ class ConvergenceTest:
             return torch.tensor(_ORDER.index(Status.MAX_STEPS)).expand_as(self.residual)
         if self.settled:
             return torch.full_like(self.residual, _ORDER.index(Status.CONVERGED), dtype=torch.int64)
-        if self._ordinary and not bool(
-            (self.change > self._first_change).any()
-        ):  # few operations, nothing is waited for
+        # Figures are known to be ordinary on the CPU alone, where nothing has to be waited for.
+        if self._ordinary and not bool(_exceeds(self.change, self._first_change).any()):
             return (self.residual > self.tol).long()
         change, size = self._known
         residual = _quotient(change, size)
         # A warm start may begin at rounding error, from where any change is growth; the changes of a contraction
         # whose Jacobian is not normal may grow at first, and then fall well below their peak.
-        growing = (change > self._first_change) & (change > self._largest_change / 2)
+        growing = _exceeds(change, self._first_change) & (change > self._largest_change / 2)
         diverging = growing & (residual > self._rounding) | size.isinf()
         verdicts = torch.where(diverging, _ORDER.index(Status.DIVERGED), _ORDER.index(Status.MAX_STEPS))
         verdicts = torch.where(residual <= self.tol, _ORDER.index(Status.CONVERGED), verdicts)
@@ -192,6 +191,11 @@ class ConvergenceTest:
         verdicts = self.verdicts
         status = Status.CONVERGED if self.settled else _ORDER[int(verdicts.max())]
         return FixedPoint(state, steps, self.residual, status, verdicts)
+
+
+def _exceeds(change: Tensor, other: Tensor) -> Tensor:
+    """Whether a change is larger than another, by more than the error of their norms."""
+    return change > 1.001 * other
 
 
 def _quotient(change: Tensor, size: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Looks:
             self._first = residual.max()
             return False
         left = self._steps_left(step, self._read(residual))
-        # Declines slow down, in the first steps more than later; a look too early costs more than a step too many.
+        # Declines slow down, in the first steps more than later: with a little to spare, fewer looks come too early.
         early = step + left < self.every
         promised = step + math.ceil(min((1.25 if early else 1.15) * left, self._longest))
         self._count += 1

@@ -50,6 +50,21 @@ def test_the_cases_have_the_radius_of_their_name(name: str, radius: float) -> No
     assert CASES[name](torch.float64).radius() == pytest.approx(radius, abs=0.005)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_case_is_the_same_in_every_precision(name: str, request: pytest.FixtureRequest, monkeypatch) -> None:
+    if "Cora" in name:
+        monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
+    steps = []
+    for dtype in (torch.float32, torch.float64):
+        case = CASES[name](dtype)
+        state = case.start
+        for _ in range(3):
+            state = case.step(state, *case.prepare(*case.parameters))
+        assert state.dtype is dtype
+        steps.append(state.detach().double())
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [tanh(0.4), training])
 @pytest.mark.parametrize("name", [*BY_HAND, *OURS])
 def test_every_method_finds_the_exact_gradient(make, name: str) -> None:

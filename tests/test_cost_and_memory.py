@@ -62,6 +62,18 @@ def test_peak_bytes_counts_the_tape_and_the_backward_pass() -> None:
     assert 10 * 4000 < peak_bytes(lambda: run(10), CPU) <= 13 * 4000
 
 
+def test_peak_bytes_do_not_depend_on_when_garbage_is_collected() -> None:
+    def run() -> None:
+        for _ in range(20):
+            ring = [torch.zeros(1000)]
+            ring.append(ring)
+            [[] for _ in range(10_000)]  # enough objects for a collection
+
+    assert gc.isenabled()
+    assert peak_bytes(run, CPU) == 20 * 4000
+    assert gc.isenabled()
+
+
 def test_peak_bytes_on_another_device() -> None:
     with pytest.raises(UserError, match="'meta'"):
         peak_bytes(lambda: None, torch.device("meta"))
@@ -83,9 +95,7 @@ def test_memory_of_tbptt_is_a_state_each_step_that_is_taped_and_that_of_neumann_
     solver = Picard(130, 0.0)
     few, more, most = (memory.solve_peak(TBPTT(steps, solver), CPU) for steps in (20, 70, 120))
     assert more - few == most - more == 50 * STATE
-    flat, *others, vanished = (memory.solve_peak(NeumannRBP(steps, solver), CPU) for steps in (10, 20, 60, 120))
-    assert set(others) == {flat}
-    assert vanished < flat + 1.1 * STATE  # terms next to zero are looked at in float64
+    assert len({memory.solve_peak(NeumannRBP(steps, solver), CPU) for steps in (10, 20, 120)}) == 1
 
 
 def test_a_training_step_on_cora_takes_a_tenth_of_the_released_code(data_dir: str, tmp_path: Path, monkeypatch) -> None:

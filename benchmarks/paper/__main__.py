@@ -38,18 +38,18 @@ where they do not differ. Of time and memory, *agrees* is a ratio of the slopes 
 with whatever else ran on it."""
 
 
-def rows_of(name: str, quick: bool, seeds: int, folder: Path) -> list[Row]:
+def rows_of(name: str, quick: bool, seeds: int | None, folder: Path) -> list[Row]:
     """Does the runs of a domain that are missing.
 
     Args:
         name: The domain.
         quick: Whether less is run.
-        seeds: How many seeds.
+        seeds: How many seeds; ``None`` for as many as the domain is run with.
         folder: Where the CSV file is.
     """
     domain = DOMAINS[name]
     scale = domain.QUICK if quick else domain.FULL
-    return run_missing(folder / f"{name}.csv", scale.wanted(seeds), domain.MEASURED, domain.run)
+    return run_missing(folder / f"{name}.csv", scale.wanted(seeds or scale.seeds), domain.MEASURED, domain.run)
 
 
 def report(found: dict[str, list[Row]], command: str, folder: Path) -> str:
@@ -92,7 +92,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS), help="what to run")
     parser.add_argument("--quick", action="store_true", help="small sizes and short trainings, within 10 minutes")
-    parser.add_argument("--seeds", type=seed_count, help="how many seeds, from 0; 3, or 2 with --quick")
+    parser.add_argument("--seeds", type=seed_count, help="how many seeds, from 0, of each domain")
     parser.add_argument("--out", type=Path, help="folder of the report; logs/paper, or logs/paper_quick")
     options = parser.parse_args(args)
     command = shlex.join(["python", "-m", "benchmarks.paper", *(sys.argv[1:] if args is None else args)])
@@ -103,7 +103,7 @@ def main(args: Sequence[str] | None = None) -> None:
     found: dict[str, list[Row]] = {}
     for name in options.domains:
         try:
-            found[name] = rows_of(name, options.quick, options.seeds or (2 if options.quick else 3), folder)
+            found[name] = rows_of(name, options.quick, options.seeds, folder)
         except UserError as reason:  # a data set that is not there
             print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:

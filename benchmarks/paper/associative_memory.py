@@ -19,11 +19,12 @@ SHOWN = 3
 """The pattern whose recall is drawn."""
 
 STEPS = [10, 20, 30]
-FULL = Scale(["configs/paper/hopfield.yaml"], truncated(STEPS), ["--trainer.max_epochs=100"])
+FULL = Scale(["configs/paper/hopfield.yaml"], truncated(STEPS), [], seeds=3)
 QUICK = Scale(
     ["configs/paper/hopfield.yaml"],
     truncated(STEPS),
     ["--trainer.max_epochs=60", "--data.source=digits", "--model.num_pixels=64", "--model.num_hidden=128"],
+    seeds=2,
 )
 ERRORS = [f"wrong_pixels_{level:g}" for level in LEVELS]
 MEASURED = ["loss", *ERRORS, "seconds", "curve", "corrupted", "recalled", "warnings", "minutes"]

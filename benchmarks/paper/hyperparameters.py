@@ -1,6 +1,7 @@
 """Hyperparameter optimisation of a training by SGD (paper, section 4.3)."""
 
 import statistics
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from benchmarks.peak_memory import PeakMemory
 NAME = "Hyperparameters"
 STEPS = [10, 50, 100]
 # The adjoint equation is set up at a minibatch, so that a product costs as much as a step of the training does.
-FULL = Scale(["configs/paper/hypergrad.yaml"], truncated(STEPS), ["--model.linearization_batches=1"])
+FULL = Scale(["configs/paper/hypergrad.yaml"], truncated(STEPS), ["--model.linearization_batches=1"], seeds=3)
 QUICK = Scale(
     ["configs/hypergrad.yaml"],
     truncated(STEPS),
     ["--model.hyperparameters=null", "--model.linearization_batches=1", "--trainer.max_epochs=8"],
+    seeds=2,
 )
 MEASURED = ["loss", "test_accuracy", "seconds", "peak_bytes", "curve", "warnings", "minutes"]
 
@@ -33,17 +35,24 @@ class WatchMemory(Watch):
 
     peak: PeakMemory
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._measuring = ExitStack()
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         """Begins to measure."""
         super().on_train_batch_start(trainer, pl_module, *arguments)
         if trainer.current_epoch == trainer.max_epochs - 1:  # type: ignore[operator]
-            self.peak = PeakMemory(pl_module.device).__enter__()
+            self.peak = self._measuring.enter_context(PeakMemory(pl_module.device))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
         """Ends it."""
-        if trainer.current_epoch == trainer.max_epochs - 1:  # type: ignore[operator]
-            self.peak.__exit__(None, None, None)
+        self._measuring.close()
         super().on_train_batch_end(trainer, pl_module, *arguments)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends it as well."""
+        self._measuring.close()
 
 
 @watched

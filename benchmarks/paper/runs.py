@@ -28,11 +28,13 @@ class Scale:
         configs: Paths of the configs.
         estimators: As ``NAME`` or ``NAME:STEPS``.
         overrides: Further arguments of the command line.
+        seeds: How many seeds, unless told otherwise.
     """
 
     configs: list[str]
     estimators: list[str]
     overrides: list[str]
+    seeds: int
 
     def wanted(self, seeds: int) -> list[Row]:
         """What identifies each run; estimators take turns, so that their times are of the same hour.

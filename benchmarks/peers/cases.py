@@ -10,8 +10,8 @@ from torch.nn.functional import conv2d, softmax
 
 from datamodules import CitationGraph
 from models.hopfield_cell import HopfieldCell
+from models.propagation.gru import GRUPropagation
 from models.propagation.prepared_graph import Aggregation, PreparedGraph
-from rbp_lightning import SparseMatrix
 from rbp_lightning.flat_jacobian import FlatJacobian
 from rbp_lightning.linalg import Linearization
 from rbp_lightning.solvers import Update
@@ -106,49 +106,49 @@ def hopfield(dtype: torch.dtype) -> Case:
     return Case([weight], prepare, step, torch.zeros(10, 1808, dtype=dtype), batch_dims=1)
 
 
-def cora(aggregation: Aggregation, dtype: torch.dtype) -> tuple[SparseMatrix, SparseMatrix]:
-    """Features of the nodes of Cora, and the matrix that sums up the neighbours' states."""
-    data = CitationGraph(name="Cora")
+def cora(aggregation: Aggregation, dtype: torch.dtype, pca: int | None = None) -> PreparedGraph:
+    """Cora's features, or some principal components of them, and the matrix that sums up the neighbours' states."""
+    data = CitationGraph(name="Cora", normalize_features=pca is None, pca=pca)
     with torch.device("cpu"):
         data.prepare_data()
         data.setup("fit")
-    prepared = PreparedGraph(data.graph.to(torch.get_default_device()), aggregation, dtype)
-    return prepared.features, prepared.adjacency
+    return PreparedGraph(data.graph.to(torch.get_default_device()), aggregation, dtype)
 
 
 def graph_network(dtype: torch.dtype) -> Case:
     """A contractive graph network with 64 units on Cora: Z <- relu(A Z W) + X U, where W has norm 0.9."""
-    features, adjacency = cora("symmetric", dtype)
+    graph = cora("symmetric", dtype)
     randn = _drawn(0, dtype)
     weight = 0.9 * torch.linalg.qr(randn(64, 64).double())[0].to(dtype)
-    inject = 0.3 * randn(features.shape[1], 64)
+    inject = 0.3 * randn(graph.features.shape[1], 64)
     return Case(
         [weight.requires_grad_(), inject.requires_grad_()],
-        lambda weight, inject: (weight, features @ inject),
-        lambda state, weight, drive: torch.relu(adjacency @ (state @ weight)) + drive,
-        torch.zeros(features.shape[0], 64, dtype=dtype),
+        lambda weight, inject: (weight, graph.features @ inject),
+        lambda state, weight, drive: torch.relu(graph.adjacency @ (state @ weight)) + drive,
+        torch.zeros(graph.features.shape[0], 64, dtype=dtype),
         batch_dims=0,
     )
 
 
 def gated_graph_network(dtype: torch.dtype) -> Case:
-    """The paper's network on Cora, before any training: Z <- GRU(A Z + X U, Z) with 64 units, A the mean."""
-    features, adjacency = cora("mean", dtype)
+    """The paper's network on Cora before any training, as in ``configs/paper/cora.yaml``: Z <- GRU(A Z + U(X), Z)."""
+    graph = cora("mean", dtype, pca=64)
     torch.manual_seed(0)
-    gru = torch.nn.GRUCell(64, 64).to(dtype)  # the same numbers in every precision
-    names = [name for name, _ in gru.named_parameters()]
-    inject = (0.3 * _drawn(0, dtype)(features.shape[1], 64)).requires_grad_()
+    with torch.device("cpu"):
+        cell = GRUPropagation(num_features=64, num_classes=7, num_hidden=64)
+    cell.to(torch.get_default_device(), dtype)
+    names = [name for name, _ in cell.gru.named_parameters()]
 
     def step(state: Tensor, drive: Tensor, *weights: Tensor) -> Tensor:
-        read = adjacency @ state + drive
-        found: Tensor = functional_call(gru, dict(zip(names, weights, strict=True)), (read, state))
+        read = graph.adjacency @ state + drive
+        found: Tensor = functional_call(cell.gru, dict(zip(names, weights, strict=True)), (read, state))
         return found
 
     return Case(
-        [inject, *gru.parameters()],
-        lambda inject, *weights: (features @ inject, *weights),
+        [*cell.inject.parameters(), *cell.gru.parameters()],
+        lambda weight, bias, *weights: (graph.features @ weight.T + bias, *weights),
         step,
-        torch.zeros(features.shape[0], 64, dtype=dtype),
+        torch.zeros(graph.features.shape[0], 64, dtype=dtype),
         batch_dims=0,
     )
 

@@ -56,6 +56,15 @@ def test_a_start_at_the_fixed_point_is_not_divergence() -> None:
     assert run(lambda h: 0.7 * h + 0.1, start, Picard(50, 0)).status in (Status.CONVERGED, Status.MAX_STEPS)
 
 
+def test_a_cycle_beside_a_sample_that_rests_is_not_divergence() -> None:
+    # Every change of the others is the same, but the norms are had in another way once one sample's change is 0.
+    rates = torch.tensor([2.0] * 7 + [0.0])[:, None]
+    for seed in range(50):
+        drive = torch.rand(8, 3, generator=torch.Generator().manual_seed(seed))
+        cycle = run(lambda h, drive=drive: torch.relu(drive - rates * h), torch.zeros(8, 3), Picard(), batch_dims=1)
+        assert cycle.status is Status.MAX_STEPS, seed
+
+
 def test_limit_cycle_is_not_convergence() -> None:
     rotation = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     assert run(lambda h: h @ rotation, torch.ones(2), Picard(100, 1e-6)).status is Status.MAX_STEPS
