@@ -42,7 +42,8 @@ class ImplicitEstimator(GradientEstimator):
 
         Args:
             linearization: Products with J and J^T at the fixed point.
-            gradient: Leaves of g, in float32 or wider, scaled to norm 1 in every sample that has a gradient.
+            gradient: Leaves of g, in float32 or wider, scaled to norm 1, to some 2e-4, in every sample that has a
+                gradient.
             start: Leaves of the adjoint of the last solve, or ``None`` where there is none; an iteration can start
                 from it.
 
