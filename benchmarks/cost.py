@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks import host_syncs
+from benchmarks.devices import add_device, checked
 from benchmarks.finished_runs import median_and_quartiles
 from benchmarks.peers.cases import CASES
 from benchmarks.step_parts import Parts, timed_parts, timed_whole
@@ -59,7 +60,9 @@ class Timing:
         return self.seconds / self.parts.total(self.steps, self.products)
 
 
-def timings(name: str, steps: Sequence[int], products: Sequence[int], repeats: int) -> list[Timing]:
+def timings(
+    name: str, steps: Sequence[int], products: Sequence[int], repeats: int, device: torch.device
+) -> list[Timing]:
     """Times all combinations in turn, after a round to warm up.
 
     Args:
@@ -67,8 +70,10 @@ def timings(name: str, steps: Sequence[int], products: Sequence[int], repeats: i
         steps: Steps of the solve.
         products: Products with the transposed Jacobian by ``NeumannRBP``; ``RBP`` takes 20.
         repeats: How often.
+        device: Where.
     """
-    case = CASES[name](torch.float32)
+    with device:
+        case = CASES[name](torch.float32)
     found = []
     for repeat in range(-1, repeats):
         for number in steps:
@@ -157,6 +162,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     cases = ["Hopfield network", "graph network on Cora", "gated network on Cora"]
     parser.add_argument("--cases", nargs="+", choices=CASES, default=cases, help="networks to time")
+    add_device(parser)
     parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50, 100], help="steps of the solve, T")
     parser.add_argument("--products", nargs="+", type=int, default=[5, 20, 40], help="terms of NeumannRBP, K")
     parser.add_argument("--repeats", type=int, default=20, help="how often each is timed, at least 2")
@@ -168,6 +174,7 @@ def main(args: Sequence[str] | None = None) -> None:
         numbers = getattr(options, name)
         if min(numbers) < least or len(set(numbers)) < 2:
             raise UserError(f"--{name}={numbers}: a fit needs two different numbers, of at least {least}.")
+    device = checked(options.device)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Timing]] = {}
@@ -175,12 +182,12 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)
         for name in options.cases:
             try:
-                found[name] = timings(name, options.steps, options.products, options.repeats)
+                found[name] = timings(name, options.steps, options.products, options.repeats, device)
             except UserError as reason:  # a data set that is not there
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No case could be timed.")
-    print(tables(found) + "\n\n" + host_syncs.table([*found, SLOW]))
+    print(tables(found) + "\n\n" + host_syncs.table([*found, SLOW], device))
     rows = [{**vars(one), **vars(one.parts)} for timed in found.values() for one in timed]
     with (options.out / "cost.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [name for name in rows[0] if name != "parts"], extrasaction="ignore")

@@ -52,12 +52,19 @@ def syncs_of_rbp(case: Case, max_steps: int = 1000, tol: float = 1e-6) -> tuple[
     return fixed_point.steps, forward.count, estimator.adjoint.steps, backward.count
 
 
-def table(names: Sequence[str]) -> str:
-    """Lays the reads of some cases out as Markdown, with the steps that they are for."""
+def table(names: Sequence[str], device: torch.device) -> str:
+    """Lays the reads of some cases out as Markdown, with the steps that they are for.
+
+    Args:
+        names: The cases.
+        device: Where.
+    """
     lines = ["| RBP to 1e-06 | steps of the solve | reads | steps of the gradient | reads | reads each 10 steps |"]
     lines.append("|---" * 6 + "|")
     for name in names:
-        steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(CASES[name](torch.float32))
+        with device:
+            case = CASES[name](torch.float32)
+        steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(case)
         rate = 10 * (reads + adjoint_reads) / (steps + adjoint_steps)
         lines.append(f"| {name} | {steps} | {reads} | {adjoint_steps} | {adjoint_reads} | {rate:.2f} |")
     return "\n".join(lines)

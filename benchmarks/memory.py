@@ -17,6 +17,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
+from benchmarks.devices import add_device, checked
 from benchmarks.peak_memory import peak_bytes
 from benchmarks.peers.cases import CASES
 from datamodules import CitationGraph
@@ -142,15 +143,13 @@ def main(args: Sequence[str] | None = None) -> None:
     steps, terms = [10, 30, 100, 300, 1000, 3000, 10000], [10, 20, 50, 100, 200]
     parser.add_argument("--steps", nargs="+", type=int, default=steps, help="steps of the forward solve")
     parser.add_argument("--terms", nargs="+", type=int, default=terms, help="terms of TBPTT and NeumannRBP")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
+    add_device(parser)
     parser.add_argument("--out", type=Path, default=Path("logs/memory"), help="folder to write to")
     options = parser.parse_args(args)
     for name, least in (("steps", 2), ("terms", 1)):
         if min(getattr(options, name)) < least:
             raise UserError(f"--{name}={min(getattr(options, name))} must be at least {least}.")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda: PyTorch finds no CUDA device here; take cpu.")
-    device = torch.device(options.device)
+    device = checked(options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

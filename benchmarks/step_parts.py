@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.devices import synchronize
 from benchmarks.peers.cases import Case
 from rbp_lightning import GradientEstimator
 
@@ -50,38 +51,46 @@ def timed_parts(case: Case, steps: int, products: int) -> Parts:
         steps: T, at least 2.
         products: K, at least 1.
     """
-    laps = [time.perf_counter()]
+    laps: list[float] = []
+
+    def lap() -> None:
+        synchronize(case.start.device)
+        laps.append(time.perf_counter())
+
+    lap()
     prepared = case.prepare(*case.parameters)
-    laps.append(time.perf_counter())
+    lap()
     with torch.no_grad():
         state = case.start
         for _ in range(steps - 1):
             state = case.step(state, *prepared)
-    laps.append(time.perf_counter())
+    lap()
     state.requires_grad_()
     following = case.step(state, *prepared)
-    laps.append(time.perf_counter())
+    lap()
     found = following.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(case.loss(found), found)
-    laps.append(time.perf_counter())
+    lap()
     cotangent = gradient
     for _ in range(products):
         (cotangent,) = torch.autograd.grad(following, state, cotangent, retain_graph=True)
-    laps.append(time.perf_counter())
+    lap()
     total = gradient.clone()
     for _ in range(products):
         total += cotangent
-    laps.append(time.perf_counter())
+    lap()
     torch.autograd.grad(following, case.parameters, total)
-    laps.append(time.perf_counter())
+    lap()
     counts = (1, steps - 1, 1, 1, products, products, 1)
     return Parts(*((after - before) / count for before, after, count in zip(laps, laps[1:], counts, strict=False)))
 
 
 def timed_whole(case: Case, estimator: GradientEstimator) -> float:
     """Seconds of a solve and its gradient by an estimator."""
+    synchronize(case.start.device)
     begin = time.perf_counter()
     update = case.update(case.prepare(*case.parameters))
     state = estimator(update, case.start, batch_dims=case.batch_dims).state
     torch.autograd.grad(case.loss(state), case.parameters)
+    synchronize(case.start.device)
     return time.perf_counter() - begin

@@ -1,11 +1,14 @@
 """The estimators on a CUDA device."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 
+from benchmarks.host_syncs import syncs_of_rbp
+from benchmarks.peers.cases import tanh
 from datamodules import CitationGraph, ImagePatterns, MNISTSplits
 from models import (
     MLP,
@@ -70,6 +73,23 @@ def test_gradients_are_those_of_the_cpu(estimator: GradientEstimator) -> None:
         loss_of(own(update, start, batch_dims=1).state.cpu()).backward()
         found[device] = (weight.grad.cpu(), drive.grad.cpu())
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_solve_and_its_gradient_wait_for_the_device_where_a_value_is_read_and_nowhere_else() -> None:
+    with torch.device("cuda"):
+        case = tanh(0.8)(torch.float32)
+    syncs_of_rbp(case)  # makes the workspaces of products
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(case)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = sum("synchronizing" in str(warning.message) for warning in caught)
+    assert waits == reads + adjoint_reads
+    assert waits <= (steps + adjoint_steps) // 10 + 8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.compiled.limits import step_limits, synchronize
+from benchmarks.compiled.limits import step_limits
 from benchmarks.compiled.solves import ENOUGH, Step, solved, summed_in_bfloat16, ten
+from benchmarks.devices import add_device, checked, synchronize
 from benchmarks.peers.__main__ import cell
 from benchmarks.peers.cases import CASES
 from benchmarks.peers.measure import exact_gradient
@@ -106,16 +107,14 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row.values())} |" for row in rows)])
 
 
-def check(device: str, backend: str) -> None:
+def check(device: torch.device, backend: str) -> None:
     """Refuses what this machine cannot do.
 
     Raises:
-        UserError: If there is no such device, or nothing to compile with.
+        UserError: If there is nothing to compile with.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device=cuda needs a CUDA device, and PyTorch finds none: give --device cpu.")
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
-    if device == "cpu" and backend == "inductor" and not any(shutil.which(one) for one in compilers if one):
+    if device.type == "cpu" and backend == "inductor" and not any(shutil.which(one) for one in compilers if one):
         raise UserError("--backend=inductor needs a C++ compiler: install g++, set CXX, or give --backend aot_eager.")
 
 
@@ -125,14 +124,15 @@ def main(args: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=NAMES, help="networks to measure on")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run")
+    add_device(parser)
     parser.add_argument("--backend", choices=["inductor", "aot_eager"], default="inductor", help="of torch.compile")
     parser.add_argument("--repeats", type=int, default=20, help="how often each variant is timed, at least 2")
     parser.add_argument("--out", type=Path, default=Path("logs/compiled"), help="folder to write to")
     options = parser.parse_args(args)
     if options.repeats < 2:
         raise UserError(f"--repeats={options.repeats} gives no spread: it must be at least 2.")
-    check(options.device, options.backend)
+    device = checked(options.device)
+    check(device, options.backend)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     measured: list[list[dict[str, str]]] = []
@@ -140,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> None:
         warnings.simplefilter("ignore", ConvergenceWarning)  # of numbers of steps that are the same for all
         for name in options.cases:
             try:
-                measured.append(measure(name, torch.device(options.device), options.backend, options.repeats))
+                measured.append(measure(name, device, options.backend, options.repeats))
             except UserError as reason:  # a data set that is not there
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not measured:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.devices import synchronize
+
 
 @dataclass(frozen=True)
 class StepLimits:
@@ -24,12 +26,6 @@ class StepLimits:
     seconds: float
     launching: float
     moving: float
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for what a device has been given to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def seconds_per_call(run: Callable[[], object], device: torch.device, calls: int) -> float:

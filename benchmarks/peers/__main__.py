@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.devices import add_device, checked
 from benchmarks.finished_runs import median_and_quartiles
 from benchmarks.peers.cases import CASES
 from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, seconds
@@ -30,18 +31,20 @@ Ratios = dict[str, list[float] | str]
 """Of each method, its ratios to the loop by hand, or why there are none."""
 
 
-def compare(name: str, target: float, repeats: int) -> tuple[Ratios, dict[str, Calibrated]]:
+def compare(name: str, target: float, repeats: int, device: torch.device) -> tuple[Ratios, dict[str, Calibrated]]:
     """Compares all methods on a case.
 
     Args:
         name: The case.
         target: Relative error of the gradient.
         repeats: How often each is timed.
+        device: Where.
 
     Returns:
         The ratios, and how the methods were calibrated.
     """
-    case, wide = CASES[name](torch.float32), CASES[name](torch.float64)
+    with device:
+        case, wide = CASES[name](torch.float32), CASES[name](torch.float64)
     radius, exact = wide.radius(), exact_gradient(wide)
     methods = {**BY_HAND, **OURS, **installed()}
     outcomes = {one: calibrate(case, exact, one, method, radius, target) for one, method in methods.items()}
@@ -97,19 +100,21 @@ def main(args: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="networks to compare on")
+    add_device(parser)
     parser.add_argument("--error", type=float, default=1e-3, help="relative error of the gradient of every method")
     parser.add_argument("--repeats", type=int, default=20, help="how often each method is timed, at least 2")
     parser.add_argument("--out", type=Path, default=Path("logs/peers"), help="folder to write to")
     options = parser.parse_args(args)
     if options.repeats < 2:
         raise UserError(f"--repeats={options.repeats} gives no spread: it must be at least 2.")
+    device = checked(options.device)
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Ratios] = {}
     rows = []
     for name in options.cases:
         try:
-            found[name], calibrated = compare(name, options.error, options.repeats)
+            found[name], calibrated = compare(name, options.error, options.repeats, device)
         except UserError as reason:  # a data set that is not there
             print(f"{name}: left out. {reason}", file=sys.stderr)
             continue

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.devices import synchronize
 from benchmarks.peers.cases import Case
 from benchmarks.peers.methods import MAX_STEPS, Method
 from rbp_lightning import ExactAdjoint, Picard
@@ -112,7 +113,9 @@ def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: i
         for _ in range(repeats):
             for one in methods:
                 gradient(case, one.method(case, one.tol, radius))
+                synchronize(case.start.device)
                 begin = time.perf_counter()
                 gradient(case, one.method(case, one.tol, radius))
+                synchronize(case.start.device)
                 times[one.name].append(time.perf_counter() - begin)
     return times
