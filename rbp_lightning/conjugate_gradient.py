@@ -44,7 +44,8 @@ def conjugate_gradient(
         linearization: Products with J and J^T.
         gradient: Leaves of g.
         steps: Most steps, each of one product with J and one with J^T.
-        tol: Residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
+        tol: Residual over the norm of g at which a sample has converged, and comes to rest at 0.9 of it; 0 runs
+            exactly ``steps``.
         check_every: Steps between two looks at the residual, as ``Picard``'s.
         start: Leaves of the first z; ``None`` is zero.
 
@@ -65,9 +66,11 @@ def conjugate_gradient(
     normal_square = inner(normal, normal, batch_dims)
     size = norm(gradient, batch_dims)
     left = norm(residual, batch_dims)
+    # What is recurred and what is true differ by rounding, which must not decide whether a sample has converged.
+    aim = 0.9 * tol
     # Beyond rounding there is nothing to divide by.
-    limit = max(tol, linearization.epsilon) * size
-    looks = Looks(check_every, tol)
+    limit = max(aim, linearization.epsilon) * size
+    looks = Looks(check_every, aim)
     for step in range(1, steps + 1):
         image = minus(direction, linearization.vjp(direction))
         image_square = inner(image, image, batch_dims)

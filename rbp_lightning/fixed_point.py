@@ -93,8 +93,7 @@ class ConvergenceTest:
         held: Which samples are held where they are because they failed before, bool; ``None`` for none.
 
     Attributes:
-        residual: Relative residual of the last change observed, one value for each sample.
-        change: Norm of that change.
+        change: Norm of the last change observed, one value for each sample.
         followed: Whether more steps come after the solver's, so that it need not observe its last one.
         settled: Whether every sample is known to have converged at the last change observed. A solver that has read the
             residual can say so, and nothing more is observed.
@@ -111,7 +110,7 @@ class ConvergenceTest:
         self.batch_dims = batch_dims
         self.held = held
         self.followed = self.settled = self._ordinary = False
-        self.residual = torch.tensor(float("inf"))
+        self._residual: Tensor | None = None
         self._first_change: Tensor | None = None
         self._largest_change: Tensor | None = None
         self._rounding = 0.0
@@ -141,17 +140,26 @@ class ConvergenceTest:
         previous = [leaf.detach() for leaf in previous]
         current = [leaf.detach() for leaf in current]
         (change, size), self._ordinary = approximate_norms([minus(current, previous), current], self.batch_dims)
-        self.change, self._size = change, size
-        self.residual = change / size if self._ordinary else _quotient(change, size)
+        self.change, self._size, self._residual = change, size, None
         if self._first_change is None or self._largest_change is None:
             self._first_change = self._largest_change = change
             self._known = change, size
             self._rounding = max(torch.finfo(leaf.dtype).eps for leaf in current) ** 0.5
         self._largest_change = torch.fmax(self._largest_change, change)
         if not self._ordinary:
-            known = ~size.isnan()
-            change, size = torch.where(known, change, self._known[0]), torch.where(known, size, self._known[1])
+            unknown = size.isnan()
+            change, size = torch.where(unknown, self._known[0], change), torch.where(unknown, self._known[1], size)
         self._known = change, size
+
+    @property
+    def residual(self) -> Tensor:
+        """Relative residual of the last change observed, one value for each sample; infinite before the first one."""
+        if self._first_change is None:
+            return torch.tensor(float("inf"))
+        if self._residual is None:
+            quotient = torch.true_divide if self._ordinary else _quotient
+            self._residual = quotient(self.change, self._size)
+        return self._residual
 
     @property
     def verdicts(self) -> Tensor:
@@ -200,4 +208,4 @@ def _exceeds(change: Tensor, other: Tensor) -> Tensor:
 
 def _quotient(change: Tensor, size: Tensor) -> Tensor:
     """Relative residual; infinite where the state is, though the change may still be finite."""
-    return torch.where(size.isinf(), float("inf"), change / size.clamp_min(torch.finfo(size.dtype).tiny))
+    return (change / size.clamp_min(torch.finfo(size.dtype).tiny)).masked_fill(size == float("inf"), float("inf"))

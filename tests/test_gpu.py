@@ -87,9 +87,9 @@ def test_a_solve_and_its_gradient_wait_for_the_device_where_a_value_is_read_and_
             steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(case)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchronizing" in str(warning.message) for warning in caught)
-    assert waits == reads + adjoint_reads
-    assert waits <= (steps + adjoint_steps) // 10 + 8
+    waits = [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
+    assert len(waits) == reads + adjoint_reads, waits
+    assert len(waits) <= (steps + adjoint_steps) // 10 + 8
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -100,10 +100,12 @@ def test_a_citation_network_trains_as_on_the_cpu(make_cell: type[PropagationCell
         seed_everything(0, verbose=False)
         model = CitationGNN(make_cell(5, 3, 8, dropout=0.0), warm_start=True)
         quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = Trainer(accelerator=accelerator, devices=1, max_epochs=3, callbacks=[CGRBP()], **quiet)
+        # In float32 Adam turns the rounding of a gradient near 0 into a difference of 1e-3.
+        quiet["precision"] = "64-true"
+        trainer = Trainer(accelerator=accelerator, devices=1, max_epochs=3, callbacks=[CGRBP(60)], **quiet)
         trainer.fit(model, CitationGraph(dataset=RandomGraph))
         found.append(torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()]))
-    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

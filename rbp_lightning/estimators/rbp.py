@@ -66,8 +66,8 @@ class RBP(ImplicitEstimator):
         return scaled(root_mean_square, [self._uniform(leaf) for leaf in gradient])
 
     def _uniform(self, like: Tensor) -> Tensor:
-        # Drawn on the CPU, so that every device sees the same numbers.
-        return torch.rand(like.shape, dtype=like.dtype, generator=self._generator).to(like.device)
+        # Drawn on the CPU, so that every device sees the same numbers; nobody waits for the copy.
+        return torch.rand(like.shape, dtype=like.dtype, generator=self._generator).to(like.device, non_blocking=True)
 
     def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Iterates z <- J^T z + g."""

@@ -224,6 +224,21 @@ def test_a_number_of_adjoint_steps_that_is_too_small_is_told(kind: type) -> None
         (state * torch.arange(8)).sum().backward()
 
 
+@pytest.mark.filterwarnings("error::rbp_lightning.ConvergenceWarning")
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_does_not_make_a_converged_adjoint_one_that_is_not(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(32, 32, generator=generator)
+    weight = (0.9 * weight / torch.linalg.matrix_norm(weight, 2)).requires_grad_()
+    drive = torch.randn(4000, 32, generator=generator)  # of so many samples some end at the tolerance
+    estimator = CGRBP(60, tol=1e-4, solver=Picard(300))
+    estimator(
+        lambda h: torch.tanh(h @ weight + drive), torch.zeros(4000, 32), batch_dims=1
+    ).state.square().sum().backward()
+    assert estimator.adjoint.steps < 60
+    assert estimator.adjoint.converged
+
+
 @pytest.mark.parametrize("estimator", [RBP(20, 1e-6), CGRBP(2, 1e-6)], ids=["RBP", "CGRBP"])
 def test_an_adjoint_that_does_not_converge_is_told(estimator: GradientEstimator) -> None:
     weight = (0.97 * torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]).requires_grad_()
