@@ -127,7 +127,17 @@ class CitationGNN(NodeClassifier):
         _, fixed_point = self(graph)
         if stage != "predict":
             self._log_solves([fixed_point], stage)
-        return self.cell.scores(fixed_point.state)
+        return self._scores(fixed_point)
+
+    def _scores(self, fixed_point: FixedPoint) -> Tensor:
+        scores = self.cell.scores(fixed_point.state)
+        if scores.shape[1:] != (self.num_classes,):
+            raise UserError(
+                f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but num_classes="
+                f"{self.num_classes}: they must be [num_nodes, {self.num_classes}]. For a cell that returns its state, "
+                f"set num_hidden to {self.num_classes}."
+            )
+        return scores
 
     def _log_solves(self, fixed_points: list[FixedPoint], stage: str) -> None:
         steps = sum(fixed_point.steps for fixed_point in fixed_points)
@@ -139,7 +149,7 @@ class CitationGNN(NodeClassifier):
         """Mean cross-entropy of the labelled training nodes, and the terms that have a weight."""
         draws = [self(graph) for _ in range(2 if self.consistency else 1)]
         self._log_solves([fixed_point for _, fixed_point in draws], "train")
-        scores = [self.cell.scores(fixed_point.state) for _, fixed_point in draws]
+        scores = [self._scores(fixed_point) for _, fixed_point in draws]
         loss = torch.stack([self.cross_entropy(draw, graph, graph.train_mask) for draw in scores]).mean()
         if self.consistency:
             loss = loss + self.consistency * consistency_loss(scores, self.temperature)

@@ -11,7 +11,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+from rbp_lightning import FixedPointSolver, NeumannRBP
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -88,6 +91,18 @@ def own_options(checkout: Path, *names: str) -> str:
         (options,) = re.findall(rf"`(--\S+ {name}\.[^`]*)`", README)
         found.append(options)
     return " ".join(found)
+
+
+def test_own_solver_stops_at_its_tolerance() -> None:
+    (example,) = [block for block in blocks("python") if OWN["my_solvers"] in block]
+    names: dict[str, type[FixedPointSolver]] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    for factor in (-1.5, 0.5):
+        estimator = NeumannRBP(solver=names["Damped"](max_steps=100, tol=1e-4))
+        fixed_point = estimator(lambda h, factor=factor: factor * h + 1, torch.zeros(3, 2), batch_dims=1)
+        assert fixed_point.converged
+        assert fixed_point.steps < 100
+        assert float(fixed_point.state[0, 0].detach()) == pytest.approx(1 / (1 - factor), rel=1e-3)
 
 
 def test_own_estimator_and_solver_on_the_command_line(checkout: Path) -> None:

@@ -27,8 +27,9 @@ class FixedPointSolver(ABC):
         ...     "h <- (h + F(h)) / 2, which tames oscillations."
         ...     def iterate(self, update, state, max_steps, test):
         ...         for _ in range(max_steps):
-        ...             previous, state = state, (state + update(state)) / 2
-        ...         test.observe([previous], [state])
+        ...             previous, following = state, update(state)
+        ...             state = (state + following) / 2
+        ...         test.observe([previous], [following])
         ...         return state, max_steps
         >>> NeumannRBP(solver=Damped(max_steps=60))(lambda h: 1 - h, torch.zeros(())).state.detach()
         tensor(0.5000)

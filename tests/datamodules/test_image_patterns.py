@@ -194,3 +194,10 @@ def test_bad_folders_are_refused_by_name(tmp_path) -> None:
 def test_arguments_are_checked_at_once(arguments) -> None:
     with pytest.raises(UserError, match=f"ImagePatterns: {next(iter(arguments))}="):
         ImagePatterns(**arguments)
+
+
+def test_a_size_is_for_a_folder_alone() -> None:
+    with pytest.raises(UserError, match="size=16 is for source='folder' alone: leave it out for 'digits'"):
+        ImagePatterns(size=16)
+    with pytest.raises(UserError, match="ImagePatterns: size=0 must be"):
+        ImagePatterns(source="folder", data_dir=".", size=0)

@@ -554,3 +554,20 @@ def test_each_part_is_prepared_once(monkeypatch) -> None:
     monkeypatch.setattr(citation_gnn, "PreparedGraph", Counted)
     trainer_of(NeumannRBP(), epochs=4).fit(network(), data(num_parts=3))
     assert sorted(made) == [10, 10, 10, 30]
+
+
+class ReturnsItsState(PageRankCell):
+    def start(self, features: Any, adjacency: Any) -> Any:
+        drive = self.injected(features)
+        return lambda state: 0.5 * (adjacency @ state) + drive, drive
+
+    def scores(self, state: torch.Tensor) -> torch.Tensor:
+        return state
+
+
+@pytest.mark.parametrize("stage", ["fit", "predict"])
+def test_a_cell_whose_scores_are_not_those_of_the_classes_is_refused(stage: str) -> None:
+    model = network(partial(ReturnsItsState, **SIZES))
+    message = r"ReturnsItsState: its scores have the shape \[\d+, 8\], but num_classes=3.*set num_hidden to 3"
+    with pytest.raises(UserError, match=message):
+        getattr(trainer_of(NeumannRBP()), stage)(model, data())
