@@ -89,6 +89,8 @@ def _compressed(index: Tensor, size: int) -> Tensor:
 def _csr(indices: tuple[Tensor, Tensor], values: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        # PyTorch 2.11 says so on a GPU, though the choice is made here.
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(*indices, values, shape, check_invariants=False)
 
 
