@@ -54,8 +54,8 @@ class ImagePatterns(LightningDataModule):
         held_out: How many further images to recall in validation and test in place of the stored ones; 0 for none.
         data_dir: The folder of image files, or of MNIST's files; ``None`` is the environment variable
             ``RBP_DATA_DIR`` or else ``data``.
-        size: Height and width that the images of a folder are resized to; ``None`` is 28, and what the other sources
-            have to be left at.
+        size: Height and width that the images of a folder are resized to; ``None`` is 28. The other sources have a size
+            of their own and take none.
         threshold: Intensity, 0 to 1, from which a pixel is on.
         train_corruption: How training images are corrupted: ``"erase"`` turns on pixels off, ``"salt_and_pepper"``
             replaces pixels by random ones, ``"occlude"`` turns a block off.
@@ -107,7 +107,7 @@ class ImagePatterns(LightningDataModule):
         self.held_out = check_count(self, "held_out", held_out, 0)
         self.data_dir = data_dir
         if source != "folder" and size is not None:
-            raise UserError(f"ImagePatterns: size={size!r} is for source='folder' alone: leave it out for {source!r}.")
+            raise UserError(f"ImagePatterns: size={size!r} is for source='folder' alone: leave it out (null).")
         self.size = 28 if size is None else check_count(self, "size", size, 1)
         self.threshold = check_number(self, "threshold", threshold, 0.0, 1.0)
         self.train_corruption, self.corruption = train_corruption, corruption

@@ -131,11 +131,11 @@ class CitationGNN(NodeClassifier):
 
     def _scores(self, fixed_point: FixedPoint) -> Tensor:
         scores = self.cell.scores(fixed_point.state)
-        if scores.shape[1:] != (self.num_classes,):
+        wanted = [fixed_point.state.shape[0], self.num_classes]
+        if list(scores.shape) != wanted:
             raise UserError(
-                f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but num_classes="
-                f"{self.num_classes}: they must be [num_nodes, {self.num_classes}]. For a cell that returns its state, "
-                f"set num_hidden to {self.num_classes}."
+                f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but {wanted} are the "
+                f"nodes and num_classes. For a cell that returns its state, set num_hidden to {self.num_classes}."
             )
         return scores
 

@@ -112,7 +112,7 @@ def explain(message: str) -> str:
         known = sorted(_concrete_subclasses(_CHOICES[keys[-1]])) if keys[-1] in _CHOICES else []
         return f"{text}. Known: {', '.join(known)}." if known else text
     if re.search(r"required: \w+\.model\b", text):
-        return f"{text}. A config has them all: --config configs/hopfield.yaml."
+        return f"{text}. A config names one, such as a checkout's: --config configs/hopfield.yaml."
     if text.startswith("unrecognized arguments"):
         return f"{text}. The options are listed by --help, and those of an estimator by --estimator.help NAME."
     return text

@@ -66,11 +66,11 @@ def conjugate_gradient(
     normal_square = inner(normal, normal, batch_dims)
     size = norm(gradient, batch_dims)
     left = norm(residual, batch_dims)
-    # What is recurred and what is true differ by rounding, which must not decide whether a sample has converged.
-    aim = 0.9 * tol
-    # Beyond rounding there is nothing to divide by.
-    limit = max(aim, linearization.epsilon) * size
-    looks = Looks(check_every, aim)
+    # What is recurred and what is true differ by rounding, which must not decide whether a sample has converged; beyond
+    # rounding there is nothing to divide by.
+    rest = max(0.9 * tol, linearization.epsilon)
+    limit = rest * size
+    looks = Looks(check_every, rest if tol > 0 else 0.0)
     for step in range(1, steps + 1):
         image = minus(direction, linearization.vjp(direction))
         image_square = inner(image, image, batch_dims)

@@ -97,12 +97,12 @@ def test_own_solver_stops_at_its_tolerance() -> None:
     (example,) = [block for block in blocks("python") if OWN["my_solvers"] in block]
     names: dict[str, type[FixedPointSolver]] = {}
     exec(compile(example, "README.md", "exec"), names)
-    for factor in (-1.5, 0.5):
-        estimator = NeumannRBP(solver=names["Damped"](max_steps=100, tol=1e-4))
+    for factor in (-2.8, 0.8):
+        estimator = NeumannRBP(solver=names["Damped"](max_steps=200, tol=1e-4))
         fixed_point = estimator(lambda h, factor=factor: factor * h + 1, torch.zeros(3, 2), batch_dims=1)
         assert fixed_point.converged
-        assert fixed_point.steps < 100
-        assert float(fixed_point.state[0, 0].detach()) == pytest.approx(1 / (1 - factor), rel=1e-3)
+        assert fixed_point.steps < 200
+        assert float(fixed_point.state[0, 0].detach()) == pytest.approx(1 / (1 - factor), rel=2e-3)
 
 
 def test_own_estimator_and_solver_on_the_command_line(checkout: Path) -> None:
@@ -132,7 +132,7 @@ def test_own_hyperparameter_on_the_command_line(checkout: Path) -> None:
     command = f"python train.py fit --config configs/hypergrad.yaml {option} --trainer.max_epochs=2"
     printed = run(python_command(command), checkout, {**os.environ, "PYTHONPATH": "."})
     (noise,) = re.findall(r"^hyperparameters/noise: (.*)$", printed, re.MULTILINE)
-    assert float(noise) != pytest.approx(0.1, rel=1e-3)  # it learns
+    assert float(noise) != pytest.approx(0.1, rel=2e-3)  # it learns
 
 
 def test_own_images(checkout: Path) -> None:

@@ -16,8 +16,8 @@ class CGRBP(ImplicitEstimator):
 
     Args:
         steps: Most conjugate-gradient steps, at least 1.
-        tol: Adjoint residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``. What is
-            iterated on is the residual that rounding makes a little wrong, so it goes on to 0.9 of that.
+        tol: Adjoint residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``. It
+            comes to rest at 0.9 of that, since the residual that is recurred differs from the true one by rounding.
         check_every: Steps between two looks at the residual, as ``Picard``'s.
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
 

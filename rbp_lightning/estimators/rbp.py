@@ -66,8 +66,10 @@ class RBP(ImplicitEstimator):
         return scaled(root_mean_square, [self._uniform(leaf) for leaf in gradient])
 
     def _uniform(self, like: Tensor) -> Tensor:
-        # Drawn on the CPU, so that every device sees the same numbers; nobody waits for the copy.
-        return torch.rand(like.shape, dtype=like.dtype, generator=self._generator).to(like.device, non_blocking=True)
+        # Drawn on the CPU, so that every device sees the same numbers.
+        drawn = torch.rand(like.shape, dtype=like.dtype, generator=self._generator)
+        # CUDA takes its copy before the call returns; others may read what has been freed (pytorch issue 189690).
+        return drawn.to(like.device, non_blocking=like.is_cuda)
 
     def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
         """Iterates z <- J^T z + g."""

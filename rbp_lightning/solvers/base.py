@@ -29,7 +29,7 @@ class FixedPointSolver(ABC):
         ...         for _ in range(max_steps):
         ...             previous, following = state, update(state)
         ...             state = (state + following) / 2
-        ...         test.observe([previous], [following])
+        ...             test.observe([previous], [following])
         ...         return state, max_steps
         >>> NeumannRBP(solver=Damped(max_steps=60))(lambda h: 1 - h, torch.zeros(())).state.detach()
         tensor(0.5000)

@@ -197,7 +197,7 @@ def test_arguments_are_checked_at_once(arguments) -> None:
 
 
 def test_a_size_is_for_a_folder_alone() -> None:
-    with pytest.raises(UserError, match="size=16 is for source='folder' alone: leave it out for 'digits'"):
+    with pytest.raises(UserError, match="size=16 is for source='folder' alone: leave it out"):
         ImagePatterns(size=16)
     with pytest.raises(UserError, match="ImagePatterns: size=0 must be"):
         ImagePatterns(source="folder", data_dir=".", size=0)

@@ -239,6 +239,15 @@ def test_rounding_does_not_make_a_converged_adjoint_one_that_is_not(seed: int) -
     assert estimator.adjoint.converged
 
 
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+def test_conjugate_gradients_rest_where_only_rounding_is_left() -> None:
+    cell = tanh_cell(0)
+    weight, drive = (tensor.detach().float().requires_grad_() for tensor in cell.tensors)
+    estimator = CGRBP(60, tol=1e-8, solver=Picard(300))
+    estimator(lambda h: torch.tanh(h @ weight + drive), cell.start.float(), batch_dims=1).state.sum().backward()
+    assert estimator.adjoint.steps < 60
+
+
 @pytest.mark.parametrize("estimator", [RBP(20, 1e-6), CGRBP(2, 1e-6)], ids=["RBP", "CGRBP"])
 def test_an_adjoint_that_does_not_converge_is_told(estimator: GradientEstimator) -> None:
     weight = (0.97 * torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]).requires_grad_()
