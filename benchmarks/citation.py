@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.finished_runs import Row, config_keys, estimator_arguments, mean_and_spread, run_missing, seed_count
 from rbp_lightning.cli import RBPLightningCLI
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 BASELINE = "none"
 

@@ -25,7 +25,7 @@ from datamodules import CitationGraph
 from models import CitationGNN, GRUPropagation
 from models.propagation.prepared_graph import PreparedGraph
 from rbp_lightning import RBP, ConvergenceWarning, GradientEstimator, NeumannRBP, Picard, UserError
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 CONFIG = Path(__file__).parents[1] / "configs" / "paper" / "cora.yaml"
 STEPS, PRODUCTS = 100, 20

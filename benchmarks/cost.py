@@ -25,7 +25,7 @@ from benchmarks.finished_runs import median_and_quartiles
 from benchmarks.peers.cases import CASES
 from benchmarks.step_parts import Parts, timed_parts, timed_whole
 from rbp_lightning import RBP, ConvergenceWarning, NeumannRBP, Picard
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.errors import UserError
 
 SLOW = "tanh, radius 0.99"

@@ -20,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from benchmarks.citation import label
 from benchmarks.finished_runs import Row, config_keys, estimator_arguments, mean_and_spread, run_missing, seed_count
 from rbp_lightning.cli import RBPLightningCLI
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 STEPS = (10, 50, 100)
 DEFAULT = ["BPTT", *(f"{name}:{steps}" for name in ("TBPTT", "RBP", "NeumannRBP", "CGRBP") for steps in STEPS)]

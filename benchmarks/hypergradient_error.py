@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.hyperparameters import Examples, WeightDecay
 from models.inner_training import InnerObjective, MomentumSGD, SGDUpdate
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, ImplicitEstimator, NeumannRBP, Picard
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 PROBLEMS = {"ridge regression": "squared_error", "logistic regression": "cross_entropy"}
 

@@ -23,7 +23,7 @@ from benchmarks.peers.cases import CASES
 from datamodules import CitationGraph
 from models import CitationGNN, GRUPropagation
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, ConvergenceWarning, GradientEstimator, NeumannRBP, Picard
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.errors import UserError
 
 CORA = Path(__file__).parents[1] / "configs/paper/cora.yaml"

@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbp_lightning import ConvergenceWarning, EquilibriumMonitor
 from rbp_lightning.cli import RBPLightningCLI
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 LOOK, PLOT = 4, 20
 """Steps between two looks, and between two sets of plots, of the run that is timed."""

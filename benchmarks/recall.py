@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.finished_runs import ESTIMATORS, Row, config_keys, mean_and_spread, run_missing, seed_count
 from rbp_lightning.cli import RBPLightningCLI
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 
 def train_and_test(keys: Row) -> dict[str, float]:

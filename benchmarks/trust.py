@@ -28,7 +28,7 @@ from rbp_lightning import (
     NeumannRBP,
     Picard,
 )
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.monitor_plots import RecordingTest
 
 SIZE = 32

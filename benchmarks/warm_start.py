@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.citation import fit_and_test
 from benchmarks.finished_runs import Row, config_keys, mean_and_spread, run_missing, seed_count
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 TOLERANCE = ["--estimator.solver.tol=1.0e-2", "--estimator.solver.check_every=2"]
 VARIANTS = {

@@ -26,7 +26,7 @@ from models.inner_training import LOSSES, MLP, InnerObjective, MomentumSGD, SGDU
 from models.labels import check_labels
 from rbp_lightning import Failure, FixedPoint, GradientEstimator, ImplicitEstimator, NeumannRBP, UserError
 from rbp_lightning.errors import check_choice, check_count, check_number
-from rbp_lightning.replicated import replicated
+from rbp_lightning.nn.replicated import replicated
 
 MOST_INNER_LOSSES = 100
 """How many losses of an inner training are kept for its curve."""

@@ -55,6 +55,6 @@ _REMEDIES = {
     Failure.TRUNCATED: "raise steps, take an estimator that solves to a tolerance (CGRBP, AdaptiveNeumann), or raise "
     "the policy's truncation_tol where this is meant",
     Failure.SPECTRAL_RADIUS: "the Neumann series and RBP do not converge there: bound the norm of the weights "
-    "(rbp_lightning.contraction), add jacobian_penalty to the loss, or damp the update",
-    Failure.NO_CONTRACTION: "bound the norm of the weights (rbp_lightning.contraction), or take CGRBP",
+    "(rbp_lightning.nn), add jacobian_penalty to the loss, or damp the update",
+    Failure.NO_CONTRACTION: "bound the norm of the weights (rbp_lightning.nn), or take CGRBP",
 }

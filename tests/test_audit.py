@@ -147,7 +147,7 @@ def test_a_map_that_does_not_converge_is_told() -> None:
     assert reference.kind == "BPTT"
     assert not reference.settled
     assert found.advice.startswith("The map does not converge")
-    assert "rbp_lightning.contraction" in found.advice
+    assert "rbp_lightning.nn" in found.advice
     assert re.search(r"until then T?BPTT.* has the gradient of the steps as they are", found.advice)
     (row,) = [row for row in found.measurements if row.gradient == "BPTT"]
     assert row.relative_error < 1e-3

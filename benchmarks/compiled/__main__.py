@@ -27,7 +27,7 @@ from benchmarks.peers.__main__ import cell
 from benchmarks.peers.cases import CASES
 from benchmarks.peers.measure import exact_gradient
 from rbp_lightning import ConvergenceWarning, UserError, WarmStart
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 
 NAMES = ["tanh, radius 0.93", "tanh, radius 0.99", "Hopfield network", "graph network on Cora", "convolution"]
 

@@ -21,7 +21,7 @@ import torch
 from benchmarks.finished_runs import Row, run_missing, seed_count
 from benchmarks.paper import associative_memory, documents, hyperparameters
 from benchmarks.paper.findings import Finding, table
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.errors import UserError
 
 DOMAINS: dict[str, ModuleType] = {

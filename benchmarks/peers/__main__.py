@@ -22,7 +22,7 @@ from benchmarks.peers.cases import CASES
 from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, seconds
 from benchmarks.peers.methods import BY_HAND, OURS
 from benchmarks.peers.peers import installed
-from rbp_lightning.cli_errors import one_line_errors
+from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.errors import UserError
 
 REFERENCE = next(iter(BY_HAND))

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from models.hyperparameters import Examples
 from models.inner_training.momentum_sgd import MomentumSGD, Tensors
 from models.inner_training.objective import InnerObjective
-from rbp_lightning.replicated import replicated
+from rbp_lightning.nn.replicated import replicated
 
 Training = Mapping[str, Tensors]
 """State of the inner training: ``parameters`` and ``velocities``, both by the names of the parameters."""

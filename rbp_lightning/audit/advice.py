@@ -65,7 +65,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
             f"the spectral radius of its Jacobian there is {radius:.3g}, so no implicit gradient is that of a fixed "
             "point: "
         )
-        stable = "bound the norm of its weights (rbp_lightning.contraction), add jacobian_penalty, or damp it"
+        stable = "bound the norm of its weights (rbp_lightning.nn), add jacobian_penalty, or damp it"
         if unsettled[0].steps >= REFERENCE_SOLVER.max_steps:
             advice += stable
         else:  # as many as it is meant to take
@@ -77,13 +77,13 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
     if any(not bool(one.gradient.isfinite().all()) for one in references):
         return (
             f"The exact gradient is not finite: the adjoint equation has no solution, as the spectral radius of the "
-            f"Jacobian, {radius:.3g}, may tell; make the map a stronger contraction (rbp_lightning.contraction)."
+            f"Jacobian, {radius:.3g}, may tell; make the map a stronger contraction (rbp_lightning.nn)."
         )
     if not inexact <= error / 10:
         return (
             f"The exact adjoint was solved to a residual of {inexact:.1e} only, which is too little to tell errors of "
             f"{_percent(error)} by: the spectral radius of the Jacobian is {radius:.3g}, so make the map a stronger "
-            "contraction (rbp_lightning.contraction)."
+            "contraction (rbp_lightning.nn)."
         )
     if not good:
         finite = [one for one in measured if one.relative_error < float("inf")]
@@ -92,7 +92,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
         return (
             f"No gradient reaches a relative error of {_percent(error)} ({reached}): the spectral radius of the "
             f"Jacobian is {radius:.3g}, so lower the forward tolerance (or raise max_steps), audit more steps, or make "
-            "the map a stronger contraction (rbp_lightning.contraction)."
+            "the map a stronger contraction (rbp_lightning.nn)."
         )
     cheapest = _cheapest(good)
     advice = (

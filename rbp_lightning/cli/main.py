@@ -9,12 +9,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import datamodules  # noqa: F401  so that short class names resolve
 import models  # noqa: F401
 from rbp_lightning.audit import AuditTrainer
-from rbp_lightning.checkpoints import NamedCheckpoint
-from rbp_lightning.cli_errors import STRICT, one_line_errors, refused_arguments
+from rbp_lightning.cli.checkpoints import NamedCheckpoint
+from rbp_lightning.cli.errors import STRICT, one_line_errors, refused_arguments
+from rbp_lightning.cli.save_config import SaveConfigWithLogs
+from rbp_lightning.cli.summary import print_summary
 from rbp_lightning.estimators import GradientEstimator
 from rbp_lightning.policy import FailurePolicy
-from rbp_lightning.run_summary import print_summary
-from rbp_lightning.save_config import SaveConfigWithLogs
 
 
 class RBPLightningCLI(LightningCLI):

@@ -1,0 +1,87 @@
+"""Penalties on the Jacobian of an update, to be added to the loss.
+
+They make the Jacobian J = dF/dh smaller at one state, and guarantee nothing. Their gradient reaches all that the update
+uses except the state; that of an operator marked ``once_differentiable`` is silently missing.
+"""
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from rbp_lightning.errors import check_count, check_number
+from rbp_lightning.linalg import pull_back
+from rbp_lightning.pytree import State, Vector, inner, leaves_of, widened
+from rbp_lightning.solvers import Update
+
+
+def jacobian_penalty(update: Update, state: State, samples: int = 1, generator: Generator | None = None) -> Tensor:
+    """Estimates ||J||_F^2 / d, where d is the number of elements of the state.
+
+    This is the regulariser of Bai, Koltun and Kolter (Stabilizing Equilibrium Models by Jacobian Regularization, ICML
+    2021, arXiv 2106.14342, section 4): Hutchinson's estimate, the mean of ||J^T v||^2 / d over standard normal v.
+
+    Args:
+        update: The map F.
+        state: Where to measure J, normally at the fixed point; a constant.
+        samples: Number of draws of v, at least 1, each of one vector-Jacobian product.
+        generator: Source of the draws, on the state's device; ``None`` is PyTorch's own.
+
+    Returns:
+        The estimate, a scalar to be weighted and added to the loss.
+
+    Raises:
+        UserError: If ``samples`` or ``state`` is not as described.
+
+    Example:
+        >>> penalty = jacobian_penalty(lambda h: 0.5 * h, torch.zeros(1_000_000))
+        >>> round(float(penalty), 2)
+        0.25
+    """
+    check_count(jacobian_penalty, "samples", samples, 1)
+    with torch.enable_grad():
+        inputs, outputs = _taped_step(update, state)
+        total = torch.zeros((), device=inputs[0].device)
+        for _ in range(samples):
+            probe = [torch.randn(o.shape, generator=generator, dtype=o.dtype, device=o.device) for o in outputs]
+            product = pull_back(outputs, inputs, probe, create_graph=True)
+            total = total + inner(product, product, batch_dims=0)
+        return total / (samples * sum(leaf.numel() for leaf in inputs))
+
+
+def column_sum_penalty(update: Update, state: State, bound: float = 0.9) -> Tensor:
+    """Measures by how much the column sums of J exceed a bound: ||max(0, 1^T J - bound)||_2.
+
+    This is the Lipschitz coefficient penalty of Linsley et al. (Stable and expressive recurrent vision models, NeurIPS
+    2020, arXiv 2005.11362), at the price of one vector-Jacobian product. Where J has no negative entry, a penalty of 0
+    means ||J||_1 <= bound; entries of both signs may cancel.
+
+    Args:
+        update: The map F.
+        state: Where to measure J, normally at the fixed point; a constant.
+        bound: Largest column sum without a penalty, 0 to 1, and below 1 for a contraction.
+
+    Returns:
+        The penalty, a scalar to be weighted and added to the loss.
+
+    Raises:
+        UserError: If ``bound`` or ``state`` is not as described.
+
+    Example:
+        >>> weight = torch.tensor([[0.5, 0.0], [-2.0, 1.4]])
+        >>> column_sum_penalty(lambda h: weight @ h, torch.zeros(2))  # column sums of -1.5 and 1.4
+        tensor(0.5000)
+    """
+    bound = check_number(column_sum_penalty, "bound", bound, 0.0, 1.0)
+    with torch.enable_grad():
+        inputs, outputs = _taped_step(update, state)
+        sums = pull_back(outputs, inputs, [torch.ones_like(leaf) for leaf in outputs], create_graph=True)
+        excess = torch.cat([torch.relu(leaf - bound).reshape(-1) for leaf in widened(sums)])
+        penalty: Tensor = torch.linalg.vector_norm(excess)  # with a gradient of 0 at 0
+        return penalty
+
+
+def _taped_step(update: Update, state: State) -> tuple[Vector, Vector]:
+    """Leaves of the state, cut off from its history, and of the step taped from there."""
+    leaves_of(state, batch_dims=0)
+    state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
+    return tree_leaves(state), tree_leaves(update(state))
