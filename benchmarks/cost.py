@@ -1,34 +1,27 @@
-"""What a solve and its gradient cost beyond the network: ``python -m benchmarks.cost --help``.
+"""What a solve and its gradient cost beyond the network."""
 
-Times what any implementation must do (T applications of the update, K products with its Jacobian and their sum, and
-what comes once) by hand, and beside it the same by an estimator. Prints the estimator's time as a multiple of the sum
-of these parts, what a step and a product come to in it, and how often a solve to a tolerance waits for the device.
-Leaves a CSV file with every timing and a picture.
-"""
-
-import argparse
-import csv
 import statistics
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 
 from benchmarks import host_syncs
-from benchmarks.devices import add_device, checked
-from benchmarks.finished_runs import median_and_quartiles
-from benchmarks.peers.cases import CASES
+from benchmarks.devices import DeviceName, available
+from benchmarks.peers.cases import CaseName, make_case
+from benchmarks.report import markdown, median_and_quartiles, write_csv
 from benchmarks.step_parts import Parts, timed_parts, timed_whole
+from benchmarks.timing import check_repeats
 from rbp_lightning import RBP, ConvergenceWarning, NeumannRBP, Picard
-from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.errors import UserError
 
-SLOW = "tanh, radius 0.99"
+SLOW: CaseName = "tanh, radius 0.99"
 """Its solve takes many steps: what waits for the device is counted there too."""
 
 
@@ -61,7 +54,7 @@ class Timing:
 
 
 def timings(
-    name: str, steps: Sequence[int], products: Sequence[int], repeats: int, device: torch.device
+    name: CaseName, steps: Sequence[int], products: Sequence[int], repeats: int, device: torch.device
 ) -> list[Timing]:
     """Times all combinations in turn, after a round to warm up.
 
@@ -73,7 +66,7 @@ def timings(
         device: Where.
     """
     with device:
-        case = CASES[name](torch.float32)
+        case = make_case(name)
     found = []
     for repeat in range(-1, repeats):
         for number in steps:
@@ -113,30 +106,33 @@ def fits(found: Sequence[Timing]) -> list[list[float]]:
     return ratios
 
 
-def tables(found: dict[str, list[Timing]]) -> str:
+def tables(found: dict[CaseName, list[Timing]]) -> str:
     """Lays parts, ratios and fits out as Markdown."""
     names = [field.name for field in fields(Parts)]
-    lines = [f"| milliseconds | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for case, timed in found.items():
-        cells = [median_and_quartiles([1e3 * getattr(one.parts, name) for one in timed], 3) for name in names]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
-    steps = dict.fromkeys(one.steps for timed in found.values() for one in timed)
-    lines += ["", f"| whole over its parts | {' | '.join(f'{one} steps' for one in steps)} |"]
-    lines.append("|---" * (len(steps) + 1) + "|")
-    for case, timed in found.items():
-        for estimator, ratios in groups(timed).items():
-            lines.append(
-                f"| {case}, {estimator} | {' | '.join(median_and_quartiles(ratios[one], 3) for one in steps)} |"
-            )
-    lines += ["", "| fit of T a + K b + c | a / step | b / product | c / what comes once |", "|---|---|---|---|"]
-    for case, timed in found.items():
-        lines.append(
-            f"| {case} | {' | '.join(median_and_quartiles(column, 3) for column in zip(*fits(timed), strict=True))} |"
-        )
-    return "\n".join(lines)
+    parts = [
+        [case, *(median_and_quartiles([1e3 * getattr(one.parts, name) for one in timed], 3) for name in names)]
+        for case, timed in found.items()
+    ]
+    steps = list(dict.fromkeys(one.steps for timed in found.values() for one in timed))
+    wholes = [
+        [f"{case}, {estimator}", *(median_and_quartiles(ratios[one], 3) for one in steps)]
+        for case, timed in found.items()
+        for estimator, ratios in groups(timed).items()
+    ]
+    fitted = [
+        [case, *(median_and_quartiles(column, 3) for column in zip(*fits(timed), strict=True))]
+        for case, timed in found.items()
+    ]
+    return "\n\n".join(
+        [
+            markdown(["milliseconds", *names], parts),
+            markdown(["whole over its parts", *(f"{one} steps" for one in steps)], wholes),
+            markdown(["fit of T a + K b + c", "a / step", "b / product", "c / what comes once"], fitted),
+        ]
+    )
 
 
-def plot(found: dict[str, list[Timing]], path: Path) -> None:
+def plot(found: dict[CaseName, list[Timing]], path: Path) -> None:
     """Draws the ratios into a PNG file."""
     figure = Figure(figsize=(4 * len(found) + 1, 3.4), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
@@ -155,47 +151,49 @@ def plot(found: dict[str, list[Timing]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Times, prints the tables, and leaves CSV file and picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    cases = ["Hopfield network", "graph network on Cora", "gated network on Cora"]
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=cases, help="networks to time")
-    add_device(parser)
-    parser.add_argument("--steps", nargs="+", type=int, default=[10, 20, 50, 100], help="steps of the solve, T")
-    parser.add_argument("--products", nargs="+", type=int, default=[5, 20, 40], help="terms of NeumannRBP, K")
-    parser.add_argument("--repeats", type=int, default=20, help="how often each is timed, at least 2")
-    parser.add_argument("--out", type=Path, default=Path("logs/cost"), help="folder to write to")
-    options = parser.parse_args(args)
-    if options.repeats < 2:
-        raise UserError(f"--repeats={options.repeats} gives no spread: it must be at least 2.")
-    for name, least in (("steps", 2), ("products", 1)):
-        numbers = getattr(options, name)
+def cost(
+    cases: list[CaseName] = ["Hopfield network", "graph network on Cora", "gated network on Cora"],
+    device: DeviceName = "cpu",
+    steps: list[PositiveInt] = [10, 20, 50, 100],
+    products: list[PositiveInt] = [5, 20, 40],
+    repeats: PositiveInt = 20,
+    out: Path = Path("logs/cost"),
+) -> None:
+    """What a solve and its gradient cost beyond the network.
+
+    Times what any implementation must do (T applications of the update, K products with its Jacobian and their sum,
+    and what comes once) by hand, and beside it the same by an estimator. Prints the estimator's time as a multiple of
+    the sum of these parts, what a step and a product come to in it, and how often a solve to a tolerance waits for the
+    device. Leaves a CSV file with every timing and a picture.
+
+    Args:
+        cases: Networks to time.
+        device: Where to run.
+        steps: Steps of the solve, T.
+        products: Terms of NeumannRBP, K.
+        repeats: How often each is timed, at least 2.
+        out: Folder to write to.
+
+    Raises:
+        UserError: If no case could be timed, or an argument is not possible here.
+    """
+    check_repeats(repeats)
+    for option, numbers, least in (("steps", steps, 2), ("products", products, 1)):
         if min(numbers) < least or len(set(numbers)) < 2:
-            raise UserError(f"--{name}={numbers}: a fit needs two different numbers, of at least {least}.")
-    device = checked(options.device)
+            raise UserError(f"--{option}={numbers}: a fit needs two different numbers, of at least {least}.")
+    where = available(device)
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, list[Timing]] = {}
+    found: dict[CaseName, list[Timing]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for name in options.cases:
+        for name in cases:
             try:
-                found[name] = timings(name, options.steps, options.products, options.repeats, device)
+                found[name] = timings(name, steps, products, repeats, where)
             except UserError as reason:  # a data set that is not there
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No case could be timed.")
-    print(tables(found) + "\n\n" + host_syncs.table([*found, SLOW], device))
-    rows = [{**vars(one), **vars(one.parts)} for timed in found.values() for one in timed]
-    with (options.out / "cost.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [name for name in rows[0] if name != "parts"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(found, options.out / "cost.png")
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    print(tables(found) + "\n\n" + host_syncs.table([*found, SLOW], where))
+    rows = [asdict(one) for timed in found.values() for one in timed]
+    write_csv(out / "cost.csv", [row | row.pop("parts") for row in rows])
+    plot(found, out / "cost.png")

@@ -1,18 +1,15 @@
 """The device that a benchmark runs on."""
 
-import argparse
+from typing import Literal, TypeAlias
 
 import torch
 
 from rbp_lightning.errors import UserError
 
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--device`` to a command line."""
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run")
+DeviceName: TypeAlias = Literal["cpu", "cuda"]
 
 
-def checked(name: str) -> torch.device:
+def available(name: DeviceName) -> torch.device:
     """The device of a name.
 
     Args:
@@ -24,9 +21,3 @@ def checked(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda needs a CUDA device, and PyTorch finds none: give --device cpu.")
     return torch.device(name)
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for what a device has been given to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.peers.cases import CASES, Case
+from benchmarks.peers.cases import CaseName, make_case
+from benchmarks.peers.networks import Case
+from benchmarks.report import markdown
 from rbp_lightning import RBP, ConvergenceWarning, Picard
 
 
@@ -48,23 +50,23 @@ def syncs_of_rbp(case: Case, max_steps: int = 1000, tol: float = 1e-6) -> tuple[
             fixed_point = estimator(case.update(case.prepare(*case.parameters)), case.start, batch_dims=case.batch_dims)
         with CountSyncs() as backward:
             torch.autograd.grad(case.loss(fixed_point.state), case.parameters)
-    assert estimator.adjoint is not None
-    return fixed_point.steps, forward.count, estimator.adjoint.steps, backward.count
+    assert fixed_point.adjoint is not None
+    return fixed_point.steps, forward.count, fixed_point.adjoint.steps, backward.count
 
 
-def table(names: Sequence[str], device: torch.device) -> str:
+def table(names: Sequence[CaseName], device: torch.device) -> str:
     """Lays the reads of some cases out as Markdown, with the steps that they are for.
 
     Args:
         names: The cases.
         device: Where.
     """
-    lines = ["| RBP to 1e-06 | steps of the solve | reads | steps of the gradient | reads | reads each 10 steps |"]
-    lines.append("|---" * 6 + "|")
+    rows = []
     for name in names:
         with device:
-            case = CASES[name](torch.float32)
+            case = make_case(name)
         steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(case)
         rate = 10 * (reads + adjoint_reads) / (steps + adjoint_steps)
-        lines.append(f"| {name} | {steps} | {reads} | {adjoint_steps} | {adjoint_reads} | {rate:.2f} |")
-    return "\n".join(lines)
+        rows.append([name, steps, reads, adjoint_steps, adjoint_reads, f"{rate:.2f}"])
+    columns = ["RBP to 1e-06", "steps of the solve", "reads", "steps of the gradient", "reads", "reads each 10 steps"]
+    return markdown(columns, rows)

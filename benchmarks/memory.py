@@ -1,29 +1,22 @@
-"""Memory of a training step by each estimator: ``python -m benchmarks.memory --help``.
+"""Memory of a training step by each estimator."""
 
-Measures the most bytes that the allocator has out at once during a solve and its backward pass, temporaries included,
-against the number of steps of the solve, and against the number of terms of ``TBPTT`` and ``NeumannRBP``; then those of
-one training step on Cora in the paper's setting, where the data are found. Prints the tables, and leaves a CSV file and
-a picture.
-"""
-
-import argparse
-import csv
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import yaml
+from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 
-from benchmarks.devices import add_device, checked
+from benchmarks.devices import DeviceName, available
 from benchmarks.peak_memory import peak_bytes
-from benchmarks.peers.cases import CASES
+from benchmarks.peers.cases import make_case
+from benchmarks.report import markdown, write_csv
 from datamodules import CitationGraph
 from models import CitationGNN, GRUPropagation
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, ConvergenceWarning, GradientEstimator, NeumannRBP, Picard
-from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.errors import UserError
 
 CORA = Path(__file__).parents[1] / "configs/paper/cora.yaml"
@@ -51,7 +44,7 @@ def solve_peak(estimator: GradientEstimator, device: torch.device) -> int:
         estimator: What does it.
         device: Where.
     """
-    case = CASES["tanh, radius 0.93"](torch.float32)
+    case = make_case("tanh, radius 0.93")
     prepared = tuple(one.to(device) for one in case.prepare(*case.parameters))
     start = case.start.to(device)
 
@@ -103,19 +96,17 @@ def mebibytes(count: float) -> str:
 
 def table(title: str, peaks: Peaks) -> str:
     """Lays peaks out as Markdown in MiB, a row each estimator."""
-    columns = list(next(iter(peaks.values())))
-    lines = [f"| {title} | {' | '.join(f'{one:,}' for one in columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(mebibytes(row[one]) for one in columns)} |" for name, row in peaks.items()]
-    return "\n".join(lines)
+    columns = [f"{one:,}" for one in next(iter(peaks.values()))]
+    return markdown([title, *columns], [[name, *map(mebibytes, row.values())] for name, row in peaks.items()])
 
 
 def training_table(peaks: dict[str, int]) -> str:
     """Lays the peaks of a training step out as Markdown."""
-    lines = ["| training step on Cora | peak MiB | share of BPTT's | share of 2.5 GB |", "|---" * 4 + "|"]
-    for name, peak in peaks.items():
-        shares = f"{100 * peak / peaks['BPTT']:.1f} % | {100 * peak / RELEASED_CODE:.2f} %"
-        lines.append(f"| {name} | {mebibytes(peak)} | {shares} |")
-    return "\n".join(lines)
+    rows = [
+        [name, mebibytes(peak), f"{100 * peak / peaks['BPTT']:.1f} %", f"{100 * peak / RELEASED_CODE:.2f} %"]
+        for name, peak in peaks.items()
+    ]
+    return markdown(["training step on Cora", "peak MiB", "share of BPTT's", "share of 2.5 GB"], rows)
 
 
 def plot(by_steps: Peaks, by_terms: Peaks, path: Path) -> None:
@@ -135,51 +126,56 @@ def plot(by_steps: Peaks, by_terms: Peaks, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Measures, prints the tables, and leaves CSV file and picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    steps, terms = [10, 30, 100, 300, 1000, 3000, 10000], [10, 20, 50, 100, 200]
-    parser.add_argument("--steps", nargs="+", type=int, default=steps, help="steps of the forward solve")
-    parser.add_argument("--terms", nargs="+", type=int, default=terms, help="terms of TBPTT and NeumannRBP")
-    add_device(parser)
-    parser.add_argument("--out", type=Path, default=Path("logs/memory"), help="folder to write to")
-    options = parser.parse_args(args)
-    for name, least in (("steps", 2), ("terms", 1)):
-        if min(getattr(options, name)) < least:
-            raise UserError(f"--{name}={min(getattr(options, name))} must be at least {least}.")
-    device = checked(options.device)
-    options.out.mkdir(parents=True, exist_ok=True)
+def memory(
+    steps: list[PositiveInt] = [10, 30, 100, 300, 1000, 3000, 10000],
+    terms: list[PositiveInt] = [10, 20, 50, 100, 200],
+    device: DeviceName = "cpu",
+    out: Path = Path("logs/memory"),
+) -> None:
+    """Memory of a training step by each estimator.
+
+    Measures the most bytes that the allocator has out at once during a solve and its backward pass, temporaries
+    included, against the number of steps of the solve, and against the number of terms of TBPTT and NeumannRBP; then
+    those of one training step on Cora in the paper's setting, where the data are found. Prints the tables, and leaves
+    a CSV file and a picture.
+
+    Args:
+        steps: Steps of the forward solve, at least 2.
+        terms: Terms of TBPTT and NeumannRBP.
+        device: Where to run.
+        out: Folder to write to.
+
+    Raises:
+        UserError: If an argument is not possible here.
+    """
+    for option, numbers, least in (("steps", steps, 2), ("terms", terms, 1)):
+        if min(numbers) < least:
+            raise UserError(f"--{option}={min(numbers)} must be at least {least}.")
+    where = available(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", ".*`self.trainer` reference is not registered")
-        solve_peak(NeumannRBP(), device)  # makes the workspaces of products
+        solve_peak(NeumannRBP(), where)  # makes the workspaces of products
         by_steps = {
-            name: {steps: solve_peak(make(Picard(steps, 0.0)), device) for steps in options.steps}
+            name: {count: solve_peak(make(Picard(count, 0.0)), where) for count in steps}
             for name, make in ESTIMATORS.items()
         }
         print(table("peak MiB, by steps of the solve", by_steps), flush=True)
-        solver = Picard(max(2, *options.terms), 0.0)
+        solver = Picard(max(2, *terms), 0.0)
         by_terms = {
-            "TBPTT": {terms: solve_peak(TBPTT(terms, solver), device) for terms in options.terms},
-            "NeumannRBP": {terms: solve_peak(NeumannRBP(terms, solver), device) for terms in options.terms},
+            "TBPTT": {count: solve_peak(TBPTT(count, solver), where) for count in terms},
+            "NeumannRBP": {count: solve_peak(NeumannRBP(count, solver), where) for count in terms},
         }
         print("\n" + table(f"peak MiB, by terms; {solver.max_steps} steps", by_terms), flush=True)
         training: dict[str, int] = {}
         try:
-            training = training_peaks(CORA, device)
+            training = training_peaks(CORA, where)
             print("\n" + training_table(training))
         except UserError as reason:  # the data are not there
             print(f"training step on Cora: left out. {reason}", file=sys.stderr)
-    rows = [["steps of the solve", name, one, peak] for name, row in by_steps.items() for one, peak in row.items()]
-    rows += [["terms", name, one, peak] for name, row in by_terms.items() for one, peak in row.items()]
-    rows += [["training step on Cora", name, "", peak] for name, peak in training.items()]
-    with (options.out / "memory.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["by", "estimator", "number", "bytes"], *rows])
-    plot(by_steps, by_terms, options.out / "memory.png")
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    found = [("steps of the solve", name, one, peak) for name, row in by_steps.items() for one, peak in row.items()]
+    found += [("terms", name, one, peak) for name, row in by_terms.items() for one, peak in row.items()]
+    rows = [dict(zip(("by", "estimator", "number", "bytes"), values, strict=True)) for values in found]
+    rows += [{"by": "training step on Cora", "estimator": name, "bytes": peak} for name, peak in training.items()]
+    write_csv(out / "memory.csv", rows)
+    plot(by_steps, by_terms, out / "memory.png")

@@ -1,22 +1,17 @@
-"""What watching costs: ``python -m benchmarks.monitor --help``.
+"""What watching a training costs."""
 
-Trains with an ``EquilibriumMonitor`` that looks every few steps and plots more rarely, and times the steps in between,
-all in one run. From the medians it prints how much of the time the monitor takes at its default intervals.
-"""
-
-import argparse
 import inspect
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from benchmarks.report import markdown
 from rbp_lightning import ConvergenceWarning, EquilibriumMonitor
 from rbp_lightning.cli import RBPLightningCLI
-from rbp_lightning.cli.errors import one_line_errors
 
 LOOK, PLOT = 4, 20
 """Steps between two looks, and between two sets of plots, of the run that is timed."""
@@ -51,27 +46,26 @@ def times(config: str, steps: int) -> tuple[float, float, float]:
     return plain, look, plot
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--configs", nargs="+", default=["configs/hopfield.yaml", "configs/cora.yaml"])
-    parser.add_argument("--steps", type=int, default=200, help=f"steps to train, at least {3 * PLOT}")
-    options = parser.parse_args(args)
+def monitor(
+    configs: list[str] = ["configs/hopfield.yaml", "configs/cora.yaml"],
+    steps: PositiveInt = 200,
+) -> None:
+    """What watching costs.
+
+    Trains with an ``EquilibriumMonitor`` that looks every few steps and plots more rarely, and times the steps in
+    between, all in one run. From the medians it prints how much of the time the monitor takes at its default intervals.
+
+    Args:
+        configs: Configs to train.
+        steps: Steps to train, at least 60.
+    """
     defaults = {name: one.default for name, one in inspect.signature(EquilibriumMonitor).parameters.items()}
     every, plot_every = defaults["every_n_steps"], defaults["plot_every_n_steps"]
     rows = []
-    for config in options.configs:
-        plain, look, plot = times(config, max(options.steps, 3 * PLOT))
+    for config in configs:
+        plain, look, plot = times(config, max(steps, 3 * PLOT))
         shares = (look - plain) / plain / every, (plot - look) / plain / plot_every
         looks, plots = (f"{100 * share:.1f} %" for share in shares)
-        rows.append(f"| {config} | {look / plain:.1f} | {plot / plain:.1f} | {looks} | {plots} |")
-    print(f"| config | step with a look | step with plots | looks, every {every} steps | plots, every {plot_every} |")
-    print("|---|---|---|---|---|")
-    print("\n".join(rows))
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()
+        rows.append([config, f"{look / plain:.1f}", f"{plot / plain:.1f}", looks, plots])
+    columns = ["config", "step with a look", "step with plots", f"looks, every {every} steps"]
+    print(markdown([*columns, f"plots, every {plot_every}"], rows))

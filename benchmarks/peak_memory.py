@@ -2,11 +2,9 @@
 
 import gc
 import itertools
-import os
 from collections.abc import Callable
 from types import TracebackType
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at the first import of torch; two lines a recording else
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -67,7 +65,8 @@ class PeakMemory:
             return
         self._recorded.__exit__(kind, error, trace)
         # The public events attribute memory to operators, after which the order of allocations and releases is lost.
-        events = self._recorded.profiler.kineto_results.events()
+        profiler: Any = self._recorded.profiler
+        events = profiler.kineto_results.events()
         memory = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
         self.bytes = max(itertools.accumulate((event.nbytes() for event in memory), initial=0))
 

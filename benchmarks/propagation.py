@@ -1,20 +1,18 @@
-"""Time of one propagation along the edges of a graph: ``python -m benchmarks.propagation --help``.
+"""Time of one propagation along the edges of a graph."""
 
-Compares the product and its VJP by ``SparseMatrix`` with other ways to write them, side by side in one process, on a
-random graph of Cora's or PubMed's size, and prints times as multiples of ``SparseMatrix``'s.
-"""
-
-import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import torch
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import scatter
 
+from benchmarks.report import markdown
+from benchmarks.timing import interleaved, ratios
 from rbp_lightning import SparseMatrix
 
 SIZES = {"Cora": (2708, 13264), "PubMed": (19717, 108365)}
@@ -42,50 +40,37 @@ def ways(num_nodes: int, edge_index: Tensor, values: Tensor) -> dict[str, Callab
     }
 
 
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after one to warm up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
+def propagation(size: Literal["Cora", "PubMed"] = "Cora", width: PositiveInt = 64, repeats: PositiveInt = 100) -> None:
+    """Time of one propagation along the edges of a graph.
 
+    Compares the product and its VJP by ``SparseMatrix`` with other ways to write them, in turn, on a random graph of
+    Cora's or PubMed's size, and prints times as multiples of ``SparseMatrix``'s, medians.
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--size", choices=SIZES, default="Cora", help="whose numbers of nodes and edges to take")
-    parser.add_argument("--width", type=int, default=64, help="number of columns of the states")
-    parser.add_argument("--repeats", type=int, default=100, help="calls to take the median of")
-    options = parser.parse_args()
+    Args:
+        size: Whose numbers of nodes and edges to take.
+        width: Number of columns of the states.
+        repeats: How often each is timed.
+    """
     warnings.filterwarnings("ignore", message="Sparse")
-
     generator = torch.Generator().manual_seed(0)
-    num_nodes, num_edges = SIZES[options.size]
+    num_nodes, num_edges = SIZES[size]
     edge_index = torch.randint(0, num_nodes, (2, num_edges), generator=generator).unique(dim=1)
     edge_index = edge_index[:, edge_index[1].argsort(stable=True)]
     values = torch.rand(edge_index.shape[1], generator=generator)
-    states = torch.randn(num_nodes, options.width, generator=generator, requires_grad=True)
-    cotangent = torch.randn(num_nodes, options.width, generator=generator)
+    states = torch.randn(num_nodes, width, generator=generator, requires_grad=True)
+    cotangent = torch.randn(num_nodes, width, generator=generator)
 
-    found: dict[str, tuple[float, float]] = {}
-    for name, product in ways(num_nodes, edge_index, values).items():
+    def forward(product: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: product(states.detach())
+
+    def backward(product: Callable[[Tensor], Tensor]) -> Callable[[], object]:
         output = product(states)
-        forward = seconds(lambda product=product: product(states.detach()), options.repeats)
-        backward = seconds(
-            lambda output=output: torch.autograd.grad(output, states, cotangent, retain_graph=True),
-            options.repeats,
-        )
-        found[name] = forward, backward
-    print(f"| {options.size}'s size, {options.width} columns | product | VJP |\n|---|---|---|")
-    for name, times in found.items():
-        ratios = [f"{one / own:.1f}" for one, own in zip(times, found["SparseMatrix"], strict=True)]
-        print(f"| {name} | {' | '.join(ratios)} |")
+        return lambda: torch.autograd.grad(output, states, cotangent, retain_graph=True)
 
-
-if __name__ == "__main__":
-    main()
+    products = ways(num_nodes, edge_index, values)
+    columns = []
+    for of in (forward, backward):
+        times = interleaved({name: of(product) for name, product in products.items()}, repeats)
+        columns.append({name: statistics.median(found) for name, found in ratios(times, "SparseMatrix").items()})
+    rows = [[name, *(f"{column[name]:.1f}" for column in columns)] for name in products]
+    print(markdown([f"{size}'s size, {width} columns", "product", "VJP"], rows))

@@ -1,12 +1,11 @@
 """What a training step consists of, and how long that takes."""
 
-import time
 from dataclasses import dataclass
 
 import torch
+from torch.utils.benchmark import timer
 
-from benchmarks.devices import synchronize
-from benchmarks.peers.cases import Case
+from benchmarks.peers.networks import Case
 from rbp_lightning import GradientEstimator
 
 
@@ -51,46 +50,38 @@ def timed_parts(case: Case, steps: int, products: int) -> Parts:
         steps: T, at least 2.
         products: K, at least 1.
     """
-    laps: list[float] = []
-
-    def lap() -> None:
-        synchronize(case.start.device)
-        laps.append(time.perf_counter())
-
-    lap()
+    laps = [timer()]  # a clock that waits for the device
     prepared = case.prepare(*case.parameters)
-    lap()
+    laps.append(timer())
     with torch.no_grad():
         state = case.start
         for _ in range(steps - 1):
             state = case.step(state, *prepared)
-    lap()
+    laps.append(timer())
     state.requires_grad_()
     following = case.step(state, *prepared)
-    lap()
+    laps.append(timer())
     found = following.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(case.loss(found), found)
-    lap()
+    laps.append(timer())
     cotangent = gradient
     for _ in range(products):
         (cotangent,) = torch.autograd.grad(following, state, cotangent, retain_graph=True)
-    lap()
+    laps.append(timer())
     total = gradient.clone()
     for _ in range(products):
         total += cotangent
-    lap()
+    laps.append(timer())
     torch.autograd.grad(following, case.parameters, total)
-    lap()
+    laps.append(timer())
     counts = (1, steps - 1, 1, 1, products, products, 1)
     return Parts(*((after - before) / count for before, after, count in zip(laps, laps[1:], counts, strict=False)))
 
 
 def timed_whole(case: Case, estimator: GradientEstimator) -> float:
     """Seconds of a solve and its gradient by an estimator."""
-    synchronize(case.start.device)
-    begin = time.perf_counter()
+    begin = timer()
     update = case.update(case.prepare(*case.parameters))
     state = estimator(update, case.start, batch_dims=case.batch_dims).state
     torch.autograd.grad(case.loss(state), case.parameters)
-    synchronize(case.start.device)
-    return time.perf_counter() - begin
+    return timer() - begin

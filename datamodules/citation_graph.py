@@ -1,6 +1,5 @@
 """A graph whose nodes are to be classified."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -12,45 +11,45 @@ from torch_geometric.data import Data, Dataset
 from torch_geometric.transforms import NormalizeFeatures
 
 from datamodules.files import data_directory
+from datamodules.graph_checks import MASKS
 from datamodules.graph_datasets import only_graph
 from datamodules.graph_parts import spectral_parts
 from datamodules.node_features import principal_components
-from datamodules.node_splits import split_by_class, split_by_ratio
+from datamodules.node_splits import Split, public_split, split_by_class, split_by_ratio
 from datamodules.planetoid_files import NAMES, load_planetoid
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number
-
-MASKS = ("train_mask", "val_mask", "test_mask")
 
 
 class CitationGraph(LightningDataModule):
     """Cora, CiteSeer, PubMed, or any PyG dataset of one graph, for the classification of its nodes.
 
     A batch is a ``torch_geometric.data.Data`` with features ``x``, ``edge_index``, labels ``y`` (-1 where there is
-    none) and the masks ``train_mask``, ``val_mask`` and ``test_mask``. It is the whole graph, or with ``num_parts`` a
-    part of it in training; validation, test and prediction are always on the whole graph.
+    none) and the masks ``train_mask``, ``val_mask`` and ``test_mask``. It is the whole graph or, in training with
+    ``num_parts``, a part of it.
 
-    The whole graph under several processes is the same work done by each of them. To share it, set ``num_parts`` to
-    their number or a multiple of it: the graph is cut once, along few edges, and each epoch deals its parts to the
-    processes. The loss of a part is the mean over its own training nodes, and all parts count alike.
+    Several processes that train on the whole graph all do the same work. To share it, set ``num_parts`` to their number
+    or a multiple: the graph is cut along few edges, and each epoch deals its parts to the processes. The loss of a part
+    is the mean over its own training nodes, and all parts count alike.
 
     Args:
         name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``, in any case.
-        dataset: A PyG dataset of one graph, in place of the three: a class path with its arguments on the command line,
-            a function that makes it in Python. Edges may have a direction; weights of edges are not used.
-        data_dir: A folder that holds the graph's files, or holds them in ``planetoid/raw`` or ``<name>/raw``; ``None``
-            is the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        dataset: A PyG dataset of one graph, instead of these three: on the command line a class path with its
+            arguments, in Python a function that makes the dataset. Edges may be directed; their weights are not used.
+        data_dir: A folder that holds the graph's files, or holds them in ``planetoid/raw`` or ``<name>/raw``. ``None``
+            stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
         split: ``"public"`` takes the masks that come with the graph (of several, number ``split_seed``), ``"ratio"``
-            draws shares of the nodes and ``"per_class"`` as many training nodes of each class.
-        train_ratio: Share of training nodes of ``"ratio"``; the paper's is 0.01.
-        val_ratio: Share of validation nodes of ``"ratio"``; the rest are test nodes.
-        per_class: Training nodes of each class of ``"per_class"``.
-        num_val: Validation nodes of ``"per_class"``.
-        num_test: Test nodes of ``"per_class"``.
-        split_seed: Seed of a random split.
-        normalize_features: Whether to scale the features as PyG's ``NormalizeFeatures`` does: their minimum is taken
-            off, and those of a node are divided by their sum where that is above 1.
-        pca: Number of principal components to take in place of the features, cached beside the data; ``None`` for none.
-        num_parts: Number of parts that the graph is cut into for training, a batch each; 1 is the whole graph.
+            draws shares of the nodes, ``"per_class"`` equally many training nodes of each class.
+        train_ratio: Share of training nodes in a ``"ratio"`` split; 0.01 in the paper.
+        val_ratio: Share of validation nodes in a ``"ratio"`` split; the rest are test nodes.
+        per_class: Training nodes of each class in a ``"per_class"`` split.
+        num_val: Validation nodes in a ``"per_class"`` split.
+        num_test: Test nodes in a ``"per_class"`` split.
+        split_seed: Seed of a random split, and of the order of parts.
+        normalize_features: Whether to normalise the features by PyG's ``NormalizeFeatures``: the minimum of all is
+            subtracted, then each row is divided by its sum where that exceeds 1.
+        pca: Number of principal components to use instead of the features, cached beside the data; ``None`` for all
+            features.
+        num_parts: Number of parts that the graph is cut into for training, one batch each; 1 is the whole graph.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -82,7 +81,7 @@ class CitationGraph(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         if callable(dataset) and callable(self.hparams["dataset"]):
-            # Made in Python: a checkpoint tells what it was, and cannot make it again.
+            # A checkpoint can name a function from Python, but not store it.
             self.save_hyperparameters({"dataset": repr(dataset)})
         if name.lower() not in NAMES:
             raise UserError(f"CitationGraph: name={name!r} must be one of {', '.join(NAMES.values())}.")
@@ -105,7 +104,6 @@ class CitationGraph(LightningDataModule):
         self.normalize_features = normalize_features
         self.pca = None if pca is None else check_count(self, "pca", pca, 1)
         self.num_parts = check_count(self, "num_parts", num_parts, 1)
-        self._moved: dict[int, tuple[Data, Data]] = {}
 
     def prepare_data(self) -> None:
         """Downloads what is missing and fills the cache, in one process of each machine."""
@@ -115,84 +113,79 @@ class CitationGraph(LightningDataModule):
         """Loads the graph.
 
         Raises:
-            UserError: If a file is missing or corrupt, or the dataset does not hold one graph with what is needed.
+            UserError: If a file is missing or corrupt, or the dataset does not hold one well-formed graph.
         """
-        if not hasattr(self, "graph"):
-            self.graph = self._load()
-            if self.num_parts > self.graph.num_nodes:
-                raise UserError(
-                    f"CitationGraph: num_parts={self.num_parts} is more than the graph's {self.graph.num_nodes} nodes: "
-                    "lower it."
-                )
+        if hasattr(self, "graph"):
+            return
+        graph = self._load()
+        if self.num_parts > graph.num_nodes:
+            raise UserError(
+                f"CitationGraph: num_parts={self.num_parts} is more than the graph's {graph.num_nodes} nodes: lower it."
+            )
+        self.graph = graph
 
     def _load(self) -> Data:
         graph = load_planetoid(self.graph_name, self.data_dir) if self.dataset is None else only_graph(self.dataset())
-        if self.split == "ratio":
-            masks = split_by_ratio(graph.y, self.train_ratio, self.val_ratio, self.split_seed)
-            graph.train_mask, graph.val_mask, graph.test_mask = masks
-        elif self.split == "per_class":
-            masks = split_by_class(graph.y, self.per_class, self.num_val, self.num_test, self.split_seed)
-            graph.train_mask, graph.val_mask, graph.test_mask = masks
-        else:
-            for name in MASKS:
-                if name not in graph:
-                    raise UserError(f"The dataset has no {name}: set split to ratio or per_class.")
-                if graph[name].dim() > 1:
-                    graph[name] = graph[name][:, self.split_seed % graph[name].shape[1]]
-        for name in MASKS:
-            mask = graph[name]
-            if mask.dtype != torch.bool or len(mask) != graph.num_nodes:
-                raise UserError(f"{name} must be a bool for each node: convert it, or set split to ratio or per_class.")
+        for name, mask in zip(MASKS, self._split(graph), strict=True):
             if not (mask & (graph.y >= 0)).any():
-                raise UserError(f"No node of {name} has a label: take another split.")
+                raise UserError(f"No node of {name} has a label: choose another split.")
+            graph[name] = mask
         if self.normalize_features:
             graph = NormalizeFeatures()(graph)
         if self.pca is not None:
             graph.x = principal_components(graph.x, self.pca, data_directory(self.data_dir) / "pca")
         return graph
 
+    def _split(self, graph: Data) -> Split:
+        if self.split == "ratio":
+            return split_by_ratio(graph.y, self.train_ratio, self.val_ratio, self.split_seed)
+        if self.split == "per_class":
+            return split_by_class(graph.y, self.per_class, self.num_val, self.num_test, self.split_seed)
+        return public_split(graph, self.split_seed)
+
     def transfer_batch_to_device(self, batch: Data, device: torch.device, dataloader_idx: int) -> Data:
-        """Copies each graph to the device once."""
-        source, moved = self._moved.get(id(batch), (None, None))
-        if source is not batch or moved is None or moved.x.device != device:
-            # Training could not use tensors that validation makes in inference mode; Data.to changes its own object.
-            with torch.inference_mode(False):
-                moved = copy.copy(batch).to(device)
-            self._moved[id(batch)] = batch, moved
-        return moved
+        """Moves a graph to the device, where it stays from then on."""
+        with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
+            moved: Data = batch.to(device)  # in place, so the next epoch finds it there
+            return moved
+
+    def teardown(self, stage: str) -> None:
+        """Moves the graph back to the CPU, as Lightning does with the model."""
+        if hasattr(self, "graph"):
+            self.graph.cpu()
 
     def train_dataloader(self) -> DataLoader[Data]:
         """The whole graph, or its parts in an order that depends on the seed and the epoch."""
         processes = self.trainer.world_size if self.trainer else 1
         if self.num_parts % processes:
             warnings.warn(
-                f"num_parts={self.num_parts} does not go round {processes} processes, so that some of their work is "
-                f"the same: set --data.num_parts to {processes} or a multiple.",
+                f"num_parts={self.num_parts} is no multiple of {processes} processes, so some of their work is done "
+                f"twice: set --data.num_parts to {processes} or a multiple.",
                 stacklevel=2,
             )
         if self.num_parts == 1:
             return self.val_dataloader()
-        self._moved.clear()  # of parts that are no more
+        edges = self.graph.edge_index  # on the device, once validation has moved it there
         parts = [
-            self.graph.subgraph(nodes)
-            for nodes in spectral_parts(self.graph.edge_index, self.graph.num_nodes, self.num_parts)
+            self.graph.subgraph(nodes.to(edges.device))
+            for nodes in spectral_parts(edges, self.graph.num_nodes, self.num_parts)
         ]
-        # Lightning tells this sampler the epoch, which a resumed run needs to see the same order.
+        # Lightning sets the epoch of this sampler, so a resumed run sees the same order.
         sampler: DistributedSampler[Data] = DistributedSampler(
             parts,  # type: ignore[arg-type]
             num_replicas=processes,
             rank=self.trainer.global_rank if self.trainer else 0,
             seed=self.split_seed,
         )
-        return DataLoader(parts, batch_size=1, sampler=sampler, collate_fn=_only)  # type: ignore[arg-type]
+        return DataLoader(parts, batch_size=1, sampler=sampler, collate_fn=_single)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Data]:
         """The whole graph."""
-        return DataLoader([self.graph], batch_size=1, collate_fn=_only)  # type: ignore[arg-type]
+        return DataLoader([self.graph], batch_size=1, collate_fn=_single)  # type: ignore[arg-type]
 
     test_dataloader = predict_dataloader = val_dataloader
 
 
-def _only(graphs: list[Data]) -> Data:
+def _single(graphs: list[Data]) -> Data:
     (graph,) = graphs
     return graph

@@ -10,11 +10,11 @@ Image = NDArray[np.float32]
 
 
 def erase(image: Image, level: float, generator: Generator) -> Image:
-    """Turns a share of the on pixels off (the paper's corruption).
+    """Turns a fraction of the on pixels off (the paper's corruption).
 
     Args:
         image: Pixels, 0 or 1, of shape ``[height, width]``.
-        level: Share of the on pixels, 0 to 1; rounded to whole pixels.
+        level: Fraction of the on pixels, 0 to 1, rounded to whole pixels.
         generator: Source of the random choice.
 
     Returns:
@@ -31,11 +31,11 @@ def erase(image: Image, level: float, generator: Generator) -> Image:
 
 
 def salt_and_pepper(image: Image, level: float, generator: Generator) -> Image:
-    """Replaces a share of all pixels by random ones, on or off with equal chance.
+    """Replaces a fraction of all pixels by random ones, on or off with equal probability.
 
     Args:
         image: Pixels, 0 or 1, of shape ``[height, width]``.
-        level: Share of the pixels, 0 to 1; rounded to whole pixels.
+        level: Fraction of the pixels, 0 to 1, rounded to whole pixels.
         generator: Source of the random choice.
 
     Returns:
@@ -48,11 +48,11 @@ def salt_and_pepper(image: Image, level: float, generator: Generator) -> Image:
 
 
 def occlude(image: Image, level: float, generator: Generator) -> Image:
-    """Turns all pixels of a block off; the block has the image's proportions and a random place.
+    """Turns all pixels of a block off, which has the proportions of the image and a random place.
 
     Args:
         image: Pixels, 0 or 1, of shape ``[height, width]``.
-        level: Share of the area that the block covers, 0 to 1; its sides are rounded to whole pixels.
+        level: Fraction of the area that the block covers, 0 to 1; its sides are rounded to whole pixels.
         generator: Source of the random place.
 
     Returns:

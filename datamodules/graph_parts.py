@@ -16,16 +16,16 @@ Nodes = NDArray[np.int64]
 def spectral_parts(edge_index: Tensor, num_nodes: int, count: int) -> list[Tensor]:
     """Cuts the nodes of a graph into parts, by recursive spectral bisection.
 
-    The nodes are ordered by the second eigenvector of the normalised adjacency and cut in the middle (Pothen, Simon and
-    Liou, SIAM J. Matrix Anal. Appl. 11, 1990), until there are as many parts as wanted.
+    The nodes are ordered by the second eigenvector of the normalised adjacency matrix and cut in the middle (Pothen,
+    Simon and Liou, SIAM J. Matrix Anal. Appl. 11, 1990), and each half in turn until there are enough parts.
 
     Args:
-        edge_index: Edges, int64, of shape ``[2, num_edges]``; their direction is left out of account.
+        edge_index: Edges, int64, of shape ``[2, num_edges]``; their direction is ignored.
         num_nodes: Number of nodes.
-        count: Number of parts, at most that of nodes.
+        count: Number of parts, at most ``num_nodes``.
 
     Returns:
-        The nodes of each part, int64, in rising order; their numbers differ by as little as rounding allows.
+        The nodes of each part, int64, in ascending order. The sizes differ by no more than rounding at each cut.
 
     Example:
         >>> two_pairs = torch.tensor([[0, 2, 1, 3, 0], [2, 0, 3, 1, 1]])
@@ -50,10 +50,10 @@ def _bisected(adjacency: csr_matrix, nodes: Nodes, count: int) -> list[Nodes]:
 def _spectral_order(adjacency: csr_matrix) -> Nodes:
     root_degree = np.sqrt(np.asarray(adjacency.sum(1)).ravel())
     scaling = diags(1 / root_degree)
-    # The first eigenvector is known already.
+    # The first eigenvector is known: the square roots of the degrees.
     start = np.stack([root_degree, np.random.default_rng(0).standard_normal(len(root_degree))], axis=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a rough vector cuts a few more edges, that is all
+        warnings.simplefilter("ignore", UserWarning)  # an inaccurate eigenvector only cuts a few more edges
         values, vectors = lobpcg(scaling @ adjacency @ scaling, start, largest=True, tol=1e-3, maxiter=50)
     order: Nodes = np.argsort(vectors[:, np.argmin(values)] / root_degree, kind="stable")
     return order

@@ -9,32 +9,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.corruption import CORRUPTIONS
-from datamodules.image_sources import MNIST_FILES, digits_images, folder_images, mnist_images
-from datamodules.mnist_files import mnist_file
+from datamodules.image_sources import digits_images, folder_images, mnist_images
+from datamodules.mnist_files import TRAINING_FILES, mnist_files
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
 
 
-class Draws(Dataset[dict[str, Tensor]]):
-    """Patterns over and over, each occurrence a draw to be corrupted in its own way.
+class RepeatedPatterns(Dataset[dict[str, Tensor]]):
+    """Each pattern several times, to be corrupted differently every time.
 
     Args:
         patterns: Binary images, 0.0 or 1.0, of shape ``[n, height, width]``.
-        draws: How often each pattern occurs.
+        repeats: How often each pattern occurs.
 
     Example:
-        >>> draws = Draws(torch.eye(2).reshape(2, 1, 2), draws=3)
-        >>> len(draws), draws[3]
+        >>> repeated = RepeatedPatterns(torch.eye(2).reshape(2, 1, 2), repeats=3)
+        >>> len(repeated), repeated[3]
         (6, {'clean': tensor([[0., 1.]]), 'draw': tensor(3)})
     """
 
-    def __init__(self, patterns: Tensor, draws: int) -> None:
+    def __init__(self, patterns: Tensor, repeats: int) -> None:
         self.patterns = patterns
-        self.draws = draws
+        self.repeats = repeats
 
     def __len__(self) -> int:
-        return len(self.patterns) * self.draws
+        return len(self.patterns) * self.repeats
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"clean": self.patterns[index % len(self.patterns)], "draw": torch.tensor(index)}
@@ -43,29 +43,29 @@ class Draws(Dataset[dict[str, Tensor]]):
 class ImagePatterns(LightningDataModule):
     """Binary images, clean and corrupted.
 
-    A batch holds ``clean`` and ``corrupted`` images, 0.0 or 1.0, of shape ``[batch, height, width]``, and the number of
-    each one's ``draw``. Training, validation and test differ in their corruptions, which depend on the seed, the epoch
-    (training) and the draw alone: they are the same whatever the batch size, the number of processes, or an
-    interruption. Validation and test recall the stored patterns, or with ``held_out`` others.
+    A batch holds ``clean`` and ``corrupted`` images, 0.0 or 1.0, of shape ``[batch, height, width]``, and the number
+    ``draw`` of each. Training, validation and test differ in their corruptions. These depend on the seed, the epoch
+    (in training) and the draw alone, not on the batch size, the number of processes or an interruption. Validation
+    and test recall the stored patterns, or others with ``held_out``.
 
     Args:
         source: ``"digits"`` (8 x 8, bundled with scikit-learn), ``"mnist"`` (28 x 28) or ``"folder"`` (image files).
-        num_patterns: How many images to store, classes in turn for the digits and in order of name for a folder.
-        held_out: How many further images to recall in validation and test in place of the stored ones; 0 for none.
-        data_dir: The folder of image files, or of MNIST's files; ``None`` is the environment variable
-            ``RBP_DATA_DIR`` or else ``data``.
-        size: Height and width that the images of a folder are resized to; ``None`` is 28. The other sources have a size
-            of their own and take none.
-        threshold: Intensity, 0 to 1, from which a pixel is on.
+        num_patterns: How many images to store: digits from all classes in turn, files of a folder by name.
+        held_out: How many further images to recall in validation and test instead of the stored ones; 0 for none.
+        data_dir: The folder of image files, or of MNIST's files; ``None`` stands for the environment variable
+            ``RBP_DATA_DIR``, or else ``data``.
+        size: Height and width that the images of a folder are resized to; ``None`` stands for 28. Leave it out for the
+            other sources.
+        threshold: Intensity, 0 to 1, at and above which a pixel is on.
         train_corruption: How training images are corrupted: ``"erase"`` turns on pixels off, ``"salt_and_pepper"``
             replaces pixels by random ones, ``"occlude"`` turns a block off.
-        train_level: Share of the on pixels, of the pixels, or of the area that is corrupted in training; 0 trains on
+        train_level: Fraction of the on pixels, of all pixels, or of the area that is corrupted in training; 0 trains on
             clean images, as the paper does.
         corruption: How the images to recall are corrupted.
-        level: Its share.
-        train_draws: How many corrupted versions of a pattern are in an epoch, new ones in each.
-        eval_draws: How many corrupted versions of a pattern are in validation and in test.
-        batch_size: Images in a batch, of each process.
+        level: Fraction that is corrupted in them.
+        train_draws: How many corrupted versions of each pattern make an epoch; they are new in every epoch.
+        eval_draws: How many corrupted versions of each pattern are in validation, and in test.
+        batch_size: Images in a batch of one process.
         corruption_seed: Seed of all corruptions.
 
     Raises:
@@ -107,7 +107,7 @@ class ImagePatterns(LightningDataModule):
         self.held_out = check_count(self, "held_out", held_out, 0)
         self.data_dir = data_dir
         if source != "folder" and size is not None:
-            raise UserError(f"ImagePatterns: size={size!r} is for source='folder' alone: leave it out (null).")
+            raise UserError(f"ImagePatterns: size={size!r} is only for source='folder': leave it out (null).")
         self.size = 28 if size is None else check_count(self, "size", size, 1)
         self.threshold = check_number(self, "threshold", threshold, 0.0, 1.0)
         self.train_corruption, self.corruption = train_corruption, corruption
@@ -119,10 +119,9 @@ class ImagePatterns(LightningDataModule):
         self.corruption_seed = check_count(self, "corruption_seed", corruption_seed, 0)
 
     def prepare_data(self) -> None:
-        """Downloads MNIST where it is wanted and missing."""
+        """Downloads MNIST if it is needed and missing."""
         if self.source == "mnist":
-            for name in MNIST_FILES:
-                mnist_file(name, self.data_dir)
+            mnist_files(TRAINING_FILES, self.data_dir)
 
     def setup(self, stage: str) -> None:
         """Loads and binarises the images.
@@ -139,7 +138,7 @@ class ImagePatterns(LightningDataModule):
             images = folder_images(str(self.data_dir), count, self.size)
         if len(images) < count:
             raise UserError(
-                f"ImagePatterns: num_patterns={self.num_patterns} and held_out={self.held_out} want {count} images, "
+                f"ImagePatterns: num_patterns={self.num_patterns} and held_out={self.held_out} need {count} images, "
                 f"but source={self.source!r} has {len(images)}: set num_patterns to no more than that."
             )
         patterns = torch.from_numpy((images >= self.threshold).astype(np.float32))
@@ -148,8 +147,8 @@ class ImagePatterns(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Stored patterns in an order that depends on the seed and the epoch."""
-        dataset = Draws(self.stored, self.train_draws)
-        # Lightning tells this sampler the epoch, which a resumed run needs to see the same order.
+        dataset = RepeatedPatterns(self.stored, self.train_draws)
+        # Lightning sets the epoch of this sampler, so a resumed run sees the same order.
         sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(
             dataset,
             num_replicas=self.trainer.world_size if self.trainer else 1,
@@ -160,12 +159,12 @@ class ImagePatterns(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Patterns to recall, in order."""
-        return DataLoader(Draws(self.recalled, self.eval_draws), batch_size=self.batch_size)
+        return DataLoader(RepeatedPatterns(self.recalled, self.eval_draws), batch_size=self.batch_size)
 
     test_dataloader = predict_dataloader = val_dataloader
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Corrupts the images of a batch, each by random numbers of its own."""
+        """Corrupts the images of a batch, each with its own random numbers."""
         assert self.trainer is not None  # a Trainer calls this hook
         if self.trainer.training:
             return self.corrupt(batch, "train", self.trainer.current_epoch)
@@ -177,9 +176,9 @@ class ImagePatterns(LightningDataModule):
         """Adds the corrupted images to a batch.
 
         Args:
-            batch: ``clean`` images and the number of their ``draw``.
-            stage: Whose kind, level and random numbers to take.
-            epoch: Epoch of training.
+            batch: ``clean`` images and their ``draw`` numbers.
+            stage: Which stage's kind of corruption, level and random numbers to use.
+            epoch: The training epoch.
 
         Returns:
             The batch with ``corrupted`` images.

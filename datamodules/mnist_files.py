@@ -1,13 +1,19 @@
-"""MNIST's files: where they are and how they are read (http://yann.lecun.com/exdb/mnist/, "file formats")."""
+"""MNIST's files: where they are and how to read them (http://yann.lecun.com/exdb/mnist/, "file formats")."""
 
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from datamodules.files import data_directory, obtain
 from rbp_lightning.errors import UserError
+
+TRAINING_FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
+TEST_FILES = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
+ORDER = "training images, training labels, test images, test labels"
 
 SHA256 = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
@@ -19,40 +25,65 @@ SHA256 = {
 URLS = ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist")
 
 
-def mnist_file(name: str, data_dir: str | None) -> Path:
-    """Finds one of MNIST's files, or downloads it.
+def mnist_files(names: Sequence[str], data_dir: str | None) -> list[Path]:
+    """Finds files of MNIST, or downloads them.
 
     Args:
-        name: A key of ``SHA256``.
-        data_dir: A folder that holds the files, or holds them in ``mnist/raw`` or ``MNIST/raw``; ``None`` is the
-            environment variable ``RBP_DATA_DIR`` or else ``data``.
+        names: Keys of ``SHA256``.
+        data_dir: A folder that holds the files, or holds them in ``mnist/raw`` or ``MNIST/raw``; ``None`` stands for
+            the environment variable ``RBP_DATA_DIR``, or else ``data``.
 
     Raises:
-        UserError: If the file is nowhere to be had, or is corrupt.
+        UserError: If a file is missing and cannot be downloaded, or is corrupt.
     """
     folder = data_directory(data_dir)
     folders = [folder / "mnist" / "raw", folder / "MNIST" / "raw", folder]
-    return obtain({name: SHA256[name]}, folders, URLS)[0]
+    return obtain({name: SHA256[name] for name in names}, folders, URLS)
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path) -> NDArray[np.uint8]:
     """Reads a gzipped IDX file of unsigned bytes.
 
     Args:
         path: The file.
 
     Returns:
-        Its array, uint8.
+        Its array.
 
     Raises:
-        UserError: If it is not such a file, or is truncated.
+        UserError: If it is no such file, or is truncated.
     """
     try:
         content = gzip.decompress(path.read_bytes())
         if content[:3] != b"\x00\x00\x08":
             raise ValueError("its header is not that of unsigned bytes")
         dims = content[3]
-        shape = np.frombuffer(content, ">u4", dims, offset=4).astype(int)
+        shape = np.frombuffer(content, ">u4", dims, offset=4).astype(np.int64)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise UserError(f"{path} is not a gzipped IDX file ({error}): replace it.") from error
+
+
+def labelled_images(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Reads images and their labels.
+
+    Args:
+        images_path: IDX file of images, of shape ``[n, height, width]``.
+        labels_path: IDX file of labels, of shape ``[n]``.
+
+    Raises:
+        UserError: If a file is malformed, or the two do not belong together.
+    """
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    for path, array, kind, dims in ((images_path, images, "images", 3), (labels_path, labels, "labels", 1)):
+        if array.ndim != dims:
+            raise UserError(
+                f"{path} has an array of {array.ndim} dimensions, but {kind} have {dims}: name the files in the order "
+                f"{ORDER}."
+            )
+    if len(images) != len(labels):
+        raise UserError(
+            f"{labels_path} has {len(labels)} labels, but {images_path} has {len(images)} images: name files that "
+            "belong together."
+        )
+    return images, labels

@@ -14,64 +14,36 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.files import data_directory, obtain
-from datamodules.image_sources import MNIST_FILES, GreyImages
-from datamodules.mnist_files import mnist_file, read_idx
+from datamodules.image_sources import GreyImages
+from datamodules.label_noise import flip_labels
+from datamodules.mnist_files import ORDER, TEST_FILES, TRAINING_FILES, labelled_images, mnist_files
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number
-
-FILES = (*MNIST_FILES, "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
-ORDER = "training images, training labels, test images, test labels"
-
-
-def mislabelled(
-    labels: NDArray[np.int64], classes: NDArray[np.int64], share: float, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Replaces a share of labels, each by one of the other classes with equal probability.
-
-    Args:
-        labels: Class of each example.
-        classes: All classes, sorted; at least two.
-        share: Share of the labels to replace; their number is rounded.
-        generator: Source of the random numbers.
-
-    Returns:
-        The labels with those replaced.
-
-    Example:
-        >>> mislabelled(np.array([1, 1, 3, 3]), np.array([1, 3]), 1.0, np.random.default_rng(0)).tolist()
-        [3, 3, 1, 1]
-    """
-    replaced = generator.permutation(len(labels))[: round(share * len(labels))]
-    further = generator.integers(1, len(classes), len(replaced))
-    noisy = labels.copy()
-    noisy[replaced] = classes[(np.searchsorted(classes, labels[replaced]) + further) % len(classes)]
-    return noisy
 
 
 class MNISTSplits(LightningDataModule):
-    """MNIST, data in its format, or scikit-learn's digits, for models whose training step is a whole training.
+    """MNIST, data in its format, or scikit-learn's digits, for models that train a network in each training step.
 
-    The only batch of an epoch of training holds two splits as they are, ``train`` and ``val``, for the model to draw
-    its own minibatches from; every process gets both of them. Validation, test and prediction go through a split in
-    batches.
+    The only training batch of an epoch holds the whole ``train`` and ``val`` splits, from which the model draws its own
+    minibatches; every process gets both. Validation, test and prediction go through a split in batches.
 
     A split, or a batch of one, is a dictionary of ``images``, float32 of shape ``[n, 1, height, width]``, with
     intensities from 0 to 1 before the mean is subtracted; their ``labels``, int64; the ``index`` of each in its split;
-    and ``clean``, which is True where a label is the original one.
+    and ``clean``, True where the label is the original one.
 
     Args:
         source: ``"digits"`` (1797 images of 8 x 8, bundled with scikit-learn) or ``"mnist"`` (28 x 28).
-        files: Other data in MNIST's format, in place of ``source``: the SHA-256 sum, in hexadecimal, of each gzipped
-            IDX file by its name in ``data_dir``, in the order training images, training labels, test images, test
-            labels. They are not downloaded.
-        data_dir: The folder of ``files``; or of MNIST's files, which may also be in its ``mnist/raw`` or ``MNIST/raw``.
-            ``None`` is the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        files: Other data in MNIST's format, instead of ``source``: the SHA-256 checksum, in hexadecimal, of each
+            gzipped IDX file by its name in ``data_dir``, in the order training images, training labels, test images,
+            test labels. They are not downloaded.
+        data_dir: The folder of ``files``, or of MNIST's files, which may also be in its ``mnist/raw`` or ``MNIST/raw``.
+            ``None`` stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
         num_train: Training images, drawn from the digits or the training files.
         num_val: Validation images, drawn from the rest of those.
-        num_test: Test images, drawn from the rest of the digits or from the test files, in the order they have there.
+        num_test: Test images, drawn from the rest of the digits or from the test files, and kept in their order.
         subtract_mean: Whether to subtract the mean of the training split's images from the images of all splits.
-        label_noise: Share of the training split's labels, below 1, that are replaced by other classes at random.
+        label_noise: Fraction of the training split's labels, below 1, that are replaced by other classes at random.
         split_seed: Seed of the splits and of the label noise.
-        eval_batch_size: Images in a batch of validation, test and prediction, of each process.
+        eval_batch_size: Images in a batch of validation, test or prediction, in one process.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -102,12 +74,12 @@ class MNISTSplits(LightningDataModule):
         self.source = check_choice(self, "source", source, ("digits", "mnist"))
         if files is not None:
             if not isinstance(files, dict) or len(files) != 4:
-                raise UserError(f"MNISTSplits: files={files!r} must be four names, each with its sum: {ORDER}.")
+                raise UserError(f"MNISTSplits: files={files!r} must be four names, each with its checksum: {ORDER}.")
             for name, sha256 in files.items():
                 if not re.fullmatch("[0-9a-fA-F]{64}", str(sha256)):
                     raise UserError(
-                        f"MNISTSplits: files={{{name!r}: {sha256!r}}} must give the file's SHA-256 sum, 64 hexadecimal "
-                        "digits: take what sha256sum prints."
+                        f"MNISTSplits: files={{{name!r}: {sha256!r}}} must be the file's SHA-256 checksum, 64 "
+                        "hexadecimal digits: copy what sha256sum prints."
                     )
         self.files = files
         self.data_dir = data_dir
@@ -117,20 +89,20 @@ class MNISTSplits(LightningDataModule):
         self.subtract_mean = subtract_mean
         self.label_noise = check_number(self, "label_noise", label_noise, 0.0, 1.0)
         if self.label_noise == 1:
-            raise UserError(f"MNISTSplits: label_noise={label_noise!r} leaves no label as it was: lower it.")
+            raise UserError(f"MNISTSplits: label_noise={label_noise!r} leaves no label unchanged: lower it.")
         self.split_seed = check_count(self, "split_seed", split_seed, 0)
         self.eval_batch_size = check_count(self, "eval_batch_size", eval_batch_size, 1)
 
     def prepare_data(self) -> None:
-        """Downloads MNIST where it is wanted and missing."""
+        """Downloads MNIST if it is needed and missing."""
         if self.files is None and self.source == "mnist":
             self._paths()
 
     def setup(self, stage: str) -> None:
-        """Loads the images and makes the splits, once.
+        """Loads the images and draws the splits.
 
         Raises:
-            UserError: If files are missing or corrupt, do not fit together, or hold too few images.
+            UserError: If files are missing or corrupt, do not belong together, or hold too few images.
         """
         if hasattr(self, "splits"):
             return
@@ -139,10 +111,10 @@ class MNISTSplits(LightningDataModule):
         if self.label_noise:
             classes = np.unique(labels)
             if len(classes) == 1:
-                raise UserError(f"MNISTSplits: label_noise={self.label_noise} wants several classes: set it to 0.")
-            # A stream of its own, so that the splits are the same whatever the noise.
+                raise UserError(f"MNISTSplits: label_noise={self.label_noise} needs several classes: set it to 0.")
+            # Its own random numbers, so that the splits do not depend on the noise.
             noise = np.random.default_rng([self.split_seed, 1])
-            given[rows["train"]] = mislabelled(labels[rows["train"]], classes, self.label_noise, noise)
+            given[rows["train"]] = flip_labels(labels[rows["train"]], classes, self.label_noise, noise)
         splits = {
             name: {
                 "images": torch.from_numpy(images[chosen]).unsqueeze(1),
@@ -160,7 +132,7 @@ class MNISTSplits(LightningDataModule):
         self.splits = splits
 
     def _draw(self) -> tuple[GreyImages, NDArray[np.int64], dict[str, NDArray[np.int64]]]:
-        """Loads all images with their labels, and draws the rows of each split."""
+        """Loads all images with their labels, and draws the indices of each split."""
         generator = np.random.default_rng([self.split_seed, 0])
         if self.files is None and self.source == "digits":
             digits = load_digits()
@@ -170,8 +142,8 @@ class MNISTSplits(LightningDataModule):
             test_drawn = drawn[self.num_train + self.num_val :]
         else:
             paths = self._paths()
-            images, labels = _labelled_images(*paths[:2])
-            test_images, test_labels = _labelled_images(*paths[2:])
+            images, labels = labelled_images(*paths[:2])
+            test_images, test_labels = labelled_images(*paths[2:])
             if images.shape[1:] != test_images.shape[1:]:
                 raise UserError(
                     f"{paths[2]} has images of {test_images.shape[1:]} pixels and {paths[0]} of {images.shape[1:]}: "
@@ -192,24 +164,19 @@ class MNISTSplits(LightningDataModule):
 
     def _paths(self) -> list[Path]:
         if self.files is None:
-            return [mnist_file(name, self.data_dir) for name in FILES]
-        folder = data_directory(self.data_dir)
-        if missing := [name for name in self.files if not (folder / name).is_file()]:
-            raise UserError(
-                f"Missing {', '.join(missing)} in {folder}: put what is missing there, or set data_dir or RBP_DATA_DIR "
-                "to a folder that has all of it."
-            )
-        return obtain({name: sha256.lower() for name, sha256 in self.files.items()}, [folder], ())
+            return mnist_files((*TRAINING_FILES, *TEST_FILES), self.data_dir)
+        checksums = {name: sha256.lower() for name, sha256 in self.files.items()}
+        return obtain(checksums, [data_directory(self.data_dir)], urls=())
 
     def _check_enough(self, names: list[str], available: int, holder: str) -> None:
         counts = [getattr(self, name) for name in names]
         if sum(counts) > available:
             wanted = " + ".join(f"{name}={count}" for name, count in zip(names, counts, strict=True))
-            raise UserError(f"MNISTSplits: {wanted} is more than the {available} images that {holder}: take fewer.")
+            raise UserError(f"MNISTSplits: {wanted} is more than the {available} images that {holder}: lower it.")
 
     def train_dataloader(self) -> DataLoader[dict[str, dict[str, Tensor]]]:
-        """The training and the validation split, whole, as one batch."""
-        # Of a single item, the sampler that Lightning sets under several processes gives it to each of them.
+        """The whole training and validation splits, as one batch."""
+        # Lightning's distributed sampler gives a single item to every process.
         return DataLoader([{"train": self.splits["train"], "val": self.splits["val"]}], batch_size=None)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[int]:
@@ -223,27 +190,11 @@ class MNISTSplits(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def _batches(self, name: str) -> DataLoader[int]:
-        numbers = range(len(self.splits[name]["index"]))
-        # Indexing a split once for a batch is much faster than collating its examples.
-        rows_of = partial(_rows, self.splits[name])
-        return DataLoader(numbers, batch_size=self.eval_batch_size, collate_fn=rows_of)  # type: ignore[arg-type]
+        indices = range(len(self.splits[name]["index"]))
+        # Indexing a split once per batch is much faster than collating its examples.
+        collate = partial(_examples, self.splits[name])
+        return DataLoader(indices, batch_size=self.eval_batch_size, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def _rows(split: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    return {name: tensor[rows] for name, tensor in split.items()}
-
-
-def _labelled_images(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    images, labels = read_idx(images_path), read_idx(labels_path)
-    for path, array, kind, dims in ((images_path, images, "images", 3), (labels_path, labels, "labels", 1)):
-        if array.ndim != dims:
-            raise UserError(
-                f"{path} has an array of {array.ndim} dimensions, but {kind} have {dims}: name the files in the order "
-                f"{ORDER}."
-            )
-    if len(images) != len(labels):
-        raise UserError(
-            f"{labels_path} has {len(labels)} labels, but {images_path} has {len(images)} images: name files that go "
-            "together."
-        )
-    return images, labels
+def _examples(split: dict[str, Tensor], indices: list[int]) -> dict[str, Tensor]:
+    return {name: tensor[indices] for name, tensor in split.items()}

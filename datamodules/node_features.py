@@ -1,25 +1,26 @@
-"""Principal components of node features, cached in a file."""
+"""Principal components of node features, cached on disk."""
 
-import contextlib
-import hashlib
-import os
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from joblib import Memory
+from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError
 from sklearn.decomposition import PCA
 from torch import Tensor
 
 from rbp_lightning.errors import UserError
 
+Components: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
+
 
 def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
     """Projects features onto their first principal components.
 
-    They are computed on the CPU and kept in ``folder``, where that can be written; a file that is damaged there is made
-    anew.
+    They are computed on the CPU and cached by joblib in ``folder``, provided that it can be written.
 
     Args:
         features: Features, of shape ``[num_nodes, num_features]``.
@@ -30,7 +31,7 @@ def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
         The centred features in the basis of the components, float32, of shape ``[num_nodes, count]``.
 
     Raises:
-        UserError: If there are not so many components, or none at all.
+        UserError: If there are fewer components, or none at all.
 
     Example:
         >>> import tempfile
@@ -39,27 +40,24 @@ def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
     """
     if count >= min(features.shape):
         raise UserError(f"pca={count} must be below the number of nodes and of features, {min(features.shape)}.")
-    table = features.numpy()
-    digest = hashlib.sha256(f"{table.shape} {table.dtype}".encode() + table.tobytes())
-    path = folder / f"pca{count}-{digest.hexdigest()}.npz"
-    # Whatever damaged bytes make of the reader.
-    with contextlib.suppress(Exception), np.load(path) as cached:
-        if cached["features"].shape == (len(table), count):
-            return torch.from_numpy(cached["features"])
     try:
-        components = PCA(count, svd_solver="arpack", random_state=0).fit_transform(table).astype(np.float32)
+        return torch.from_numpy(_cached(_components, folder)(features.numpy(), count))
     except ArpackError as error:
         raise UserError(
             f"pca={count}: the features have no principal components ({error}): set pca to null."
         ) from error
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        # Renamed when it is complete, so that an interruption leaves nothing that could be read.
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            try:
-                np.savez(file, features=components)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    return torch.from_numpy(components)
+
+
+def _cached(compute: Components, folder: Path) -> Components:
+    """Returns the function with a cache on disk, or without one if the folder cannot be written."""
+    try:
+        # Compressed files carry a checksum: what is damaged is computed again.
+        cached: Components = Memory(folder, compress=True, verbose=0).cache(compute)
+        return cached
+    except OSError:
+        return compute
+
+
+def _components(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    components: NDArray[np.float32] = PCA(count, svd_solver="arpack", random_state=0).fit_transform(features)
+    return components.astype(np.float32)

@@ -1,14 +1,36 @@
-"""Random splits of a graph's nodes into training, validation and test."""
+"""Splits of a graph's nodes into training, validation and test."""
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.transforms import RandomNodeSplit
 
+from datamodules.graph_checks import MASKS, checked_mask
 from rbp_lightning.errors import UserError
 
 Split = tuple[Tensor, Tensor, Tensor]
 """Masks of the training, validation and test nodes, bool, of shape [num_nodes]."""
+
+
+def public_split(graph: Data, number: int) -> Split:
+    """Takes the split that comes with a graph.
+
+    Args:
+        graph: The graph. Its masks are bool, of shape ``[num_nodes]``, or ``[num_nodes, num_splits]``.
+        number: Which of several splits to take, modulo their number.
+
+    Raises:
+        UserError: If the graph has no such masks.
+    """
+    masks = []
+    for name in MASKS:
+        mask = graph.get(name)
+        if mask is None:
+            raise UserError(f"The dataset has no {name}: set split to ratio or per_class.")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > 0:
+            mask = mask[:, number % mask.shape[1]]
+        masks.append(checked_mask("The dataset", name, mask, len(graph.x)))
+    return masks[0], masks[1], masks[2]
 
 
 def split_by_ratio(labels: Tensor, train: float, val: float, seed: int) -> Split:
@@ -16,9 +38,9 @@ def split_by_ratio(labels: Tensor, train: float, val: float, seed: int) -> Split
 
     Args:
         labels: Class of each node, -1 where there is none.
-        train: Share of the training nodes, rounded to whole nodes.
-        val: Share of the validation nodes, rounded to whole nodes.
-        seed: Seed of the choice.
+        train: Share of training nodes, rounded to whole nodes.
+        val: Share of validation nodes, rounded to whole nodes.
+        seed: Seed of the random choice.
 
     Raises:
         UserError: If a set is left without nodes.
@@ -29,20 +51,20 @@ def split_by_ratio(labels: Tensor, train: float, val: float, seed: int) -> Split
     """
     count = int((labels >= 0).sum())
     num_train, num_val = round(train * count), round(val * count)
-    # What RandomNodeSplit calls the rest are the training nodes.
+    # RandomNodeSplit trains on the nodes that are left.
     transform = RandomNodeSplit("train_rest", num_val=num_val, num_test=count - num_train - num_val)
     return _split(labels, transform, seed)
 
 
 def split_by_class(labels: Tensor, per_class: int, num_val: int, num_test: int, seed: int) -> Split:
-    """Takes as many training nodes of each class, as the public splits do, and the others from what is left.
+    """Draws equally many training nodes of each class, as the public splits do, and the other sets from the rest.
 
     Args:
-        labels: Class of each node, -1 where there is none.
-        per_class: Number of training nodes of each class.
+        labels: Class of each node, -1 where there is none. A class may be empty.
+        per_class: Number of training nodes of each class that is not empty.
         num_val: Number of validation nodes.
         num_test: Number of test nodes.
-        seed: Seed of the choice.
+        seed: Seed of the random choice.
 
     Raises:
         UserError: If there are not enough nodes.
@@ -53,12 +75,13 @@ def split_by_class(labels: Tensor, per_class: int, num_val: int, num_test: int, 
         [20, 30, 50]
     """
     known = labels[labels >= 0]
-    smallest = int(torch.bincount(known).min())
-    left = len(known) - per_class * len(torch.bincount(known))
-    if smallest < per_class or left < num_val + num_test:
+    sizes = known.bincount()
+    sizes = sizes[sizes > 0]
+    if sizes.min() < per_class or len(known) - per_class * len(sizes) < num_val + num_test:
         raise UserError(
             f"per_class={per_class}, num_val={num_val} and num_test={num_test} are more than there are: the smallest "
-            f"class has {smallest} labelled nodes and all together {len(known)}. Lower them."
+            f"of {len(sizes)} classes has {int(sizes.min())} labelled nodes and all together have {len(known)}. Lower "
+            "them."
         )
     transform = RandomNodeSplit("random", num_train_per_class=per_class, num_val=num_val, num_test=num_test)
     return _split(labels, transform, seed)
@@ -70,7 +93,7 @@ def _split(labels: Tensor, transform: RandomNodeSplit, seed: int) -> Split:
         torch.manual_seed(seed)
         split = transform(Data(y=labels[known], num_nodes=int(known.sum())))
     masks = []
-    for name in ("train_mask", "val_mask", "test_mask"):
+    for name in MASKS:
         mask = torch.zeros_like(known)
         mask[known] = split[name]
         if not mask.any():

@@ -1,4 +1,4 @@
-"""The Planetoid citation graphs' files: where they are, and reading them without executing what they name."""
+"""The files of the Planetoid citation graphs: where they are, and how to read their pickles safely."""
 
 import pickle
 import warnings
@@ -51,11 +51,11 @@ GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"),
     ("scipy.sparse.csr", "csr_matrix"),
 }
-"""All that the pickles of the published files name."""
+"""All globals that the pickles of the published files name."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Refuses what a published file does not name, before it is called."""
+    """Refuses any other global before it is called."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in GLOBALS:
@@ -64,39 +64,39 @@ class _Unpickler(pickle.Unpickler):
 
 
 def check_pickle(path: Path) -> None:
-    """Checks that a pickle names nothing but what the published files do; nothing else in it is executed.
+    """Checks that a pickle names only the globals of the published files, and executes nothing else.
 
     Args:
         path: The file.
 
     Raises:
-        UserError: If it names anything else, or is damaged.
+        UserError: If it names another global, or is damaged.
     """
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the names are those of old versions
+        warnings.simplefilter("ignore", DeprecationWarning)  # old names of NumPy and SciPy
         try:
             _Unpickler(file, encoding="latin1").load()
-        except Exception as error:  # whatever damaged bytes make of the reader
+        except Exception as error:  # damaged bytes can raise anything
             raise UserError(f"{path} is not a file of a citation graph ({error}): replace it.") from error
 
 
 def load_planetoid(name: str, data_dir: str | None) -> Data:
     """Loads a citation graph with its public split.
 
-    The files are those of kimiyoung/planetoid (Yang, Cohen, Salakhutdinov, ICML 2016), checked against their SHA-256
-    sums before PyG's reader opens them.
+    The files are those of kimiyoung/planetoid (Yang, Cohen, Salakhutdinov, ICML 2016). Their SHA-256 checksums are
+    verified before PyG's reader opens them.
 
     Args:
         name: A value of ``NAMES``.
-        data_dir: A folder that holds the eight files, or holds them in ``planetoid/raw`` or ``<name>/raw``; ``None`` is
-            the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        data_dir: A folder that holds the eight files, or holds them in ``planetoid/raw`` or ``<name>/raw``; ``None``
+            stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
 
     Returns:
-        The graph as ``torch_geometric.datasets.Planetoid`` has it, but for the label of the 15 nodes of CiteSeer that
-        have neither features nor a label, which is -1 instead of 0.
+        The graph as ``torch_geometric.datasets.Planetoid`` has it, except that the 15 nodes of CiteSeer that have
+        neither features nor a label get the label -1 instead of 0.
 
     Raises:
-        UserError: If a file is nowhere to be had, or is corrupt.
+        UserError: If a file is missing and cannot be downloaded, or is corrupt.
     """
     files = {file: sha256 for file, sha256 in SHA256.items() if file.startswith(f"ind.{name.lower()}.")}
     folder = data_directory(data_dir)
@@ -107,7 +107,7 @@ def load_planetoid(name: str, data_dir: str | None) -> Data:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         graph = read_planetoid_data(str(paths[0].parent), name.lower())
-    # Nodes that are not in the test set are numbered before it, but for the ones without a label.
+    # Test nodes come last; any other node among them is one without a label.
     later = torch.arange(len(graph.y)) > graph.test_mask.nonzero().min()
     graph.y[later & ~graph.test_mask] = -1
     return graph

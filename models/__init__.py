@@ -2,12 +2,11 @@
 
 from models.citation_gnn import CitationGNN
 from models.hopfield import HopfieldMemory
-from models.hyperparameter_optimizer import HyperparameterOptimizer
+from models.hyperparameter_optimization import HyperparameterOptimizer, RandomSearch
 from models.hyperparameters import ClassWeights, ExampleWeights, Hyperparameter, LabelSmoothing, WeightDecay
 from models.inner_training import MLP
 from models.linear_classifier import LinearClassifier
 from models.propagation import ContractiveCell, GRUPropagation, PageRankCell, PropagationCell
-from models.random_search import RandomSearch
 
 __all__ = [
     "MLP",

@@ -1,6 +1,5 @@
 """Classification of documents on citation graphs."""
 
-import inspect
 import warnings
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch_geometric.data import Data
 from models.consistency import consistency_loss
 from models.node_classifier import NodeClassifier
 from models.propagation import PropagationCell
-from models.propagation.prepared_graph import PreparedGraph
+from models.propagation.cell_config import cell_config
+from models.propagation.prepared_graph import PreparedGraph, PrepareGraph
 from rbp_lightning import (
     FixedPoint,
     GradientEstimator,
@@ -21,32 +21,27 @@ from rbp_lightning import (
     column_sum_penalty,
     jacobian_penalty,
 )
-from rbp_lightning.describe import describe
 from rbp_lightning.errors import check_number
 from rbp_lightning.solvers import Update
 
-MOST_PREPARED = 64
-"""How many graphs are kept as matrices."""
-
 
 class CitationGNN(NodeClassifier):
-    """Graph network whose node states run to a fixed point, from which the classes are read (paper, section 4.2).
+    """Graph network that classifies nodes by their states at a fixed point (paper, section 4.2).
 
     Args:
-        cell: The update of the states and the readout.
+        cell: The update of the states, and the readout.
         learning_rate: Adam's learning rate, above 0.
-        weight_decay: L2 penalty on the layer that reads the features, at least 0. The command line's ``--optimizer``
-            takes the place of both.
-        warm_start: Whether a training step starts from the last one's fixed point, and its adjoint solve (``RBP`` and
-            ``CGRBP``) from the last adjoint, if it is on the same graph. Both are saved in checkpoints. Evaluation
-            never starts there. It pays where only the weights change from step to step; with dropout, each step is a
-            problem of its own.
-        consistency: Weight, at least 0, of the consistency of two draws of dropout on all nodes, as in GRAND (Feng et
-            al., NeurIPS 2020); 0 draws once.
-        temperature: Sharpening of the predictions that the draws are to agree on, in (0, 1].
+        weight_decay: L2 penalty on the layer that reads the features, at least 0. ``--optimizer`` on the command line
+            replaces both.
+        warm_start: Whether a training step on the same graph starts from the last fixed point, and its adjoint solve
+            (``RBP`` and ``CGRBP``) from the last adjoint. Both are saved in checkpoints; evaluation never uses them. It
+            pays off if only the weights change from step to step: dropout makes each step another problem.
+        consistency: Weight, at least 0, of the consistency loss between two dropout masks, as in GRAND (Feng et al.,
+            NeurIPS 2020); 0 uses one mask.
+        temperature: Temperature that sharpens the target of the consistency loss, in (0, 1].
         jacobian_weight: Weight of the Jacobian penalty (Bai et al., ICML 2021), at least 0.
-        column_sum_weight: Weight of the penalty on column sums of the Jacobian (Linsley et al., NeurIPS 2020), at
-            least 0.
+        column_sum_weight: Weight of the penalty on the Jacobian's column sums (Linsley et al., NeurIPS 2020), at least
+            0.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -75,33 +70,34 @@ class CitationGNN(NodeClassifier):
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
             self.save_hyperparameters()
         if isinstance(self.hparams["cell"], PropagationCell):
-            # Made in Python: kept as the command line keeps it, so that a checkpoint names it instead of pickling it.
             instantiator = "lightning.pytorch.cli.instantiate_module"
-            self.save_hyperparameters({"cell": _config_of(cell), "_instantiator": instantiator})
+            self.save_hyperparameters({"cell": cell_config(cell), "_instantiator": instantiator})
         self.cell = cell
         self.consistency = check_number(self, "consistency", consistency, 0.0)
         self.temperature = check_number(self, "temperature", temperature, 0.0, 1.0, low_allowed=False)
         self.jacobian_weight = check_number(self, "jacobian_weight", jacobian_weight, 0.0)
         self.column_sum_weight = check_number(self, "column_sum_weight", column_sum_weight, 0.0)
-        # A Trainer's estimator takes its place.
+        # The default without a Trainer, whose estimator replaces it.
         self.estimator: GradientEstimator = NeumannRBP()
         if warm_start and cell.features_enter == "first_state":
             raise UserError(
-                "CitationGNN: warm_start=True replaces the first state, and features_enter='first_state' puts the "
-                "features nowhere else: set one of them otherwise."
+                "CitationGNN: warm_start=True replaces the initial state, but with features_enter='first_state' the "
+                "features are nowhere else: change one of them."
             )
         self.warm_start = WarmStart() if warm_start else None
         self._warm_graph: str | None = None
-        self._prepared: dict[int, PreparedGraph] = {}
 
     def forward(self, graph: Data) -> tuple[Update, FixedPoint]:
-        """Runs the node states to their fixed point.
+        """Solves for the fixed point of the node states.
 
         Args:
-            graph: A graph with ``x`` and ``edge_index``.
+            graph: A graph with ``x`` and ``edge_index``. The matrices made from it are kept on it, for the next call.
 
         Returns:
             The update and its fixed point, whose state has the shape ``[num_nodes, d]``.
+
+        Raises:
+            UserError: If ``x`` or ``edge_index`` is malformed.
         """
         prepared = self._prepare(graph)
         update, state = self.cell.start(prepared.features, prepared.adjacency)
@@ -112,18 +108,12 @@ class CitationGNN(NodeClassifier):
         return update, self.estimator(update, state, warm_start=warm_start)
 
     def _prepare(self, graph: Data) -> PreparedGraph:
-        dtype = self.cell.inject.weight.dtype
-        prepared = self._prepared.get(id(graph.x))
-        if prepared is None or not prepared.is_of(graph, dtype):
-            # Enough for the parts of a graph; where every batch is a new graph, none is worth keeping.
-            if len(self._prepared) >= MOST_PREPARED:
-                self._prepared.clear()
-            with torch.inference_mode(False):  # training may be next
-                prepared = self._prepared[id(graph.x)] = PreparedGraph(graph, self.cell.aggregation, dtype)
+        prepare = PrepareGraph(self.cell.aggregation, self.cell.inject.weight.dtype)
+        prepared: PreparedGraph = prepare.forward(graph).prepared  # on the graph itself, for the next step
         return prepared
 
     def class_scores(self, graph: Data, stage: str) -> Tensor:
-        """Scores of all nodes, read off their states at the fixed point."""
+        """Class scores of all nodes at the fixed point."""
         _, fixed_point = self(graph)
         if stage != "predict":
             self._log_solves([fixed_point], stage)
@@ -135,7 +125,7 @@ class CitationGNN(NodeClassifier):
         if list(scores.shape) != wanted:
             raise UserError(
                 f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but {wanted} are the "
-                f"nodes and num_classes. For a cell that returns its state, set num_hidden to {self.num_classes}."
+                f"nodes and num_classes. If the cell returns its state, set num_hidden to {self.num_classes}."
             )
         return scores
 
@@ -146,7 +136,7 @@ class CitationGNN(NodeClassifier):
         self.log(f"{stage}/residual", residual, batch_size=1, sync_dist=stage != "train")
 
     def training_loss(self, graph: Data) -> Tensor:
-        """Mean cross-entropy of the labelled training nodes, and the terms that have a weight."""
+        """Mean cross-entropy of the labelled training nodes, plus the weighted terms."""
         draws = [self(graph) for _ in range(2 if self.consistency else 1)]
         self._log_solves([fixed_point for _, fixed_point in draws], "train")
         scores = [self._scores(fixed_point) for _, fixed_point in draws]
@@ -163,7 +153,7 @@ class CitationGNN(NodeClassifier):
         return loss
 
     def on_train_start(self) -> None:
-        """Refuses a warm start where it cannot go on from step to step, or from a checkpoint.
+        """Refuses a warm start that could not carry over from step to step, or to a resumed run.
 
         Raises:
             UserError: If an epoch has more than one batch, or there is more than one process.
@@ -181,19 +171,7 @@ class CitationGNN(NodeClassifier):
             checkpoint["warm_start"] = {"graph": self._warm_graph, **self.warm_start.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the warm start of the run that is continued."""
+        """Restores the warm start of the resumed run."""
         if self.warm_start is not None and "warm_start" in checkpoint:
             self._warm_graph = checkpoint["warm_start"]["graph"]
             self.warm_start.load_state_dict(checkpoint["warm_start"])
-
-
-def _config_of(cell: PropagationCell) -> dict[str, Any]:
-    config = describe(cell)
-    for name in inspect.signature(type(cell)).parameters:
-        value = getattr(cell, name, cell)
-        if value is not None and not isinstance(value, bool | int | float | str):
-            raise UserError(
-                f"{type(cell).__name__}: its argument {name!r} is not kept as a plain value in an attribute of that "
-                f"name, so a checkpoint could not say how the cell was made: set self.{name}."
-            )
-    return config

@@ -1,4 +1,4 @@
-"""Keeping predicted classes."""
+"""A file of predicted classes."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def write_classes(trainer: Trainer, classes: Tensor) -> None:
-    """Leaves predicted classes in ``classes.txt`` of the log folder, one in a line.
+    """Writes predicted classes to ``classes.txt`` of the log folder, if there is one, one class per line.
 
     Args:
-        trainer: The Trainer; the first of its processes writes, where there is a log folder.
-        classes: Classes, integers of shape ``[n]``, of all that there is to predict.
+        trainer: The Trainer. All its processes have to call this; the first one writes.
+        classes: All predicted classes, integers of shape ``[n]``.
     """
-    folder = trainer.log_dir  # every rank has to ask
+    folder = trainer.log_dir  # broadcast, so all processes have to ask
     if folder is not None and trainer.is_global_zero:
         Path(folder).mkdir(parents=True, exist_ok=True)
         np.savetxt(Path(folder) / "classes.txt", classes.cpu().numpy(), fmt="%d")

@@ -20,17 +20,18 @@ from rbp_lightning.errors import check_number
 class HopfieldMemory(LightningModule):
     """Associative memory: a continuous Hopfield network trained to complete images (paper, section 4.1).
 
-    The corrupted image is clamped to the input units and the network runs to its fixed point; the states of the output
-    units are the recalled image, trained with an L1 loss against the clean one and read as on where they are positive.
+    The corrupted image is clamped to the input units and the network runs to its fixed point. The states of the output
+    units are the recalled image: a pixel is on where its unit's state is positive. They are trained by an L1 loss
+    against the clean image.
 
     Args:
-        num_pixels: Number of pixels of an image.
-        num_hidden: Number of hidden units.
-        decay: a, in (0, 1]: the share of its state that a unit loses in a step.
-        gain: b, above 0: slope of the activity sigmoid(b h).
-        weight_scale: Standard deviation of the initial weights.
-        learning_rate: Adam's first learning rate, decayed to 0 over the run along a cosine. The command line's
-            ``--optimizer``, with or without ``--lr_scheduler``, takes the place of both.
+        num_pixels: Number of pixels of an image, at least 1.
+        num_hidden: Number of hidden units, at least 0.
+        decay: a, in (0, 1]: the fraction of its state that a unit loses in a step.
+        gain: b, above 0: slope of the activation sigmoid(b h).
+        weight_scale: Standard deviation of the initial weights, at least 0.
+        learning_rate: Adam's initial learning rate, above 0, with a cosine decay to 0 over the run. ``--optimizer`` on
+            the command line, with or without ``--lr_scheduler``, replaces both.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -55,7 +56,7 @@ class HopfieldMemory(LightningModule):
         self.save_hyperparameters()
         self.cell = HopfieldCell(num_pixels, num_hidden, decay, gain, weight_scale)
         self.learning_rate = check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
-        # A Trainer's estimator takes its place.
+        # A Trainer's estimator replaces it.
         self.estimator: GradientEstimator = NeumannRBP()
         metrics = MetricCollection(
             {"pixel_error": BinaryHammingDistance(), "exact_recall": MultilabelExactMatch(num_pixels)}
@@ -67,10 +68,10 @@ class HopfieldMemory(LightningModule):
         """Runs the network from rest to its fixed point.
 
         Args:
-            images: Corrupted images, pixels 0 to 1, of shape ``[batch, num_pixels]`` or ``[batch, height, width]``.
+            images: Corrupted images of shape ``[batch, num_pixels]`` or ``[batch, height, width]``, pixels from 0 to 1.
 
         Returns:
-            The fixed point; its state holds the states of hidden and output units, ``[batch, num_free]``.
+            The fixed point. Its state has the shape ``[batch, num_free]``, hidden units first, then output units.
 
         Raises:
             UserError: If the images do not have ``num_pixels`` pixels.
@@ -86,12 +87,16 @@ class HopfieldMemory(LightningModule):
         return fixed_point
 
     def outputs(self, fixed_point: FixedPoint) -> Tensor:
-        """States of the output units, ``[batch, num_pixels]``; a pixel is on where they are positive."""
+        """Returns the states of the output units, ``[batch, num_pixels]``. A pixel is on where they are positive.
+
+        Args:
+            fixed_point: What ``forward`` returned.
+        """
         state: Tensor = fixed_point.state
         return state[:, self.cell.num_hidden :]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """L1 distance between the output units and the clean image, coded as -1 and 1."""
+        """Returns the L1 distance between the output units and the clean image, coded as -1 and 1."""
         fixed_point = self(batch["corrupted"])
         loss = l1_loss(self.outputs(fixed_point), 2 * batch["clean"].flatten(1) - 1)
         self.log("train/loss", loss, prog_bar=True)
@@ -110,7 +115,7 @@ class HopfieldMemory(LightningModule):
         metrics.update(recalled, clean.flatten(1).int())
         self.log_dict(metrics, prog_bar=True)
         if stage == "val":
-            self.log("hp_metric", metrics["exact_recall"])  # what TensorBoard's HPARAMS compares runs by
+            self.log("hp_metric", metrics["exact_recall"])  # TensorBoard's HPARAMS compares runs by it
         return recalled.reshape(clean.shape).float()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -125,7 +130,7 @@ class HopfieldMemory(LightningModule):
         """Recalls corrupted images.
 
         Returns:
-            Pixels, 0.0 or 1.0, in the shape of the images.
+            Pixels, 0.0 or 1.0, of the shape of the images.
         """
         recalled = self.outputs(self(batch["corrupted"])) > 0
         return recalled.float().reshape(batch["corrupted"].shape)
@@ -135,12 +140,17 @@ class HopfieldMemory(LightningModule):
         return [RecallPictures()]
 
     def configure_optimizers(self) -> Any:
-        """Adam with a cosine decay over the whole run."""
+        """Returns Adam with a cosine decay over the whole run.
+
+        Raises:
+            UserError: If the run's length is not limited.
+        """
         optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
-            raise UserError("HopfieldMemory: the learning rate's decay needs max_epochs or max_steps: set one of them.")
-        # Unlike CosineAnnealingLR, which keeps the length of the run it was made for, this follows a run that is
-        # continued to more epochs.
+            raise UserError(
+                "HopfieldMemory: the learning rate decay needs to know the run's length: set max_epochs or max_steps."
+            )
+        # A resumed run may have more epochs. CosineAnnealingLR would keep to the length of the first one.
         scheduler = LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -9,9 +9,7 @@ from rbp_lightning.solvers import Update
 
 
 class SymmetricWithoutSelfLoops(nn.Module):
-    """Parametrization that keeps a square matrix symmetric with a zero diagonal.
-
-    The upper triangle is what is learned.
+    """Parametrisation that keeps a square matrix symmetric with a zero diagonal. The upper triangle is learned.
 
     Example:
         >>> SymmetricWithoutSelfLoops()(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -20,7 +18,11 @@ class SymmetricWithoutSelfLoops(nn.Module):
     """
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Mirrors the strict upper triangle of ``weight``, of shape ``[n, n]``."""
+        """Mirrors the upper triangle of a matrix.
+
+        Args:
+            weight: The matrix, of shape ``[n, n]``.
+        """
         upper = weight.triu(1)
         return upper + upper.T
 
@@ -28,15 +30,15 @@ class SymmetricWithoutSelfLoops(nn.Module):
 class HopfieldCell(nn.Module):
     """Continuous Hopfield network with input, hidden and output units (paper, section 4.1).
 
-    Every unit has a state h and an activity sigmoid(b h), and all are connected to all others by a symmetric matrix W
-    without self-loops. The input units are clamped to an image and the others, hidden units first, follow
-    h <- (1 - a) h + W sigmoid(b h), of which the clamped units' part is the same at every step.
+    Every unit has a state h and an activation sigmoid(b h). All units are connected by a symmetric matrix W without
+    self-loops. The input units are clamped to an image. The others, hidden units before output units, follow
+    h <- (1 - a) h + W sigmoid(b h), where the input from the clamped units is the same at every step.
 
     Args:
-        num_pixels: Number of pixels P of an image, at least 1; there are as many input and as many output units.
-        num_hidden: Number of hidden units H, at least 0.
-        decay: a, in (0, 1]: the share of its state that a unit loses in a step.
-        gain: b, above 0: slope of the activity.
+        num_pixels: Number of pixels of an image, at least 1; also the number of input units and of output units.
+        num_hidden: Number of hidden units, at least 0.
+        decay: a, in (0, 1]: the fraction of its state that a unit loses in a step.
+        gain: b, above 0: slope of the activation.
         weight_scale: Standard deviation of the initial weights, at least 0.
 
     Raises:
@@ -64,14 +66,14 @@ class HopfieldCell(nn.Module):
 
     @property
     def num_free(self) -> int:
-        """Number of units that are not clamped: hidden and output units."""
+        """Number of units that are not clamped: the hidden and output units."""
         return self.num_hidden + self.num_pixels
 
     def clamp(self, images: Tensor) -> Update:
         """Clamps the input units and returns the update of the others.
 
         Args:
-            images: Pixels, 0 to 1, of shape ``[batch, num_pixels]``; a unit's state is 2 pixel - 1.
+            images: Pixels from 0 to 1, of shape ``[batch, num_pixels]``. A pixel p clamps its unit to 2 p - 1.
 
         Returns:
             A map of states of shape ``[batch, num_free]``.

@@ -6,7 +6,7 @@ from rbp_lightning.errors import UserError
 
 
 def check_labels(owner: object, num_classes: int, labels: Tensor) -> None:
-    """Refuses labels that a number of classes leaves out.
+    """Refuses labels that are not below the number of classes.
 
     Args:
         owner: The object whose argument ``num_classes`` is.
@@ -14,9 +14,9 @@ def check_labels(owner: object, num_classes: int, labels: Tensor) -> None:
         labels: Integers, of any shape.
 
     Raises:
-        UserError: If a label is not below ``num_classes``.
+        UserError: If a label is too large.
     """
-    largest = int(labels.max())
+    largest = int(labels.max()) if labels.numel() else -1
     if largest >= num_classes:
         raise UserError(
             f"{type(owner).__name__}: num_classes={num_classes}, but there is a label {largest}: set num_classes to "

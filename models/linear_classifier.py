@@ -8,7 +8,7 @@ from rbp_lightning.errors import check_count
 
 
 class LinearClassifier(NodeClassifier):
-    """Classifies each node by a linear map of its own features (the baseline of the paper's section 4.2).
+    """Classifies each node by a linear map of its own features (baseline of the paper's section 4.2).
 
     Args:
         num_features: Number of features of a node, at least 1.
@@ -36,6 +36,11 @@ class LinearClassifier(NodeClassifier):
         self.layer = layer
 
     def class_scores(self, graph: Data, stage: str) -> Tensor:
-        """Scores of all nodes from their features."""
+        """Returns the scores of all nodes, of shape ``[num_nodes, num_classes]``.
+
+        Args:
+            graph: The graph.
+            stage: Not used.
+        """
         scores: Tensor = self.layer(graph.x.to(self.layer.weight.dtype))
         return scores

@@ -1,4 +1,4 @@
-"""What the classifiers of a graph's nodes share."""
+"""What all node classifiers share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,8 +15,10 @@ from torch_geometric.data import Data
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from datamodules.graph_checks import MASKS, checked_features, checked_labels, checked_mask
 from models.classes_file import write_classes
 from models.labels import check_labels
+from models.snapshot import Snapshot
 from rbp_lightning import UserError
 from rbp_lightning.errors import check_number
 
@@ -25,15 +27,15 @@ class NodeClassifier(LightningModule, ABC):
     """Trains and evaluates class scores of the nodes of a graph.
 
     A batch is a graph with ``x``, ``edge_index``, ``y`` and the masks ``train_mask``, ``val_mask`` and ``test_mask``;
-    each stage looks at the nodes of its mask. What a training step draws at random depends on the seed, the epoch, the
-    batch and the process alone, so a resumed run draws what it would have drawn.
+    each stage uses the nodes of its mask. The random numbers of a training step depend on the seed, the epoch, the
+    batch and the process alone, so a resumed run draws the same ones.
 
     Args:
         input_layer: The layer that reads the features.
         num_classes: Number of classes.
         learning_rate: Adam's learning rate, above 0.
-        weight_decay: L2 penalty on the input layer, at least 0 (Kipf and Welling 2017). The command line's
-            ``--optimizer`` takes the place of both.
+        weight_decay: L2 penalty on the input layer, at least 0 (Kipf and Welling 2017). ``--optimizer`` on the command
+            line replaces both.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -57,7 +59,7 @@ class NodeClassifier(LightningModule, ABC):
 
     @abstractmethod
     def class_scores(self, graph: Data, stage: str) -> Tensor:
-        """Class scores (logits) of all nodes.
+        """Returns class scores (logits) of all nodes.
 
         Args:
             graph: The graph.
@@ -72,46 +74,48 @@ class NodeClassifier(LightningModule, ABC):
         return self.cross_entropy(self.class_scores(graph, "train"), graph, graph.train_mask)
 
     def cross_entropy(self, scores: Tensor, graph: Data, mask: Tensor) -> Tensor:
-        """Mean cross-entropy of the nodes of a mask that have a label; 0 where there is none.
+        """Mean cross-entropy of the labelled nodes of a mask, or 0 if there is none.
 
         Args:
             scores: Class scores (logits), of shape ``[num_nodes, num_classes]``.
             graph: The graph.
             mask: Which nodes, bool, of shape ``[num_nodes]``.
         """
-        mask = mask & (graph.y >= 0)
-        total = cross_entropy(scores[mask].float(), graph.y[mask], reduction="sum")
-        return total / mask.sum().clamp_min(1)
+        known = mask & (graph.y >= 0)
+        wide = scores[known].to(torch.promote_types(scores.dtype, torch.float32))
+        total = cross_entropy(wide, graph.y[known].long(), reduction="sum")
+        mean: Tensor = total / known.sum().clamp_min(1)
+        return mean
 
     def training_step(self, graph: Data, batch_idx: int) -> Tensor:
-        """Loss of the training nodes."""
-        self._check(graph)
-        with self._own_draws(batch_idx):
+        """Computes the loss of the training nodes."""
+        self._check(graph, "train_mask")
+        with self._reproducible_draws(batch_idx):
             loss = self.training_loss(graph)
         self.log("train/loss", loss, prog_bar=True, batch_size=1)
         return loss
 
-    def _evaluate(self, graph: Data, mask: Tensor, metrics: MetricCollection, stage: str) -> None:
-        self._check(graph)
+    def _evaluate(self, graph: Data, metrics: MetricCollection, stage: str) -> None:
+        self._check(graph, f"{stage}_mask")
         scores = self.class_scores(graph, stage)
-        mask = mask & (graph.y >= 0)
+        mask = graph[f"{stage}_mask"] & (graph.y >= 0)
         loss = self.cross_entropy(scores, graph, mask)
         self.log(f"{stage}/loss", loss, batch_size=1, sync_dist=True)
         metrics.update(scores[mask], graph.y[mask])
         self.log_dict(metrics, prog_bar=True, batch_size=1)
         if stage == "val":
-            self.log("hp_metric", metrics["accuracy"], batch_size=1)  # what TensorBoard's HPARAMS compares runs by
+            self.log("hp_metric", metrics["accuracy"], batch_size=1)  # TensorBoard's HPARAMS compares it
 
     def validation_step(self, graph: Data, batch_idx: int) -> None:
         """Classifies the validation nodes."""
-        self._evaluate(graph, graph.val_mask, self.val_metrics, "val")
+        self._evaluate(graph, self.val_metrics, "val")
 
     def test_step(self, graph: Data, batch_idx: int) -> None:
         """Classifies the test nodes."""
-        self._evaluate(graph, graph.test_mask, self.test_metrics, "test")
+        self._evaluate(graph, self.test_metrics, "test")
 
     def predict_step(self, graph: Data, batch_idx: int) -> Tensor:
-        """Classifies all nodes, and leaves the classes in ``classes.txt`` of the log folder, a line for each node.
+        """Classifies all nodes, and writes the classes to ``classes.txt`` in the log folder, one per line.
 
         Returns:
             Classes, int64, of shape ``[num_nodes]``.
@@ -121,17 +125,34 @@ class NodeClassifier(LightningModule, ABC):
         write_classes(self.trainer, classes)
         return classes
 
-    def _check(self, graph: Data) -> None:
-        features = graph.x.shape[1]
-        if features != self._num_features:
+    def _check(self, graph: Data, mask: str | None = None) -> None:
+        """Refuses a graph that does not suit the model or, given a mask, the stage that the mask belongs to.
+
+        A check has to wait for the device, so each graph is checked once.
+        """
+        needed = ("y", mask) if mask else ()
+        present = [name for name in ("y", *MASKS) if name in graph or name in needed]
+        sizes = self._num_features, self.num_classes
+        if graph.get("checked") == Snapshot(graph, ["x", *present], sizes):
+            return
+        with torch.inference_mode(False):  # training cannot use tensors that validation moved in inference mode
+            graph.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+        owner = type(self).__name__
+        num_nodes, num_features = checked_features(owner, graph.get("x")).shape
+        if num_features != self._num_features:
             raise UserError(
-                f"{type(self).__name__}: num_features={self._num_features}, but the nodes have {features} features: "
-                f"set num_features to {features}."
+                f"{owner}: num_features={self._num_features}, but the nodes have {num_features} features: set "
+                f"num_features to {num_features}."
             )
-        check_labels(self, self.num_classes, graph.y)
+        for name in present:
+            if name == "y":
+                check_labels(self, self.num_classes, checked_labels(owner, graph.get("y"), num_nodes))
+            else:
+                checked_mask(owner, name, graph.get(name), num_nodes)
+        graph.checked = Snapshot(graph, ["x", *present], sizes)
 
     @contextmanager
-    def _own_draws(self, batch_idx: int) -> Iterator[None]:
+    def _reproducible_draws(self, batch_idx: int) -> Iterator[None]:
         key = [torch.initial_seed(), self.current_epoch, batch_idx, self.global_rank]
         seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
         devices = [self.device] if self.device.type == "cuda" else []

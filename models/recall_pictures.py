@@ -6,22 +6,23 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rbp_lightning.diagnostics.log_figure import log_figure
+
 
 def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Tensor:
-    """Lays images out in three rows: clean, corrupted, recalled.
+    """Arranges images in three rows: clean, corrupted, recalled.
 
     Args:
-        clean: Images, pixels 0 to 1, of shape ``[n, height, width]``.
+        clean: Images of shape ``[n, height, width]``, pixels from 0 to 1.
         corrupted: What the memory was shown, of the same shape.
         recalled: What it recalled, of the same shape.
 
     Returns:
-        One image, pixels 0 to 1, of shape ``[3 (height + 2), n (width + 2)]``; a grey line is between the images.
+        One image of shape ``[3 (height + 2), n (width + 2)]``, pixels from 0 to 1, with grey lines between the images.
 
     Example:
         >>> images = torch.zeros(10, 8, 8)
@@ -35,10 +36,11 @@ def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Tensor:
 
 
 class RecallPictures(Callback):
-    """Shows clean, corrupted and recalled images at each validation and test, and after a prediction.
+    """Shows clean, corrupted and recalled images at each validation, test and prediction.
 
-    The first ten images of the first batch go to TensorBoard as ``<stage>/recall`` and to ``recall.png`` in the log
-    directory, where the newest replaces the one before. Without a logger there is nowhere to put them.
+    The first ten images of the first batch are logged to TensorBoard as ``<stage>/recall`` and saved as
+    ``recall.png`` in the log folder, where the latest picture replaces earlier ones. Without a logger there is no
+    picture.
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ class RecallPictures(Callback):
         self._path: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Asks for the log directory, which every rank has to do together."""
+        """Finds the log folder, for which all processes have to ask."""
         self._folder = trainer.log_dir if trainer.logger is not None else None
 
     def _show(
@@ -58,18 +60,16 @@ class RecallPictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Shows the first batch and what the step returned for it: the recalled images."""
+        """Shows the first batch, with the recalled images that the step returned."""
         if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
             return
         assert trainer.state.stage is not None  # it is running
         stage = trainer.state.stage.dataloader_prefix
         grid = recall_grid(*(images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], outputs)))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"{stage}/recall", grid, trainer.global_step, dataformats="HW")
+        log_figure(trainer, f"{stage}/recall", grid, trainer.global_step)
         self._path = Path(self._folder) / "recall.png"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Each pixel becomes a square that can be seen.
+        # Enlarged, or the picture would be tiny.
         side = max(1, 640 // grid.shape[1])
         pixels = np.kron((255 * grid).byte().numpy(), np.ones((side, side), dtype=np.uint8))
         Image.fromarray(pixels).save(self._path)

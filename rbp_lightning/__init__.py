@@ -1,6 +1,6 @@
-"""Gradient estimators for networks that run to a fixed point, as PyTorch Lightning callbacks."""
+"""Fixed points and their gradients: deep equilibrium models and implicit layers for PyTorch Lightning."""
 
-from rbp_lightning.audit import AuditTrainer, GradientAudit
+from rbp_lightning.diagnostics import AuditTrainer, EquilibriumMonitor, FailurePolicy, GradientAudit
 from rbp_lightning.errors import ConvergenceError, ConvergenceWarning, UserError
 from rbp_lightning.estimators import (
     BPTT,
@@ -10,15 +10,19 @@ from rbp_lightning.estimators import (
     AdaptiveNeumann,
     ExactAdjoint,
     GradientEstimator,
-    ImplicitEstimator,
+    Implicit,
+    MissingEstimatorError,
+    NeedsEstimator,
     NeumannRBP,
     SolveObserver,
+    WarmStart,
+    estimator_from_checkpoint,
+    observing,
 )
 from rbp_lightning.failures import Failure
-from rbp_lightning.fixed_point import FixedPoint, Status
-from rbp_lightning.flat_jacobian import FlatJacobian
-from rbp_lightning.linalg import Linearization
-from rbp_lightning.monitor import EquilibriumMonitor
+from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.layer import FixedPointLayer
+from rbp_lightning.linear import JacobianOperator, LinearSolution, LinearSolver, norm_bounds, spectral_radius
 from rbp_lightning.nn import (
     FrobeniusNormBound,
     InfinityNormBound,
@@ -27,10 +31,10 @@ from rbp_lightning.nn import (
     column_sum_penalty,
     jacobian_penalty,
 )
-from rbp_lightning.policy import FailurePolicy
+from rbp_lightning.reporting import ignoring
 from rbp_lightning.solvers import FixedPointSolver, Picard
-from rbp_lightning.spectrum import norm_bounds, spectral_radius
-from rbp_lightning.warm_start import WarmStart
+from rbp_lightning.status import Status
+from rbp_lightning.version import __version__
 
 __all__ = [
     "BPTT",
@@ -46,14 +50,18 @@ __all__ = [
     "Failure",
     "FailurePolicy",
     "FixedPoint",
+    "FixedPointLayer",
     "FixedPointSolver",
-    "FlatJacobian",
     "FrobeniusNormBound",
     "GradientAudit",
     "GradientEstimator",
-    "ImplicitEstimator",
+    "Implicit",
     "InfinityNormBound",
-    "Linearization",
+    "JacobianOperator",
+    "LinearSolution",
+    "LinearSolver",
+    "MissingEstimatorError",
+    "NeedsEstimator",
     "NeumannRBP",
     "Picard",
     "SolveObserver",
@@ -62,8 +70,12 @@ __all__ = [
     "Status",
     "UserError",
     "WarmStart",
+    "__version__",
     "column_sum_penalty",
+    "estimator_from_checkpoint",
+    "ignoring",
     "jacobian_penalty",
     "norm_bounds",
+    "observing",
     "spectral_radius",
 ]

@@ -12,8 +12,11 @@ class UserError(ValueError):
     """
 
 
-class ConvergenceError(UserError):
-    """A fixed point or its gradient is wrong, and the policy is to stop."""
+class ConvergenceError(RuntimeError):
+    """A fixed point or its gradient is wrong, and the policy is to stop.
+
+    The command line prints it without a traceback and exits with status 1.
+    """
 
 
 class ConvergenceWarning(UserWarning):

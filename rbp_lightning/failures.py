@@ -7,19 +7,20 @@ class Failure(Enum):
     """A way in which a fixed point or its gradient can be wrong.
 
     Example:
-        >>> Failure.NAN.policy, Failure.NAN.message[:54]
-        ('diverged', 'the forward solve met NaN: look for NaN in the inputs ')
+        >>> Failure.NAN.policy, Failure.NAN.message[:55]
+        ('diverged', 'the first step of the forward solve is not finite: look')
     """
 
     NOT_CONVERGED = "the forward solve did not converge"
     RANDOM = "the update is random"
-    DIVERGED = "the forward solve diverged, its steps grew instead of shrinking"
-    NAN = "the forward solve met NaN"
+    DIVERGED = "the forward solve diverged"
+    NAN = "the first step of the forward solve is not finite"
     GRADIENT = "a parameter's gradient is not finite"
     ADJOINT = "the adjoint solve did not converge"
-    TRUNCATED = "the adjoint's series was cut off early"
-    SPECTRAL_RADIUS = "the spectral radius is at or above 1"
+    TRUNCATED = "the adjoint's Neumann series was truncated early"
     NO_CONTRACTION = "the update is no contraction"
+    SPECTRAL_RADIUS = "the spectral radius is at or above 1"
+    COUPLED_SAMPLES = "the samples of a batch act on each other"
 
     @property
     def policy(self) -> str:
@@ -42,19 +43,22 @@ _POLICIES = {
     Failure.TRUNCATED: "adjoint",
     Failure.NO_CONTRACTION: "adjoint",
     Failure.SPECTRAL_RADIUS: "spectral_radius",
+    Failure.COUPLED_SAMPLES: "coupled_samples",
 }
 
 _REMEDIES = {
-    Failure.NOT_CONVERGED: "raise max_steps or tol, or make the update a stronger contraction",
-    Failure.RANDOM: "draw random numbers, such as dropout's, once outside of the update and hold them for the solve",
+    Failure.NOT_CONVERGED: "increase max_steps or loosen tol, or make the update a stronger contraction",
+    Failure.RANDOM: "draw random numbers, such as dropout masks, once outside the update and keep them for the solve",
     Failure.DIVERGED: "the update is not a contraction, so scale its weights down or damp it",
     Failure.NAN: "look for NaN in the inputs and the parameters, and lower the learning rate",
     Failure.GRADIENT: "look for NaN and infinities in the inputs, and lower the learning rate",
-    Failure.ADJOINT: "raise steps or tol, or make the update a stronger contraction (near spectral radius 1 no "
-    "estimator is reliable)",
-    Failure.TRUNCATED: "raise steps, take an estimator that solves to a tolerance (CGRBP, AdaptiveNeumann), or raise "
-    "the policy's truncation_tol where this is meant",
+    Failure.ADJOINT: "increase steps or loosen tol, or make the update a stronger contraction (near spectral radius 1 "
+    "no estimator is reliable)",
+    Failure.TRUNCATED: "increase steps, use an estimator that solves to a tolerance (CGRBP, AdaptiveNeumann), or "
+    "increase the policy's truncation_tol where truncation is intended",
+    Failure.NO_CONTRACTION: "bound the norm of the weights (rbp_lightning.nn), or use CGRBP",
     Failure.SPECTRAL_RADIUS: "the Neumann series and RBP do not converge there: bound the norm of the weights "
     "(rbp_lightning.nn), add jacobian_penalty to the loss, or damp the update",
-    Failure.NO_CONTRACTION: "bound the norm of the weights (rbp_lightning.nn), or take CGRBP",
+    Failure.COUPLED_SAMPLES: "pass batch_dims=0, or replace what couples them, such as batch normalisation in training "
+    "mode",
 }

@@ -1,14 +1,14 @@
 """The estimators on a CUDA device."""
 
-import copy
 import warnings
 
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from torch import nn
 
 from benchmarks.host_syncs import syncs_of_rbp
-from benchmarks.peers.cases import tanh
+from benchmarks.peers.networks import tanh
 from datamodules import CitationGraph, ImagePatterns, MNISTSplits
 from models import (
     MLP,
@@ -33,18 +33,25 @@ from rbp_lightning import (
     EquilibriumMonitor,
     ExactAdjoint,
     FailurePolicy,
+    FixedPointLayer,
     GradientEstimator,
     NeumannRBP,
     Picard,
+    ignoring,
 )
 from tests.cells import loss_of, tanh_cell
 from tests.graphs import RandomGraph
+from tests.training import QUIET
+from tests.zoo import ALL, contractions, failures
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
 
 SOLVER = Picard(300, tol=1e-13)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 @pytest.mark.parametrize(
     "estimator",
     [
@@ -64,18 +71,68 @@ def test_gradients_are_those_of_the_cpu(estimator: GradientEstimator) -> None:
     for device in ("cpu", "cuda"):
         weight, drive = (tensor.detach().to(device).requires_grad_() for tensor in tanh_cell(0).tensors)
         start = torch.zeros_like(drive, requires_grad=False)
-        # RBP draws the same start on every device.
-        own = copy.deepcopy(estimator)
 
         def update(h: torch.Tensor, weight: torch.Tensor = weight, drive: torch.Tensor = drive) -> torch.Tensor:
             return torch.tanh(h @ weight + drive)
 
-        loss_of(own(update, start, batch_dims=1).state.cpu()).backward()
+        with ignoring():  # RBP draws the same start on every device
+            loss_of(estimator(update, start, batch_dims=1).state.cpu()).backward()
         found[device] = (weight.grad.cpu(), drive.grad.cpu())
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_problems_end_as_on_the_cpu() -> None:
+    with torch.device("cuda"):
+        moved = contractions() + failures()
+    for problem, other in zip(ALL, moved, strict=True):
+        with torch.no_grad(), ignoring():
+            cpu, cuda = (
+                NeumannRBP(solver=Picard(3000, 1e-8))(one.update, one.start, batch_dims=1) for one in (problem, other)
+            )
+        assert cuda.state.is_cuda
+        assert cuda.sample_status.tolist() == cpu.sample_status.tolist(), problem.name
+        if problem.fixed_point is not None:
+            torch.testing.assert_close(cuda.state.cpu(), cpu.state, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_solve_stalls_at_rounding(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = (0.98 * torch.linalg.qr(torch.randn(64, 64))[0]).cuda().to(dtype)
+    inputs = torch.randn(32, 64).cuda().to(dtype)
+    with torch.no_grad():  # warnings are errors
+        found = NeumannRBP(solver=Picard(5000, 1e-8))(lambda h: h @ weight + inputs, torch.zeros_like(inputs), 1)
+    assert found.converged
+    assert found.steps < 5000
+
+
+def test_autocast_gives_no_false_alarm() -> None:
+    torch.manual_seed(0)
+    layer = FixedPointLayer(Halved(16), RBP(solver=Picard(60, 1e-2))).cuda()
+    inputs = torch.randn(8, 16, device="cuda")
+    layer(inputs).square().sum().backward()
+    exact = layer.cell.linear.weight.grad.clone()
+    for dtype in (torch.float16, torch.bfloat16):
+        layer.zero_grad()
+        with torch.autocast("cuda", dtype):
+            loss = layer(inputs).float().square().sum()
+        loss.backward()
+        assert float((layer.cell.linear.weight.grad - exact).norm() / exact.norm()) < 0.1
+
+
+class Halved(nn.Module):
+    """tanh(h W + x) with ||W|| = 0.5."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        with torch.no_grad():
+            self.linear.weight.mul_(0.5 / torch.linalg.matrix_norm(self.linear.weight, 2))
+
+    def forward(self, h: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.linear(h) + x)
+
+
 def test_a_solve_and_its_gradient_wait_for_the_device_where_a_value_is_read_and_nowhere_else() -> None:
     with torch.device("cuda"):
         case = tanh(0.8)(torch.float32)
@@ -88,28 +145,25 @@ def test_a_solve_and_its_gradient_wait_for_the_device_where_a_value_is_read_and_
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
-    assert len(waits) == reads + adjoint_reads, waits
+    # The first two figures of either iteration are read in one transfer, which the count of reads does not see.
+    assert reads + adjoint_reads <= len(waits) <= reads + adjoint_reads + 2, waits
     assert len(waits) <= (steps + adjoint_steps) // 10 + 8
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("make_cell", [PageRankCell, ContractiveCell, GRUPropagation])
 def test_a_citation_network_trains_as_on_the_cpu(make_cell: type[PropagationCell]) -> None:
     found = []
     for accelerator in ("cpu", "gpu"):
         seed_everything(0, verbose=False)
         model = CitationGNN(make_cell(5, 3, 8, dropout=0.0), warm_start=True)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         # In float32 Adam turns the rounding of a gradient near 0 into a difference of 1e-3.
-        quiet["precision"] = "64-true"
-        trainer = Trainer(accelerator=accelerator, devices=1, max_epochs=3, callbacks=[CGRBP(60)], **quiet)
+        options = {**QUIET, "accelerator": accelerator, "devices": 1, "precision": "64-true"}
+        trainer = Trainer(max_epochs=3, callbacks=[CGRBP(60)], **options)
         trainer.fit(model, CitationGraph(dataset=RandomGraph))
         found.append(torch.cat([parameter.detach().cpu().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 @pytest.mark.parametrize("kind", [BPTT, TBPTT, NeumannRBP, CGRBP])
 def test_hyperparameters_are_learned_as_on_the_cpu(kind: type) -> None:
     found = []
@@ -117,26 +171,26 @@ def test_hyperparameters_are_learned_as_on_the_cpu(kind: type) -> None:
         seed_everything(0, verbose=False)
         hyperparameters = [WeightDecay(1e-3), LabelSmoothing(0.1), ExampleWeights(60)]
         model = HyperparameterOptimizer(MLP([64, 12, 10], log_scale=-1.5), hyperparameters, batch_size=20)
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         estimator = kind(solver=Picard(30, tol=0))
-        trainer = Trainer(accelerator=accelerator, devices=1, max_epochs=3, callbacks=[estimator], **quiet)
+        options = {**QUIET, "accelerator": accelerator, "devices": 1}
+        policy = FailurePolicy(adjoint="ignore")  # of a number of steps that is wanted
+        trainer = Trainer(max_epochs=3, callbacks=[estimator, policy], **options)
         trainer.fit(model, MNISTSplits(num_train=60, num_val=80, num_test=100))
         found.append(torch.cat([leaf.detach().cpu().flatten() for leaf in model.parameters() if leaf.requires_grad]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_monitored_training_and_an_audit_are_those_of_the_cpu() -> None:
     figures, errors = [], []
     for accelerator in ("cpu", "gpu"):
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
         callbacks = [NeumannRBP(), FailurePolicy(adjoint="skip"), EquilibriumMonitor(1, 1)]
-        trainer = AuditTrainer(accelerator=accelerator, devices=1, max_epochs=2, callbacks=callbacks, **quiet)
+        options = {**QUIET, "accelerator": accelerator, "devices": 1}
+        trainer = AuditTrainer(max_epochs=2, callbacks=callbacks, **options)
         seed_everything(0, verbose=False)
         model, data = HopfieldMemory(num_hidden=16), ImagePatterns(train_draws=2, eval_draws=1)
         trainer.fit(model, data)
         figures.append({name: float(one) for name, one in trainer.callback_metrics.items() if "monitor" in name})
-        audit = AuditTrainer(accelerator=accelerator, devices=1, callbacks=[NeumannRBP()], **quiet)
+        audit = AuditTrainer(callbacks=[NeumannRBP()], **options)
         found = audit.audit(model, data, steps=[1, 10])
         errors.append({row.gradient: row.relative_error for row in found.measurements})
     assert figures[1] == pytest.approx(figures[0], rel=1e-2, abs=1e-5)

@@ -1,309 +1,185 @@
-"""Every command and example of the README is run."""
+"""What README.md and the pages of docs/ name exists, and their commands and examples run."""
 
-import importlib.util
-import os
 import re
-import signal
-import subprocess
+import runpy
+import shlex
 import sys
-import time
-import urllib.request
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
-import torch
+from jsonargparse import auto_parser
 from PIL import Image
 
-from rbp_lightning import FixedPointSolver, NeumannRBP
+import rbp_lightning
+from benchmarks.__main__ import QUESTIONS
+from experiments.__main__ import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-DOCS = README + "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
-BIN = Path(sys.executable).parent
+PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+OWN = PAGES["your_own.md"]
+
+# The commands train with the sizes of their configs; one epoch of few draws is enough here.
+SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
+FEW_DRAWS = ["--data.train_draws=2", "--data.eval_draws=1"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of trainings that are cut short
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str) -> list[str]:
+    """The code of a language in a page, but for doctests, which pytest runs itself."""
+    found = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return [block for block in found if not block.startswith(">>>")]
 
 
-COMMANDS = [line.split("   #")[0] for block in blocks("sh") for line in block.splitlines()]
-DOCS_COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", DOCS, re.DOTALL) for line in block.splitlines()]
-SMALL = [
-    "--trainer.max_epochs=1",
-    "--trainer.check_val_every_n_epoch=1",
-    "--trainer.accelerator=cpu",
-    "--data.train_draws=2",
-    "--data.eval_draws=1",
-]
+def commands(start: str) -> list[str]:
+    """All commands of the pages that start so."""
+    lines = [line for text in PAGES.values() for block in blocks("sh", text) for line in block.splitlines()]
+    lines += re.findall(rf"`({start}[^`]*)`", "".join(PAGES.values()))
+    named = {" ".join(line.partition(" #")[0].split()) for line in lines}
+    return sorted(line for line in named if line.startswith(start))
 
 
-@pytest.mark.parametrize("example", blocks("python"))
-def test_python_example(example: str) -> None:
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
-
-
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
-    """A folder to run commands in that leaves no logs in the repository, with one finished run."""
-    folder = tmp_path_factory.mktemp("checkout")
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder to run commands in that leaves no logs in the repository."""
     for name in ("configs", "train.py"):
-        os.symlink(ROOT / name, folder / name)
-    run([*python_command("python train.py fit --config configs/hopfield.yaml"), *SMALL, "--trainer.devices=1"], folder)
-    return folder
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
 
 
-def run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> str:
-    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    return finished.stdout
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks("python", text)])
+def test_python_examples(page: str, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks("python", PAGES[page])):
+        file = tmp_path / f"example_{number}.py"
+        file.write_text(block)
+        runpy.run_path(str(file))
 
 
-def python_command(command: str) -> list[str]:
-    assert command.startswith("python ")
-    return [sys.executable, *command.split()[1:]]
+TRAIN = commands("python train.py ")
+SEVERAL = [command for command in TRAIN if "--trainer.devices" in command]
 
 
-@pytest.mark.parametrize(
-    "command", sorted({command for command in DOCS_COMMANDS if command.startswith("python train.py")})
-)
-def test_command(command: str, checkout: Path, request) -> None:
-    # The commands train with the config's sizes; one epoch of few draws is enough here.
-    subcommand = command.split()[2]
-    small = SMALL if subcommand == "fit" and "help" not in command else []
-    environment = None
-    if "hopfield" not in command and small:
-        small = [option for option in SMALL if not option.startswith("--data")]
-        environment = {**os.environ, "RBP_DATA_DIR": request.getfixturevalue("data_dir")}
-    assert run(python_command(command) + small, checkout, environment)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", sorted(set(TRAIN) - set(SEVERAL)))
+def test_command(command: str, checkout: Path, cli, monkeypatch, request) -> None:
+    subcommand, *options = shlex.split(command)[2:]
+    trains = subcommand == "fit" and not any("help" in option for option in options)
+    if trains:
+        options += SHORT + (FEW_DRAWS if "configs/hopfield.yaml" in options else [])
+    if not {"configs/hopfield.yaml", "configs/hypergrad.yaml"} & set(options) and "--config" in options:
+        monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
+    if {"last", "best"} & set(options):
+        assert cli("fit", "--config", "configs/hopfield.yaml", *SHORT, *FEW_DRAWS)[0] == 0
+    status, out, err = cli(subcommand, *options)
+    assert status == 0, err
+    assert out
 
 
-OWN = {"my_estimators": "class DampedNeumann", "my_solvers": "class Damped(", "my_cells": "class HalfOfTheMean"}
-OWN["my_graphs"] = "class TwoGroups"
+# Trainings in two processes are tests of their own.
+@pytest.mark.usefixtures("checkout")
+@pytest.mark.parametrize("command", SEVERAL)
+def test_command_of_several_processes_is_understood(command: str, cli) -> None:
+    status, out, err = cli(*shlex.split(command)[2:], "--print_config")
+    assert status == 0, err
+    assert re.search("devices: '?2", out)
 
 
-def own_options(checkout: Path, *names: str) -> str:
-    """Puts classes of the README into files as it says, and returns the options that it names with them."""
-    found = []
-    for name in names:
-        (example,) = [block for block in blocks("python") if OWN[name] in block]
-        assert len(example.splitlines()) < 20
-        (checkout / f"{name}.py").write_text(example)
-        (options,) = re.findall(rf"`(--\S+ {name}\.[^`]*)`", README)
-        found.append(options)
-    return " ".join(found)
+@pytest.mark.parametrize(("package", "known"), [("benchmarks", QUESTIONS), ("experiments", EXPERIMENTS)])
+def test_measurements_that_are_named_exist(package: str, known: dict) -> None:
+    named = commands(f"python -m {package} ")
+    assert named
+    for command in named:
+        words = shlex.split(command)[3:]
+        if "--help" not in words and "CHECKOUT" not in words:
+            auto_parser(known).parse_args([word for word in words if word != "..."])
 
 
-def test_own_solver_stops_at_its_tolerance() -> None:
-    (example,) = [block for block in blocks("python") if OWN["my_solvers"] in block]
-    names: dict[str, type[FixedPointSolver]] = {}
-    exec(compile(example, "README.md", "exec"), names)
-    for factor in (-2.8, 0.8):
-        estimator = NeumannRBP(solver=names["Damped"](max_steps=200, tol=1e-4))
-        fixed_point = estimator(lambda h, factor=factor: factor * h + 1, torch.zeros(3, 2), batch_dims=1)
-        assert fixed_point.converged
-        assert fixed_point.steps < 200
-        assert float(fixed_point.state[0, 0].detach()) == pytest.approx(1 / (1 - factor), rel=2e-3)
+def test_make_targets_extras_and_the_modules_of_python_m_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [command.split()[1] for command in commands("make ")]
+    assert {"demo", "test"} <= set(targets)
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    extras = metadata("rbp-lightning").get_all("Provides-Extra") or []
+    installed = [name for command in commands("pip install ") for name in re.findall(r"\[(\w+)\]", command)]
+    assert installed
+    assert set(installed) <= set(extras)
 
 
-def test_own_estimator_and_solver_on_the_command_line(checkout: Path) -> None:
-    options = own_options(checkout, "my_estimators", "my_solvers")
-    command = "python train.py fit --config configs/hopfield.yaml " + options
-    run([*python_command(command), *SMALL], checkout, {**os.environ, "PYTHONPATH": "."})
+def test_files_and_headings_that_are_linked_exist() -> None:
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            path, _, heading = target.partition("#")
+            linked = folder / path if path else folder / page
+            assert linked.exists(), f"{page}: {target}"
+            titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if heading else []
+            names = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+            assert heading in ["", *names], f"{page}: {target}"
 
 
-def test_own_cell_on_the_command_line(checkout: Path, data_dir: str) -> None:
-    options = own_options(checkout, "my_cells")
-    command = f"python train.py fit --config configs/cora.yaml {options} --trainer.max_epochs=2"
-    run(python_command(command), checkout, {**os.environ, "PYTHONPATH": ".", "RBP_DATA_DIR": data_dir})
+def test_configs_and_names_of_the_library_exist() -> None:
+    text = "".join(PAGES.values())
+    for config in set(re.findall(r"configs/[\w/]+\.yaml", text)):
+        assert (ROOT / config).is_file(), config
+    for name in set(re.findall(r"`rbp_lightning\.(\w+)", text)):
+        assert hasattr(rbp_lightning, name) or (ROOT / "rbp_lightning" / name).is_dir(), name
 
 
-def test_own_graph_on_the_command_line(checkout: Path) -> None:
-    options = own_options(checkout, "my_graphs")
-    command = f"python train.py fit --config configs/cora.yaml {options} --trainer.max_epochs=30"
-    printed = run(python_command(command), checkout, {**os.environ, "PYTHONPATH": "."})
+@pytest.fixture
+def fit_own(checkout: Path, cli, monkeypatch):
+    """Fits a config with classes of the page, in files and with the options that it says; returns what was printed."""
+
+    def fit(config: str, *modules: str, options: list[str]) -> str:
+        for module in modules:
+            section = re.search(rf"[Ii]n `{module}\.py`, used as\s+`([^`]*)`.*?```python\n(.*?)```", OWN, re.DOTALL)
+            assert section is not None, module
+            (checkout / f"{module}.py").write_text(section[2])
+            options = [*section[1].split(), *options]
+            monkeypatch.delitem(sys.modules, module, raising=False)
+        status, out, err = cli("fit", f"--config=configs/{config}.yaml", *options, "--trainer.accelerator=cpu")
+        assert status == 0, err
+        return out
+
+    return fit
+
+
+@pytest.mark.parametrize("modules", [("my_linear_solvers", "my_solvers"), ("my_estimators",)])
+def test_own_solvers_and_estimators_on_the_command_line(modules: tuple[str, ...], fit_own) -> None:
+    fit_own("hopfield", *modules, options=[*SHORT, *FEW_DRAWS])
+
+
+@pytest.mark.data
+def test_own_cell_on_the_command_line(fit_own, data_dir: str, monkeypatch) -> None:
+    monkeypatch.setenv("RBP_DATA_DIR", data_dir)
+    fit_own("cora", "my_cells", options=["--trainer.max_epochs=2"])
+
+
+def test_own_graph_on_the_command_line(fit_own) -> None:
+    printed = fit_own("cora", "my_graphs", options=["--trainer.max_epochs=30"])
     (accuracy,) = re.findall(r"^val/accuracy: (.*)$", printed, re.MULTILINE)
     assert float(accuracy) > 0.9  # the groups are told apart
 
 
-def test_own_hyperparameter_on_the_command_line(checkout: Path) -> None:
-    (example,) = [block for block in blocks("python") if "class Noise" in block]
-    (checkout / "my_hyperparameters.py").write_text(example)
-    (option,) = re.findall(r"`(--model.hyperparameters\+=[^`]*)`", README)
-    command = f"python train.py fit --config configs/hypergrad.yaml {option} --trainer.max_epochs=2"
-    printed = run(python_command(command), checkout, {**os.environ, "PYTHONPATH": "."})
+def test_own_hyperparameter_on_the_command_line(fit_own) -> None:
+    printed = fit_own("hypergrad", "my_hyperparameters", options=["--trainer.max_epochs=2"])
     (noise,) = re.findall(r"^hyperparameters/noise: (.*)$", printed, re.MULTILINE)
     assert float(noise) != pytest.approx(0.1, rel=2e-3)  # it learns
 
 
-def test_own_images(checkout: Path) -> None:
+def test_own_images(checkout: Path, fit_own) -> None:
     (checkout / "my_images").mkdir()
     for name in "abcde":
         Image.effect_noise((20, 20), 100).save(checkout / "my_images" / f"{name}.png")
-    (options,) = re.findall(r"`(--data.source folder[^`]*)`", README)
-    run([*python_command("python train.py fit --config configs/hopfield.yaml " + options), *SMALL], checkout)
+    (options,) = re.findall(r"`(--data.source folder[^`]*)`", OWN)
+    fit_own("hopfield", options=[*options.split(), *SHORT, *FEW_DRAWS])
 
 
-def test_yaml_example(checkout: Path) -> None:
-    (example,) = blocks("yaml")
-    (checkout / "estimator.yaml").write_text(example)
-    command = "python train.py fit --config configs/hopfield.yaml --config estimator.yaml"
-    run([*python_command(command), *SMALL], checkout)
-
-
-def test_tensorboard_shows_the_runs(checkout: Path) -> None:
-    assert "tensorboard --logdir logs" in COMMANDS
-    log = checkout / "tensorboard.log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [str(BIN / "tensorboard"), "--logdir", "logs", "--port", "0", "--host", "127.0.0.1"],
-            cwd=checkout,
-            stderr=file,
-        )
-    try:
-        deadline = time.monotonic() + 60
-        while not (address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert address, log.read_text()
-        while time.monotonic() < deadline:
-            runs = urllib.request.urlopen(f"{address[0]}/data/runs").read().decode()
-            if "hopfield" in runs:
-                break
-            time.sleep(0.2)
-        assert "hopfield/version_0" in runs
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait()
-
-
-def test_the_tables_have_a_row_for_each_estimator() -> None:
-    tables = [table.splitlines() for table in re.findall(r"((?:^\|.*\n)+)", README, re.MULTILINE)]
-    compared = [table for table in tables if any(line.startswith("| NeumannRBP | ") and "±" in line for line in table)]
-    assert len(compared) == 3  # recall, citation graphs, the paper's setting
-    for table in compared:
-        names = [line.split("|")[1].strip().partition("(")[0] for line in table[2:]]
-        assert [name for name in names if name != "no propagation"] == ["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP"]
-        assert all("±" in line for line in table[2:])
-
-
-def test_ci_runs_the_two_commands() -> None:
-    script = (ROOT / ".ci" / "run").read_text().splitlines()
-    made = [command for command in COMMANDS if command.startswith("make ")]
-    assert made == ["make demo", "make test"]
-    assert set(made) <= set(script)
-
-
-def test_every_benchmark_that_is_named_exists() -> None:
-    report = (ROOT / "benchmarks" / "paper" / "REPORT.md").read_text()
-    named = set(re.findall(r"python -m (benchmarks\.\w+)", DOCS + report))
-    assert {"benchmarks.peers", "benchmarks.paper", "benchmarks.memory", "benchmarks.cost"} <= named
-    for module in (*named, "benchmarks.peers.__main__"):
-        assert importlib.util.find_spec(module) is not None, module
-
-
-def test_the_recall_benchmark(tmp_path: Path) -> None:
-    assert "python -m benchmarks.recall" in README
-    command = [sys.executable, "-m", "benchmarks.recall", "--estimators", "NeumannRBP", "CGRBP", "--seeds", "2"]
-    command += [f"--csv={tmp_path}/recall.csv", f"--trainer.logger.save_dir={tmp_path}", *SMALL]
-    printed = run(command, ROOT)
-    assert re.search(r"\| CGRBP \| [\d.]+ ± [\d.]+ % \| [\d.]+ ± [\d.]+ % \| \d+ \| 2 \|", printed)
-    rows = (tmp_path / "recall.csv").read_text()
-    assert run(command, ROOT).endswith(printed[printed.index("| estimator") :])  # from the file, nothing is run again
-    assert (tmp_path / "recall.csv").read_text() == rows
-    assert len(rows.splitlines()) == 5
-
-
-def citation_benchmark(module: str, tmp_path: Path, data_dir: str, *options: str) -> tuple[str, Path]:
-    """Runs a benchmark of few epochs twice, the second time from its file, and returns what it prints."""
-    assert f"python -m benchmarks.{module}" in README
-    csv = tmp_path / "runs.csv"
-    command = [sys.executable, "-m", f"benchmarks.{module}", f"--csv={csv}", f"--trainer.logger.save_dir={tmp_path}"]
-    command += ["--trainer.accelerator=cpu", "--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1", *options]
-    environment = {**os.environ, "RBP_DATA_DIR": data_dir}
-    printed = run(command, ROOT, environment)
-    rows = csv.read_text()
-    csv.with_suffix(".png").unlink()
-    assert run(command, ROOT, environment).splitlines() == printed[printed.index("| ") :].splitlines()
-    assert csv.read_text() == rows
-    with Image.open(csv.with_suffix(".png")) as picture:
-        picture.verify()
-    return printed, csv
-
-
-def test_the_citation_benchmark(tmp_path: Path, data_dir: str) -> None:
-    options = ["--configs", "configs/paper/cora.yaml", "--baseline", "--estimators", "RBP:3", "BPTT", "--seeds=2"]
-    printed, csv = citation_benchmark("citation", tmp_path, data_dir, *options)
-    table = printed[printed.index("| gradient | configs/paper/cora.yaml | seeds |") :].splitlines()
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| no propagation", "| RBP(steps=3)", "| BPTT"]
-    assert all(re.fullmatch(r"\| .* \| [\d.]+ ± [\d.]+ % \| 2 \|", line) for line in table[2:])
-    assert len(csv.read_text().splitlines()) == 7
-
-
-def test_the_warm_start_benchmark(tmp_path: Path, data_dir: str) -> None:
-    printed, _ = citation_benchmark("warm_start", tmp_path, data_dir, "--seeds=1", "--trainer.max_epochs=6")
-    steps = [float(found) for found in re.findall(r"^\| [a-z ]+ \| ([\d.]+) \| ", printed, re.MULTILINE)]
-    assert len(steps) == 3
-    assert steps[0] == 100
-    assert steps[0] > steps[1] > steps[2]
-
-
-def test_the_hypergradient_benchmark(tmp_path: Path) -> None:
-    assert "python -m benchmarks.hypergradient" in DOCS
-    csv = tmp_path / "runs.csv"
-    command = [sys.executable, "-m", "benchmarks.hypergradient", "--config=configs/hypergrad.yaml", f"--csv={csv}"]
-    command += ["--estimators", "BPTT", "NeumannRBP:5", "--seeds=2", f"--trainer.logger.save_dir={tmp_path}"]
-    command += ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--estimator.solver.max_steps=20"]
-    printed = run(command, ROOT)
-    number = r"[\d.]+ ± [\d.]+"
-    row = rf"\| NeumannRBP\(steps=5\) \| {number} \| {number} % \| {number} % \| {number} \| [\d.]+ \| 2 \|"
-    assert re.search(row, printed)
-    assert len(csv.read_text().splitlines()) == 5
-
-
-def test_the_benchmark_of_known_hypergradients(tmp_path: Path) -> None:
-    assert "python -m benchmarks.hypergradient_error" in DOCS
-    command = [sys.executable, "-m", "benchmarks.hypergradient_error", "--steps", "1", "50", "--inner-steps=1000"]
-    printed = run([*command, "--lengths", "20", f"--png={tmp_path}/error.png"], ROOT)
-    for estimator in ("RBP", "NeumannRBP", "CGRBP", "TBPTT"):
-        pairs = re.findall(rf"regression, {estimator}: ([\d.e+-]+), ([\d.e+-]+)$", printed, re.MULTILINE)
-        assert len(pairs) == 2
-        assert all(float(after) < float(before) / 2 for before, after in pairs)
-    assert len(re.findall(r"^\| 20 \| [\d.e+-]+ \| [\d.e+-]+ \| [\d.e+-]+ \|$", printed, re.MULTILINE)) == 2
-    with Image.open(tmp_path / "error.png") as picture:
-        picture.verify()
-
-
-def test_the_benchmark_of_the_monitor() -> None:
-    assert "python -m benchmarks.monitor" in DOCS
-    command = [sys.executable, "-m", "benchmarks.monitor", "--configs", "configs/hopfield.yaml", "--steps=60"]
-    printed = run(command, ROOT)
-    assert re.search(
-        r"^\| configs/hopfield.yaml \| [\d.]+ \| [\d.]+ \| -?[\d.]+ % \| -?[\d.]+ % \|$", printed, re.MULTILINE
-    )
-
-
-def test_the_benchmark_of_trust(tmp_path: Path) -> None:
-    assert "python -m benchmarks.trust" in DOCS
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.trust",
-        "--radii",
-        "0.5",
-        "0.99",
-        "1.05",
-        f"--png={tmp_path}/trust.png",
-    ]
-    printed = run(command, ROOT)
-    rows = re.findall(r"^\| (\w+)(\(\S+\))? \| (\S+)  \| (\S+) (\(told\))? \| \(told\) \|$", printed, re.MULTILINE)
-    assert [row[0] for row in rows] == ["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP", "AdaptiveNeumann"]
-    # Whoever is wrong near 1 says so.
-    assert all(float(row[2]) < 1e-3 for row in rows)
-    assert all(float(row[3]) < 2e-3 or row[4] for row in rows)
-    with Image.open(tmp_path / "trust.png") as picture:
-        picture.verify()
-
-
-def test_the_propagation_benchmark() -> None:
-    assert "python -m benchmarks.propagation" in README
-    printed = run([sys.executable, "-m", "benchmarks.propagation", "--repeats=2", "--width=3"], ROOT)
-    assert len(re.findall(r"^\| .* \| [\d.]+ \| [\d.]+ \|$", printed, re.MULTILINE)) == 5
+def test_yaml_examples(checkout: Path, cli) -> None:
+    examples = [block for text in PAGES.values() for block in blocks("yaml", text)]
+    assert examples
+    for example in examples:
+        (checkout / "example.yaml").write_text(example)
+        options = ["--config", "configs/hopfield.yaml", "--config", "example.yaml", *SHORT, *FEW_DRAWS]
+        status, _, err = cli("fit", *options)
+        assert status == 0, err

@@ -63,6 +63,21 @@ def test_low_precision_states_keep_their_type(dtype) -> None:
     assert states.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_float64_states_are_multiplied_in_float64(dtype) -> None:
+    """A module that holds a matrix in float32 is audited in float64."""
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.rand(5, 4, generator=generator).to(dtype)
+    matrix = SparseMatrix.from_dense(dense)
+    states = torch.rand(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    with torch.inference_mode():
+        matrix @ states
+    product = matrix @ states
+    torch.testing.assert_close(product, dense.double() @ states, rtol=1e-15, atol=1e-15)
+    (gradient,) = torch.autograd.grad(product.square().sum(), states)
+    torch.testing.assert_close(gradient, 2 * dense.double().T @ product, rtol=1e-14, atol=1e-14)
+
+
 def test_autocast_leaves_the_product_alone() -> None:
     matrix = SparseMatrix.from_dense(torch.full((2, 3), 0.5))
     with torch.autocast("cpu", torch.bfloat16):
@@ -71,5 +86,84 @@ def test_autocast_leaves_the_product_alone() -> None:
 
 def test_entries_that_want_a_gradient_are_refused() -> None:
     matrix = SparseMatrix.from_dense(torch.eye(2))
-    with pytest.raises(UserError, match="entries take no gradient"):
+    with pytest.raises(UserError, match=r"values requires a gradient, .*detach it"):
         matrix.with_values(matrix.values.clone().requires_grad_())
+
+
+# --- indices
+
+
+def pairs(*places: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = zip(*places, strict=True)
+    return torch.tensor(rows), torch.tensor(columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_indices_of_any_integer_type_give_the_same_matrix(dtype) -> None:
+    row, col = pairs((199, 0), (3, 199), (3, 7), (150, 150))
+    values, states = torch.arange(1.0, 5), torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(200, 200).index_put((row, col), values) @ states
+    torch.testing.assert_close(SparseMatrix(row.to(dtype), col.to(dtype), values, (200, 200)) @ states, expected)
+
+
+def test_products_of_indices_do_not_overflow() -> None:
+    """From 46,341 columns on, int32 cannot number the entries of a matrix one by one."""
+    size = 50_000
+    row, col = pairs((size - 1, size - 1), (size - 1, 0), (46_341, 46_341), (0, size - 1))
+    states = torch.arange(float(size))[:, None].requires_grad_()
+    for dtype in (torch.int32, torch.int64):
+        product = SparseMatrix(row.to(dtype), col.to(dtype), torch.ones(4), (size, size)) @ states
+        assert product[[size - 1, 46_341, 0], 0].tolist() == [size - 1, 46_341, size - 1]
+        (gradient,) = torch.autograd.grad(product.sum(), states)
+        assert gradient[[0, 46_341, size - 1], 0].tolist() == [1, 1, 2]
+
+
+TWO = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"col": torch.tensor([0, 5])}, r"col holds 5, but must lie in \[0, 2\): count from 0, or enlarge shape"),
+        ({"row": torch.tensor([0, 5])}, r"row holds 5, but must lie in \[0, 2\)"),
+        ({"row": torch.tensor([1, 2]), "col": torch.tensor([1, 2])}, r"row holds 2, .*count from 0"),
+        ({"col": torch.tensor([0, -1])}, r"col holds -1, but must lie in \[0, 2\)"),
+        ({"row": torch.tensor([0.0, 1.0])}, r"row has the dtype torch\.float32: convert it to integers"),
+        ({"row": torch.tensor([False, True])}, r"row has the dtype torch\.bool"),
+        ({"row": [0, 1]}, r"row must be a tensor of shape \[num_entries\], not list"),
+        ({"row": TWO[None]}, r"row must be a tensor of shape \[num_entries\], not \[1, 2\]"),
+        ({"col": torch.tensor(0)}, r"col must be a tensor of shape \[num_entries\], not \[\]"),
+        ({"values": torch.ones(3)}, r"shapes \[2\], \[2\], \[3\]: pass one of each for every entry"),
+        ({"values": torch.ones(2, 1)}, r"shapes \[2\], \[2\], \[2, 1\]"),
+        ({"col": TWO[:1]}, r"shapes \[2\], \[1\], \[2\]"),
+        ({"values": [1.0, 2.0]}, r"shapes \[2\], \[2\], list"),
+        ({"values": TWO}, r"values has the dtype torch\.int64: convert it to a floating-point one"),
+        ({"values": torch.ones(2, device="meta")}, "are on cpu, cpu and meta: move them to one device"),
+        ({"row": torch.tensor([1, 1]), "col": torch.tensor([0, 0])}, r"two entries at \(1, 0\): add them up"),
+        ({"shape": (2,)}, r"shape=\(2,\) must be the number of rows and of columns"),
+        ({"shape": 2}, "shape=2 must be"),
+        ({"shape": (2, -1)}, r"shape\[1\]=-1 must be a whole number of at least 0"),
+        ({"shape": (2.5, 2)}, r"shape\[0\]=2\.5 must be"),
+    ],
+)
+def test_malformed_entries_are_refused_at_once(arguments, message) -> None:
+    valid = {"row": TWO, "col": TWO, "values": torch.ones(2), "shape": (2, 2)}
+    SparseMatrix(**valid)
+    with pytest.raises(UserError, match=f"^SparseMatrix: .*{message}"):
+        SparseMatrix(**{**valid, **arguments})
+
+
+def test_values_and_factors_that_do_not_fit_are_refused() -> None:
+    matrix = SparseMatrix.from_dense(torch.eye(2))
+    with pytest.raises(UserError, match=r"values has the shape \[3\]: pass \[2\]"):
+        matrix.with_values(torch.ones(3))
+    with pytest.raises(UserError, match=r"dense has the shape \[3\]: pass a matrix"):
+        SparseMatrix.from_dense(torch.ones(3))
+    for dtype in (torch.int64, torch.complex64):  # would be rounded, or lose its imaginary part
+        with pytest.raises(UserError, match=f"the other factor has the dtype {dtype}"):
+            matrix @ torch.ones(2, 1, dtype=dtype)
+
+
+def test_an_empty_matrix_is_no_obstacle() -> None:
+    nothing = torch.empty(0, dtype=torch.int32)
+    assert torch.equal(SparseMatrix(nothing, nothing, torch.empty(0), (2, 3)) @ torch.ones(3, 1), torch.zeros(2, 1))

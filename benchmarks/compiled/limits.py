@@ -1,6 +1,5 @@
 """How far a step of an update is from what a device allows: its launches, and the bytes that it has to move."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.devices import synchronize
+from benchmarks.timing import call_timer
 
 
 @dataclass(frozen=True)
@@ -28,22 +27,10 @@ class StepLimits:
     moving: float
 
 
-def seconds_per_call(run: Callable[[], object], device: torch.device, calls: int) -> float:
-    """Mean time of a call of many without a wait between them, after some to warm up."""
-    for _ in range(3):
-        run()
-    synchronize(device)
-    begin = time.perf_counter()
-    for _ in range(calls):
-        run()
-    synchronize(device)
-    return (time.perf_counter() - begin) / calls
-
-
 def launch_seconds(device: torch.device, calls: int = 2000) -> float:
     """Time of launching a kernel that does next to nothing."""
     number = torch.zeros((), device=device)
-    return seconds_per_call(lambda: number.add_(1), device, calls)
+    return call_timer(lambda: number.add_(1)).timeit(calls).mean
 
 
 def bytes_per_second(device: torch.device, size: int = 2**30) -> float:
@@ -55,7 +42,7 @@ def bytes_per_second(device: torch.device, size: int = 2**30) -> float:
     """
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / seconds_per_call(lambda: target.copy_(source), device, 10)
+    return 2 * size / call_timer(lambda: target.copy_(source)).timeit(10).mean
 
 
 def kernels_of(run: Callable[[], object]) -> int:
@@ -80,5 +67,5 @@ def step_limits(step: Callable[..., Tensor], state: Tensor, prepared: Sequence[T
     with torch.no_grad():
         moved = sum(tensor.nbytes for tensor in prepared) + 2 * state.nbytes
         kernels = kernels_of(lambda: step(state, *prepared))
-        seconds = seconds_per_call(lambda: step(state, *prepared), state.device, calls)
+        seconds = call_timer(lambda: step(state, *prepared)).timeit(calls).mean
     return StepLimits(kernels, seconds, kernels * launch_seconds(state.device), moved / bytes_per_second(state.device))

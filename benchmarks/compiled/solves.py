@@ -5,39 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.peers.cases import Case
 from benchmarks.peers.measure import gradient
+from benchmarks.peers.networks import Case
 from rbp_lightning import NeumannRBP, Picard, WarmStart
-from rbp_lightning.fixed_point import ConvergenceTest
-from rbp_lightning.pytree import State
-from rbp_lightning.solvers import FixedPointSolver, Update
 
 STEPS, PRODUCTS = 61, 20
 ENOUGH = 1000
 """Steps and products after which little but rounding is left."""
 
 Step = Callable[..., Tensor]
-
-
-class TenAtATime(FixedPointSolver):
-    """Picard iteration whose steps are taken ten at a time, and the last ones by themselves.
-
-    Args:
-        ten_steps: Ten applications of the update.
-        max_steps: Number of steps.
-    """
-
-    def __init__(self, ten_steps: Update, max_steps: int) -> None:
-        super().__init__(max_steps, tol=0)
-        self.ten_steps = ten_steps
-
-    def iterate(self, update: Update, state: State, max_steps: int, test: ConvergenceTest) -> tuple[State, int]:
-        """Applies the update; the estimator's taped step is the one that is observed."""
-        for _ in range(max_steps // 10):
-            state = self.ten_steps(state)
-        for _ in range(max_steps % 10):
-            state = update(state)
-        return state, max_steps
 
 
 def ten(step: Step) -> Step:
@@ -73,12 +49,15 @@ def solved(
     """
     with torch.autocast(case.start.device.type, torch.bfloat16, enabled=low):
         prepared = case.prepare(*case.parameters)
-        solver: FixedPointSolver = Picard(steps, tol=0)
+        state, left = case.start, steps
         if ten_steps is not None:
-            solver = TenAtATime(lambda state: ten_steps(state, *prepared), steps)
-        estimator = NeumannRBP(products, solver)
+            with torch.no_grad():
+                for _ in range((steps - 1) // 10):  # the solver has a step left, the taped one
+                    state = ten_steps(state, *prepared)
+            left = (steps - 1) % 10 + 1
+        estimator = NeumannRBP(products, Picard(left, tol=0))
         fixed_point = estimator(
-            lambda state: step(state, *prepared), case.start, batch_dims=case.batch_dims, warm_start=warm_start
+            lambda state: step(state, *prepared), state, batch_dims=case.batch_dims, warm_start=warm_start
         )
     return gradient(case, fixed_point.state.float())
 

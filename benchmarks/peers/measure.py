@@ -1,17 +1,17 @@
 """How exact a method is, and how long it takes."""
 
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.devices import synchronize
-from benchmarks.peers.cases import Case
 from benchmarks.peers.methods import MAX_STEPS, Method
-from rbp_lightning import ExactAdjoint, Picard
+from benchmarks.peers.networks import Case
+from benchmarks.timing import interleaved
+from rbp_lightning import ExactAdjoint, JacobianOperator, Picard, spectral_radius
 
 STEP = 10**0.25
 TOLERANCES = [0.1 / STEP**count for count in range(28)]
@@ -38,6 +38,16 @@ class Calibrated:
 def gradient(case: Case, state: Tensor) -> Tensor:
     """The gradient of the case's loss with respect to all parameters, as one vector."""
     return torch.cat([leaf.flatten() for leaf in torch.autograd.grad(case.loss(state), case.parameters)])
+
+
+def radius_of(case: Case) -> float:
+    """Spectral radius of dF/dh at the state after 3,000 steps."""
+    with torch.no_grad():
+        update = case.update(case.prepare(*case.parameters))
+        state = case.start
+        for _ in range(3000):
+            state = update(state)
+    return float(spectral_radius(JacobianOperator.at(update, state, case.batch_dims)).value.max())
 
 
 def exact_gradient(case: Case) -> Tensor:
@@ -97,9 +107,7 @@ def calibrate(case: Case, exact: Tensor, name: str, method: Method, radius: floa
 
 
 def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: int) -> dict[str, list[float]]:
-    """Times methods in turn, each a solve and its gradient right after one that is not timed.
-
-    So that each finds its code and data in the caches, as it does in a training.
+    """Times methods in turn, each a solve and its gradient.
 
     Args:
         case: The case.
@@ -107,15 +115,10 @@ def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: i
         radius: Spectral radius of the case.
         repeats: How often.
     """
-    times: dict[str, list[float]] = {one.name: [] for one in methods}
+
+    def run(one: Calibrated) -> None:
+        gradient(case, one.method(case, one.tol, radius))
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for _ in range(repeats):
-            for one in methods:
-                gradient(case, one.method(case, one.tol, radius))
-                synchronize(case.start.device)
-                begin = time.perf_counter()
-                gradient(case, one.method(case, one.tol, radius))
-                synchronize(case.start.device)
-                times[one.name].append(time.perf_counter() - begin)
-    return times
+        return interleaved({one.name: partial(run, one) for one in methods}, repeats)

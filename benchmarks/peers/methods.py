@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.peers.cases import Case
+from benchmarks.peers.networks import Case
 from rbp_lightning import BPTT, CGRBP, RBP, GradientEstimator, NeumannRBP, Picard
 from rbp_lightning.solvers import Update
 

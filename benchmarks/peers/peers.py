@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from benchmarks.peers.cases import Case
 from benchmarks.peers.methods import MAX_STEPS, Method, picard_by_hand
+from benchmarks.peers.networks import Case
 
 
 def torchdeq(solver: str) -> Method:
@@ -78,7 +78,7 @@ def xitorch(case: Case, tol: float, radius: float) -> Tensor:
 
 def installed() -> dict[str, Method]:
     """The peers that can be compared with here."""
-    peers = {
+    peers: dict[str, dict[str, Method]] = {
         "torchdeq": {
             "torchdeq, fixed point": torchdeq("fixed_point_iter"),
             "torchdeq, Anderson": torchdeq("anderson"),

@@ -7,14 +7,14 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 Examples: TypeAlias = Mapping[str, Tensor]
-"""``images`` of shape [n, ...], ``labels``, int64, and each one's number in its split, ``index``, of shape [n]."""
+"""``images`` of shape [n, ...]; ``labels`` and ``index``, the position in the split, both int64 of shape [n]."""
 
 
 class Hyperparameter(nn.Module, ABC):
     """Something in the loss of the inner training that is learned from the outer loss.
 
-    A subclass holds what is learned in parameters that may take any real value, and overrides the methods by which it
-    acts on the inner loss. None of them acts on the outer loss or on evaluation.
+    A subclass keeps what is learned in unconstrained parameters and overrides the methods by which it acts on the
+    inner loss. The outer loss and evaluation are not affected.
 
     Example:
         >>> class Contrast(Hyperparameter):
@@ -31,27 +31,28 @@ class Hyperparameter(nn.Module, ABC):
     """
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
-        """Makes what depends on the network; called once, when the optimisation is built.
+        """Creates what depends on the network. Called once, when the optimisation is built.
 
         Args:
-            parameters: The network's parameters by name.
+            parameters: All parameters of the network by name. Those to train require a gradient; the others are
+                frozen and stay as they are.
         """
 
     def check(self, training: Examples) -> None:
-        """Refuses training data that the hyperparameter does not fit; called before each inner training.
+        """Refuses training data that do not fit the hyperparameter. Called before each inner training.
 
         Args:
             training: The whole training split.
 
         Raises:
-            UserError: If it does not fit.
+            UserError: If they do not fit.
         """
 
     def inputs(self, inputs: Tensor, examples: Examples) -> Tensor:
-        """Returns what the network sees in place of the images, of shape ``[n, ...]``.
+        """Returns the network's inputs, of shape ``[n, ...]``.
 
         Args:
-            inputs: The images, or what other hyperparameters made of them.
+            inputs: The images, as the hyperparameters before this one returned them.
             examples: The minibatch.
         """
         return inputs
@@ -60,7 +61,7 @@ class Hyperparameter(nn.Module, ABC):
         """Returns the class probabilities to learn, of shape ``[n, num_classes]``.
 
         Args:
-            targets: One-hot labels, or what other hyperparameters made of them.
+            targets: The one-hot labels, as the hyperparameters before this one returned them.
             examples: The minibatch.
         """
         return targets
@@ -69,7 +70,7 @@ class Hyperparameter(nn.Module, ABC):
         """Returns the losses whose mean is minimised, of shape ``[n]``.
 
         Args:
-            losses: The loss of each example, or what other hyperparameters made of it.
+            losses: The loss of each example, as the hyperparameters before this one returned it.
             examples: The minibatch.
         """
         return losses
@@ -78,10 +79,10 @@ class Hyperparameter(nn.Module, ABC):
         """Returns what is added to the mean loss, a scalar.
 
         Args:
-            parameters: The network's parameters by name, of the inner training's current step.
+            parameters: All parameters of the network by name, as of the current step.
         """
         return next(iter(parameters.values())).new_zeros(())
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
-        """Names and values, in natural units, for TensorBoard: scalars as curves, longer ones as histograms too."""
+        """Returns the values by name, in natural units, for TensorBoard. Vectors are shown as histograms as well."""

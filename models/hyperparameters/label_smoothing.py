@@ -8,10 +8,10 @@ from rbp_lightning.errors import UserError, check_number
 
 
 class LabelSmoothing(Hyperparameter):
-    """Mixes the labels with the uniform distribution, a share sigmoid(theta) of it (Szegedy et al., CVPR 2016).
+    """Mixes the labels with the uniform distribution, with weight sigmoid(theta) (Szegedy et al., CVPR 2016).
 
     Args:
-        initial: The share to start from, in (0, 1).
+        initial: Initial weight of the uniform distribution, in (0, 1).
 
     Raises:
         UserError: If the argument is out of its range.
@@ -25,13 +25,13 @@ class LabelSmoothing(Hyperparameter):
         super().__init__()
         self.initial = check_number(self, "initial", initial, 0.0, low_allowed=False)
         if initial >= 1:
-            raise UserError(f"LabelSmoothing: initial={initial!r} must be below 1, or nothing is left of the labels.")
+            raise UserError(f"LabelSmoothing: initial={initial!r} must be below 1: at 1 nothing is left of the labels.")
         self.logit = nn.Parameter(torch.tensor(initial).logit())
 
     def targets(self, targets: Tensor, examples: Examples) -> Tensor:
-        """The mixture."""
+        """Returns the mixture."""
         return targets + self.logit.sigmoid() * (1 / targets.shape[1] - targets)
 
     def values(self) -> dict[str, Tensor]:
-        """The share of the uniform distribution."""
+        """Returns the weight of the uniform distribution."""
         return {"label_smoothing": self.logit.sigmoid()}

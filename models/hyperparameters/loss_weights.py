@@ -9,7 +9,7 @@ from rbp_lightning.errors import UserError, check_count
 
 
 class ClassWeights(Hyperparameter):
-    """A weight exp(theta) for the examples of each class, 1 to start from.
+    """A weight exp(theta) for the examples of each class, initially 1.
 
     Args:
         num_classes: Number of classes, at least 2.
@@ -28,22 +28,22 @@ class ClassWeights(Hyperparameter):
         self.log_weights = nn.Parameter(torch.zeros(num_classes))
 
     def check(self, training: Examples) -> None:
-        """Refuses labels that have no weight."""
+        """Refuses labels without a weight."""
         check_labels(self, self.num_classes, training["labels"])
 
     def losses(self, losses: Tensor, examples: Examples) -> Tensor:
-        """Losses times the weights of their labels."""
+        """Returns the losses times the weights of their labels."""
         return self.log_weights.exp()[examples["labels"]] * losses
 
     def values(self) -> dict[str, Tensor]:
-        """The weight of each class."""
+        """Returns the weight of each class."""
         return {f"class_weight/{label}": weight for label, weight in enumerate(self.log_weights.exp())}
 
 
 class ExampleWeights(Hyperparameter):
-    """A weight 2 sigmoid(theta) for each training example, 1 to start from, between 0 and 2.
+    """A weight 2 sigmoid(theta) for each training example, between 0 and 2, initially 1.
 
-    With the outer loss on clean validation examples it finds training examples whose labels are wrong ("data
+    With an outer loss on clean validation examples it finds training examples with wrong labels ("data
     hyper-cleaning", Franceschi et al., ICML 2017).
 
     Args:
@@ -63,7 +63,7 @@ class ExampleWeights(Hyperparameter):
         self.logits = nn.Parameter(torch.zeros(num_examples))
 
     def check(self, training: Examples) -> None:
-        """Refuses another number of examples than there are weights."""
+        """Refuses a split with more or fewer examples than there are weights."""
         count = len(training["index"])
         if count != self.num_examples:
             raise UserError(
@@ -72,13 +72,13 @@ class ExampleWeights(Hyperparameter):
             )
 
     def losses(self, losses: Tensor, examples: Examples) -> Tensor:
-        """Losses times the weights of their examples."""
+        """Returns the losses times the weights of their examples."""
         return self.weights()[examples["index"]] * losses
 
     def weights(self) -> Tensor:
-        """The weights, of shape ``[num_examples]``."""
+        """Returns the weights, of shape ``[num_examples]``."""
         return 2 * self.logits.sigmoid()
 
     def values(self) -> dict[str, Tensor]:
-        """All weights."""
+        """Returns all weights."""
         return {"example_weight": self.weights()}

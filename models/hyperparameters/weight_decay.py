@@ -10,17 +10,17 @@ from rbp_lightning.errors import check_number
 
 
 class WeightDecay(Hyperparameter):
-    """An L2 coefficient exp(theta) for each of the network's tensors: adds exp(theta) ||w||^2 / 2 to the loss.
+    """L2 penalty with a coefficient exp(theta) for each trained tensor: adds exp(theta) ||w||^2 / 2 to the loss.
 
     Args:
-        initial: The coefficient of all tensors to start from, above 0.
+        initial: Initial coefficient of every tensor, above 0.
 
     Raises:
         UserError: If the argument is out of its range.
 
     Example:
         >>> decay = WeightDecay(initial=0.5)
-        >>> decay.bind({"weight": torch.ones(3)})
+        >>> decay.bind({"weight": torch.ones(3, requires_grad=True)})
         >>> decay.penalty({"weight": torch.ones(3)}).detach()
         tensor(0.7500)
     """
@@ -30,16 +30,16 @@ class WeightDecay(Hyperparameter):
         self.initial = check_number(self, "initial", initial, 0.0, low_allowed=False)
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
-        """Makes a coefficient for each tensor."""
-        self.names = list(parameters)
-        self.log_coefficients = nn.Parameter(torch.full((len(parameters),), self.initial).log())
+        """Creates a coefficient for each tensor that is trained."""
+        self.names = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        self.log_coefficients = nn.Parameter(torch.full((len(self.names),), self.initial).log())
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Half of the squared norms, each times its coefficient."""
+        """Returns half of the squared norms, weighted by the coefficients."""
         squares = torch.stack([parameters[name].square().sum() for name in self.names])
-        return (self.log_coefficients.exp() * squares).sum() / 2  # a product of vectors would be rounded by autocast
+        return (self.log_coefficients.exp() * squares).sum() / 2  # autocast would round a dot product
 
     def values(self) -> dict[str, Tensor]:
-        """The coefficient of each tensor."""
+        """Returns the coefficient of each tensor."""
         coefficients = self.log_coefficients.exp()
         return {f"weight_decay/{name}": value for name, value in zip(self.names, coefficients, strict=True)}

@@ -10,11 +10,11 @@ from rbp_lightning.errors import UserError, check_count, check_number
 
 
 class MLP(nn.Sequential):
-    """Fully connected tanh network, with weights and biases drawn from exp(log_scale) N(0, 1) (paper, section 4.3).
+    """Fully connected tanh network, weights and biases initialised from exp(log_scale) N(0, 1) (paper, section 4.3).
 
     Args:
-        sizes: Number of units of each layer, pixels first and classes last; at least two.
-        log_scale: Natural logarithm of the standard deviation of all initial weights and biases.
+        sizes: Number of units in each layer, from pixels to classes; at least two layers.
+        log_scale: Natural logarithm of the standard deviation of the initial weights and biases.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -26,7 +26,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, sizes: Sequence[int] = (784, 50, 50, 50, 10), log_scale: float = -3.0) -> None:
         if len(sizes) < 2:
-            raise UserError(f"MLP: sizes={list(sizes)} must be those of two layers at least, pixels and classes.")
+            raise UserError(f"MLP: sizes={list(sizes)} must list at least two layers, pixels and classes.")
         for size in sizes:
             check_count(self, "sizes", size, 1)
         layers: list[nn.Module] = [nn.Flatten()]
@@ -39,16 +39,16 @@ class MLP(nn.Sequential):
             nn.init.normal_(parameter, std=scale)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Class scores (logits), of shape ``[batch, num_classes]``.
+        """Returns class scores (logits), of shape ``[batch, num_classes]``.
 
         Args:
             images: Images of shape ``[batch, ...]``.
 
         Raises:
-            UserError: If they have another number of pixels than the first layer has units.
+            UserError: If their number of pixels is not ``sizes[0]``.
         """
         pixels, units = images.shape[1:].numel(), self.pixels
         if pixels != units:
-            raise UserError(f"MLP: the images have {pixels} pixels, but sizes begins with {units}: make it {pixels}.")
+            raise UserError(f"MLP: the images have {pixels} pixels, but sizes starts with {units}: make it {pixels}.")
         scores: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
         return scores

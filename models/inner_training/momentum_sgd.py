@@ -1,4 +1,4 @@
-"""The inner training's step."""
+"""The step of the inner training."""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from rbp_lightning.errors import UserError, check_number
 
 Tensors: TypeAlias = Mapping[str, Tensor]
-"""Tensors by the names of the network's parameters."""
+"""Tensors by parameter name."""
 
 
 class MomentumSGD(nn.Module):
-    """Gradient descent with momentum, each tensor with a learning rate exp(theta) and a momentum sigmoid(phi).
+    """Gradient descent with momentum, with a learning rate exp(theta) and a momentum sigmoid(phi) for each tensor.
 
     v <- sigmoid(phi) v - (1 - sigmoid(phi)) g and w <- w + exp(theta) v (Maclaurin, Duvenaud and Adams, ICML 2015,
-    algorithm 1; checked against the paper's released code). At an optimum both g and v are 0, whatever theta and phi
-    are: the fixed point does not depend on them.
+    algorithm 1; checked against the paper's released code). At an optimum both g and v are 0 for any theta and phi,
+    so the fixed point does not depend on them.
 
     Args:
-        names: Names of the network's parameters.
-        learning_rate: exp(theta) to start from, above 0.
-        momentum: sigmoid(phi) to start from, in (0, 1).
+        names: Names of the parameters to train.
+        learning_rate: Initial exp(theta), above 0.
+        momentum: Initial sigmoid(phi), in (0, 1).
 
     Raises:
         UserError: If an argument is out of its range.
@@ -38,7 +38,7 @@ class MomentumSGD(nn.Module):
         super().__init__()
         check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
         if check_number(self, "momentum", momentum, 0.0, 1.0, low_allowed=False) == 1:
-            raise UserError("MomentumSGD: momentum=1.0 must be below 1, or no gradient counts.")
+            raise UserError("MomentumSGD: momentum=1.0 must be below 1: at 1 the gradient has no effect.")
         self.names = names
         self.log_learning_rates = nn.Parameter(torch.full((len(names),), learning_rate).log())
         self.momentum_logits = nn.Parameter(torch.full((len(names),), momentum).logit())
@@ -48,7 +48,7 @@ class MomentumSGD(nn.Module):
 
         Args:
             state: ``parameters`` and ``velocities``.
-            gradient: Gradient of the loss with respect to the parameters.
+            gradient: Gradient of the loss with respect to the parameters, by name.
 
         Returns:
             The next state.
@@ -61,7 +61,7 @@ class MomentumSGD(nn.Module):
         return {"parameters": parameters, "velocities": velocities}
 
     def values(self) -> dict[str, Tensor]:
-        """The learning rate and the momentum of each tensor."""
+        """Returns the learning rate and the momentum of each tensor."""
         kinds = {"learning_rate": self.log_learning_rates.exp(), "momentum": self.momentum_logits.sigmoid()}
         return {
             f"{kind}/{name}": value

@@ -1,4 +1,4 @@
-"""The loss of the inner training, and the plain one that it is judged by."""
+"""The loss of the inner training, and the plain loss that its result is judged by."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,7 +13,7 @@ from rbp_lightning.errors import UserError
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Half of the squared distance of each example's outputs from its target.
+    """Returns half of the squared distance of each example's outputs from its target.
 
     Args:
         outputs: Scores, of shape ``[n, num_classes]``.
@@ -26,7 +26,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each example, arguments and result as those of ``squared_error``."""
+    """Returns the cross-entropy of each example. Arguments and result are those of ``squared_error``."""
     return cross_entropy(outputs, targets, reduction="none")
 
 
@@ -40,8 +40,8 @@ class InnerObjective(nn.Module):
     """Loss of a network's parameters on examples.
 
     Args:
-        network: Maps images to class scores. Its own parameters are not used.
-        hyperparameters: Act on the loss in turn.
+        network: Maps images to class scores. Its own values are used for the parameters that a call does not give.
+        hyperparameters: They act on the loss one after the other.
         loss: A key of ``LOSSES``.
 
     Example:
@@ -49,7 +49,7 @@ class InnerObjective(nn.Module):
         >>> objective = InnerObjective(network, [], "cross_entropy")
         >>> examples = {"images": torch.ones(3, 2, 2), "labels": torch.zeros(3, dtype=torch.int64)}
         >>> zeros = {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
-        >>> objective(zeros, examples, count=3)
+        >>> objective(zeros, examples, divisor=3)
         tensor(0.6931)
     """
 
@@ -59,13 +59,13 @@ class InnerObjective(nn.Module):
         self.hyperparameters: Sequence[Hyperparameter] = nn.ModuleList(hyperparameters)  # type: ignore[assignment]
         self.loss = LOSSES[loss]
 
-    def forward(self, parameters: Tensors, examples: Examples, count: float) -> Tensor:
-        """The loss that the inner training minimises, a scalar.
+    def forward(self, parameters: Tensors, examples: Examples, divisor: float) -> Tensor:
+        """Returns the loss that the inner training minimises, a scalar.
 
         Args:
-            parameters: The network's parameters by name.
-            examples: The minibatch, or a share of it.
-            count: What the sum over the examples is divided by.
+            parameters: The trained parameters by name.
+            examples: The minibatch, or this process's shard of it.
+            divisor: Divisor of the sum over the examples.
         """
         inputs = examples["images"]
         for hyperparameter in self.hyperparameters:
@@ -77,21 +77,23 @@ class InnerObjective(nn.Module):
         losses = self.loss(outputs, targets)
         for hyperparameter in self.hyperparameters:
             losses = hyperparameter.losses(losses, examples)
-        total = losses.sum() / count
+        total = losses.sum() / divisor
+        every = {**dict(self.network.named_parameters()), **parameters}
         for hyperparameter in self.hyperparameters:
-            total = total + hyperparameter.penalty(parameters)
+            total = total + hyperparameter.penalty(every)
         return total
 
-    def plain(self, parameters: Tensors, examples: Examples, count: float) -> Tensor:
-        """The loss of the network in evaluation mode, without the hyperparameters.
+    def plain(self, parameters: Tensors, examples: Examples, divisor: float) -> Tensor:
+        """Returns the loss of the network in evaluation mode, without the hyperparameters.
 
         Arguments and result are those of ``forward``.
         """
-        mode = self.network.training
+        modes = {module: module.training for module in self.network.modules()}
         self.network.eval()
         outputs = functional_call(self.network, dict(parameters), (examples["images"],))
-        self.network.train(mode)
-        return self.loss(outputs, _one_hot(examples["labels"], outputs)).sum() / count
+        for module, mode in modes.items():  # a part of the network may be in evaluation mode for good
+            module.training = mode
+        return self.loss(outputs, _one_hot(examples["labels"], outputs)).sum() / divisor
 
 
 def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
@@ -99,5 +101,5 @@ def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
         raise UserError(
             f"The network's outputs have the shape {tuple(outputs.shape)}: they must be [batch, num_classes]."
         )
-    # Half precision would round a small share of smoothing away.
+    # Half precision would round weak label smoothing away.
     return one_hot(labels, outputs.shape[1]).to(torch.promote_types(outputs.dtype, torch.float32))

@@ -1,35 +1,40 @@
 """A training run as an update of (parameters, velocities), whose fixed point is the trained network."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
+from torch import Tensor, nn
 
 from models.hyperparameters import Examples
+from models.inner_training.minibatches import Minibatches
 from models.inner_training.momentum_sgd import MomentumSGD, Tensors
 from models.inner_training.objective import InnerObjective
+from models.inner_training.shard import local_shard
 from rbp_lightning.nn.replicated import replicated
 
-Training = Mapping[str, Tensors]
-"""State of the inner training: ``parameters`` and ``velocities``, both by the names of the parameters."""
+TrainingState: TypeAlias = Mapping[str, Tensors]
+"""State of the inner training: ``parameters`` and ``velocities``, each by parameter name."""
+
+OnStep: TypeAlias = Callable[[int, Tensor, TrainingState], None]
+"""Called after each step with the number of steps so far, the loss before the step, and the state after it."""
 
 
 class SGDUpdate:
-    """A step of the inner training, on the next minibatch at each call.
+    """One step of the inner training. Each call uses the next minibatch.
 
-    Minibatches go through the examples in an order drawn anew for each pass, and depend on the seed alone. With several
-    processes, each takes its share of every minibatch and all take the same steps.
+    With several processes, each computes its shard of every minibatch and all take the same steps.
 
     Args:
         objective: The loss to minimise.
-        sgd: The step.
+        sgd: The step. Only the parameters that it names are trained; all others stay as the network has them.
         training: The training split.
-        batch_size: Examples in a minibatch, of all processes together.
+        batch_size: Examples in a minibatch, over all processes.
         seed: Seed of the order of the examples.
-        linearization_size: Number of examples of a step on the tape, and of those after it, where an estimator
-            linearises that step instead of differentiating the whole run; ``None`` where it does not.
-        on_step: Called after each step with the number of steps and the loss before it.
+        minibatch_steps: Number of steps on minibatches. All further ones use one fixed set of examples, at which an
+            estimator can linearise. ``None`` means that every step is on a minibatch.
+        linearization_size: Number of examples in that set; ``None`` means the whole split.
+        on_step: Called after each step.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2))
@@ -47,80 +52,55 @@ class SGDUpdate:
         training: Examples,
         batch_size: int,
         seed: int,
+        minibatch_steps: int | None = None,
         linearization_size: int | None = None,
-        on_step: Callable[[int, Tensor], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
-        self.objective, self.sgd, self.training = objective, sgd, training
-        self.num_examples = len(training["labels"])
-        self.batch_size = min(batch_size, self.num_examples)
-        self.linearization_size = linearization_size
-        self.on_step = on_step
+        self.objective, self.sgd, self.training, self.on_step = objective, sgd, training, on_step
+        labels = training["labels"]
+        self.minibatches = Minibatches(
+            len(labels), batch_size, seed, minibatch_steps, linearization_size, labels.device
+        )
         self.steps = 0
-        self._generator = torch.Generator().manual_seed(seed)
-        self._order = torch.empty(0, dtype=torch.int64)
-        self._linearized: Tensor | None = None
 
-    def start(self, network: torch.nn.Module) -> Training:
-        """The state from which a network's own parameters are trained, at rest."""
-        parameters = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    def start(self, network: nn.Module) -> TrainingState:
+        """Returns the state at which the training of a network's own parameters starts: zero velocities.
+
+        Args:
+            network: The network.
+        """
+        own = dict(network.named_parameters())
+        parameters = {name: own[name].detach().clone() for name in self.sgd.names}
         velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         return {"parameters": parameters, "velocities": velocities}
 
-    def __call__(self, state: Training) -> Training:
-        """Takes a step."""
-        examples, count = share_of(self.training, self._examples())
-        loss, gradient = self._gradient(state["parameters"], examples, count)
+    def __call__(self, state: TrainingState) -> TrainingState:
+        """Takes a step.
+
+        Args:
+            state: Parameters and velocities.
+        """
+        examples, divisor = local_shard(self.training, self.minibatches.next_indices())
+        loss, gradient = self._gradient(state["parameters"], examples, divisor)
+        following: TrainingState = self.sgd(state, gradient)
         self.steps += 1
         if self.on_step is not None:
-            self.on_step(self.steps, loss)
-        following: Training = self.sgd(state, gradient)
+            self.on_step(self.steps, loss, following)
         return following
 
-    def _examples(self) -> Tensor:
-        """Numbers of the examples of the next step."""
-        # Estimators that linearise have no tape before the step that they do that at.
-        if self._linearized is None and self.linearization_size is not None and torch.is_grad_enabled():
-            self._linearized = self._shuffled()[: self.linearization_size]
-        if self._linearized is not None:
-            return self._linearized
-        if len(self._order) == 0:
-            self._order = self._shuffled()
-        chosen, self._order = self._order[: self.batch_size], self._order[self.batch_size :]
-        return chosen
-
-    def _shuffled(self) -> Tensor:
-        # Drawn on the CPU, so that every device and process sees the same order.
-        return torch.randperm(self.num_examples, generator=self._generator).to(self.training["labels"].device)
-
-    def _gradient(self, parameters: Tensors, examples: Examples, count: float) -> tuple[Tensor, Tensors]:
+    def _gradient(self, parameters: Tensors, examples: Examples, divisor: float) -> tuple[Tensor, Tensors]:
         taped = torch.is_grad_enabled()
         with torch.no_grad():
-            # Unlike a detached one, a copy has the tangent of forward mode, which CGRBP may have to take.
+            # Unlike detach(), clone() keeps the tangent of forward-mode differentiation.
             own = {
                 name: parameter if taped and parameter.requires_grad else parameter.clone().requires_grad_()
                 for name, parameter in parameters.items()
             }
         with torch.enable_grad():
-            loss = self.objective({name: replicated(leaf) for name, leaf in own.items()}, examples, count)
-            # What the loss does not depend on, such as the bias of a layer that is switched off, is left alone.
+            loss = self.objective({name: replicated(leaf) for name, leaf in own.items()}, examples, divisor)
+            # The loss may not depend on every tensor, such as the bias of a layer that is switched off.
             gradient = torch.autograd.grad(loss, list(own.values()), create_graph=taped, materialize_grads=True)
         if not taped:
-            # Under autocast each step's parameters would be kept, cast, until the run is over.
+            # Autocast would keep a cast copy of every step's parameters until the run ends.
             torch.clear_autocast_cache()
         return loss.detach(), dict(zip(own, gradient, strict=True))
-
-
-def share_of(examples: Examples, chosen: Tensor | slice) -> tuple[Examples, float]:
-    """This process's share of some examples.
-
-    Args:
-        examples: All examples.
-        chosen: Numbers of the examples to share out.
-
-    Returns:
-        The share, and what to divide a sum over it by for the mean of the processes' quotients to be the mean over all
-        the examples that were chosen.
-    """
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    mine = {name: values[chosen][rank::processes] for name, values in examples.items()}
-    return mine, len(examples["labels"][chosen]) / processes

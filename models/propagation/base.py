@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from models.propagation.prepared_graph import Aggregation
+from models.propagation.adjacency import Aggregation
 from rbp_lightning import SparseMatrix
 from rbp_lightning.errors import UserError, check_count, check_number
 from rbp_lightning.solvers import Update
@@ -15,18 +15,18 @@ from rbp_lightning.solvers import Update
 class PropagationCell(nn.Module, ABC):
     """An update of node states that a graph network runs to its fixed point.
 
-    A cell keeps each constructor argument, a plain value, in an attribute of the same name, from where checkpoints take
-    them.
+    Constructor arguments are plain values. A cell keeps each in an attribute of the same name, where checkpoints find
+    it.
 
     Args:
         num_features: Number of features of a node, at least 1.
         num_classes: Number of classes, at least 2.
         num_hidden: Number of hidden units, at least 1.
-        dropout: Share, in [0, 1), of a layer's inputs that training drops.
+        dropout: Dropout rate of a layer's inputs, in [0, 1).
 
     Attributes:
-        aggregation: How a node sums up the states of its neighbours.
-        features_enter: ``"first_state"`` where they are in the state that a solve starts from, and nowhere else.
+        aggregation: How a node aggregates the states of its neighbours.
+        features_enter: ``"first_state"`` if the features are only in the state that a solve starts from.
         inject: The layer that reads the features.
 
     Raises:
@@ -54,21 +54,21 @@ class PropagationCell(nn.Module, ABC):
         self.num_hidden = check_count(self, "num_hidden", num_hidden, 1)
         self.dropout = check_number(self, "dropout", dropout, 0.0)
         if dropout >= 1:
-            raise UserError(f"{type(self).__name__}: dropout={dropout!r} must be below 1, or nothing is left.")
+            raise UserError(f"{type(self).__name__}: dropout={dropout!r} must be below 1: lower it.")
         self.inject = nn.Linear(num_features, num_hidden)
         nn.init.xavier_uniform_(self.inject.weight)
         nn.init.zeros_(self.inject.bias)
 
     @abstractmethod
     def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
-        """Prepares a solve, and draws what training drops: an update that draws at each step has no fixed point.
+        """Prepares a solve and draws its dropout masks; an update that drew new ones at each step has no fixed point.
 
         Args:
             features: Features of the nodes, of shape ``[num_nodes, num_features]``.
-            adjacency: The matrix A that sums up the neighbours' states, A @ states.
+            adjacency: The matrix A that aggregates the neighbours' states as A @ states.
 
         Returns:
-            The update of states of shape ``[num_nodes, d]``, and the state to start from.
+            The update of states of shape ``[num_nodes, d]``, and the initial state.
         """
 
     @abstractmethod
@@ -76,7 +76,7 @@ class PropagationCell(nn.Module, ABC):
         """Class scores (logits), of shape ``[num_nodes, num_classes]``, of the states at the fixed point."""
 
     def injected(self, features: Tensor | SparseMatrix) -> Tensor:
-        """What the input layer makes of the features, ``[num_nodes, num_hidden]``, some of them dropped in training."""
+        """Applies dropout and the input layer to the features; returns shape ``[num_nodes, num_hidden]``."""
         if isinstance(features, SparseMatrix):
             features = features.with_values(self.dropped(features.values))
         else:
@@ -84,5 +84,5 @@ class PropagationCell(nn.Module, ABC):
         return features @ self.inject.weight.T + self.inject.bias
 
     def dropped(self, inputs: Tensor) -> Tensor:
-        """A layer's inputs, some of them dropped in training."""
+        """Applies dropout to a layer's inputs, in training."""
         return dropout(inputs, self.dropout, self.training)

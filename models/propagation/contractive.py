@@ -1,4 +1,4 @@
-"""Propagation through a learned matrix that is kept a contraction."""
+"""Propagation through a learned matrix of bounded norm."""
 
 from typing import Literal
 
@@ -18,19 +18,19 @@ ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
 class ContractiveCell(PropagationCell):
     """Z <- phi(A Z W) + U(X), with a matrix W whose norm is bounded below 1, and a linear readout.
 
-    The form of IGNN (Gu et al., NeurIPS 2020), with U outside of phi. A is GCN's symmetric adjacency, of spectral
-    norm 1 where every edge goes both ways, and phi has slopes of at most 1, so with the spectral or the Frobenius bound
-    the update contracts by ``bound`` in the Frobenius norm of Z.
+    This is the form of IGNN (Gu et al., NeurIPS 2020), with U outside of phi. GCN's symmetric adjacency matrix A has
+    spectral norm 1 if every edge goes both ways, and the slopes of phi are at most 1. So with the spectral or the
+    Frobenius norm the update is a contraction with the constant ``bound`` in the Frobenius norm of Z.
 
     Args:
         num_features: Number of features of a node.
         num_classes: Number of classes.
         num_hidden: Number of hidden units.
-        norm: Which norm of W is bounded: ``"spectral"``, ``"frobenius"`` or ``"infinity"``, the largest absolute row
-            sum of the transpose of W, as IGNN bounds it.
+        norm: Which norm of W is bounded: ``"spectral"``, ``"frobenius"``, or ``"infinity"`` for the largest absolute
+            row sum of the transpose of W, as in IGNN.
         bound: The bound, in (0, 1).
         activation: phi, ``"relu"`` or ``"tanh"``.
-        dropout: Share, in [0, 1), of the features and of the readout's inputs that training drops.
+        dropout: Dropout rate of the features and of the readout's inputs, in [0, 1).
 
     Raises:
         UserError: If an argument is out of its range.
@@ -55,18 +55,18 @@ class ContractiveCell(PropagationCell):
         self.norm = check_choice(self, "norm", norm, BOUNDS)
         self.bound = check_number(self, "bound", bound, 0.0, low_allowed=False)
         if bound >= 1:
-            raise UserError(f"ContractiveCell: bound={bound!r} must be below 1, or the update is no contraction.")
+            raise UserError(f"ContractiveCell: bound={bound!r} must be below 1 for a contraction: lower it.")
         self.activation = check_choice(self, "activation", activation, ACTIVATIONS)
         self.propagate = nn.Linear(num_hidden, num_hidden, bias=False)
         register_parametrization(self.propagate, "weight", BOUNDS[norm](bound))
         self.readout = nn.Linear(num_hidden, num_classes)
 
     def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
-        """Makes U(X) and the bounded matrix."""
+        """Computes U(X) and the bounded matrix."""
         drive, weight, phi = self.injected(features), self.propagate.weight.T, ACTIVATIONS[self.activation]
         return lambda state: phi(adjacency @ (state @ weight)) + drive, drive
 
     def scores(self, state: Tensor) -> Tensor:
-        """Reads the scores off the states."""
+        """Applies the linear readout."""
         scores: Tensor = self.readout(self.dropped(state))
         return scores

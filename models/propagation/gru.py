@@ -12,10 +12,9 @@ from rbp_lightning.solvers import Update
 
 
 class GRUPropagation(PropagationCell):
-    """Nodes whose state is a gated recurrent unit that reads the neighbours' states (paper, section 4.2).
+    """Z <- GRU(A Z + U(X), Z), with a linear readout (paper, section 4.2).
 
-    Z <- GRU(A Z + U(X), Z), with a linear readout. Nothing bounds it: whether it converges is a matter of its weights,
-    and its result says so.
+    Nothing bounds the update: whether it converges depends on its weights.
 
     Args:
         num_features: Number of features of a node.
@@ -23,9 +22,9 @@ class GRUPropagation(PropagationCell):
         num_hidden: Number of hidden units.
         aggregation: Whether A takes the ``"sum"`` or the ``"mean"`` of the neighbours' states.
         features_enter: ``"every_step"``, as above, or ``"first_state"``: Z <- GRU(A Z, Z) from Z = U(X), as in the
-            paper's released code. A contraction forgets where it was started, and the features with it; and of all
-            estimators only ``BPTT`` trains the layer U then.
-        dropout: Share, in [0, 1), of the features and of the readout's inputs that training drops.
+            paper's released code. A contraction forgets its initial state, and thus the features; and only ``BPTT``
+            trains the layer U then.
+        dropout: Dropout rate of the features and of the readout's inputs, in [0, 1).
 
     Raises:
         UserError: If an argument is out of its range.
@@ -55,13 +54,13 @@ class GRUPropagation(PropagationCell):
         self.readout = nn.Linear(num_hidden, num_classes)
 
     def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
-        """Makes U(X), which drives the update or is its first state."""
+        """Computes U(X), which drives the update or is its initial state."""
         injected = self.injected(features)
         if self.features_enter == "first_state":
             return lambda state: self.gru(adjacency @ state, state), injected
         return lambda state: self.gru(adjacency @ state + injected, state), torch.zeros_like(injected)
 
     def scores(self, state: Tensor) -> Tensor:
-        """Reads the scores off the states."""
+        """Applies the linear readout."""
         scores: Tensor = self.readout(self.dropped(state))
         return scores

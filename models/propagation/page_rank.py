@@ -14,16 +14,16 @@ from rbp_lightning.solvers import Update
 class PageRankCell(PropagationCell):
     """Z <- (1 - alpha) A Z + alpha MLP(X), whose fixed point is a personalised PageRank of the class scores.
 
-    APPNP (Klicpera et al., ICLR 2019, equation 4) iterated until it converges. A is GCN's symmetric adjacency, so the
-    spectral norm of the Jacobian is 1 - alpha where every edge goes both ways.
+    This is APPNP (Klicpera et al., ICLR 2019, equation 4) iterated until it converges. A is GCN's symmetric adjacency
+    matrix, so the Jacobian has spectral norm 1 - alpha if every edge goes both ways.
 
     Args:
         num_features: Number of features of a node.
         num_classes: Number of classes.
         num_hidden: Number of hidden units of the MLP, which has one hidden layer.
         alpha: Teleport probability, in (0, 1].
-        learn_alpha: Whether alpha is learned, from ``alpha`` on, by its logit; it has to be below 1 then.
-        dropout: Share, in [0, 1), of the inputs of the MLP's two layers that training drops.
+        learn_alpha: Whether to learn alpha, by its logit; ``alpha`` is then the initial value, below 1.
+        dropout: Dropout rate of the inputs of the MLP's two layers, in [0, 1).
 
     Raises:
         UserError: If an argument is out of its range.
@@ -49,16 +49,16 @@ class PageRankCell(PropagationCell):
         self.alpha = check_number(self, "alpha", alpha, 0.0, 1.0, low_allowed=False)
         self.learn_alpha = learn_alpha
         if learn_alpha and alpha == 1:
-            raise UserError("PageRankCell: alpha=1 cannot be learned from, it is a limit: start below it.")
+            raise UserError("PageRankCell: alpha=1 has no finite logit to learn: start below 1.")
         self.alpha_logit = nn.Parameter(torch.tensor(math.log(alpha / (1 - alpha)))) if learn_alpha else None
         self.hidden_to_scores = nn.Linear(num_hidden, num_classes)
 
     def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
-        """Runs the MLP."""
+        """Computes MLP(X)."""
         alpha = self.alpha if self.alpha_logit is None else torch.sigmoid(self.alpha_logit)
         drive = self.hidden_to_scores(self.dropped(torch.relu(self.injected(features))))
         return lambda state: (1 - alpha) * (adjacency @ state) + alpha * drive, drive
 
     def scores(self, state: Tensor) -> Tensor:
-        """The states are the scores."""
+        """Returns the states, which are the scores."""
         return state

@@ -1,22 +1,20 @@
-"""A graph as the matrices that cells multiply by."""
+"""A graph as the matrices that propagation cells multiply by."""
 
 import hashlib
 from functools import cached_property
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
-from torch_geometric.nn.conv.gcn_conv import gcn_norm
-from torch_geometric.utils import coalesce, degree
+from torch_geometric.transforms import BaseTransform
 
+from datamodules.graph_checks import checked_edges, checked_features
+from models.propagation.adjacency import Aggregation, adjacency_matrix
+from models.snapshot import Snapshot
 from rbp_lightning import SparseMatrix
 
-Aggregation: TypeAlias = Literal["sum", "mean", "symmetric"]
-"""How a node sums up the states of its neighbours."""
-
 SPARSE_BELOW = 0.2
-"""Share of entries that are not zero, up to which the product with a sparse matrix is the faster one."""
+"""Fraction of non-zero entries below which the product with a sparse matrix is faster."""
 
 
 class PreparedGraph:
@@ -24,12 +22,15 @@ class PreparedGraph:
 
     Args:
         graph: The graph, with ``x`` and ``edge_index``.
-        aggregation: As ``adjacency_matrix`` takes it.
-        dtype: Type of the weights that the features meet; sparse matrices are float32 at least.
+        aggregation: How a node aggregates the states of its neighbours, as for ``adjacency_matrix``.
+        dtype: Type of the weights that multiply the features. Sparse matrices are at least float32.
 
     Attributes:
         features: The features, dense or sparse, of shape ``[num_nodes, num_features]``.
-        adjacency: The matrix of the aggregation.
+        adjacency: The adjacency matrix.
+
+    Raises:
+        UserError: If ``x`` or ``edge_index`` is malformed.
 
     Example:
         >>> graph = Data(x=torch.ones(2, 3), edge_index=torch.tensor([[0, 1], [1, 0]]))
@@ -40,64 +41,66 @@ class PreparedGraph:
     """
 
     def __init__(self, graph: Data, aggregation: Aggregation, dtype: torch.dtype = torch.float32) -> None:
-        self._sources = _sources(graph)
-        self._dtype = dtype
+        self._snapshot = _snapshot(graph, aggregation, dtype)
+        self._x = x = checked_features("The graph", graph.get("x"))
+        self._edges = checked_edges("The graph", graph.get("edge_index"), len(x))
         wide = torch.promote_types(dtype, torch.float32)
-        dense = torch.count_nonzero(graph.x) >= SPARSE_BELOW * graph.x.numel()
-        self.features = graph.x.to(dtype) if dense else SparseMatrix.from_dense(graph.x.to(wide))
-        self.adjacency = adjacency_matrix(graph.edge_index, graph.num_nodes, aggregation, wide)
+        is_dense = torch.count_nonzero(x) >= SPARSE_BELOW * x.numel()
+        self.features: Tensor | SparseMatrix = x.to(dtype) if is_dense else SparseMatrix.from_dense(x.to(wide))
+        self.adjacency = adjacency_matrix(self._edges, len(x), aggregation, wide)
 
-    def is_of(self, graph: Data, dtype: torch.dtype = torch.float32) -> bool:
-        """Whether this was made from these very tensors, which have not changed since, for weights of this type."""
-        pairs = zip(self._sources, _sources(graph), strict=True)
-        same = all(tensor is other and version == newer for (tensor, version), (other, newer) in pairs)
-        return same and dtype == self._dtype
+    def is_of(self, graph: Data, aggregation: Aggregation, dtype: torch.dtype = torch.float32) -> bool:
+        """Whether it was made with these arguments, from a graph that has not changed since."""
+        return self._snapshot == _snapshot(graph, aggregation, dtype)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 sum of the features and the edges."""
+        """SHA-256 checksum of the features and the edges."""
         digest = hashlib.sha256()
-        for tensor, _ in self._sources:
+        for tensor in (self._x, self._edges):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
-def _sources(graph: Data) -> list[tuple[Tensor, int]]:
-    tensors = (graph.x, graph.edge_index)
-    # Tensors made in inference mode do not count their versions.
-    return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+def _snapshot(graph: Data, aggregation: Aggregation, dtype: torch.dtype) -> Snapshot:
+    return Snapshot(graph, ("x", "edge_index"), (aggregation, dtype))
 
 
-def adjacency_matrix(
-    edge_index: Tensor, num_nodes: int, aggregation: Aggregation, dtype: torch.dtype = torch.float32
-) -> SparseMatrix:
-    """Makes the matrix A that sums up the neighbours' states Z as A Z.
+class PrepareGraph(BaseTransform):  # type: ignore[misc]
+    """Adds a ``PreparedGraph`` to a graph, as its attribute ``prepared``.
+
+    One that the graph has already is kept, unless it is of other tensors, as after a move to another device, or of
+    another aggregation or dtype. Called, the transform returns a copy, as all PyG transforms do. Its ``forward`` adds
+    to the graph itself, which is then prepared once however often it is used.
 
     Args:
-        edge_index: Sources and targets of the edges, int64, of shape ``[2, num_edges]``; an edge that occurs twice
-            counts once.
-        num_nodes: Number of nodes.
-        aggregation: ``"sum"`` of the neighbours' states, their ``"mean"``, or ``"symmetric"``, that of GCN (Kipf and
-            Welling 2017): D^-1/2 (A + I) D^-1/2 with a self-loop at every node, of spectral norm 1 where every edge
-            goes both ways.
-        dtype: Type of the entries.
-
-    Returns:
-        The matrix, of shape ``[num_nodes, num_nodes]``; a row is a target.
+        aggregation: As for ``PreparedGraph``.
+        dtype: As for ``PreparedGraph``.
 
     Example:
-        >>> path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
-        >>> adjacency_matrix(path, 3, "mean") @ torch.tensor([[1.0], [5.0], [3.0]])
-        tensor([[5.],
-                [2.],
-                [5.]])
+        >>> graph = Data(x=torch.ones(2, 3), edge_index=torch.tensor([[0, 1], [1, 0]]))
+        >>> prepare = PrepareGraph("sum")
+        >>> prepared = prepare(graph).prepared
+        >>> prepare.forward(graph).prepared is prepare.forward(graph).prepared
+        True
     """
-    edge_index = coalesce(edge_index, num_nodes=num_nodes)
-    if aggregation == "symmetric":
-        edge_index, values = gcn_norm(edge_index, num_nodes=num_nodes, dtype=dtype)
-    else:
-        values = torch.ones(edge_index.shape[1], dtype=dtype, device=edge_index.device)
-        if aggregation == "mean":
-            values = values / degree(edge_index[1], num_nodes, dtype)[edge_index[1]]
-    return SparseMatrix(edge_index[1], edge_index[0], values, (num_nodes, num_nodes))
+
+    def __init__(self, aggregation: Aggregation, dtype: torch.dtype = torch.float32) -> None:
+        self.aggregation = aggregation
+        self.dtype = dtype
+
+    def forward(self, data: Data) -> Data:
+        """Adds to the graph itself.
+
+        Args:
+            data: The graph, with ``x`` and ``edge_index``.
+
+        Raises:
+            UserError: If ``x`` or ``edge_index`` is malformed.
+        """
+        prepared = data.get("prepared")
+        if not isinstance(prepared, PreparedGraph) or not prepared.is_of(data, self.aggregation, self.dtype):
+            with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
+                data.prepared = PreparedGraph(data, self.aggregation, self.dtype)
+        return data

@@ -1,5 +1,5 @@
 """The command line."""
 
-from rbp_lightning.cli.main import RBPLightningCLI, main
+from rbp_lightning.cli.main import RBPLightningCLI, console, main
 
-__all__ = ["RBPLightningCLI", "main"]
+__all__ = ["RBPLightningCLI", "console", "main"]

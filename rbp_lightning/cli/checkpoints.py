@@ -1,57 +1,34 @@
-"""Reading a checkpoint that the user names, and saying what is wrong with it."""
+"""The checkpoint that a command names: its model's arguments, and whether the model fits it."""
 
-import zipfile
-from pathlib import Path
 from typing import Any
 
-import torch
-from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from rbp_lightning.checkpoint_file import load_checkpoint
+from rbp_lightning.cli.summary import print_once
 from rbp_lightning.errors import UserError
 
 
 class NamedCheckpoint:
-    """A checkpoint that is named on the command line. It is read without executing anything in it.
+    """A checkpoint that is named on the command line.
 
     Args:
         path: The checkpoint's file.
 
     Raises:
-        UserError: If the file is missing, is damaged or is no checkpoint of a LightningModule.
+        UserError: If the file cannot be loaded.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        if not Path(path).is_file():
-            raise UserError(f"ckpt_path={path!r} is not a file: name a checkpoint, such as last.ckpt of a run.")
-        try:
-            # PyTorch does not look at the sums of the archive's members.
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(damaged)
-            content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-            if missing := {"state_dict", "pytorch-lightning_version"} - content.keys():
-                raise KeyError(missing)
-        except Exception as error:  # whatever damaged bytes make of the readers
-            raise UserError(f"ckpt_path={path!r} is corrupt, or is no checkpoint of a LightningModule.") from error
+        content = load_checkpoint(path)
         self.hyperparameters: dict[str, Any] = content.get("hyper_parameters") or {}
         self.shapes = _shapes(content["state_dict"])
 
-    @classmethod
-    def of(cls, subcommand: str, path: str | None) -> "NamedCheckpoint | None":
-        """Returns the checkpoint that a subcommand names, if it names one that is a file here.
-
-        Args:
-            subcommand: The subcommand.
-            path: Its ``ckpt_path``. When fitting, "last" is the newest checkpoint if there is one.
-        """
-        elsewhere = path is None or "://" in path or (subcommand, path) in (("fit", "last"), ("fit", "hpc"))
-        return None if path is None or elsewhere else cls(path)
-
     def model_config(self, config: Namespace) -> dict[str, Any]:
-        """Returns the configuration of the checkpoint's model, and prints what in the given one it replaces.
+        """Returns the configuration of the checkpoint's model, and prints which given arguments it overrides.
 
         Args:
             config: The model's configuration, ``class_path`` and ``init_args``.
@@ -62,15 +39,16 @@ class NamedCheckpoint:
         saved = self.hyperparameters.get("_class_path", config.class_path)
         if saved != config.class_path:
             raise UserError(
-                f"ckpt_path={self.path!r} is a checkpoint of {saved}, not of {config.class_path}: give the model that "
-                "it is of."
+                f"ckpt_path={self.path!r} is a checkpoint of {saved}, not of {config.class_path}: set --model to "
+                f"{saved}."
             )
-        own = ("_class_path", "_instantiator", "estimator")  # not the model's arguments
-        arguments = {name: value for name, value in self.hyperparameters.items() if name not in own}
-        given, replacing = config.get("init_args") or {}, dict_to_namespace(arguments)
-        for name in sorted(set(replacing.keys()) & set(given.keys())):  # also those of an argument that is a class
-            if replacing[name] != given[name]:
-                print(f"The checkpoint's {name}={replacing[name]} takes the place of {given[name]}.")
+        given = config.init_args.as_dict() if config.get("init_args") else {}
+        # A module may save more than its arguments.
+        arguments = {name: value for name, value in self.hyperparameters.items() if name in given}
+        saved_values, given_values = _flat(arguments), _flat(given)
+        for name in sorted(saved_values.keys() & given_values.keys()):
+            if saved_values[name] != given_values[name]:
+                print_once(f"The checkpoint's {name}={saved_values[name]} overrides {given_values[name]}.")
         return {"class_path": config.class_path, "init_args": arguments}
 
     def check_parameters(self, model: LightningModule) -> None:
@@ -88,8 +66,16 @@ class NamedCheckpoint:
             if here != there:
                 raise UserError(
                     f"ckpt_path={self.path!r} is a checkpoint of another model: {name} is {there} there and {here} in "
-                    f"{type(model).__name__}: give the model, with the arguments, that it is of."
+                    f"{type(model).__name__}: use the model and the arguments that it was trained with."
                 )
+
+
+def _flat(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Arguments by dotted name, those of arguments that are classes included."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _shapes(state_dict: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -10,18 +10,25 @@ from lightning.pytorch.cli import SaveConfigCallback
 class SaveConfigWithLogs(SaveConfigCallback):
     """Writes ``config.yaml`` into a run's own folder, over that of a training which is continued there.
 
-    It writes nothing into the current folder, where a ``config.yaml`` is the user's, and a validation, test or
-    prediction leaves that of the training alone.
+    It writes nothing into the current folder, where a ``config.yaml`` is the user's, and other subcommands than ``fit``
+    leave that of a training alone.
+
+    Args:
+        args: As for ``SaveConfigCallback``.
+        subcommand: The subcommand that is run.
+        kwargs: As for ``SaveConfigCallback``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, subcommand: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "overwrite": True})
+        self.subcommand = subcommand
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves the configuration where it overwrites nothing but a training's own."""
+        """Saves the configuration where it overwrites nothing but one of the same run."""
         log_dir = trainer.log_dir  # every rank has to ask
         if log_dir is None or Path(log_dir).resolve() == Path.cwd():
             return
         exists = trainer.strategy.broadcast((Path(log_dir) / self.config_filename).exists())
-        if stage == "fit" or not exists:
-            super().setup(trainer, pl_module, stage)
+        if exists and self.subcommand not in ("fit", Path(log_dir).name):
+            return
+        super().setup(trainer, pl_module, stage)

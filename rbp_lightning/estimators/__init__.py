@@ -4,12 +4,16 @@ from rbp_lightning.estimators.adaptive_neumann import AdaptiveNeumann
 from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.estimators.bptt import BPTT
 from rbp_lightning.estimators.cg_rbp import CGRBP
+from rbp_lightning.estimators.describe import describe
 from rbp_lightning.estimators.exact_adjoint import ExactAdjoint
-from rbp_lightning.estimators.implicit import ImplicitEstimator
+from rbp_lightning.estimators.from_checkpoint import estimator_from_checkpoint
+from rbp_lightning.estimators.implicit import Implicit
 from rbp_lightning.estimators.neumann_rbp import NeumannRBP
-from rbp_lightning.estimators.observer import SolveObserver
+from rbp_lightning.estimators.observer import SolveObserver, observing
 from rbp_lightning.estimators.rbp import RBP
+from rbp_lightning.estimators.required import MissingEstimatorError, NeedsEstimator
 from rbp_lightning.estimators.tbptt import TBPTT
+from rbp_lightning.estimators.warm_start import WarmStart
 
 __all__ = [
     "BPTT",
@@ -19,7 +23,13 @@ __all__ = [
     "AdaptiveNeumann",
     "ExactAdjoint",
     "GradientEstimator",
-    "ImplicitEstimator",
+    "Implicit",
+    "MissingEstimatorError",
+    "NeedsEstimator",
     "NeumannRBP",
     "SolveObserver",
+    "WarmStart",
+    "describe",
+    "estimator_from_checkpoint",
+    "observing",
 ]

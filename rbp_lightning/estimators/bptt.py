@@ -1,13 +1,10 @@
 """Back-propagation through time."""
 
-import itertools
-
+from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.base import GradientEstimator
-from rbp_lightning.estimators.truncation import TruncationWatch
-from rbp_lightning.fixed_point import ConvergenceTest
-from rbp_lightning.pytree import State
-from rbp_lightning.solvers import FixedPointSolver, Update
-from rbp_lightning.warm_start import WarmStart
+from rbp_lightning.estimators.tape_watch import TapeWatch
+from rbp_lightning.pytree import Vector
+from rbp_lightning.solvers import FixedPointSolver, Solve
 
 
 class BPTT(GradientEstimator):
@@ -15,14 +12,14 @@ class BPTT(GradientEstimator):
 
     Exact for the iterate that was reached; memory grows linearly with the number of steps. A solve that started near
     the fixed point has a gradient of few steps only: what is left of it at the first one is reported as for ``TBPTT``,
-    unless the solver's tolerance is 0 and its number of steps what is meant.
+    unless the initial state passes it on, or the solver's tolerance is 0 and its number of steps what is wanted.
 
     Args:
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
 
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)
-        >>> BPTT()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
+        >>> BPTT(Picard(tol=1e-7))(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         >>> weight.grad  # h* = 1 / (1 - weight)
         tensor(4.0000)
     """
@@ -30,17 +27,17 @@ class BPTT(GradientEstimator):
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         super().__init__(solver)
 
-    def solve_with_gradient(
-        self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
-    ) -> tuple[State, int]:
+    def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver on the tape."""
-        if self.solver.tol == 0:
-            return self.solver.iterate(update, state, self.solver.max_steps, test)
-        watch = TruncationWatch(self.report_truncation, test.batch_dims, self._observers_of_solve)
-        numbers = itertools.count()
+        watched = self.solver.tol > 0 and not any(leaf.requires_grad for leaf in solve.start)
 
-        def watched(state: State) -> State:
-            return watch.after_step(next(numbers), update(state))
+        def run() -> tuple[int, TapeWatch, Vector]:
+            watch, before = TapeWatch(record, solve.batch_dims), solve.steps
+            if watched:
+                solve.tap = watch.after_step
+            image = solve.iterate(solve.max_steps)
+            solve.tap = None
+            return solve.steps - before, watch, image
 
-        state, steps = self.solver.iterate(watched, state, self.solver.max_steps, test)
-        return watch.after_tape(steps, state), steps
+        steps, watch, image = solve.freezing_failures(run)
+        return watch.after_tape(steps, image) if watched else [leaf.clone() for leaf in image]

@@ -1,86 +1,79 @@
-"""What the estimators that solve an adjoint equation share."""
+"""Implicit differentiation by a linear solver."""
 
-from abc import abstractmethod
-from dataclasses import replace
+from torch import Tensor
 
-import torch
-from torch.utils._pytree import tree_leaves, tree_map
-
+from rbp_lightning.errors import UserError
+from rbp_lightning.estimators.adjoint_record import AdjointRecord
+from rbp_lightning.estimators.attach_adjoint import attach_adjoint
 from rbp_lightning.estimators.base import GradientEstimator
-from rbp_lightning.estimators.replace_gradient import replace_gradient
-from rbp_lightning.fixed_point import ConvergenceTest
-from rbp_lightning.linalg import Linearization
-from rbp_lightning.pytree import State, Vector, divisor, in_dtypes_of, scaled, widened
-from rbp_lightning.solvers import Update
-from rbp_lightning.warm_start import WarmStart
+from rbp_lightning.estimators.coupled_samples import samples_are_coupled
+from rbp_lightning.linear.base import LinearSolver
+from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.pytree import Vector, denormalize, normalize
+from rbp_lightning.reporting import in_context
+from rbp_lightning.solvers import FixedPointSolver, Solve
 
 
-class ImplicitEstimator(GradientEstimator):
+class Implicit(GradientEstimator):
     """Replaces the gradient g at the fixed point by z = (I - J^T)^-1 g, or by an approximation of it.
 
-    The fixed point is found without a tape; only one more step is taped, and all Jacobian products go through it. The
-    memory is that of one step, however many were taken (paper, section 3): activation checkpointing saves nothing more,
-    and evaluates the update once for each product.
+    The fixed point is found without a tape; only one more step is taped, and all products with the Jacobian go through
+    it. The memory is that of one step, however many were taken (paper, section 3): activation checkpointing saves
+    nothing more, and evaluates the update once for each product.
 
     Args:
+        linear_solver: Solves (I - J^T) z = g, such as ``ConjugateGradient()``.
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
 
+    Raises:
+        UserError: If an argument is no solver of its kind.
+
     Example:
-        >>> class DampedNeumann(ImplicitEstimator):
-        ...     "Keeps one correction of the Neumann series, at half its weight."
-        ...     def solve_adjoint(self, linearization, gradient, start):
-        ...         return [g + 0.5 * v for g, v in zip(gradient, linearization.vjp(gradient))]
+        >>> from rbp_lightning.linear import Richardson
         >>> weight = torch.tensor(0.5, requires_grad=True)
-        >>> DampedNeumann()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
-        >>> weight.grad  # 2.5 of the true 4
-        tensor(2.5000)
+        >>> Implicit(Richardson(steps=40, tol=1e-6))(lambda h: weight * h + 1, torch.zeros(())).state.backward()
+        >>> weight.grad  # h* = 1 / (1 - weight)
+        tensor(4.0000)
     """
 
-    @abstractmethod
-    def solve_adjoint(self, linearization: Linearization, gradient: Vector, start: Vector | None) -> Vector:
-        """Solves (I - J^T) z = g.
+    def __init__(self, linear_solver: LinearSolver, solver: FixedPointSolver | None = None) -> None:
+        super().__init__(solver)
+        if not isinstance(linear_solver, LinearSolver):
+            raise UserError(
+                f"{type(self).__name__}: linear_solver={linear_solver!r} is no LinearSolver: pass one of "
+                "rbp_lightning.linear, such as ConjugateGradient()."
+            )
+        self.linear_solver = linear_solver
 
-        Args:
-            linearization: Products with J and J^T at the fixed point.
-            gradient: Leaves of g, in float32 or wider, scaled to norm 1, to some 2e-4, in every sample that has a
-                gradient.
-            start: Leaves of the adjoint of the last solve, or ``None`` where there is none; an iteration can start
-                from it.
-
-        Returns:
-            Leaves of z. An implementation that knows its residual hands it to ``report_adjoint``; for others it is
-            measured, by one more product.
-        """
-
-    def solve_with_gradient(
-        self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
-    ) -> tuple[State, int]:
+    def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver without a tape, tapes one more step and replaces the gradient behind it."""
-        observers = self._observers_of_solve  # the update may contain solves of its own
-        state, steps = self.iterate_untaped(update, state, 1, test)
-        state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
-        following = self.taped_step(update, state, test)
-        linearization = Linearization(update, state, tree_leaves(following), test.batch_dims)
+        start = solve.without_tape(steps_after=1)
+        solve.freezing_failures(lambda: solve.last_steps([leaf.detach().requires_grad_() for leaf in start], 1))
+        vector, image = solve.last_taped
+        taped, linear_solver = JacobianOperator(solve.function, vector, image, solve.batch_dims), self.linear_solver
 
         def adjoint(gradient: Vector) -> Vector:
-            size = divisor(gradient, test.batch_dims)
-            wide = scaled(1 / size, widened(gradient))
-            self.adjoint = None
-            solution = self.solve_adjoint(linearization, wide, warm_start.adjoint_like(wide) if warm_start else None)
-            products = linearization.products
-            if observers or self.adjoint is None:  # somebody wants to know, or nobody has looked
-                residual = linearization.adjoint_residual(wide, solution)
-                for observer in observers:
-                    observer.on_adjoint(residual, products)
-                if self.adjoint is None:
-                    self.report_adjoint(products, residual)
-            report = self.adjoint
-            if report is not None and report.error_bound is not None:
-                # The z* of a sample whose forward solve failed is that of another map.
-                bound = torch.where(test.failed(), float("nan"), report.error_bound)
-                self.adjoint = replace(report, error_bound=bound)
-            if warm_start:
-                warm_start.keep_adjoint(solution)
-            return in_dtypes_of(gradient, scaled(size, solution))
+            with in_context(record.context):  # the operator belongs to this backward pass, as do its counts
+                return _solve(linear_solver, taped.fresh(), gradient, record, image)
 
-        return replace_gradient(adjoint, following), steps + 1
+        return attach_adjoint(adjoint, image)
+
+
+def _solve(
+    linear_solver: LinearSolver, operator: JacobianOperator, gradient: Vector, record: AdjointRecord, image: Vector
+) -> Vector:
+    if operator.batch_dims and samples_are_coupled(operator, record.name, record.context.place):
+        operator = operator.as_one_sample()
+    # One factor for all samples, which may act on each other; it keeps products in half precision and norms in range.
+    scaled, size = normalize(gradient)
+    start = None if record.warm_start is None else record.warm_start.adjoint_like(scaled)
+    solution = linear_solver.solve(operator, scaled, start)
+    vector = solution.vector
+
+    def measured() -> Tensor:
+        return operator.adjoint_residual(scaled, vector)
+
+    record.keep(solution, measured, image)
+    if record.warm_start is not None:
+        record.warm_start.keep_adjoint(vector)
+    return denormalize(vector, size, gradient)

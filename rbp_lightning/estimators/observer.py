@@ -1,46 +1,41 @@
-"""Looking on at the solves of an estimator."""
+"""Observing the solves of estimators."""
 
-from torch import Tensor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
 
 from rbp_lightning.fixed_point import FixedPoint
-from rbp_lightning.pytree import State, Vector
-from rbp_lightning.solvers import Update
+from rbp_lightning.linear.base import LinearSolution
+from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.pytree import Vector
 
 
 class SolveObserver:
-    """Is told of a solve with gradients enabled.
+    """Observes a solve with gradients enabled, of any estimator, and changes nothing.
 
-    An estimator's ``observers`` are functions without arguments, or classes, that make one for each solve.
+    Attributes:
+        record: Whether the residual of every step is wanted, in ``FixedPoint.history``.
 
     Example:
         >>> class Gradients(SolveObserver):
         ...     def on_gradient(self, gradient):
         ...         print(gradient)
-        >>> estimator, weight = NeumannRBP(), torch.tensor(0.5, requires_grad=True)
-        >>> estimator.observers.append(Gradients)
-        >>> estimator(lambda h: weight * h + 1, torch.zeros(())).state.backward()
+        >>> weight = torch.tensor(0.5, requires_grad=True)
+        >>> with observing(Gradients):
+        ...     state = NeumannRBP()(lambda h: weight * h + 1, torch.zeros(())).state
+        >>> state.backward()
         (tensor(1.),)
     """
 
-    def on_solve_start(self, update: Update) -> Update:
-        """Before the solve.
+    record = False
 
-        Args:
-            update: The map F.
-
-        Returns:
-            The map to solve for in its place: the same one, maybe watched.
-        """
-        return update
-
-    def on_solve_end(self, update: Update, initial_state: State, batch_dims: int, fixed_point: FixedPoint) -> None:
+    def on_solve_end(self, fixed_point: FixedPoint, operator: JacobianOperator) -> None:
         """After the solve.
 
         Args:
-            update: The map F.
-            initial_state: Where the solve started.
-            batch_dims: The number of leading dimensions that index independent samples.
             fixed_point: The result.
+            operator: The Jacobian at the last step, which is on the tape; 0 for a sample that is frozen.
         """
 
     def on_gradient(self, gradient: Vector) -> None:
@@ -50,11 +45,48 @@ class SolveObserver:
             gradient: Leaves of g.
         """
 
-    def on_adjoint(self, residual: Tensor, products: int) -> None:
-        """In the backward pass, after the adjoint was solved.
+    def on_adjoint(self, solution: LinearSolution) -> None:
+        """In the backward pass, once the adjoint equation was solved.
 
         Args:
-            residual: ||g - (I - J^T) z|| / ||g|| for each sample, measured; of ``TBPTT`` and ``BPTT``, the last term's
-                share.
-            products: How many products with J^T and J were taken, taped steps not among them.
+            solution: How. Its residual is measured; of ``TBPTT`` and ``BPTT`` it is the last term's share of g.
         """
+
+
+MakeObserver: TypeAlias = Callable[[], SolveObserver]
+"""Makes the observer of one solve: a class, or a function without arguments."""
+
+_makers: ContextVar[tuple[MakeObserver, ...]] = ContextVar("makers", default=())
+
+
+def observers_of_solve() -> list[SolveObserver]:
+    """Makes the observers of a solve that begins."""
+    return [make() for make in _makers.get()]
+
+
+def start_observing(make: MakeObserver) -> object:
+    """Has the solves from here on observed; returns the token that ``stop_observing`` takes.
+
+    Args:
+        make: Makes the observer of each.
+    """
+    return _makers.set((*_makers.get(), make))
+
+
+def stop_observing(token: object) -> None:
+    """Ends what ``start_observing`` began."""
+    _makers.reset(token)  # type: ignore[arg-type]
+
+
+@contextmanager
+def observing(make: MakeObserver) -> Iterator[None]:
+    """Context in which solves are observed.
+
+    Args:
+        make: Makes the observer of each.
+    """
+    token = start_observing(make)
+    try:
+        yield
+    finally:
+        stop_observing(token)

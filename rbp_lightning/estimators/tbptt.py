@@ -1,14 +1,11 @@
 """Truncated back-propagation through time."""
 
-from torch.utils._pytree import tree_map
-
 from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.base import GradientEstimator
-from rbp_lightning.estimators.truncation import TruncationWatch
-from rbp_lightning.fixed_point import ConvergenceTest
-from rbp_lightning.pytree import State
-from rbp_lightning.solvers import FixedPointSolver, Update
-from rbp_lightning.warm_start import WarmStart
+from rbp_lightning.estimators.tape_watch import TapeWatch
+from rbp_lightning.pytree import Vector
+from rbp_lightning.solvers import FixedPointSolver, Solve
 
 
 class TBPTT(GradientEstimator):
@@ -26,29 +23,36 @@ class TBPTT(GradientEstimator):
 
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)
-        >>> TBPTT(steps=3)(lambda h: weight * h + 1, torch.zeros(())).state.backward()
-        >>> weight.grad  # 2 + 1 + 0.5 of the true 4
-        tensor(3.5000)
+        >>> TBPTT(steps=5)(lambda h: weight * h + 1, torch.zeros(())).state.backward()
+        >>> weight.grad  # 2 + 1 + 0.5 + 0.25 + 0.125 of the true 4
+        tensor(3.8750)
     """
 
     def __init__(self, steps: int = 20, solver: FixedPointSolver | None = None) -> None:
         super().__init__(solver)
         self.steps = check_count(self, "steps", steps, 1)
-        if self.steps > self.solver.max_steps:
+        self.check_max_steps(self.solver.max_steps)
+
+    def check_max_steps(self, max_steps: int) -> None:
+        """Refuses fewer steps than are taped."""
+        if self.steps > max_steps:
             raise UserError(
-                f"TBPTT: steps={steps} is more than the solver's max_steps={self.solver.max_steps}: lower steps or "
-                "raise max_steps."
+                f"TBPTT: steps={self.steps} is more than max_steps={max_steps} of the forward solve: decrease steps or "
+                "increase max_steps."
             )
 
-    def solve_with_gradient(
-        self, update: Update, state: State, test: ConvergenceTest, warm_start: WarmStart | None
-    ) -> tuple[State, int]:
+    def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver without a tape, and the last steps on it."""
-        state, untaped_steps = self.iterate_untaped(update, state, self.steps, test)
-        state = tree_map(lambda leaf: leaf.detach(), state)
-        watch = TruncationWatch(self.report_truncation, test.batch_dims, self._observers_of_solve)
-        for step in range(self.steps):
-            # The first change, which tells divergence, may be among these.
-            edge = step in (0, self.steps - 1)
-            state = watch.after_step(step, self.taped_step(update, state, test) if edge else update(state))
-        return watch.after_tape(self.steps, state), untaped_steps + self.steps
+        start = solve.without_tape(steps_after=self.steps)
+        if record.observers:  # who may want products with the Jacobian of the last step
+            start = [leaf.requires_grad_() for leaf in start]
+
+        def taped_steps() -> tuple[TapeWatch, Vector]:
+            watch = TapeWatch(record, solve.batch_dims)
+            solve.tap = watch.after_step
+            image = solve.last_steps(start, self.steps)
+            solve.tap = None
+            return watch, image
+
+        watch, image = solve.freezing_failures(taped_steps)
+        return watch.after_tape(self.steps, image)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rbp_lightning.errors import UserError, check_number
-from rbp_lightning.pytree import widened
+from rbp_lightning.pytree import to_float32
 
 
 class _NormBound(nn.Module):
@@ -29,7 +29,7 @@ class _NormBound(nn.Module):
         """
         if weight.dim() != 2:
             raise UserError(f"{type(self).__name__}: weight has shape {tuple(weight.shape)}: it must be a matrix.")
-        return self._bounded(*widened([weight])).to(weight.dtype)
+        return self._bounded(*to_float32([weight])).to(weight.dtype)
 
     def _bounded(self, weight: Tensor) -> Tensor:
         raise NotImplementedError

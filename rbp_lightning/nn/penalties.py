@@ -6,12 +6,11 @@ uses except the state; that of an operator marked ``once_differentiable`` is sil
 
 import torch
 from torch import Generator, Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from rbp_lightning.errors import check_count, check_number
-from rbp_lightning.linalg import pull_back
-from rbp_lightning.pytree import State, Vector, inner, leaves_of, widened
-from rbp_lightning.solvers import Update
+from rbp_lightning.linear.jacobian import pull_back
+from rbp_lightning.pytree import State, Vector, flatten_state, inner, to_float32
+from rbp_lightning.state_function import StateFunction, Update
 
 
 def jacobian_penalty(update: Update, state: State, samples: int = 1, generator: Generator | None = None) -> Tensor:
@@ -75,13 +74,13 @@ def column_sum_penalty(update: Update, state: State, bound: float = 0.9) -> Tens
     with torch.enable_grad():
         inputs, outputs = _taped_step(update, state)
         sums = pull_back(outputs, inputs, [torch.ones_like(leaf) for leaf in outputs], create_graph=True)
-        excess = torch.cat([torch.relu(leaf - bound).reshape(-1) for leaf in widened(sums)])
+        excess = torch.cat([torch.relu(leaf - bound).reshape(-1) for leaf in to_float32(sums)])
         penalty: Tensor = torch.linalg.vector_norm(excess)  # with a gradient of 0 at 0
         return penalty
 
 
 def _taped_step(update: Update, state: State) -> tuple[Vector, Vector]:
     """Leaves of the state, cut off from its history, and of the step taped from there."""
-    leaves_of(state, batch_dims=0)
-    state = tree_map(lambda leaf: leaf.detach().requires_grad_(), state)
-    return tree_leaves(state), tree_leaves(update(state))
+    leaves, structure = flatten_state(state, batch_dims=0)
+    inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+    return inputs, StateFunction(update, structure)(inputs)

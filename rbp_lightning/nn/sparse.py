@@ -1,28 +1,29 @@
 """Products with a constant sparse matrix, as the propagation along the edges of a graph."""
 
 import warnings
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rbp_lightning.errors import UserError
+from rbp_lightning.errors import UserError, check_count
 
 
 class SparseMatrix:
     """A constant sparse matrix A with a fast product A X and fast derivatives of it.
 
-    PyTorch's own backward of a CSR product transposes the matrix anew each time. Here the transpose is made once. The
-    product has VJPs, JVPs and second derivatives with respect to X; the matrix is a constant, so it takes no gradient.
+    PyTorch's own backward of a CSR product transposes the matrix on every call; here the transpose is made once. The
+    product has VJPs, JVPs and second derivatives with respect to X. A itself is a constant and gets no gradient.
 
     Args:
-        row: Rows of the entries, integers of shape ``[num_entries]``; no entry may occur twice.
-        col: Columns of the entries, of the same shape.
-        values: Entries, floating point, of the same shape.
-        shape: Number of rows and of columns.
+        row: Row of each entry, counted from 0: integers of shape ``[num_entries]``.
+        col: Column of each entry, counted from 0, of the same shape. No two entries share both row and column.
+        values: The entries, floating point, of the same shape.
+        shape: Number of rows and number of columns.
 
     Raises:
-        UserError: If the entries require a gradient.
+        UserError: If an argument is not as described, or the values require a gradient.
 
     Example:
         >>> matrix = SparseMatrix(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), (2, 2))
@@ -32,76 +33,159 @@ class SparseMatrix:
     """
 
     def __init__(self, row: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        by_row = torch.argsort(row * shape[1] + col)
+        self.shape = _checked_shape(shape)
+        row = _checked_index("row", row, self.shape[0])
+        col = _checked_index("col", col, self.shape[1])
+        _check_entries(row, col, values)
+        # Two stable sorts order the entries by row, then column, without a product of indices that could overflow.
+        by_col = torch.argsort(col, stable=True)
+        by_row = by_col[torch.argsort(row[by_col], stable=True)]
         row, col = row[by_row], col[by_row]
-        by_col = torch.argsort(col * shape[0] + row)
-        self._order = by_col
-        self._indices = _compressed(row, shape[0]), col
-        self._transposed_indices = _compressed(col[by_col], shape[1]), row[by_col]
+        _check_unique(row, col)
+        self._order = torch.argsort(col, stable=True)
+        self._indices = _row_pointers(row, self.shape[0]), col
+        self._transposed_indices = _row_pointers(col, self.shape[1]), row[self._order]
         self._set(values[by_row])
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> "SparseMatrix":
-        """Takes the entries of a matrix that are not zero.
+        """Returns the sparse form of a dense matrix.
 
         Args:
             dense: The matrix, floating point, of shape ``[rows, columns]``.
+
+        Raises:
+            UserError: If it is no such matrix.
         """
+        if dense.dim() != 2:
+            raise UserError(f"SparseMatrix: dense has the shape {list(dense.shape)}: pass a matrix, [rows, columns].")
         row, col = dense.nonzero(as_tuple=True)
         return cls(row, col, dense[row, col], (dense.shape[0], dense.shape[1]))
 
-    def _set(self, values: Tensor) -> None:
-        if values.requires_grad:
-            raise UserError("SparseMatrix: its entries take no gradient, but these require one: detach them.")
-        self.values = values
-        rows, columns = self.shape
-        self._matrix = _csr(self._indices, values, (rows, columns))
-        self._transposed = _csr(self._transposed_indices, values[self._order], (columns, rows))
-
     def with_values(self, values: Tensor) -> "SparseMatrix":
-        """Returns a matrix with the same places of entries.
+        """Returns a matrix whose entries are in the same places.
 
         Args:
-            values: Its entries, in the order of ``self.values``, row by row.
+            values: Its entries, in the order of ``self.values``: by row, then by column.
+
+        Raises:
+            UserError: If there is another number of values, or they require a gradient.
         """
+        if values.shape != self.values.shape:
+            raise UserError(
+                f"SparseMatrix: values has the shape {list(values.shape)}: pass {list(self.values.shape)}, a value for "
+                "each entry."
+            )
         other = object.__new__(SparseMatrix)
         other.shape, other._order = self.shape, self._order
         other._indices, other._transposed_indices = self._indices, self._transposed_indices
         other._set(values)
         return other
 
+    def _set(self, values: Tensor) -> None:
+        if values.requires_grad:
+            raise UserError("SparseMatrix: values requires a gradient, but a SparseMatrix is constant: detach it.")
+        if not values.is_floating_point():
+            raise UserError(f"SparseMatrix: values has the dtype {values.dtype}: convert it to a floating-point one.")
+        self.values = values
+        rows, columns = self.shape
+        self._matrix = _csr(self._indices, values, (rows, columns))
+        self._transposed = _csr(self._transposed_indices, values[self._order], (columns, rows))
+
+    @cached_property
+    def _in_float64(self) -> "SparseMatrix":
+        with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
+            return self.with_values(self.values.double())
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseMatrix":
-        """Returns the matrix itself: it is a constant, and PyTorch cannot copy a CSR tensor deeply."""
+        """Returns the matrix itself: it is constant, and PyTorch cannot deep-copy a CSR tensor."""
         return self
 
     def __matmul__(self, dense: Tensor) -> Tensor:
-        """Product with a dense matrix of shape ``[columns, d]``; in its dtype, but computed in that of the entries."""
+        """Multiplies by a dense matrix of shape ``[columns, d]``; the result has its dtype.
+
+        The product is computed in the dtype of the entries, or in float64 if that of ``dense`` is wider.
+
+        Raises:
+            UserError: If ``dense`` is not floating point.
+        """
+        if not dense.is_floating_point():
+            raise UserError(f"SparseMatrix: the other factor has the dtype {dense.dtype}: convert it to a float.")
+        if torch.promote_types(dense.dtype, self.values.dtype) != self.values.dtype:
+            return self._in_float64 @ dense
         product: Tensor = _Product.apply(self._matrix, self._transposed, dense.to(self.values.dtype))  # type: ignore[no-untyped-call]
         return product.to(dense.dtype)
 
 
-def _compressed(index: Tensor, size: int) -> Tensor:
-    counts = torch.bincount(index, minlength=size)
+def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(shape, tuple | list) or len(shape) != 2:
+        raise UserError(f"SparseMatrix: shape={shape!r} must be the number of rows and of columns: pass two integers.")
+    rows, columns = (check_count(SparseMatrix, f"shape[{dim}]", size, 0) for dim, size in enumerate(shape))
+    return rows, columns
+
+
+def _checked_index(name: str, index: Tensor, size: int) -> Tensor:
+    """Returns indices in int64 after checking that each lies in [0, size)."""
+    if not isinstance(index, Tensor) or index.dim() != 1:
+        shape = list(index.shape) if isinstance(index, Tensor) else type(index).__name__
+        raise UserError(f"SparseMatrix: {name} must be a tensor of shape [num_entries], not {shape}: reshape it.")
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise UserError(f"SparseMatrix: {name} has the dtype {index.dtype}: convert it to integers.")
+    index = index.long()
+    if len(index):
+        least, greatest = (int(end) for end in index.aminmax())
+        if least < 0 or greatest >= size:
+            raise UserError(
+                f"SparseMatrix: {name} holds {least if least < 0 else greatest}, but must lie in [0, {size}): count "
+                "from 0, or enlarge shape."
+            )
+    return index
+
+
+def _check_entries(row: Tensor, col: Tensor, values: Tensor) -> None:
+    if not isinstance(values, Tensor) or not row.shape == col.shape == values.shape:
+        shapes = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in (row, col, values)]
+        raise UserError(
+            f"SparseMatrix: row, col and values have the shapes {', '.join(map(str, shapes))}: pass one of each for "
+            "every entry."
+        )
+    if not row.device == col.device == values.device:
+        raise UserError(
+            f"SparseMatrix: row, col and values are on {row.device}, {col.device} and {values.device}: move them to "
+            "one device."
+        )
+
+
+def _check_unique(row: Tensor, col: Tensor) -> None:
+    """Refuses two entries in one place, given entries in order."""
+    repeated = ((row[1:] == row[:-1]) & (col[1:] == col[:-1])).nonzero()
+    if len(repeated):
+        place = int(row[repeated[0]]), int(col[repeated[0]])
+        raise UserError(f"SparseMatrix: there are two entries at {place}: add them up first.")
+
+
+def _row_pointers(row: Tensor, num_rows: int) -> Tensor:
+    """Returns where the entries of each row begin and end, the ``crow_indices`` of a CSR matrix."""
+    counts = torch.bincount(row, minlength=num_rows)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _csr(indices: tuple[Tensor, Tensor], values: Tensor, shape: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        # PyTorch 2.11 says so on a GPU, though the choice is made here.
+        # PyTorch 2.11 warns on a GPU, even though the checks are turned off on purpose.
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
         return torch.sparse_csr_tensor(*indices, values, shape, check_invariants=False)
 
 
 class _Product(torch.autograd.Function):
-    """Sparse times dense, differentiable in the dense factor as often as wanted."""
+    """Sparse times dense, differentiable in the dense factor to any order."""
 
-    # Without a setup_context of its own, for which PyTorch would inspect the signature at every call.
+    # Without a setup_context, for which PyTorch would inspect the signature at every call.
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
         ctx.matrix, ctx.transposed = matrix, transposed
-        with torch.autocast(dense.device.type, enabled=False):  # there is no such product in low precision
+        with torch.autocast(dense.device.type, enabled=False):  # CSR products have no low-precision kernel
             return matrix @ dense
 
     @staticmethod

@@ -1,56 +1,67 @@
 """The interface of forward solvers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any
 
 from rbp_lightning.errors import check_count, check_number
-from rbp_lightning.fixed_point import ConvergenceTest
-from rbp_lightning.pytree import State
-
-Update: TypeAlias = Callable[[State], State]
-"""The map F(h) whose fixed point is wanted; inputs and parameters are what it closes over."""
+from rbp_lightning.pytree import Vector
 
 
 class FixedPointSolver(ABC):
-    """Finds h* = F(h*).
+    """Finds h* = F(h*): says how the next iterate is made; ``Solve`` does the rest.
 
-    A solver knows nothing of gradients: whether its operations are taped is the caller's choice of grad mode.
+    A solver knows nothing of gradients, checks or failing samples. What it remembers from step to step is handed from
+    one ``step`` to the next, so one solver serves any number of solves.
 
     Args:
         max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
             this number.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``max_steps``.
+        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
+            unless no sample is finite any more.
+        check_every: Steps between two convergence checks, each of which waits for the device. From 6 on, the first
+            one comes after a third of them, and the others where the residual's decline predicts convergence, at most
+            twice as many later.
+        atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
+            at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
+
+    Raises:
+        UserError: If an argument is out of its range.
 
     Example:
-        >>> class Damped(FixedPointSolver):
-        ...     "h <- (h + F(h)) / 2, which tames oscillations."
-        ...     def iterate(self, update, state, max_steps, test):
-        ...         for _ in range(max_steps):
-        ...             previous, following = state, update(state)
-        ...             state = (state + following) / 2
-        ...             test.observe([previous], [following])
-        ...         return state, max_steps
-        >>> NeumannRBP(solver=Damped(max_steps=60))(lambda h: 1 - h, torch.zeros(())).state.detach()
+        >>> class Halfway(FixedPointSolver):
+        ...     "h <- (h + F(h)) / 2, which damps oscillations."
+        ...     def step(self, vector, image, memory):
+        ...         return [(h + f) / 2 for h, f in zip(vector, image)], memory
+        >>> NeumannRBP(solver=Halfway(max_steps=60))(lambda h: 1 - h, torch.zeros(())).state.detach()
         tensor(0.5000)
     """
 
-    def __init__(self, max_steps: int = 100, tol: float = 1e-6) -> None:
+    def __init__(
+        self, max_steps: int = 100, tol: float = 1e-6, check_every: int = 10, atol: float | None = None
+    ) -> None:
         self.max_steps = check_count(self, "max_steps", max_steps, 1)
         self.tol = check_number(self, "tol", tol, 0.0)
+        self.check_every = check_count(self, "check_every", check_every, 1)
+        self.atol = None if atol is None else check_number(self, "atol", atol, 0.0)
 
-    @abstractmethod
-    def iterate(self, update: Update, state: State, max_steps: int, test: ConvergenceTest) -> tuple[State, int]:
-        """Runs the iteration.
+    def init(self, vector: Vector, batch_dims: int) -> Any:
+        """What the solver remembers before its first step.
 
         Args:
-            update: The map F.
-            state: The initial state, a tensor or a pytree of floating-point tensors.
-            max_steps: Most applications of ``update``, at least 0.
-            test: Observes iterates; its ``residual`` is what ``Looks`` says when to look at. The last step has to be
-                observed, unless ``followed`` says that more steps come after it. A solver that knows that all samples
-                have converged says so by ``settled``.
+            vector: Leaves of the initial state.
+            batch_dims: The number of leading dimensions that index independent samples.
+        """
+        return None
+
+    @abstractmethod
+    def step(self, vector: Vector, image: Vector, memory: Any) -> tuple[Vector, Any]:
+        """Makes the next iterate.
+
+        Args:
+            vector: Leaves of the iterate h.
+            image: Leaves of F(h).
+            memory: What the last step, or ``init``, returned.
 
         Returns:
-            The last iterate and how many times ``update`` was applied.
+            Leaves of the next iterate, and what to remember.
         """

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_geometric.data import Data, HeteroData
 from torch_geometric.datasets import KarateClub
 
 from datamodules import CitationGraph
@@ -103,12 +104,25 @@ def test_splits_by_class(labels, per_class, num_val, seed) -> None:
 
 def test_a_split_that_wants_too_much_is_refused() -> None:
     of = torch.tensor([0, 0, 0, 1, 1, -1])
-    with pytest.raises(UserError, match=r"per_class=3, .*smallest class has 2 labelled nodes"):
+    with pytest.raises(UserError, match=r"per_class=3, .*smallest of 2 classes has 2 labelled nodes"):
         split_by_class(of, 3, 1, 1, 0)
     with pytest.raises(UserError, match="num_val=2 and num_test=2 are more than there are"):
         split_by_class(of, 1, 2, 2, 0)
     with pytest.raises(UserError, match="leaves train_mask without nodes"):
         split_by_ratio(of, 0.01, 0.5, 0)
+
+
+@pytest.mark.parametrize("classes", [(0, 2), (3, 7, 9), (5,)])
+def test_classes_that_do_not_occur_are_no_obstacle(classes) -> None:
+    of = torch.tensor(classes).repeat(20)
+    for split in (split_by_class(of, 4, 3, 5, 0), split_by_ratio(of, 0.2, 0.3, 0)):
+        check_split(split, of)
+    train, val, test = split_by_class(of, 4, 3, 5, 0)
+    assert of[train].unique(return_counts=True)[1].tolist() == [4] * len(classes)
+    assert (int(val.sum()), int(test.sum())) == (3, 5)
+    data = CitationGraph(dataset=partial(Odd, y=lambda y: 2 * y), split="per_class", per_class=2, num_val=5, num_test=5)
+    data.setup("fit")
+    assert int(data.graph.train_mask.sum()) == 6
 
 
 # --- a user's own graph
@@ -126,7 +140,7 @@ def test_a_dataset_of_one_graph() -> None:
     ("dataset", "message"),
     [
         (partial(RandomGraph, num_graphs=2), "RandomGraph holds 2 graphs: give a dataset that holds one"),
-        (WithoutLabels, "The graph of WithoutLabels has no y"),
+        (WithoutLabels, "WithoutLabels: y is missing"),
         (KarateClub, "has no val_mask: set split to ratio or per_class"),
     ],
 )
@@ -206,7 +220,7 @@ def test_evaluation_sees_the_whole_graph() -> None:
         assert graph is data.graph
 
 
-def test_the_whole_graph_is_moved_once_and_can_be_trained_on_after_validation() -> None:
+def test_a_graph_is_moved_once_and_can_be_trained_on_after_validation() -> None:
     data = CitationGraph(dataset=RandomGraph)
     data.setup("fit")
     (graph,) = data.val_dataloader()
@@ -214,19 +228,42 @@ def test_the_whole_graph_is_moved_once_and_can_be_trained_on_after_validation() 
         moved = data.transfer_batch_to_device(graph, torch.device("meta"), 0)
     assert moved.x.is_meta
     assert not moved.x.is_inference()
-    assert not data.graph.x.is_meta
+    x = moved.x
     (again,) = data.train_dataloader()
-    assert data.transfer_batch_to_device(again, torch.device("meta"), 0) is moved
-    assert not data.transfer_batch_to_device(again, torch.device("cpu"), 0).x.is_meta
+    assert data.transfer_batch_to_device(again, torch.device("meta"), 0).x is x
 
 
-def test_parts_are_moved_anew() -> None:
+def test_parts_are_moved_and_the_whole_graph_is_not() -> None:
     data = CitationGraph(dataset=RandomGraph, num_parts=2)
     data.setup("fit")
-    for part in data.train_dataloader():
-        moved = data.transfer_batch_to_device(part, torch.device("meta"), 0)
-        assert moved.num_nodes == part.num_nodes
-        assert not part.x.is_meta
+    loader = data.train_dataloader()
+    for _ in range(2):
+        for part in loader:
+            assert data.transfer_batch_to_device(part, torch.device("meta"), 0).x.is_meta
+    assert not data.graph.x.is_meta
+
+
+def test_the_graph_ends_on_the_cpu_where_the_model_does(monkeypatch) -> None:
+    data = CitationGraph(dataset=RandomGraph)
+    data.teardown("fit")  # before any setup, as after an error
+    data.setup("fit")
+    x = data.graph.x
+    data.teardown("fit")
+    assert data.graph.x is x
+    moves = []
+    monkeypatch.setattr(type(data.graph), "cpu", lambda graph: moves.append(graph))
+    data.teardown("fit")
+    assert moves == [data.graph]
+
+
+def test_the_user_s_own_graph_is_left_alone() -> None:
+    graph = random_graph(0, 30, 5, edges=0.2)
+    before = graph.clone()
+    data = CitationGraph(dataset=lambda: [graph], split="per_class", per_class=2, num_val=5, num_test=5)
+    data.setup("fit")
+    data.transfer_batch_to_device(data.graph, torch.device("meta"), 0)
+    assert graph.keys() == before.keys()
+    assert all(torch.equal(graph[name], before[name]) for name in before.keys())  # noqa: SIM118
 
 
 class Odd(RandomGraph):
@@ -248,32 +285,78 @@ class Odd(RandomGraph):
     [
         {"x": lambda x: x.double()},
         {"x": lambda x: (10 * x).long()},
+        {"x": lambda x: x > 0.5},
         {"x": lambda x: (x > 0.5).to_sparse()},
         {"y": lambda y: y.int()},
+        {"y": lambda y: y.to(torch.uint8)},
+        {"edge_index": lambda edges: edges.int()},
+        {"edge_index": lambda edges: edges[:, :0]},
     ],
 )
 def test_other_types_are_converted(changes) -> None:
     data = CitationGraph(dataset=partial(Odd, **changes))
     data.setup("fit")
-    assert (data.graph.x.dtype, data.graph.y.dtype, data.graph.x.layout) == (torch.float32, torch.int64, torch.strided)
+    graph = data.graph
+    assert (graph.x.dtype, graph.y.dtype, graph.edge_index.dtype) == (torch.float32, torch.int64, torch.int64)
+    assert graph.x.layout == torch.strided
+
+
+EDGES = r"pass \[2, num_edges\], a row of sources and a row of targets"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": lambda x: x[:, 0]}, "does not fit together"),
-        ({"x": lambda x: x * torch.nan}, "does not fit together"),
-        ({"y": lambda y: y[:-1]}, "does not fit together"),
-        ({"edge_index": lambda edges: edges + 1}, "does not fit together"),
-        ({"y": lambda y: y * 0 - 1}, "has no label"),
-        ({"y": lambda y: y.float()}, "one class number for each node"),
-        ({"val_mask": lambda mask: mask.nonzero()[:, 0]}, "val_mask must be a bool for each node"),
+        ({"x": lambda x: x[:, 0]}, r"x has the shape \[30\]: pass \[num_nodes, num_features\]"),
+        ({"x": lambda x: x.numpy()}, "x is a ndarray: pass a tensor of shape"),
+        ({"x": lambda x: x * torch.nan}, "x holds NaN, infinity or complex"),
+        ({"x": lambda x: x / 0}, "x holds NaN, infinity or complex"),
+        ({"x": lambda x: x.cfloat()}, "x holds NaN, infinity or complex"),
+        ({"x": lambda x: x[:-1]}, r"edge_index holds node 29, but the 29 nodes of x|y has the shape \[30\]"),
+        ({"y": lambda y: y[:-1]}, r"y has the shape \[29\]: pass \[30\], a class for each node"),
+        ({"y": lambda y: y[:, None]}, r"y has the shape \[30, 1\]: pass \[30\]"),
+        ({"y": lambda y: y.float()}, r"y has the dtype torch\.float32: convert it to integers"),
+        ({"y": lambda y: y > 0}, r"y has the dtype torch\.bool: convert it to integers"),
+        ({"y": lambda y: y.tolist()}, "y is a list: pass a tensor"),
+        ({"y": lambda y: y * 0 - 1}, "no node has a label"),
+        ({"edge_index": lambda edges: edges.T}, rf"edge_index has the shape \[\d+, 2\]: {EDGES}"),
+        ({"edge_index": lambda edges: edges.flatten()}, rf"edge_index has the shape \[\d+\]: {EDGES}"),
+        ({"edge_index": lambda edges: edges[:, :0].flatten()}, rf"edge_index has the shape \[0\]: {EDGES}"),
+        ({"edge_index": lambda edges: torch.cat([edges, edges])}, rf"edge_index has the shape \[4, \d+\]: {EDGES}"),
+        ({"edge_index": lambda edges: edges.float()}, r"edge_index has the dtype torch\.float32: convert it to int"),
+        ({"edge_index": lambda edges: torch.empty(2, 0)}, r"edge_index has the dtype torch\.float32: convert it to"),
+        ({"edge_index": lambda edges: edges > 0}, r"edge_index has the dtype torch\.bool"),
+        ({"edge_index": lambda edges: edges.tolist()}, "edge_index is a list: pass a tensor"),
+        ({"edge_index": lambda edges: edges + 1}, "holds node 30, but the 30 nodes of x count from 0 to 29: renumber"),
+        ({"edge_index": lambda edges: edges - 1}, "edge_index holds node -1, but"),
+        ({"val_mask": lambda mask: mask.nonzero()[:, 0]}, r"val_mask has the shape \[10\]: pass \[30\], a bool"),
+        ({"val_mask": lambda mask: mask.int()}, r"val_mask has the dtype torch\.int32: pass a bool for each node"),
+        ({"val_mask": lambda mask: mask.tolist()}, "val_mask is a list: pass a tensor"),
+        ({"val_mask": lambda mask: mask[None]}, r"val_mask has the shape \[1\]: pass \[30\]"),
+        ({"val_mask": lambda mask: mask[:, None, None]}, r"val_mask has the shape \[30, 1, 1\]: pass \[30\]"),
+        ({"val_mask": lambda mask: mask[:, None][:, :0]}, r"val_mask has the shape \[30, 0\]: pass \[30\]"),
         ({"train_mask": lambda mask: mask & False}, "No node of train_mask has a label"),
     ],
 )
-def test_a_graph_with_something_wrong_is_refused(changes, message) -> None:
+def test_a_malformed_graph_is_refused(changes, message) -> None:
     with pytest.raises(UserError, match=message):
         CitationGraph(dataset=partial(Odd, **changes)).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (random_graph, "dataset makes a Data: make a PyG dataset"),
+        (lambda: None, "dataset makes a NoneType"),
+        (lambda: [], "list holds 0 graphs"),
+        (lambda: [HeteroData()], "list holds a HeteroData: give a dataset that holds a Data"),
+        (lambda: [Data(x=torch.ones(3, 2), y=torch.arange(3), num_nodes=4)], "x has 3 rows, but num_nodes=4"),
+        (lambda: [Data(x=torch.ones(3, 2), y=torch.arange(3))], "list: edge_index is missing"),
+    ],
+)
+def test_what_is_no_dataset_of_one_graph_is_refused(dataset, message) -> None:
+    with pytest.raises(UserError, match=message):
+        CitationGraph(dataset=dataset).setup("fit")
 
 
 def test_an_object_in_place_of_a_function_is_refused() -> None:

@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from datamodules.files import data_directory, obtain
-from datamodules.mnist_files import mnist_file, read_idx
+from datamodules.mnist_files import SHA256, mnist_files, read_idx
 from rbp_lightning import UserError
 
 CONTENT = b"some data" * 1000
@@ -58,6 +58,44 @@ def test_without_a_network_one_sentence_says_what_to_do(tmp_path) -> None:
         obtain({"file": SUM}, [tmp_path / "data"], ["http://127.0.0.1:9"])
 
 
+def test_what_is_missing_is_named_at_once_and_where_to_put_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("datamodules.mnist_files.URLS", ["http://127.0.0.1:9"])
+    first, *others = SHA256
+    (tmp_path / "mnist" / "raw").mkdir(parents=True)
+    (tmp_path / "mnist" / "raw" / first).write_bytes(b"corrupt, but not missing")
+    with pytest.raises(UserError, match=f"{first} is corrupt"):
+        mnist_files(list(SHA256), str(tmp_path))
+    (tmp_path / "mnist" / "raw" / first).unlink()
+    with pytest.raises(UserError) as error:
+        mnist_files([*others, first], str(tmp_path))
+    assert all(name in str(error.value) for name in SHA256)
+    assert f"missing into {tmp_path}/mnist/raw" in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+def test_files_that_cannot_be_downloaded_are_not_said_to_have_been_tried(tmp_path) -> None:
+    with pytest.raises(UserError, match=rf"^Missing file: not found in {tmp_path}\. Put"):
+        obtain({"file": SUM}, [tmp_path], [])
+
+
+def test_an_interrupted_download_leaves_no_file(tmp_path, server) -> None:
+    """The server breaks off: what came is neither kept nor taken for the file."""
+
+    class Breaks(QuietHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
+            self.end_headers()
+            self.wfile.write(CONTENT[:100])
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Breaks) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="could not be downloaded"):
+            obtain({"file": SUM}, [tmp_path / "data"], [f"http://127.0.0.1:{http.server_port}"])
+        http.shutdown()
+    assert list((tmp_path / "data").iterdir()) == []
+
+
 def test_a_corrupt_file_is_refused_and_kept(tmp_path) -> None:
     (tmp_path / "file").write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match="is corrupt"):
@@ -68,7 +106,7 @@ def test_a_corrupt_file_is_refused_and_kept(tmp_path) -> None:
 def test_a_truncated_mnist_file_is_refused(tmp_path) -> None:
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz is corrupt"):
-        mnist_file("train-labels-idx1-ubyte.gz", str(tmp_path))
+        mnist_files(["train-labels-idx1-ubyte.gz"], str(tmp_path))
 
 
 @pytest.mark.parametrize(

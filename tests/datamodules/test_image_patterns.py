@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from datamodules import ImagePatterns
 from datamodules.corruption import erase, occlude, salt_and_pepper
-from datamodules.mnist_files import mnist_file, read_idx
+from datamodules.mnist_files import TRAINING_FILES, labelled_images, mnist_files
 from rbp_lightning import UserError
 
 images = arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.sampled_from([0.0, 1.0]))
@@ -118,7 +118,7 @@ def test_mnist(data_dir) -> None:
     stored = loaded(source="mnist", data_dir=data_dir).stored
     assert stored.shape == (10, 28, 28)
     # The first zero is the second image of the training set; 0.5 of 255 is reached from 128.
-    images = read_idx(mnist_file("train-images-idx3-ubyte.gz", data_dir))
+    images, _ = labelled_images(*mnist_files(TRAINING_FILES, data_dir))
     assert images.shape == (60000, 28, 28)
     assert images.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
     assert np.array_equal(stored[0].numpy(), (images[1] >= 128).astype(np.float32))
@@ -135,6 +135,30 @@ def test_folder_of_images(tmp_path) -> None:
     stored = loaded(source="folder", data_dir=str(tmp_path), num_patterns=3, size=6).stored
     assert stored.shape == (3, 6, 6)
     assert stored.mean(dim=(1, 2)).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
+def test_photos_are_turned_as_their_orientation_says(tmp_path, suffix, orientation) -> None:
+    """A photo of a bright left half is stored like that however the camera was held."""
+    upright = np.zeros((16, 16), dtype=np.uint8)
+    upright[:, :8] = 255
+    upright[:4, :4] = 0  # tells all eight orientations apart
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: np.rot90(upright, 2).T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"photo.{suffix}", exif=exif.tobytes())
+    (pattern,) = loaded(source="folder", data_dir=str(tmp_path), num_patterns=1, size=16).stored
+    assert np.array_equal(pattern.numpy(), upright > 127)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "F", "CMYK"])
@@ -197,7 +221,7 @@ def test_arguments_are_checked_at_once(arguments) -> None:
 
 
 def test_a_size_is_for_a_folder_alone() -> None:
-    with pytest.raises(UserError, match="size=16 is for source='folder' alone: leave it out"):
+    with pytest.raises(UserError, match="size=16 is only for source='folder': leave it out"):
         ImagePatterns(size=16)
     with pytest.raises(UserError, match="ImagePatterns: size=0 must be"):
         ImagePatterns(source="folder", data_dir=".", size=0)

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from datamodules import MNISTSplits
-from datamodules.mnist_files import mnist_file, read_idx
+from datamodules.mnist_files import labelled_images, mnist_files
 from rbp_lightning import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -99,8 +99,8 @@ def test_mnist_as_the_paper_splits_it(data_dir) -> None:
         zip(("train", "val", "test"), sizes.values(), strict=True)
     )
     for names, prefix in ((("train", "val"), "train"), (("test",), "t10k")):
-        images = read_idx(mnist_file(f"{prefix}-images-idx3-ubyte.gz", data_dir))
-        labels = read_idx(mnist_file(f"{prefix}-labels-idx1-ubyte.gz", data_dir))
+        files = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
+        images, labels = labelled_images(*mnist_files(files, data_dir))
         together = sum((counted_split(data, name, 255) for name in names), Counter())
         assert together == counted(images / 255, labels, 255)
     centred = loaded(source="mnist", data_dir=data_dir, **sizes)
@@ -201,7 +201,7 @@ def test_label_noise_takes_only_classes_that_occur(tmp_path) -> None:
     assert set(data.splits["train"]["labels"].tolist()) <= {0, 3, 6, 9}
     assert int(data.splits["train"]["clean"].sum()) == 2
     alone = small_files(tmp_path, [images, labels * 0, test_images, test_labels * 0])
-    with pytest.raises(UserError, match=r"label_noise=0\.9 wants several classes: set it to 0"):
+    with pytest.raises(UserError, match=r"label_noise=0\.9 needs several classes: set it to 0"):
         loaded_small(tmp_path, alone, label_noise=0.9)
 
 
@@ -220,11 +220,11 @@ def test_images_of_two_sizes_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "g" * 64, 5])
-def test_a_sum_has_64_hexadecimal_digits(sha256) -> None:
+def test_a_checksum_has_64_hexadecimal_digits(sha256) -> None:
     files = dict.fromkeys(NAMES, "0" * 64)
-    with pytest.raises(UserError, match=rf"MNISTSplits: files=.*{NAMES[1]}.*{sha256!r}.* 64 .*: take what sha256sum"):
+    with pytest.raises(UserError, match=rf"MNISTSplits: files=.*{NAMES[1]}.*{sha256!r}.* 64 .*: copy what sha256sum"):
         MNISTSplits(files={**files, NAMES[1]: sha256})
-    with pytest.raises(UserError, match="must be four names, each with its sum"):
+    with pytest.raises(UserError, match="must be four names, each with its checksum"):
         MNISTSplits(files=list(files))
 
 
@@ -232,7 +232,9 @@ def test_sums_may_be_in_capitals_and_nothing_is_downloaded(tmp_path) -> None:
     files = {name: sha256.upper() for name, sha256 in small_files(tmp_path).items()}
     assert loaded_small(tmp_path, files).num_classes == 4
     (tmp_path / NAMES[0]).unlink()
-    with pytest.raises(UserError, match=rf"Missing {NAMES[0]} in {tmp_path}: put what is missing there"):
+    with pytest.raises(
+        UserError, match=rf"Missing {NAMES[0]}: not found in {tmp_path}\. Put what is missing into {tmp_path}"
+    ):
         loaded_small(tmp_path, files)
 
 
@@ -331,8 +333,9 @@ class Recorder(LightningModule):
     def test_step(self, batch, batch_idx) -> None:
         self.seen["test"].append(batch)
 
-    def predict_step(self, batch, batch_idx) -> None:
+    def predict_step(self, batch, batch_idx):
         self.seen["predict"].append(batch)
+        return batch["labels"]  # Lightning warns of None
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -373,6 +376,7 @@ def of_process(folder: str) -> None:
     torch.save(model.seen, Path(folder) / f"rank{trainer.global_rank}")
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_gets_the_whole_training_batch_and_its_share_of_the_others(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"from tests.datamodules.test_mnist_splits import of_process\nof_process({str(tmp_path)!r})\n")

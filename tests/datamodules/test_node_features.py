@@ -1,8 +1,8 @@
 """Principal components and their cache."""
 
-import numpy as np
 import pytest
 import torch
+from joblib._store_backends import CacheWarning
 
 from datamodules import node_features
 from datamodules.node_features import principal_components
@@ -23,42 +23,50 @@ def test_they_are_those_of_the_singular_value_decomposition(tmp_path) -> None:
     assert found.dtype == torch.float32
 
 
+class NoPCA:
+    """Stands in for PCA where nothing is to be computed."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        raise AssertionError("computed again")
+
+
 def test_they_are_computed_once(tmp_path, monkeypatch) -> None:
     first = principal_components(features(), 3, tmp_path)
     other = principal_components(features(1), 3, tmp_path)
-    files = list(tmp_path.iterdir())
-    assert len(files) == 2
-    monkeypatch.setattr(node_features, "PCA", None)
+    monkeypatch.setattr(node_features, "PCA", NoPCA)
     assert torch.equal(principal_components(features(), 3, tmp_path), first)
     assert torch.equal(principal_components(features(1), 3, tmp_path), other)
+    with pytest.raises(AssertionError, match="computed again"):
+        principal_components(features(), 4, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "empty"])
-def test_a_damaged_cache_is_made_anew(tmp_path, damage) -> None:
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
+def test_a_damaged_cache_is_computed_again(tmp_path, damage) -> None:
     first = principal_components(features(), 3, tmp_path)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.rglob("output.pkl")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes({"truncate": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
+    damaged = {"truncate": content[: len(content) // 2], "flip": content, "empty": b"", "text": b"no pickle"}
+    path.write_bytes(damaged[damage])
     assert torch.equal(principal_components(features(), 3, tmp_path), first)
-    with np.load(path) as cached:
-        assert torch.equal(torch.from_numpy(cached["features"]), first)
+    assert path.read_bytes() != damaged[damage]
+    assert torch.equal(principal_components(features(), 3, tmp_path), first)
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch) -> None:
-    def interrupted(file, **arrays) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(node_features.np, "savez", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        principal_components(features(), 3, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_place_to_write_they_are_computed(tmp_path) -> None:
+@pytest.mark.parametrize("folder", ["file/pca", "."])
+def test_without_a_place_to_write_they_are_computed(tmp_path, folder) -> None:
     (tmp_path / "file").write_text("no folder")
-    assert principal_components(features(), 3, tmp_path / "file" / "pca").shape == (40, 3)
+    (tmp_path / "datamodules").write_text("where joblib would make a folder")
+    assert principal_components(features(), 3, tmp_path / folder).shape == (40, 3)
+
+
+def test_a_cache_that_becomes_unwritable_is_done_without(tmp_path, monkeypatch) -> None:
+    def refuse(*args, **kwargs) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("joblib._store_backends.numpy_pickle.dump", refuse)
+    with pytest.warns(CacheWarning, match="Unable to cache to disk"):
+        assert principal_components(features(), 3, tmp_path).shape == (40, 3)
 
 
 def test_too_many_are_refused(tmp_path) -> None:
@@ -69,13 +77,6 @@ def test_too_many_are_refused(tmp_path) -> None:
 def test_features_of_the_same_bytes_and_another_shape_are_others(tmp_path) -> None:
     principal_components(features(), 3, tmp_path)
     assert principal_components(features().reshape(24, 20), 3, tmp_path).shape == (24, 3)
-
-
-def test_an_archive_of_another_shape_is_made_anew(tmp_path) -> None:
-    first = principal_components(features(), 3, tmp_path)
-    (path,) = tmp_path.iterdir()
-    np.savez(path, features=np.zeros((2, 2), dtype=np.float32))
-    assert torch.equal(principal_components(features(), 3, tmp_path), first)
 
 
 def test_features_without_any_are_refused(tmp_path) -> None:

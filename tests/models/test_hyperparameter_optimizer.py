@@ -1,5 +1,6 @@
 """Hyperparameter optimisation under the real Trainer and from the command line."""
 
+import copy
 import os
 import re
 import subprocess
@@ -17,7 +18,8 @@ from torchmetrics.functional.classification import binary_auroc
 
 from datamodules import MNISTSplits
 from models import MLP, ExampleWeights, HyperparameterOptimizer, LabelSmoothing, RandomSearch, WeightDecay
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard, UserError
+from models.hyperparameter_optimization.inner_progress import InnerProgress
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, FailurePolicy, GradientEstimator, NeumannRBP, Picard, UserError
 from rbp_lightning.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -163,10 +165,119 @@ def test_a_diverging_inner_training_names_the_step_and_the_learning_rate() -> No
     model = optimizer(inner_learning_rate=0.1, loss="squared_error")
     with torch.no_grad():
         model.sgd.log_learning_rates[2] = 60.0
-    message = r"a loss of (inf|nan) at step \d+ of 20, in outer step 1, .* up to 1.14e\+26 \(3.weight\): lower inner"
+    message = r"is not finite from step \d+ of 20 on, in outer step 1, .* up to 1.14e\+26 \(3.weight\): lower inner"
     with pytest.raises(UserError, match=message):
         fit(model, NeumannRBP(5, SOLVER))
     assert bool(torch.cat([leaf.flatten() for leaf in model.trained.parameters()]).isfinite().all())
+
+
+def test_a_diverging_inner_training_is_skipped_where_that_is_the_policy() -> None:
+    model = optimizer(inner_learning_rate=0.1, loss="squared_error")
+    with torch.no_grad():
+        model.sgd.log_learning_rates[2] = 60.0
+    before, network = learned(model), model.trained[1].weight.clone()
+    trainer = fit(model, NeumannRBP(5, SOLVER), FailurePolicy(diverged="skip"), max_epochs=2)
+    assert trainer.callback_metrics["train/skipped_steps"] == 2
+    assert torch.equal(learned(model), before)
+    assert torch.equal(model.trained[1].weight, network)
+
+
+def test_a_training_that_is_not_finite_is_found_though_its_last_state_is() -> None:
+    """A solver may go back to its best iterate."""
+    trainer, tensors = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False), {"a": torch.ones(3)}
+    bad = {"a": torch.tensor([1.0, float("inf"), 1.0])}
+    for losses, states, failed_at in (
+        ([1.0, 1.0, 1.0], [tensors] * 3, None),
+        ([1.0, float("nan"), 1.0], [tensors] * 3, 2),
+        ([1.0, 1.0, 1.0], [tensors, tensors, bad], 3),
+        ([float("inf"), 1.0, 1.0], [tensors, bad, tensors], 1),
+        ([1.0, 1.0, 1.0, float("nan")], [tensors] * 4, None),  # of a monitor, after the training
+    ):
+        with InnerProgress(trainer, 3) as progress:
+            for step, (loss, state) in enumerate(zip(losses, states, strict=True), 1):
+                progress(step, torch.tensor(loss), {"parameters": state, "velocities": state})
+        assert progress.failed_at(trainer) == failed_at
+
+
+def test_nan_in_the_outer_images_is_no_fault_of_the_training() -> None:
+    data = digits()
+    data.setup("fit")
+    data.splits["val"]["images"][0] = float("nan")
+    with pytest.raises(UserError, match="The outer loss is nan in outer step 1, after an inner training that was fin"):
+        fit(optimizer(), NeumannRBP(5, SOLVER), data=data, num_sanity_val_steps=0)
+
+
+def frozen_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    network[1].requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize("estimator", [BPTT(SOLVER), CGRBP(5, solver=SOLVER)], ids=["BPTT", "CGRBP"])
+def test_frozen_layers_stay_frozen(estimator: GradientEstimator, copied: bool, capsys: Any) -> None:
+    network = frozen_network()
+    model = optimizer(network=network, inner_start="last", hyperparameters=[WeightDecay()])
+    if copied:
+        model = copy.deepcopy(model)
+    assert [parameter.requires_grad for parameter in network.parameters()] == [False, False, True, True]
+    fit(model, estimator, RandomSearch(trials=1), max_epochs=2)
+    assert torch.equal(model.trained[1].weight, network[1].weight)
+    assert torch.equal(model.trained[1].bias, network[1].bias)
+    assert not torch.equal(model.trained[3].weight, network[3].weight)
+    kinds = ("learning_rate", "momentum", "weight_decay")
+    names = [f"{kind}/{name}" for kind in kinds for name in ("3.weight", "3.bias")]
+    assert list(model.hyperparameter_values()) == names
+    assert learned(model).shape == (6,)
+    # Another optimisation of the same network trains the same layers.
+    assert list(optimizer(network=network, hyperparameters=[]).hyperparameter_values()) == names[:4]
+
+
+def test_a_network_in_a_config_may_freeze_its_layers(tmp_path: Path) -> None:
+    model = optimizer(network=frozen_network(), hyperparameters=[])
+    fit(model, NeumannRBP(5, SOLVER)).save_checkpoint(tmp_path / "one.ckpt")
+    loaded = HyperparameterOptimizer.load_from_checkpoint(tmp_path / "one.ckpt", network=frozen_network())
+    assert torch.equal(learned(loaded), learned(model))
+
+
+@pytest.mark.parametrize("start", ["restart", "last"])
+def test_a_training_is_the_same_with_and_without_a_gradient(start: str) -> None:
+    """What decides on the examples of a step is how many there were, for every estimator alike."""
+    data, states = digits(), []
+    data.setup("fit")
+    for estimator in (BPTT(SOLVER), TBPTT(5, SOLVER), NeumannRBP(5, SOLVER), CGRBP(5, solver=SOLVER)):
+        for taped in (True, False):
+            model = optimizer(linearization_batches=2, inner_start=start)
+            model.estimator = estimator
+            with torch.set_grad_enabled(taped):
+                states.append(model.train_network(data.splits["train"]).state["parameters"]["3.weight"].detach())
+    assert all(torch.equal(state, states[0]) for state in states)
+
+
+@pytest.mark.parametrize(("batches", "size"), [("all", 60), (1, 20), (2, 40), (9, 60)])
+@pytest.mark.parametrize("estimator", [BPTT(SOLVER), NeumannRBP(5, SOLVER)], ids=["BPTT", "NeumannRBP"])
+def test_the_last_inner_step_is_on_as_many_minibatches_as_asked(estimator: Any, batches: Any, size: int) -> None:
+    model, data, seen = optimizer(linearization_batches=batches), digits(), []
+    data.setup("fit")
+    model.objective.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[1]["labels"])))
+    model.estimator = estimator
+    model.train_network(data.splits["train"])
+    assert seen == [20] * 19 + [size]
+
+
+def test_a_tolerance_needs_full_batches() -> None:
+    data = digits()
+    data.setup("fit")
+    model = optimizer()
+    model.estimator = NeumannRBP(solver=Picard(30, tol=1e-4))
+    message = r"tol=0.0001, but a training on minibatches \(batch_size=20 of 60 .* exactly max_steps=30 .* to 60\."
+    with pytest.raises(UserError, match=message):
+        model.train_network(data.splits["train"])
+    model = optimizer(batch_size=60)
+    assert model.estimator.solver.tol == 0
+    model.estimator = NeumannRBP(solver=Picard(30, tol=1e-1))
+    assert model.train_network(data.splits["train"]).steps < 30
 
 
 def test_a_hypergradient_that_overflows_is_refused() -> None:
@@ -184,12 +295,18 @@ def test_a_hypergradient_that_overflows_is_refused() -> None:
         (lambda: optimizer(outer_objective="test"), "outer_objective='test' must be one of validation, training"),
         (lambda: optimizer(inner_start="warm"), "inner_start='warm' must be one of restart, last"),
         (lambda: optimizer(linearization_batches=0), "linearization_batches=0 must be a whole number of at least 1"),
+        (lambda: optimizer(linearization_batches="whole"), "linearization_batches='whole' must be one of all"),
         (lambda: optimizer(inner_learning_rate=0.0), "inner_learning_rate=0.0 must be a number"),
         (lambda: optimizer(inner_momentum=1.0), "momentum=1.0 must be below 1"),
         (lambda: optimizer(learning_rate=-1.0), "learning_rate=-1.0 must be a number"),
         (lambda: optimizer(inner_curves_every=0), "inner_curves_every=0 must be a whole number"),
-        (lambda: HyperparameterOptimizer(nn.Sequential(nn.BatchNorm1d(3))), "has a BatchNorm1d that tracks running"),
+        (
+            lambda: HyperparameterOptimizer(nn.Sequential(nn.BatchNorm1d(3))),
+            "has a BatchNorm1d with running statistics",
+        ),
         (lambda: HyperparameterOptimizer(nn.Identity()), "the network has no parameters to train"),
+        (lambda: HyperparameterOptimizer(nn.Sequential()), "the network has no parameters to train"),
+        (lambda: HyperparameterOptimizer(MLP([4, 2]).requires_grad_(False)), "all 2 parameters .* are frozen"),
         (lambda: optimizer(hyperparameters=[LabelSmoothing(), LabelSmoothing()]), "label_smoothing occurs twice among"),
         (lambda: RandomSearch(spread=0.0), "spread=0.0 must be a number"),
         (lambda: RandomSearch(trials=0), "trials=0 must be a whole number of at least 1"),
@@ -226,49 +343,48 @@ SMALL = [
 ]
 
 
-def command(folder: Path, *arguments: str) -> list[str]:
-    program = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "fit",
-        f"--config={CONFIG}",
-        f"--trainer.logger.save_dir={folder}",
-    ]
-    return [*program, *SMALL, *arguments]
+def command(subcommand: str, folder: Path, *arguments: str) -> list[str]:
+    return [subcommand, f"--config={CONFIG}", f"--trainer.logger.save_dir={folder}", *SMALL, *arguments]
 
 
-def run(folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
-    """Runs the command line and returns the last checkpoint, and what was printed."""
-    finished = subprocess.run(command(folder, *arguments), capture_output=True, text=True, timeout=300)
+def in_two_processes(arguments: list[str]) -> str:
+    """Runs the command line and returns what was printed."""
+    program = [sys.executable, str(ROOT / "train.py"), *arguments, "--trainer.devices=2", "--trainer.strategy=ddp_fork"]
+    finished = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    last = max(folder.glob("hypergrad/*/checkpoints/last.ckpt"), key=os.path.getmtime)
-    return torch.load(last, weights_only=True), finished.stdout
+    return finished.stdout
 
 
+def newest(folder: Path, name: str) -> Path:
+    return max(folder.rglob(name), key=os.path.getmtime)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["TBPTT", "CGRBP"])  # CGRBP has the products of the others as well
-def test_two_processes_equal_one(estimator: str, tmp_path: Path) -> None:
+def test_two_processes_equal_one(estimator: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
     # Minibatches of 299 examples and of the one that is left over, of which the second process has no share.
     same = [f"--estimator={estimator}", "--estimator.steps=4", "--estimator.solver.max_steps=10"]
     same += ["--trainer.max_epochs=3", "--trainer.precision=64-true", "--model.batch_size=299"]
-    one, _ = run(tmp_path / "one", *same, "--trainer.devices=1")
-    two, printed = run(tmp_path / "two", *same, "--trainer.devices=2", "--trainer.strategy=ddp")
+    main(command("fit", tmp_path / "one", *same, "--trainer.devices=1"))
+    printed = in_two_processes(command("fit", tmp_path / "two", *same))
+    one, two = (torch.load(newest(tmp_path / folder, "last.ckpt"), weights_only=True) for folder in ("one", "two"))
     assert two["global_step"] == one["global_step"] == 3
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-8, atol=1e-10)
     assert printed.count("| learned |") == 1
 
 
-def test_two_processes_predict_the_classes_of_an_odd_number_of_images(tmp_path: Path) -> None:
-    run(tmp_path, "--trainer.max_epochs=1", "--trainer.devices=1")
-    (last,) = tmp_path.rglob("last.ckpt")
-    found = []
-    for processes in (["--trainer.devices=1"], ["--trainer.devices=2", "--trainer.strategy=ddp"]):
-        program = command(tmp_path, *processes, f"--ckpt_path={last}")
-        program[program.index("fit")] = "predict"
-        finished = subprocess.run(program, capture_output=True, text=True, timeout=300)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        newest = max(tmp_path.rglob("classes.txt"), key=os.path.getmtime)
-        found.append(newest.read_text())
+@pytest.mark.slow
+def test_two_processes_predict_the_classes_of_an_odd_number_of_images(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    main(command("fit", tmp_path, "--trainer.max_epochs=1", "--trainer.devices=1"))
+    predict = command("predict", tmp_path, f"--ckpt_path={newest(tmp_path, 'last.ckpt')}")
+    main([*predict, "--trainer.devices=1"])
+    found = [newest(tmp_path, "classes.txt").read_text()]
+    newest(tmp_path, "classes.txt").unlink()
+    in_two_processes(predict)
+    found.append(newest(tmp_path, "classes.txt").read_text())
     assert len(found[0].split()) == 101
     assert found[1] == found[0]
 
@@ -276,7 +392,7 @@ def test_two_processes_predict_the_classes_of_an_odd_number_of_images(tmp_path: 
 def test_tensorboard_has_curves_of_both_loops(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     extra = ["--trainer.max_epochs=3", "--model.inner_curves_every=2", "--trainer.devices=1"]
-    main(command(tmp_path, *extra)[2:])
+    main(command("fit", tmp_path, *extra))
     folder = tmp_path / "hypergrad/version_0"
     events = EventAccumulator(str(folder)).Reload()
     tags = events.Tags()
@@ -302,7 +418,7 @@ def test_tensorboard_has_curves_of_both_loops(tmp_path: Path, monkeypatch, capsy
     assert [event.step for event in losses] == list(range(1, 11))
     assert losses[-1].value < losses[0].value
     assert "| learned |" in capsys.readouterr().out
-    main(["predict", *command(tmp_path, *extra)[3:], f"--ckpt_path={folder}/checkpoints/last.ckpt"])
+    main(command("predict", tmp_path, *extra, f"--ckpt_path={folder}/checkpoints/last.ckpt"))
     (predicted,) = tmp_path.rglob("classes.txt")
     assert len(predicted.read_text().split()) == 101
 
@@ -312,7 +428,7 @@ def test_random_search_compares_with_what_was_started_from(capsys) -> None:
     model.estimator = TBPTT(10, SOLVER)
     data.setup("fit")
     start = model.train_network(data.splits["train"]).state["parameters"]
-    loss = float(model.objective.plain(start, data.splits["val"], 80))
+    loss = float(model.objective.plain(start, data.splits["val"], 80).detach())
     search = RandomSearch(trials=3)
     fit(model, TBPTT(10, SOLVER), search, data=data, max_epochs=2)
     before = learned(model)

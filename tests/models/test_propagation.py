@@ -1,5 +1,6 @@
 """Cells: gradients against the dense solution, contraction, and the matrices they propagate with."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn import SimpleConv
 
 from models import ContractiveCell, GRUPropagation, PageRankCell, PropagationCell
-from models.propagation.prepared_graph import PreparedGraph, adjacency_matrix
+from models.propagation.adjacency import adjacency_matrix
+from models.propagation.prepared_graph import PreparedGraph, PrepareGraph
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, SparseMatrix, UserError
 from tests.cells import Cell, dense, loss_of, relative_error
 from tests.graphs import random_graph
@@ -162,15 +164,118 @@ def test_what_is_dropped_is_drawn_once_for_a_solve() -> None:
 def test_a_graph_is_recognised_by_its_tensors() -> None:
     graph = random_graph(0)
     prepared = PreparedGraph(graph, "mean")
-    assert prepared.is_of(graph)
-    assert prepared.is_of(Data(x=graph.x, edge_index=graph.edge_index))
-    copy = graph.clone()
-    assert not prepared.is_of(copy)
-    assert PreparedGraph(copy, "mean").fingerprint == prepared.fingerprint
-    copy.x[0, 0] += 1
-    assert PreparedGraph(copy, "mean").fingerprint != prepared.fingerprint
+    assert prepared.is_of(graph, "mean")
+    assert prepared.is_of(Data(x=graph.x, edge_index=graph.edge_index), "mean")
+    assert not prepared.is_of(graph, "sum")
+    assert not prepared.is_of(graph, "mean", torch.float64)
+    copied = graph.clone()
+    assert not prepared.is_of(copied, "mean")
+    assert PreparedGraph(copied, "mean").fingerprint == prepared.fingerprint
+    copied.x[0, 0] += 1
+    assert PreparedGraph(copied, "mean").fingerprint != prepared.fingerprint
     graph.x[0, 0] += 1
-    assert not prepared.is_of(graph)
+    assert not prepared.is_of(graph, "mean")
+
+
+CHANGES = {
+    "widened": lambda graph: graph.apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor),
+    "cloned": lambda graph: graph.clone(),
+    "copied": copy.deepcopy,
+    "a part": lambda graph: graph.subgraph(torch.arange(6)),
+    "other features": lambda graph: graph.update({"x": torch.rand(8, 5)}),
+    "other edges": lambda graph: graph.update({"edge_index": EDGES}),
+    "features changed in place": lambda graph: graph.x.mul_(2) is None or graph,
+    "edges changed in place": lambda graph: graph.edge_index.copy_(graph.edge_index.flip(1)) is None or graph,
+}
+EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_graph_is_prepared_again_only_if_it_changed(change) -> None:
+    graph, prepare = random_graph(0), PrepareGraph("symmetric")
+    assert "prepared" in prepare(graph)
+    assert "prepared" not in graph
+    first = prepare.forward(graph).prepared
+    assert prepare.forward(graph).prepared is first
+    assert prepare(copy.copy(graph)).prepared is first
+    changed = CHANGES[change](graph)
+    found, expected = prepare.forward(changed).prepared, PreparedGraph(changed, "symmetric")
+    assert torch.equal(found.features, expected.features)
+    states = torch.rand(changed.num_nodes, 2)
+    assert torch.equal(found.adjacency @ states, expected.adjacency @ states)
+    assert prepare.forward(changed).prepared is found
+
+
+def test_another_aggregation_or_dtype_is_prepared_for() -> None:
+    graph = random_graph(0)
+    for aggregation in ("sum", "mean", "sum"):
+        for dtype in (torch.float32, torch.float64):
+            prepared = PrepareGraph(aggregation, dtype).forward(graph).prepared
+            assert prepared.is_of(graph, aggregation, dtype)
+            assert prepared.features.dtype == prepared.adjacency.values.dtype == dtype
+
+
+def test_what_is_prepared_in_inference_mode_can_be_trained_on() -> None:
+    graph = random_graph(0)
+    graph.x *= torch.eye(8, 5)  # sparse features
+    cell = MAKERS["page_rank"]()
+    with torch.inference_mode():
+        PrepareGraph(cell.aggregation).forward(graph)
+    prepared = PrepareGraph(cell.aggregation).forward(graph).prepared
+    update, state = cell.start(prepared.features, prepared.adjacency)
+    update(state).sum().backward()
+    assert cell.inject.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
+def test_features_of_any_type_have_a_fingerprint(dtype) -> None:
+    graph = random_graph(0)
+    graph.x = graph.x.mul(10).to(dtype)
+    prepared = PreparedGraph(graph, "sum")
+    assert prepared.fingerprint == PreparedGraph(graph.clone(), "sum").fingerprint
+    assert torch.equal(prepared.features, graph.x.float())
+
+
+@pytest.mark.parametrize("aggregation", ["sum", "mean", "symmetric"])
+def test_the_adjacency_of_many_nodes_does_not_depend_on_the_type_of_indices(aggregation) -> None:
+    """The products of indices that number the edges overflow int32 from 46,341 nodes on."""
+    nodes = 50_000
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.randint(nodes - 100, nodes, (2, 500), generator=generator)
+    states = torch.rand(nodes, 2, generator=generator)
+    wide, narrow = (
+        adjacency_matrix(edges.to(dtype), nodes, aggregation) @ states for dtype in (torch.int64, torch.int32)
+    )
+    assert torch.equal(wide, narrow)
+    dense_matrix = torch.zeros(100, 100).index_put((edges[1] - nodes + 100, edges[0] - nodes + 100), torch.ones(500))
+    if aggregation == "mean":
+        dense_matrix /= dense_matrix.sum(1, keepdim=True).clamp_min(1)
+    if aggregation == "symmetric":
+        dense_matrix.fill_diagonal_(1)  # gcn_norm adds what self-loops are missing
+        root = dense_matrix.sum(1).rsqrt()
+        dense_matrix = root[:, None] * dense_matrix * root
+    torch.testing.assert_close(wide[-100:], dense_matrix @ states[-100:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edge_index": EDGES.T}, r"edge_index has the shape \[3, 2\]: pass \[2, num_edges\]"),
+        ({"edge_index": EDGES.float()}, r"edge_index has the dtype torch\.float32: convert it to integers"),
+        ({"edge_index": torch.empty(0, dtype=torch.int64)}, r"edge_index has the shape \[0\]"),
+        ({"edge_index": EDGES + 6}, "edge_index holds node 8, but the 8 nodes of x count from 0 to 7"),
+        ({"edge_index": EDGES - 1}, "edge_index holds node -1"),
+        ({"edge_index": None}, "edge_index is missing"),
+        ({"x": None}, "x is missing"),
+        ({"x": torch.ones(8)}, r"x has the shape \[8\]"),
+        ({"x": torch.full((8, 5), torch.inf)}, "x holds NaN, infinity"),
+    ],
+)
+def test_a_malformed_graph_is_refused(changes, message) -> None:
+    graph = random_graph(0)
+    graph.update(changes)
+    with pytest.raises(UserError, match=message):
+        PrepareGraph("sum").forward(graph)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +285,7 @@ def test_a_graph_is_recognised_by_its_tensors() -> None:
         (lambda: PageRankCell(5, 1), "num_classes=1"),
         (lambda: PageRankCell(5, 3, 0), "num_hidden=0"),
         (lambda: PageRankCell(5, 3, alpha=0.0), "alpha=0.0"),
-        (lambda: PageRankCell(5, 3, alpha=1.0, learn_alpha=True), "alpha=1 cannot be learned"),
+        (lambda: PageRankCell(5, 3, alpha=1.0, learn_alpha=True), "alpha=1 has no finite logit"),
         (lambda: PageRankCell(5, 3, dropout=1.0), r"dropout=1\.0"),
         (lambda: ContractiveCell(5, 3, bound=1.0), r"bound=1\.0 must be below 1"),
         (lambda: ContractiveCell(5, 3, norm="nuclear"), "norm='nuclear' must be one of spectral"),

@@ -1,22 +1,23 @@
+"""Picard iteration, and when it stops."""
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.host_syncs import CountSyncs
-from rbp_lightning import Picard, Status
-from rbp_lightning.fixed_point import ConvergenceTest
+from rbp_lightning import CGRBP, FixedPoint, FixedPointSolver, NeumannRBP, Picard, Status, ignoring
 
 
-def run(update, start, solver, batch_dims=0):
-    test = ConvergenceTest(solver.tol, batch_dims)
-    state, steps = solver.iterate(update, start, solver.max_steps, test)
-    return test.result(state, steps)
+def run(update, start, solver, batch_dims=0) -> FixedPoint:
+    with torch.no_grad(), ignoring():
+        return NeumannRBP(0, solver)(update, start, batch_dims)
 
 
+@settings(deadline=None)
 @given(rate=st.floats(0.05, 0.95), scale=st.floats(1e-6, 1e6), tol=st.sampled_from([1e-3, 1e-8]))
 def test_stops_within_the_tolerance_and_no_later_than_the_next_check(rate, scale, tol) -> None:
-    result = run(lambda h: rate * h + scale, torch.zeros(2, dtype=torch.float64), Picard(2000, tol))
+    result = run(lambda h: rate * h + scale, torch.zeros(2, dtype=torch.float64), Picard(2000, tol, atol=0.0))
     assert result.status is Status.CONVERGED
     assert float(result.residual) <= tol
     # h_t = scale (1 - rate^t) / (1 - rate), so the residual is known at each step.
@@ -34,10 +35,10 @@ def test_the_tolerance_is_met_by_every_sample() -> None:
 
 
 def test_reads_the_device_once_in_ten_steps() -> None:
-    with CountSyncs() as syncs:
+    with CountSyncs() as reads:
         result = run(lambda h: 0.999 * h + 1, torch.zeros(3, 2), Picard(200, 1e-9), batch_dims=1)
     assert result.steps == 200
-    assert syncs.count <= 200 // 10 + 1
+    assert reads.count <= 200 // 10 + 1
 
 
 def test_tolerance_zero_runs_every_step() -> None:
@@ -82,7 +83,7 @@ def test_growth_of_a_contraction_that_is_not_normal_is_not_divergence() -> None:
     assert grows.status is Status.DIVERGED
 
 
-def test_chaos_is_divergence() -> None:
+def test_chaos_is_a_failure() -> None:
     statuses = []
     for seed in range(20):
         matrix = 3 * torch.randn(50, 50, generator=torch.Generator().manual_seed(seed)) / 50**0.5
@@ -90,7 +91,8 @@ def test_chaos_is_divergence() -> None:
             run(lambda h, matrix=matrix: torch.tanh(h @ matrix + 0.1), torch.zeros(50), Picard(100, 1e-6)).status
         )
     assert Status.CONVERGED not in statuses
-    assert statuses.count(Status.DIVERGED) >= 15
+    assert set(statuses) <= {Status.DIVERGED, Status.MAX_STEPS}
+    assert statuses.count(Status.DIVERGED) >= 10
 
 
 def test_a_leaf_may_be_empty() -> None:
@@ -102,14 +104,15 @@ def test_a_leaf_may_be_empty() -> None:
 def test_a_low_precision_start_at_the_fixed_point_is_not_divergence() -> None:
     start = torch.full((64,), 10.0, dtype=torch.bfloat16)
     noisy = torch.linspace(0.99, 1.01, 64).bfloat16()
-    result = run(lambda h: (0.9 * h + 1) * noisy, start, Picard(60, tol=0))
-    assert result.status is not Status.DIVERGED
+    for tol in (0, 1e-6):
+        result = run(lambda h: (0.9 * h + 1) * noisy, start, Picard(60, tol=tol))
+        assert result.status is not Status.DIVERGED
 
 
 def test_tiny_and_huge_states_are_judged_alike() -> None:
     steps = {
-        scale: run(lambda h, scale=scale: 0.9 * h + scale, torch.zeros(3), Picard(500, 1e-5)).steps
-        for scale in (1e-30, 1e-20, 1.0, 1e20, 1e30)
+        scale: run(lambda h, scale=scale: 0.9 * h + scale, torch.zeros(3), Picard(500, 1e-5, atol=0.0)).steps
+        for scale in (1e-15, 1e-6, 1.0, 1e6, 1e15)
     }
     assert len(set(steps.values())) == 1, steps
 
@@ -128,3 +131,52 @@ def test_growth_until_overflow_is_divergence(size: int, batch_dims: int) -> None
     rotation = 1.05 * torch.linalg.qr(torch.randn(size, size))[0]
     start = torch.zeros(*[3] * batch_dims, size)
     assert run(lambda h: h @ rotation + 1, start, Picard(3000, 1e-6), batch_dims).status is Status.DIVERGED
+
+
+def test_a_warm_start_at_rounding_is_not_divergence() -> None:
+    """From there any change is growth."""
+    weight = 0.9 * torch.linalg.qr(torch.randn(50, 50, generator=torch.Generator().manual_seed(0)))[0]
+    cold = run(lambda h: h @ weight + 1, torch.zeros(8, 50), Picard(2000, 1e-7), 1)
+    for steps in range(2, 12):
+        warm = run(lambda h: h @ weight + 1, cold.state, Picard(steps, 1e-9), 1)
+        assert warm.status is not Status.DIVERGED
+
+
+class Damped(FixedPointSolver):
+    """h <- h + 0.3 (F(h) - h)."""
+
+    def step(self, vector, image, memory):
+        return [h + 0.3 * (f - h) for h, f in zip(vector, image, strict=True)], memory
+
+
+def test_a_solver_of_one_s_own_solves_what_picard_iteration_does_not() -> None:
+    """A slope of -2, which damping makes one of 0.1; the gradient is that of the fixed point."""
+    weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    start = torch.zeros(3, 1, dtype=torch.float64)
+    assert run(lambda h: 1 - 2 * h, start, Picard(100), 1).status is Status.DIVERGED
+    result = CGRBP(solver=Damped(200, 1e-12))(lambda h: 1 - weight * h, start, 1)
+    assert result.status is Status.CONVERGED
+    torch.testing.assert_close(result.state.detach(), torch.full_like(start, 1 / 3), rtol=1e-10, atol=0)
+    result.state.sum().backward()
+    assert float(weight.grad) == pytest.approx(-3 / 9, rel=1e-9)  # h* = 1 / (1 + w)
+
+
+class Momentum(FixedPointSolver):
+    """Remembers the last change."""
+
+    def init(self, vector, batch_dims):
+        return [torch.zeros_like(leaf) for leaf in vector]
+
+    def step(self, vector, image, memory):
+        changes = [0.5 * m + f - h for h, f, m in zip(vector, image, memory, strict=True)]
+        return [h + change for h, change in zip(vector, changes, strict=True)], changes
+
+
+def test_what_a_solver_remembers_belongs_to_the_solve() -> None:
+    solver = Momentum(300, 1e-9)
+    start = {"a": torch.zeros(2).double(), "b": torch.zeros(3).double()}
+    found = [run(lambda h: {"a": 0.9 * h["a"] + 1, "b": 0.8 * h["b"] + 1}, start, solver) for _ in range(2)]
+    plain = run(lambda h: {"a": 0.9 * h["a"] + 1, "b": 0.8 * h["b"] + 1}, start, Picard(300, 1e-9))
+    assert found[0].steps == found[1].steps < plain.steps
+    for one, other in zip(found[0].state.values(), plain.state.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)

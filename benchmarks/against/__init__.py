@@ -1,0 +1,1 @@
+"""This checkout against another one, such as one of an earlier commit."""

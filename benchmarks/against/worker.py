@@ -1,0 +1,83 @@
+"""Times solves by the ``rbp_lightning`` of one checkout, as it is asked to: ``python worker.py CHECKOUT``.
+
+A request is a line of JSON on the standard input, and its answer, seconds, a line on the standard output. The networks
+are of the checkout that this file is in; of the other one only what users call is used.
+"""
+
+import functools
+import json
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+checkout, own = Path(sys.argv[1]).resolve(), Path(__file__).resolve().parents[2]
+sys.path[0] = str(checkout)
+import rbp_lightning  # noqa: E402
+
+assert Path(rbp_lightning.__file__).is_relative_to(checkout), rbp_lightning.__file__
+sys.path[0] = str(own)
+from benchmarks.peers.graphs import GRAPH_NETWORKS, Graph  # noqa: E402
+from benchmarks.peers.networks import NETWORKS, Case  # noqa: E402
+
+
+@functools.cache
+def make_case(name: str, graph: str | None) -> Case:
+    """Makes a case, once.
+
+    Args:
+        name: Its name.
+        graph: File of the graph, or ``None``.
+    """
+    if graph is None:
+        return NETWORKS[name](torch.float32)
+    return GRAPH_NETWORKS[name](Graph(**torch.load(graph)), torch.float32)
+
+
+@functools.cache
+def make_estimator(name: str, max_steps: int, tol: float, terms: int) -> Any:
+    """Makes an estimator, once.
+
+    Args:
+        name: Its class.
+        max_steps: Most steps of the solve and of the gradient.
+        tol: Tolerance of both.
+        terms: Terms of ``NeumannRBP``.
+    """
+    solver = rbp_lightning.Picard(max_steps, tol)
+    if name == "BPTT":
+        return rbp_lightning.BPTT(solver)
+    if name == "RBP":
+        return rbp_lightning.RBP(max_steps, tol, start="gradient", solver=solver)
+    if name == "CGRBP":
+        return rbp_lightning.CGRBP(max_steps, tol, solver=solver)
+    return rbp_lightning.NeumannRBP(terms, solver)
+
+
+def seconds(case: dict[str, Any], estimator: dict[str, Any], calls: int) -> float:
+    """Mean seconds of a solve and its gradient, of the processor's time: other programs' share does not count.
+
+    Args:
+        case: Arguments of ``make_case``.
+        estimator: Arguments of ``make_estimator``.
+        calls: How many to take the mean of.
+    """
+    made, solve = make_case(**case), make_estimator(**estimator)
+
+    def run() -> None:
+        update = made.update(made.prepare(*made.parameters))
+        state = solve(update, made.start, batch_dims=made.batch_dims).state
+        torch.autograd.grad(made.loss(state), made.parameters)
+
+    return Timer("run()", timer=time.process_time, globals={"run": run}).timeit(calls).mean
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        print(seconds(**json.loads(line)), flush=True)

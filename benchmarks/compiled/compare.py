@@ -1,0 +1,142 @@
+"""What torch.compile and mixed precision do to a solve and its gradient."""
+
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch import Tensor
+
+from benchmarks.compiled.limits import step_limits
+from benchmarks.compiled.solves import ENOUGH, Step, solved, summed_in_bfloat16, ten
+from benchmarks.devices import DeviceName, available
+from benchmarks.peers.cases import CaseName, make_case
+from benchmarks.peers.measure import exact_gradient
+from benchmarks.report import markdown, median_and_quartiles, write_csv
+from benchmarks.timing import check_repeats, interleaved, ratios
+from rbp_lightning import ConvergenceWarning, UserError, WarmStart
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over that of the exact gradient."""
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def measure(name: CaseName, device: torch.device, backend: str, repeats: int) -> list[dict[str, str]]:
+    """Measures a case; returns its row of each table, by column."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with torch.device(device):
+        case, wide = make_case(name), make_case(name, torch.float64)
+    step: Step = torch.compile(case.step, backend=backend)
+    ten_steps: Step = torch.compile(ten(case.step), backend=backend)
+    runs = {
+        "eager": lambda: solved(case, case.step),
+        "F compiled": lambda: solved(case, step),
+        "ten steps compiled": lambda: solved(case, step, ten_steps),
+        "autocast": lambda: solved(case, case.step, low=True),
+    }
+    eager, *others, _ = [run() for run in runs.values()]  # compiles
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    found = ratios(interleaved(runs, repeats), "eager")
+    times = {one: median_and_quartiles(values) for one, values in found.items()}
+    first = {
+        "time, as a multiple of eager": name,
+        **{one: times[one] for one in ("eager", "F compiled", "ten steps compiled")},
+        "gradients differ by": f"{max(error(other, eager.double()) for other in others):.1e}",
+        "graphs compiled": str(graphs),
+    }
+    exact, warm_start = exact_gradient(wide), WarmStart()
+    errors = [
+        solved(case, case.step, low=False, steps=ENOUGH, products=ENOUGH),
+        solved(case, case.step, low=True, steps=ENOUGH, products=ENOUGH, warm_start=warm_start),
+        summed_in_bfloat16(case),
+    ]
+    (adjoint,) = warm_start.state_dict()["adjoint"]
+    columns = ["float32", "autocast to bfloat16", "adjoint in bfloat16, too"]
+    second = {
+        "relative error of the gradient": name,
+        **{one: f"{error(value, exact):.1e}" for one, value in zip(columns, errors, strict=True)},
+        "adjoint under autocast": str(adjoint.dtype).removeprefix("torch."),
+        "time of autocast, as a multiple of float32": times["autocast"],
+    }
+    rows = [first, second]
+    if device.type == "cuda":
+        prepared = [tensor.detach() for tensor in case.prepare(*case.parameters)]
+        third: dict[str, str] = {"a step's least time over its time": name}
+        for one, each in (("eager", case.step), ("F compiled", step)):
+            limits = step_limits(each, case.start, prepared)
+            third[f"kernels, {one}"] = str(limits.kernels)
+            third[f"launches, {one}"] = f"{limits.launching / limits.seconds:.2f}"
+            third[f"bytes, {one}"] = f"{limits.moving / limits.seconds:.2f}"
+        rows.append(third)
+    return rows
+
+
+def check(device: torch.device, backend: str) -> None:
+    """Refuses what this machine cannot do.
+
+    Raises:
+        UserError: If there is nothing to compile with.
+    """
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    if device.type == "cpu" and backend == "inductor" and not any(shutil.which(one) for one in compilers if one):
+        raise UserError("--backend=inductor needs a C++ compiler: install g++, set CXX, or give --backend aot_eager.")
+
+
+def compiled(
+    cases: list[CaseName] = [
+        "tanh, radius 0.93",
+        "tanh, radius 0.99",
+        "Hopfield network",
+        "graph network on Cora",
+        "convolution",
+    ],
+    device: DeviceName = "cpu",
+    backend: Literal["inductor", "aot_eager"] = "inductor",
+    repeats: PositiveInt = 20,
+    out: Path = Path("logs/compiled"),
+) -> None:
+    """What torch.compile and mixed precision do to a solve and its gradient.
+
+    The update is compiled, or ten of its steps as one function, in which case its taped step is compiled too;
+    estimators keep out of the compiler themselves. A forward solve of a fixed number of steps and its gradient by
+    NeumannRBP are timed in turn with the update as it is; where no graph was compiled, as of sparse tensors, that is
+    what ran. Under autocast to bfloat16 the gradient is compared with the exact one in float64, beside one whose
+    adjoint was summed up in bfloat16, too. On a CUDA device a table says how near a step is to what the device's
+    launches and memory allow. Prints the tables, and leaves them and a CSV file of each.
+
+    Args:
+        cases: Networks to measure on.
+        device: Where to run.
+        backend: Backend of torch.compile.
+        repeats: How often each variant is timed, at least 2.
+        out: Folder to write to.
+
+    Raises:
+        UserError: If no case could be measured, or an argument is not possible here.
+    """
+    check_repeats(repeats)
+    where = available(device)
+    check(where, backend)
+    torch.set_num_threads(1)
+    measured: list[list[dict[str, str]]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of numbers of steps that are the same for all
+        for name in cases:
+            try:
+                measured.append(measure(name, where, backend, repeats))
+            except UserError as reason:  # a data set that is not there
+                print(f"{name}: left out. {reason}", file=sys.stderr)
+    if not measured:
+        raise UserError("No case could be measured.")
+    tables = list(zip(*measured, strict=True))
+    for rows, file_name in zip(tables, ("compiled", "precision", "limits"), strict=False):
+        write_csv(out / f"{file_name}.csv", rows)
+    text = "\n\n".join(markdown(list(rows[0]), [list(row.values()) for row in rows]) for rows in tables)
+    (out / "compiled.md").write_text(text + "\n")
+    print(text)

@@ -1,0 +1,133 @@
+"""Networks that methods are compared on, in plain PyTorch and made on its default device.
+
+Nothing here is of this project, so that any version of it can be measured on them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, one_hot, softmax
+
+
+@dataclass
+class Case:
+    """A network to find the fixed point of, and to differentiate.
+
+    Attributes:
+        parameters: Leaves that a gradient is wanted for.
+        prepare: Makes what a step uses from the parameters, once for each solve.
+        step: F, from a state and what was prepared to the next state.
+        start: The initial state.
+        batch_dims: The number of leading dimensions that index independent samples.
+    """
+
+    parameters: list[Tensor]
+    prepare: Callable[..., tuple[Tensor, ...]]
+    step: Callable[..., Tensor]
+    start: Tensor
+    batch_dims: int
+
+    def update(self, prepared: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
+        """F as a map of states alone."""
+        return lambda state: self.step(state, *prepared)
+
+    def loss(self, state: Tensor) -> Tensor:
+        """Mean square of the state: that of a method is right if its gradient is."""
+        return state.square().mean()
+
+
+def normal_numbers(seed: int, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """Random numbers that are the same in every precision and on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        numbers = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+        return numbers.to(torch.get_default_device(), dtype)
+
+    return randn
+
+
+def tanh(scale: float) -> Callable[[torch.dtype], Case]:
+    """A fully connected cell of 256 units on 64 samples, its activity the hyperbolic tangent.
+
+    Args:
+        scale: Of W, whose entries have the standard deviation scale / 16.
+    """
+
+    def make(dtype: torch.dtype) -> Case:
+        randn = normal_numbers(0, dtype)
+        weight = (scale / 16 * randn(256, 256)).requires_grad_()
+        inject = (0.1 * randn(32, 256)).requires_grad_()
+        inputs = randn(64, 32)
+        return Case(
+            [weight, inject],
+            lambda weight, inject: (weight, inputs @ inject),
+            lambda state, weight, drive: torch.tanh(state @ weight + drive),
+            torch.zeros(64, 256, dtype=dtype),
+            batch_dims=1,
+        )
+
+    return make
+
+
+def hopfield(dtype: torch.dtype) -> Case:
+    """The Hopfield network of the paper's size: 784 + 1024 + 784 units, 10 images, gain and decay 0.5."""
+    torch.manual_seed(0)
+    units = 784 + 1024 + 784
+    weight = (0.02 * torch.randn(units, units)).to(dtype).requires_grad_()  # the upper triangle is what is learned
+    images = (normal_numbers(1, dtype)(10, 784) > 1).to(dtype)
+
+    def prepare(weight: Tensor) -> tuple[Tensor, ...]:
+        upper = weight.triu(1)
+        free = (upper + upper.T)[:, 784:]
+        return torch.sigmoid(0.5 * (2 * images - 1)) @ free[:784], free[784:]
+
+    def step(state: Tensor, drive: Tensor, between: Tensor) -> Tensor:
+        return 0.5 * state + drive + torch.sigmoid(0.5 * state) @ between
+
+    return Case([weight], prepare, step, torch.zeros(10, 1808, dtype=dtype), batch_dims=1)
+
+
+def convolution(dtype: torch.dtype) -> Case:
+    """A convolutional cell: 16 channels of 16 x 16, 16 samples, h <- tanh(K * h + x)."""
+    randn = normal_numbers(0, dtype)
+    kernel = (0.07 * randn(16, 16, 3, 3)).requires_grad_()
+    inputs = randn(16, 3, 16, 16)
+    inject = (0.3 * randn(16, 3, 3, 3)).requires_grad_()
+    return Case(
+        [kernel, inject],
+        lambda kernel, inject: (kernel, conv2d(inputs, inject, padding=1)),
+        lambda state, kernel, drive: torch.tanh(conv2d(state, kernel, padding=1) + drive),
+        torch.zeros(16, 16, 16, 16, dtype=dtype),
+        batch_dims=1,
+    )
+
+
+def training(dtype: torch.dtype) -> Case:
+    """A training as a network: full-batch SGD with momentum of a logistic regression, its L2 coefficients learned."""
+    randn = normal_numbers(0, dtype)
+    inputs = randn(500, 64)
+    labels = softmax(4 * inputs @ randn(64, 10) / 8 + randn(500, 10), 1).argmax(1)
+    targets = one_hot(labels, 10).to(dtype)
+    log_decay = torch.full((64, 1), -2.0, dtype=dtype, requires_grad=True)
+
+    def step(state: Tensor, decay: Tensor) -> Tensor:
+        weight, velocity = state
+        gradient = inputs.T @ (softmax(inputs @ weight, 1) - targets) / len(inputs) + decay * weight
+        velocity = 0.5 * velocity + gradient
+        return torch.stack([weight - 0.5 * velocity, velocity])
+
+    return Case([log_decay], lambda log_decay: (log_decay.exp(),), step, torch.zeros(2, 64, 10, dtype=dtype), 0)
+
+
+# The scales were found by iteration on the spectral radius.
+NETWORKS: dict[str, Callable[[torch.dtype], Case]] = {
+    "tanh, radius 0.38": tanh(0.40696),
+    "tanh, radius 0.93": tanh(1.10024),
+    "tanh, radius 0.99": tanh(1.1906),
+    "Hopfield network": hopfield,
+    "convolution": convolution,
+    "training by SGD": training,
+}

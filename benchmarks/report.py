@@ -1,0 +1,43 @@
+"""How figures are laid out."""
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def median_and_quartiles(values: Sequence[float], digits: int = 2) -> str:
+    """Median, and quartiles in brackets, of at least two values."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"  # noqa: RUF001
+
+
+def markdown(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """Lays a table out as Markdown.
+
+    Args:
+        header: Titles of the columns.
+        rows: Cells of each row.
+
+    Example:
+        >>> print(markdown(["estimator", "steps"], [["RBP", 20]]))
+        | estimator | steps |
+        |---|---|
+        | RBP | 20 |
+    """
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Writes rows into a CSV file.
+
+    Args:
+        path: The file; its folder is made.
+        rows: The rows by column, of the same columns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,124 @@
+"""What the paper found, and whether the runs agree."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from scipy.stats import ttest_rel
+
+from benchmarks.report import markdown
+from experiments.runs import label, mean_and_spread
+
+RELEVANT = 1e-3
+"""Relative difference up to which two estimators are taken for alike."""
+
+LEVEL = 0.05
+"""Level of the paired t-test at which two estimators differ."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding of the paper beside what was measured.
+
+    Attributes:
+        claim: The finding.
+        verdict: ``"agrees"``, ``"disagrees"`` or ``"cannot be told"``.
+        figure: What was measured.
+    """
+
+    claim: str
+    verdict: str
+    figure: str
+
+
+def differ(values: list[float], others: list[float]) -> bool:
+    """Whether two estimators differ: relevantly and by a paired t-test, or as only one lost runs to infinity or NaN.
+
+    Args:
+        values: A value for each seed.
+        others: Those of the other estimator, of the same seeds, which also draw weights and splits.
+    """
+    if len(values) < 2:
+        return False
+    finite = [all(map(math.isfinite, one)) for one in (values, others)]
+    if not all(finite):
+        return any(finite)
+    differences = [one - other for one, other in zip(values, others, strict=True)]
+    mean = abs(statistics.mean(differences))
+    if mean <= RELEVANT * abs(statistics.mean(values)):
+        return False
+    if statistics.stdev(differences) <= 1e-9 * mean:  # the same for all seeds, but for rounding
+        return True
+    return bool(ttest_rel(values, others).pvalue < LEVEL)
+
+
+def _mean(values: list[float]) -> float:
+    """The mean of losses; infinite where a run was lost."""
+    return statistics.mean(values) if all(map(math.isfinite, values)) else math.inf
+
+
+def less(claim: str, pair: dict[str, list[float]], digits: int = 4) -> Finding:
+    """The finding that the first of two estimators has the smaller figure.
+
+    Args:
+        claim: The finding.
+        pair: Of two estimators, a value for each seed.
+        digits: Digits of the figures.
+    """
+    (small, small_values), (large, large_values) = pair.items()
+    if not differ(small_values, large_values):
+        verdict = "cannot be told"
+    else:
+        verdict = "agrees" if _mean(small_values) < _mean(large_values) else "disagrees"
+    figures = [
+        f"{label(name)} {mean_and_spread(values, digits)}"
+        for name, values in ((small, small_values), (large, large_values))
+    ]
+    return Finding(claim, verdict, f"{', '.join(figures)}; {len(small_values)} seeds")
+
+
+def rivals_at(steps: int, values: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Those of the estimators that ``NeumannRBP`` is compared with.
+
+    Args:
+        steps: Truncation steps; ``BPTT`` has none.
+        values: Of each estimator, as ``NAME`` or ``NAME:STEPS``, a value for each seed.
+    """
+    return {name: values[name] for name in ("BPTT", *(f"{one}:{steps}" for one in ("TBPTT", "RBP", "CGRBP")))}
+
+
+def best_of_all(
+    claim: str,
+    name: str,
+    values: list[float],
+    rivals: dict[str, list[float]],
+    larger: bool = False,
+    digits: int = 2,
+) -> Finding:
+    """The finding that one estimator does better than some others, and none does better than it.
+
+    Args:
+        claim: The finding.
+        name: The estimator.
+        values: Its value for each seed.
+        rivals: Those of the others.
+        larger: Whether the larger value is the better one.
+        digits: Digits of the figures.
+    """
+    sign = -1 if larger else 1
+    told = [rival for rival, others in rivals.items() if differ(values, others)]
+    mean = sign * _mean(values)
+    better = [rival for rival in told if sign * _mean(rivals[rival]) < mean]
+    best = min(rivals, key=lambda rival: sign * _mean(rivals[rival]))
+    figure = f"{label(name)} {mean_and_spread(values, digits)}, the best other one {label(best)} "
+    figure += f"{mean_and_spread(rivals[best], digits)}; {len(values)} seeds; "
+    figure += f"better: {', '.join(map(label, better)) or 'none'}; "
+    figure += f"worse: {', '.join(label(rival) for rival in told if rival not in better) or 'none'}"
+    verdict = "disagrees" if better else "agrees" if told else "cannot be told"
+    return Finding(claim, verdict, figure)
+
+
+def table(findings: list[Finding]) -> str:
+    """Lays findings out as Markdown."""
+    rows = [[finding.claim, f"**{finding.verdict}**", finding.figure] for finding in findings]
+    return markdown(["the paper's finding", "here", "figures"], rows)

@@ -1,0 +1,134 @@
+"""How the experiments of the three domains are run."""
+
+import gc
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import wraps
+from io import StringIO
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from experiments import runs
+from experiments.runs import Row, config_keys, estimator_arguments
+from rbp_lightning import ConvergenceWarning
+from rbp_lightning.cli import RBPLightningCLI
+
+Measured = dict[str, Any]
+"""Figures of a run, and curves as text."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is run of a domain.
+
+    Attributes:
+        configs: Paths of the configs.
+        estimators: As ``NAME`` or ``NAME:STEPS``.
+        overrides: Further arguments of the command line, separated by spaces.
+        seeds: How many seeds, unless told otherwise.
+    """
+
+    configs: list[str]
+    estimators: list[str]
+    overrides: str
+    seeds: int
+
+    def wanted(self, seeds: int) -> list[Row]:
+        """What identifies each run; estimators take turns, so that their times are of the same hour.
+
+        Args:
+            seeds: How many seeds, from 0.
+        """
+        return [
+            {**config_keys(config, self.overrides), "estimator": name, "seed": str(seed)}
+            for config in self.configs
+            for seed in range(seeds)
+            for name in self.estimators
+        ]
+
+
+def truncated(steps: list[int]) -> list[str]:
+    """The estimators at several truncation steps; ``BPTT`` has none."""
+    return ["BPTT", *(f"{name}:{count}" for count in steps for name in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"))]
+
+
+def values_of(rows: list[Row], estimator: str, name: str) -> list[float]:
+    """A figure of an estimator's runs, one for each seed.
+
+    Args:
+        rows: The runs of one config.
+        estimator: As ``NAME`` or ``NAME:STEPS``.
+        name: The figure's name.
+    """
+    return [float(row[name]) for row in rows if row["estimator"] == estimator]
+
+
+BARE = ["--trainer.callbacks=null", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+
+
+def fit(keys: Row, *arguments: str, callbacks: list[Callback]) -> RBPLightningCLI:
+    """Trains without logs and checkpoints.
+
+    Args:
+        keys: Path of a config, further arguments of the command line, estimator and seed.
+        *arguments: Arguments of this run alone.
+        callbacks: Callbacks of this run alone.
+    """
+    variant = estimator_arguments(keys["estimator"])
+    return runs.fit(keys, *variant, *arguments, *BARE, callbacks=callbacks, save_config_callback=None)
+
+
+def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
+    """Has a run print nothing, and adds how often it warned of a failure and how many minutes it took."""
+
+    @wraps(run)
+    def wrapped(keys: Row) -> Measured:
+        begin = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught, redirect_stdout(StringIO()):
+            warnings.simplefilter("always")
+            measured = run(keys)
+        gc.collect()  # a Trainer and its data hold each other
+        told = sum(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        return {**measured, "warnings": told, "minutes": round((time.perf_counter() - begin) / 60, 3)}
+
+    return wrapped
+
+
+class Curve(Callback):
+    """Keeps a metric of each training epoch, and its time.
+
+    Args:
+        metric: Its name.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.values: list[float] = []
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._begin = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds an epoch."""
+        self.seconds.append(time.perf_counter() - self._begin)
+        self.values.append(float(trainer.callback_metrics[self.metric]))
+
+    def text(self, most: int = 100) -> str:
+        """The values, evenly thinned out to about a number of them."""
+        return curve_text(self.values[:: max(1, len(self.values) // most)])
+
+
+def curve_text(values: list[float]) -> str:
+    """Numbers as a cell of a CSV file."""
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def curve_of(text: str) -> list[float]:
+    """The numbers of a cell of a CSV file."""
+    return [float(value) for value in text.split()]

@@ -1,9 +1,0 @@
-"""Comparison of every estimator's gradient with the exact one."""
-
-from rbp_lightning.audit.advice import advise
-from rbp_lightning.audit.gradient_audit import GradientAudit
-from rbp_lightning.audit.measurement import Measurement
-from rbp_lightning.audit.reference import Reference
-from rbp_lightning.audit.trainer import AuditTrainer
-
-__all__ = ["AuditTrainer", "GradientAudit", "Measurement", "Reference", "advise"]

@@ -1,0 +1,98 @@
+"""The parser's errors in one line each, with what was probably meant."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from pydoc import locate
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from rbp_lightning.cli.classes import argument_type, known_classes, parameter_type
+
+# What jsonargparse says of its own types and of the alternatives that it tried.
+_NOISE = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Expected a path but|Not a valid subclass|Subclass types|a class path \(|"
+    r"a dict with|Expected a <class '(NoneType|collections\.abc\.\w+)'>|Given value type|Given value: N(ested|ame)"
+)
+_NO_SUCH_CLASS = re.compile(
+    r"Expected a dot import path|No module named|has no attribute|does not correspond to a subclass|but is abstract"
+)
+
+_LISTED = 20
+"""Most classes that an error lists."""
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """Tells a parser's error in one line.
+
+    Args:
+        message: What jsonargparse says.
+        parser: The parser of the subcommand.
+
+    Returns:
+        The error. A wrong name of a class or an option is followed by the one that was probably meant and by those
+        that exist.
+    """
+    if unrecognized := re.search(r"unrecognized arguments: ([^\s=]+)|does not accept option '([\w.]+)'", message):
+        meant = did_you_mean(unrecognized[1] or f"--{unrecognized[2]}", parser._option_string_actions)
+        return f"{_one_line(message)}.{meant} See --help, and --estimator.help NAME for an estimator's options."
+    if re.search(r"required: \w+\.model\b", message):
+        return f"{_one_line(message)}. A config names one, such as a checkout's: --config configs/hopfield.yaml."
+    keys = re.findall(r'Parser key "([\w.]+)"|--([\w.]+)\.help:', message)
+    return _explain_value(message, [key or asked for key, asked in keys], parser)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Returns a question that names what is closest, or nothing where nothing is close.
+
+    Args:
+        given: What was given.
+        known: What exists.
+
+    Example:
+        >>> did_you_mean("step", ["steps", "solver"])
+        " Did you mean 'steps'?"
+    """
+    found = difflib.get_close_matches(given, list(known), n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str:
+    """Tells what is wrong with the value of a key, which may be nested in others."""
+    owners = re.findall(r"class_path '([\w.]+)'", message)
+    reason = _one_line(
+        re.sub(r"""Parser key "[\w.]+":|^--[\w.]+: |Problem with given class_path '[\w.]+':""", "", message)
+    )
+    where = f"--{'.'.join(keys)}: " if keys else ""
+    option = re.search(r"Option '([\w.]+)' is not accepted", message)
+    owner = locate(owners[-1]) if option and owners else None
+    if option and inspect.isclass(owner):
+        options = list(inspect.signature(owner).parameters)
+        meant = did_you_mean(option[1], options)
+        return f"{where}{owner.__name__} has no option {option[1]!r}.{meant} Its options: {', '.join(options)}."
+    known = list(known_classes(_type_of(keys, owners, parser))) if keys and _NO_SUCH_CLASS.search(message) else []
+    if not known:
+        return f"{where}{reason}."
+    unknown = re.search(r"Expected a dot import path string: (\S+)", message)
+    # The last class path is the wrong one only if each key before it has its own.
+    wrong = unknown[1] if unknown else owners[-1] if len(owners) == len(keys) else ""
+    problem = f"{where}there is no class {wrong!r}" if unknown else where + reason
+    listed = f"Known: {', '.join(known)}" if len(known) <= _LISTED else f"--{keys[0]}.help lists the known ones"
+    return f"{problem}.{did_you_mean(wrong.rpartition('.')[2], known)} {listed}."
+
+
+def _one_line(message: str) -> str:
+    lines = [re.sub(r"^(-( |$))+", "", line.strip()) for line in message.splitlines()]
+    text = "; ".join(dict.fromkeys(line for line in lines if line and not _NOISE.match(line)))
+    return re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text).removesuffix(".")
+
+
+def _type_of(keys: list[str], owners: list[str], parser: ArgumentParser) -> Any:
+    """The type of the last of nested keys; ``owners`` are the classes that the others name."""
+    found = argument_type(parser, keys[0])
+    for key, owner in zip(keys[1:], owners, strict=False):
+        located = locate(owner)
+        found = parameter_type(located, key) if inspect.isclass(located) else None
+    return found

@@ -1,0 +1,36 @@
+"""Callbacks of a config that another config or an option has replaced."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+def warn_of_replaced_callbacks(configs: Iterable[Any], trainer: Namespace) -> None:
+    """Warns where a list of callbacks has replaced that of a config instead of adding to it.
+
+    Args:
+        configs: Paths of the given config files; ``None`` for a config that was given as text.
+        trainer: The Trainer's configuration that came out of them and of the options; without callbacks, it is taken
+            at its word.
+    """
+    kept = set(_names(trainer.callbacks))
+    for config in configs if trainer.callbacks is not None else []:
+        if config is None or not Path(config.absolute).is_file():
+            continue
+        content = yaml.safe_load(Path(config.absolute).read_text())
+        replaced = sorted(set(_names((content.get("trainer") or {}).get("callbacks"))) - kept)
+        if replaced:
+            rank_zero_warn(
+                f"trainer.callbacks replaces that of {config.relative}, so {', '.join(replaced)} does not run: name it "
+                "again, or add to the list with --trainer.callbacks+=NAME."
+            )
+
+
+def _names(callbacks: Any) -> list[str]:
+    entries = callbacks if isinstance(callbacks, list) else [callbacks]
+    paths = [entry if isinstance(entry, str) else entry.get("class_path", "") for entry in entries if entry]
+    return [path.rpartition(".")[2] for path in paths]

@@ -1,0 +1,88 @@
+"""Where runs lie, which checkpoint is their newest, and where the results of a checkpoint go."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from rbp_lightning.errors import UserError
+
+_FOLDER_LOGGERS = [f"lightning.pytorch.loggers.{logger.__name__}" for logger in (TensorBoardLogger, CSVLogger)]
+
+
+def newest_checkpoint(trainer: Namespace, name: str) -> Path:
+    """Finds the newest checkpoint of a name among the runs of a Trainer's configuration.
+
+    Args:
+        trainer: The Trainer's configuration.
+        name: ``last`` or ``best``.
+
+    Raises:
+        UserError: If there is none.
+    """
+    folder = _runs(trainer)
+    depths = ("checkpoints", "*/checkpoints", "*/*/checkpoints")  # of one run, of its versions and of their parents
+    found = [path for depth in depths for path in folder.glob(f"{depth}/{name}*.ckpt")]
+    if not found:
+        raise UserError(
+            f"ckpt_path={name!r}: no run under {folder} has a {name}.ckpt: train first, or name a checkpoint's file."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def keep_results(trainer: Namespace, subcommand: str, checkpoint: str | None) -> None:
+    """Makes the loggers write into a folder named after the subcommand, in that of the checkpoint's run.
+
+    Without a checkpoint it is beside the runs. A logger with a version of its own is left alone, and so is one that
+    does not log into a folder.
+
+    Args:
+        trainer: The Trainer's configuration, which is changed.
+        subcommand: What is run; not ``fit``, which makes a run of its own.
+        checkpoint: The checkpoint's file.
+    """
+    run = None if checkpoint is None else str(_run_of(Path(checkpoint)))
+    if trainer.logger is None or trainer.logger is True:
+        folder = run or str(_runs(trainer))
+        arguments = {"save_dir": folder, "name": "", "version": subcommand}
+        trainer.logger = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": arguments}
+        return
+    for logger in trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]:
+        if logger and logger.class_path in _FOLDER_LOGGERS and logger.init_args.version is None:
+            logger.init_args.version = subcommand
+            if run is not None:
+                logger.init_args.save_dir, logger.init_args.name = run, ""
+
+
+def check_writable(trainer: Trainer) -> None:
+    """Makes the folders in which a Trainer's runs are to lie.
+
+    Args:
+        trainer: The Trainer.
+
+    Raises:
+        UserError: If one cannot be made.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger | CSVLogger):
+            try:
+                Path(logger.root_dir).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"cannot write to {logger.root_dir} ({error.strerror})"
+                raise UserError(f"trainer.logger: {reason}: set save_dir to another folder.") from error
+
+
+def _runs(trainer: Namespace) -> Path:
+    logger = trainer.logger[0] if isinstance(trainer.logger, list) and trainer.logger else trainer.logger
+    root = Path(trainer.default_root_dir or ".")
+    if not isinstance(logger, Namespace):
+        return root if logger is False else root / "lightning_logs"
+    arguments = logger.get("init_args") or {}
+    version = arguments.get("version")
+    version = f"version_{version}" if isinstance(version, int) else version
+    return Path(arguments.get("save_dir") or root, arguments.get("name") or "", version or "")
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent

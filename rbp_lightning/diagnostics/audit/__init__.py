@@ -1,0 +1,9 @@
+"""Comparison of every estimator's gradient with the exact one."""
+
+from rbp_lightning.diagnostics.audit.advice import advise
+from rbp_lightning.diagnostics.audit.gradient_audit import GradientAudit
+from rbp_lightning.diagnostics.audit.measurement import Measurement
+from rbp_lightning.diagnostics.audit.reference import Reference
+from rbp_lightning.diagnostics.audit.trainer import AuditTrainer
+
+__all__ = ["AuditTrainer", "GradientAudit", "Measurement", "Reference", "advise"]

@@ -1,0 +1,120 @@
+"""One sentence on which gradient to take."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from rbp_lightning.diagnostics.audit.measurement import Measurement
+from rbp_lightning.diagnostics.audit.reference import REFERENCE_SOLVER, Reference
+
+TAPED = ("BPTT", "TBPTT")
+"""Beginnings of the names of estimators whose gradient is that of the steps as they are."""
+
+
+def summaries(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Puts the batches together, in the order of the estimators: the worst of each figure, and the mean time.
+
+    Args:
+        measurements: Of all estimators on all batches.
+    """
+    grouped: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        grouped.setdefault(measurement.gradient, []).append(measurement)
+    return [
+        Measurement(
+            gradient=name,
+            batch=None,
+            cosine=_worst(min, [one.cosine for one in group]),
+            relative_error=_worst(max, [one.relative_error for one in group]),
+            sign_agreement=_worst(min, [one.sign_agreement for one in group]),
+            products=max(one.products for one in group),
+            seconds=sum(one.seconds for one in group) / len(group),
+            saved_bytes=max(one.saved_bytes for one in group),
+        )
+        for name, group in grouped.items()
+    ]
+
+
+def _worst(choose: Callable[[list[float]], float], values: list[float]) -> float:
+    return math.nan if any(math.isnan(value) for value in values) else choose(values)
+
+
+def advise(references: list[Reference], measured: list[Measurement], error: float) -> str:
+    """Says which estimator reaches an error at the least cost, or what is wrong.
+
+    Args:
+        references: The reference of each batch.
+        measured: The estimators.
+        error: Relative error to reach.
+
+    Returns:
+        One sentence.
+
+    Example:
+        >>> exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
+        >>> cheap = Measurement("NeumannRBP(steps=10)", None, 1.0, 2e-3, 1.0, 11, 0.1, 1000)
+        >>> print(advise([exact], [cheap, Measurement("BPTT", None, 1.0, 1e-6, 1.0, 40, 0.2, 9000)], error=0.01))
+        Take NeumannRBP(steps=10): it reaches a relative error of 0.2% (asked for: 1%) at the least cost, 11 ...
+    """
+    radius = max(one.spectral_radius for one in references)
+    good = [one for one in measured if one.relative_error <= error]
+    unsettled = [one for one in references if not one.settled]
+    if unsettled:
+        worst = max(one.residual for one in unsettled)
+        advice = (
+            f"The map does not converge: its relative residual is {worst:.2g} after {unsettled[0].steps} steps, and "
+            f"the spectral radius of its Jacobian there is {radius:.3g}, so no implicit gradient is that of a fixed "
+            "point: "
+        )
+        stable = "bound the norm of its weights (rbp_lightning.nn), add jacobian_penalty, or damp it"
+        if unsettled[0].steps >= REFERENCE_SOLVER.max_steps:
+            advice += stable
+        else:  # as many as it is meant to take
+            advice += "give it more steps" + (f", or {stable}" if radius >= 1 else "")
+        if taped := [one for one in good if one.gradient.startswith(TAPED)]:
+            advice += f"; until then {_cheapest(taped).gradient} has the gradient of the steps as they are"
+        return advice + "."
+    inexact = max(one.adjoint_residual or 0.0 for one in references)
+    if any(not bool(one.gradient.isfinite().all()) for one in references):
+        return (
+            f"The exact gradient is not finite: the adjoint equation has no solution, as the spectral radius of the "
+            f"Jacobian, {radius:.3g}, may tell; make the map a stronger contraction (rbp_lightning.nn)."
+        )
+    if not inexact <= error / 10:
+        return (
+            f"The exact adjoint was solved to a residual of {inexact:.1e} only, which is too little to tell errors of "
+            f"{_percent(error)} by: the spectral radius of the Jacobian is {radius:.3g}, so make the map a stronger "
+            "contraction (rbp_lightning.nn)."
+        )
+    if not good:
+        finite = [one for one in measured if one.relative_error < float("inf")]
+        best = min(finite, key=lambda one: one.relative_error, default=None)
+        reached = "none is finite" if best is None else f"{best.gradient} with {_percent(best.relative_error)} is best"
+        return (
+            f"No gradient reaches a relative error of {_percent(error)} ({reached}): the spectral radius of the "
+            f"Jacobian is {radius:.3g}, so lower the forward tolerance (or raise max_steps), audit more steps, or make "
+            "the map a stronger contraction (rbp_lightning.nn)."
+        )
+    cheapest = _cheapest(good)
+    advice = (
+        f"Take {cheapest.gradient}: it reaches a relative error of {_percent(cheapest.relative_error)} (asked for: "
+        f"{_percent(error)}) at the least cost, {cheapest.products} products and {cheapest.saved_bytes / 1024:.0f} KiB"
+    )
+    implicit = [one for one in measured if not one.gradient.startswith(TAPED) and one.relative_error >= 0]
+    least = min((one.relative_error for one in implicit), default=0.0)
+    if least > error:
+        advice += (
+            f"; none that starts from the fixed point is better than {_percent(least)}, whatever its steps, so the "
+            "forward tolerance is too loose (or max_steps too low) for this loss: lower it"
+        )
+    return advice + "."
+
+
+def _cheapest(candidates: list[Measurement]) -> Measurement:
+    """The one with the fewest products, or with the least memory of those within a tenth of that."""
+    fewest = min(one.products for one in candidates)
+    near = [one for one in candidates if one.products <= 1.1 * fewest]
+    return min(near, key=lambda one: (one.saved_bytes, one.products, one.relative_error))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g}%"

@@ -1,0 +1,107 @@
+"""The audit of a module's gradients within a Trainer."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.progress import track
+
+from rbp_lightning.diagnostics.audit.advice import advise, summaries
+from rbp_lightning.diagnostics.audit.measurement import Measurement, measure
+from rbp_lightning.diagnostics.audit.reference import Reference, reference
+from rbp_lightning.diagnostics.audit.report import pareto, print_table, write_files
+from rbp_lightning.diagnostics.log_figure import can_draw, log_figure
+from rbp_lightning.errors import UserError
+from rbp_lightning.estimators import BPTT, CGRBP, RBP, TBPTT, AdaptiveNeumann, GradientEstimator, NeumannRBP
+
+
+def candidates(
+    configured: GradientEstimator, steps: Sequence[int], error: float
+) -> Iterator[tuple[str, GradientEstimator]]:
+    """The estimators that are compared, with the configured one's forward solver.
+
+    Args:
+        configured: The estimator of the run that is audited; it is among them.
+        steps: Numbers of steps of those that have one.
+        error: Relative error that ``AdaptiveNeumann`` is to reach.
+
+    Yields:
+        A name and an estimator.
+    """
+    solver = configured.solver
+    yield "BPTT", BPTT(solver)
+    for count in steps:
+        if count <= solver.max_steps:
+            yield f"TBPTT(steps={count})", TBPTT(count, solver)
+    for count in steps:
+        yield f"RBP(steps={count})", RBP(count, tol=0.0, solver=solver)
+    for count in steps:
+        yield f"NeumannRBP(steps={count})", NeumannRBP(count, solver)
+    for count in steps:
+        yield f"CGRBP(steps={count})", CGRBP(count, tol=0.0, solver=solver)
+    yield f"AdaptiveNeumann(tol={error:g})", AdaptiveNeumann(tol=error, max_steps=200, solver=solver)
+    yield f"{type(configured).__name__} as configured", configured
+
+
+class GradientAudit(Callback):
+    """Audits the gradients of the training steps of a run, in place of training.
+
+    Args:
+        estimator: The configured estimator.
+        error: Relative error to reach.
+        steps: Numbers of steps to try.
+    """
+
+    def __init__(self, estimator: GradientEstimator, error: float, steps: Sequence[int]) -> None:
+        self.estimator, self.error, self.steps = estimator, error, steps
+        self.references: list[Reference] = []
+        self.measurements: list[Measurement] = []
+        self.advice = ""
+        self._folder: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the log folder.
+
+        Raises:
+            UserError: If the module optimises by hand.
+        """
+        if not pl_module.automatic_optimization:
+            raise UserError(f"{type(pl_module).__name__} optimises by hand, so there is no gradient to audit.")
+        self._folder = trainer.log_dir if trainer.loggers else None
+
+    def in_place_of(self, module: LightningModule) -> Callable[..., None]:
+        """What is run in place of a module's training step.
+
+        Args:
+            module: The module.
+        """
+
+        @functools.wraps(module.training_step)  # Lightning looks at its arguments
+        def audited(*arguments: Any, **named: Any) -> None:
+            self._audit(module, [*arguments, *named.values()])
+
+        return audited
+
+    def _audit(self, module: LightningModule, arguments: Sequence[Any]) -> None:
+        batch = len(self.references)
+        self.references.append(reference(module, arguments))
+        chosen = list(candidates(self.estimator, self.steps, self.error))
+        for name, estimator in track(chosen, f"gradients of batch {batch}", transient=True):
+            exact = self.references[-1].gradient
+            self.measurements.append(measure(module, name, estimator, arguments, batch, exact))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reports."""
+        measured = summaries(self.measurements)
+        self.advice = advise(self.references, measured, self.error)
+        print_table(self.references, measured)
+        if self._folder is not None:
+            folder = Path(self._folder)
+            write_files(folder, self.references, self.measurements, measured, self.advice)
+            drawn = folder / "audit.png" if can_draw() else "not drawn, install matplotlib for that"
+            print(f"Measurements: {folder / 'audit.csv'}, {folder / 'audit.json'}; error against cost: {drawn}")
+        if can_draw():
+            log_figure(trainer, "audit/error_against_cost", pareto(measured), trainer.global_step)
+        print(self.advice)

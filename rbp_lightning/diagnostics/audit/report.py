@@ -1,0 +1,134 @@
+"""The table, the files and the picture of an audit."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from rbp_lightning.diagnostics.audit.measurement import Measurement
+from rbp_lightning.diagnostics.audit.reference import Reference
+from rbp_lightning.diagnostics.log_figure import can_draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def print_table(references: Sequence[Reference], measured: Sequence[Measurement]) -> None:
+    """Prints what the gradients are compared with, and a row for each estimator.
+
+    Args:
+        references: The reference of each batch.
+        measured: The estimators.
+    """
+    console = Console()
+    console.width = max(console.width, 100)  # what a log or a pipe can hold
+    for number, one in enumerate(references):
+        residual = "" if one.adjoint_residual is None else f", adjoint residual {one.adjoint_residual:.1e}"
+        norm = "" if one.norm is None else f", norm {one.norm:.3f}"
+        console.print(
+            f"Batch {number}: compared with {one.kind} in float64 ({one.steps} steps, residual {one.residual:.1e}"
+            f"{residual}); spectral radius {one.spectral_radius:.3f}{norm}",
+            highlight=False,
+        )
+    columns = ["gradient", "cosine", "error", "same sign", "products", "ms", "saved"]
+    table = Table(box=SIMPLE_HEAD, title=f"Gradients of {len(references)} batch(es), the worst of them")
+    for column in columns:
+        table.add_column(column, no_wrap=True, justify="left" if column == "gradient" else "right")
+    for row in measured:
+        table.add_row(
+            row.gradient,
+            f"{row.cosine:.6f}",
+            f"{row.relative_error:.1e}",
+            f"{100 * row.sign_agreement:.1f} %",
+            str(row.products),
+            f"{1000 * row.seconds:.1f}",
+            f"{row.saved_bytes / 1024:,.0f} KiB",
+        )
+    console.print(table)
+
+
+def write_files(
+    folder: Path,
+    references: Sequence[Reference],
+    measurements: Sequence[Measurement],
+    measured: Sequence[Measurement],
+    advice: str,
+) -> None:
+    """Writes ``audit.csv`` (each measurement), ``audit.json`` (everything) and ``audit.png`` (error against cost).
+
+    The picture is left out where matplotlib is not installed.
+
+    Args:
+        folder: Where to, made if need be.
+        references: The reference of each batch.
+        measurements: Of all estimators on all batches.
+        measured: The estimators, of all batches.
+        advice: The sentence.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(one) for one in measurements]
+    with (folder / "audit.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    compared = [{name: value for name, value in vars(one).items() if name != "gradient"} for one in references]
+    content = {
+        "references": compared,
+        "gradients": [asdict(one) for one in measured],
+        "measurements": rows,
+        "advice": advice,
+    }
+    (folder / "audit.json").write_text(json.dumps(content, indent=2))
+    if can_draw():
+        pareto(measured).savefig(folder / "audit.png", dpi=120)
+
+
+def pareto_front(measured: Sequence[Measurement]) -> list[Measurement]:
+    """Those that no other equals in error with as few products, by number of products.
+
+    Args:
+        measured: The estimators.
+
+    Example:
+        >>> rows = [Measurement(name, None, 1.0, error, 1.0, cost, 0.0, 0) for name, error, cost in
+        ...         [("a", 0.1, 5), ("b", 0.2, 6), ("c", 0.01, 9)]]
+        >>> [row.gradient for row in pareto_front(rows)]
+        ['a', 'c']
+    """
+    front: list[Measurement] = []
+    for row in sorted(measured, key=lambda row: (row.products, row.relative_error)):
+        if not front or row.relative_error < front[-1].relative_error:
+            front.append(row)
+    return front
+
+
+def pareto(measured: Sequence[Measurement]) -> "Figure":
+    """Draws relative error against number of products, a line for each estimator, with a ring where no other is better.
+
+    Args:
+        measured: The estimators.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    lines: dict[str, list[Measurement]] = {}
+    for row in measured:
+        lines.setdefault(row.gradient.partition("(")[0].partition(" as ")[0], []).append(row)
+    for name, rows in lines.items():
+        rows.sort(key=lambda row: row.products)
+        axes.loglog([row.products for row in rows], [row.relative_error for row in rows], "o-", label=name)
+    best = pareto_front(measured)
+    x, y = [row.products for row in best], [row.relative_error for row in best]
+    axes.loglog(x, y, "o", markersize=12, fillstyle="none", color="black", label="no other beats it")
+    axes.set_xlabel("products with J^T and J")
+    axes.set_ylabel("relative error of the gradient")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure

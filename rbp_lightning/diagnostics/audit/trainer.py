@@ -1,0 +1,113 @@
+"""A Trainer that can audit."""
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from rbp_lightning.checkpoint_file import load_checkpoint
+from rbp_lightning.diagnostics.audit.gradient_audit import GradientAudit
+from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.estimators import GradientEstimator
+
+
+class AuditTrainer(Trainer):
+    """A Trainer with one more thing to do: ``audit``.
+
+    Example:
+        >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        >>> trainer = AuditTrainer(callbacks=[NeumannRBP()], **quiet)
+    """
+
+    def audit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        batches: int = 1,
+        error: float = 0.01,
+        steps: Sequence[int] = (1, 2, 5, 10, 20, 50),
+    ) -> GradientAudit:
+        """Compares the gradients of all estimators with the exact one, on training batches, and trains nothing.
+
+        The exact gradient is taken in float64, at a fixed point solved to 1e-12, by a dense solution of the adjoint
+        equation or, for more than 512 elements in a sample, by GMRES. Where the forward solve does not settle, it is
+        BPTT's through the steps as they are. Prints a table, leaves ``audit.csv``, ``audit.json`` and ``audit.png``
+        in the log folder and the plot in TensorBoard, and ends with one sentence of advice.
+
+        Args:
+            model: The module, whose training step calls ``self.estimator``.
+            train_dataloaders: Where the training batches come from, as ``fit`` takes it.
+            datamodule: The same, in its place.
+            ckpt_path: A checkpoint whose parameters to audit; ``None`` takes the module as it is.
+            batches: How many training batches, at least 1.
+            error: Relative error of the gradient that the advice is to reach, above 0.
+            steps: Numbers of steps to try of those estimators that have one.
+
+        Returns:
+            The audit, with its references, measurements and advice.
+
+        Raises:
+            UserError: If an argument is out of its range, the Trainer has no estimator or several processes, or the
+                module cannot be audited.
+        """
+        check_count(self.audit, "batches", batches, 1)
+        check_number(self.audit, "error", error, 0.0, 1.0, low_allowed=False)
+        for count in steps:
+            check_count(self.audit, "steps", count, 1)
+        if self.world_size > 1:
+            raise UserError(f"audit: runs in one process, not in {self.world_size}: set devices and num_nodes to 1.")
+        callbacks: list[Callback] = cast(Any, self).callbacks
+        found = [callback for callback in callbacks if isinstance(callback, GradientEstimator)]
+        if not found:
+            raise UserError("audit: the Trainer has no gradient estimator: give it the one that is to be audited.")
+        audit = GradientAudit(found[0], error, steps)
+        if ckpt_path is not None:
+            checkpoint = load_checkpoint(ckpt_path)
+            model.load_state_dict(checkpoint["state_dict"])
+            model.on_load_checkpoint(checkpoint)
+        # Nothing that acts on a training, neither the Trainer's nor the module's own: checkpoints, searches, monitors.
+        kept = [found[0], audit, *(one for one in callbacks if isinstance(one, SaveConfigCallback))]
+        trainer = {"callbacks": kept, "limit_train_batches": batches, "limit_val_batches": 0}
+        trainer |= {"num_sanity_val_steps": 0, "accumulate_grad_batches": 1}
+        module = {"training_step": audit.in_place_of(model), "configure_callbacks": list}
+        module["configure_optimizers"] = lambda: None
+        progress = copy.deepcopy(self.fit_loop.state_dict())
+        # A Trainer that has trained takes one more.
+        epochs = cast(Any, self.fit_loop.epoch_progress.current).processed + 1
+        with (
+            _attributes(self, **trainer),
+            _attributes(self.fit_loop, max_epochs=epochs, min_epochs=None),
+            _attributes(self.fit_loop.epoch_loop, max_steps=-1, min_steps=None),
+            _attributes(model, **module),
+            warnings.catch_warnings(),
+        ):
+            for message in ("`training_step` returned `None`", "smaller than the logging", "run with no optimizer"):
+                warnings.filterwarnings("ignore", f".*{message}")
+            try:
+                self.fit(model, train_dataloaders, datamodule=datamodule)
+            finally:
+                self.fit_loop.load_state_dict(progress)
+        return audit
+
+
+@contextmanager
+def _attributes(owner: object, **values: Any) -> Iterator[None]:
+    """Sets attributes for a while; those that the object itself did not have are removed again."""
+    own = {name: vars(owner)[name] for name in values if name in vars(owner)}
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in own or isinstance(getattr(type(owner), name, None), property):
+                setattr(owner, name, before[name])
+            else:
+                delattr(owner, name)

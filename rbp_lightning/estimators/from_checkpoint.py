@@ -1,0 +1,37 @@
+"""The gradient estimator that a checkpoint records."""
+
+from os import PathLike, fspath
+
+from rbp_lightning.checkpoint_file import load_checkpoint
+from rbp_lightning.errors import UserError
+from rbp_lightning.estimators.base import GradientEstimator
+from rbp_lightning.estimators.describe import from_description
+
+
+def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
+    """Makes the gradient estimator that a checkpoint records, with its solver.
+
+    Nothing in the checkpoint is executed: the estimator's class has to be imported already.
+
+    Args:
+        path: A checkpoint's file, of a Trainer that had an estimator.
+
+    Raises:
+        UserError: If the file cannot be loaded or records no estimator, or the class is not imported.
+
+    Example:
+        >>> from tempfile import NamedTemporaryFile
+        >>> from rbp_lightning.estimators import describe
+        >>> checkpoint = {"state_dict": {}, "pytorch-lightning_version": "2.6", "estimator": describe(BPTT())}
+        >>> with NamedTemporaryFile() as file:
+        ...     torch.save(checkpoint, file.name)
+        ...     estimator_from_checkpoint(file.name)
+        BPTT(solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None))
+    """
+    description = load_checkpoint(fspath(path)).get("estimator")
+    if not isinstance(description, dict):
+        raise UserError(
+            f"{fspath(path)!r} records no gradient estimator, as its Trainer had none: make one, such as NeumannRBP()."
+        )
+    made: GradientEstimator = from_description(description, GradientEstimator)
+    return made

@@ -1,0 +1,64 @@
+"""Turning a solve into its result, and reporting one that did not end as it was meant to."""
+
+from torch.utils._pytree import tree_unflatten
+
+from rbp_lightning.estimators.adjoint_record import AdjointRecord, parameters_of
+from rbp_lightning.failures import Failure
+from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.pytree import Vector
+from rbp_lightning.reporting import SolveContext, in_context, report
+from rbp_lightning.solvers import Solve
+from rbp_lightning.status import Status
+
+
+def judged_solve(
+    name: str, solve: Solve, image: Vector, context: SolveContext, record: AdjointRecord | None
+) -> FixedPoint:
+    """Makes the result of a solve, and has the policy act where it failed.
+
+    Args:
+        name: The estimator's name, for messages.
+        solve: The solve, which has ended.
+        image: Leaves of the fixed point.
+        context: Who decides about failures, and where the solve was called.
+        record: Where the backward pass leaves how it solved the adjoint equation.
+
+    Raises:
+        ConvergenceError: If the solve failed and the policy is to raise.
+    """
+    status, codes = solve.status()
+    failure = status.failure
+    # A tolerance of 0 asks for a number of steps, not for convergence.
+    if failure is Failure.NOT_CONVERGED and solve.solver.tol == 0:
+        failure = None
+    if failure is not None and context.handler.action(failure) == "ignore":
+        failure = None
+    # The steps of a training on minibatches differ as well; whoever asks for a number of steps knows.
+    if failure in (Failure.NOT_CONVERGED, Failure.DIVERGED) and solve.solver.tol > 0 and solve.is_stochastic():
+        failure = Failure.RANDOM
+    last = solve.test.last
+    assert last is not None  # every solve observes its last step
+    if record is not None and solve.frozen.mask is not None:
+        record.bounded = ~solve.frozen.mask
+    fixed_point = FixedPoint(
+        state=tree_unflatten(list(image), solve.structure),
+        steps=solve.function.calls,
+        absolute_residual=last.change,
+        size=last.size,
+        status=status,
+        sample_status=codes,
+        history=tuple(solve.test.history),
+        tol=solve.solver.tol,
+        record=record,
+    )
+    if failure is not None:
+        failed = fixed_point.samples(Status.DIVERGED, Status.NAN, *([Status.MAX_STEPS] if solve.solver.tol > 0 else []))
+        whose = f" ({int(failed.sum())} of {codes.numel()} samples)" if codes.numel() > 1 else ""
+        with in_context(context):
+            report(
+                failure,
+                f"{name}: The forward solve took {solve.steps} steps to a relative residual of "
+                f"{float(fixed_point.residual.max()):.2e} (tol={solve.solver.tol:g}), status {status.value!r}{whose}",
+                parameters_of(image),
+            )
+    return fixed_point

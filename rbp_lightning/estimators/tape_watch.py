@@ -1,0 +1,89 @@
+"""Following a gradient to where a tape begins."""
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rbp_lightning.estimators.adjoint_record import AdjointRecord
+from rbp_lightning.estimators.attach_adjoint import attach_adjoint
+from rbp_lightning.linear.base import LinearSolution
+from rbp_lightning.linear.truncation import truncation_error
+from rbp_lightning.pytree import Vector, to_float32
+from rbp_lightning.state_function import precision
+
+FOLLOWED = 3
+"""How many steps from the beginning of the tape the gradient is observed."""
+
+
+class TapeWatch:
+    """Compares the gradient where it arrives at a tape with what is left of it where the tape begins.
+
+    The gradients at the tape's steps are the terms of a Neumann series, which is truncated where the tape begins.
+
+    Args:
+        record: Takes what is left.
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Example:
+        >>> from rbp_lightning.reporting import current_context
+        >>> record, weight = AdjointRecord("", current_context(), [], None), torch.tensor(0.5, requires_grad=True)
+        >>> watch, state = TapeWatch(record, batch_dims=0), [torch.zeros(())]
+        >>> for step in range(1, 6):
+        ...     state = watch.after_step(step, [weight * state[0] + 1])
+        >>> watch.after_tape(5, state)[0].backward()
+        >>> record.solution.error_estimate
+        tensor(0.0312)
+    """
+
+    def __init__(self, record: AdjointRecord, batch_dims: int) -> None:
+        self._record, self._batch_dims = record, batch_dims
+        self._terms: dict[int, Vector] = {}
+
+    def after_step(self, step: int, vector: Vector) -> Vector:
+        """Observes the gradient after one of the first steps.
+
+        Args:
+            step: Number of the taped step, from 1.
+            vector: Leaves of the state after it.
+        """
+        return vector if step > FOLLOWED else attach_adjoint(self._watch(step, vector), vector)
+
+    def after_tape(self, steps: int, vector: Vector) -> list[Tensor]:
+        """Observes the gradient that arrives.
+
+        Args:
+            steps: How many steps are on the tape.
+            vector: Leaves of the state after them.
+        """
+
+        def keep(gradient: Vector) -> Vector:
+            self._terms = {steps + 1: gradient}
+            return gradient
+
+        return attach_adjoint(keep, vector)
+
+    def _watch(self, step: int, vector: Vector) -> Callable[[Vector], Vector]:
+        epsilon = precision(vector)
+        # The function hangs on the graph, and must not hold it.
+        taped = [weakref.ref(leaf) for leaf in vector] if step == 1 else []
+
+        def keep(gradient: Vector) -> Vector:
+            self._terms[step] = gradient
+            if step == 1:
+                self._finish(epsilon, [leaf for one in taped if (leaf := one()) is not None])
+            return gradient
+
+        return keep
+
+    @torch.no_grad()
+    def _finish(self, epsilon: float, taped: Vector) -> None:
+        terms = {step: to_float32(term) for step, term in self._terms.items()}
+        self._terms = {}
+        arrived = max(terms)
+        first, steps = terms.pop(arrived), arrived - 1
+        ending = [terms[step] for step in sorted(terms, reverse=True)] or [first]
+        residual, estimate = truncation_error(ending, first, steps - 1, self._batch_dims, epsilon)
+        solution = LinearSolution((), steps, steps - 1, residual, error_estimate=estimate)
+        self._record.keep(solution, None, taped)

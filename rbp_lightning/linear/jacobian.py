@@ -1,0 +1,270 @@
+"""The Jacobian of an update as a linear operator."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from rbp_lightning.errors import UserError
+from rbp_lightning.pytree import State, Vector, divide, norm, subtract, to_float32
+from rbp_lightning.state_function import StateFunction, Update, precision
+
+_REENTRANT_CHECKPOINT = ("Checkpointing is not compatible with", "torch.utils.checkpoint is incompatible with")
+_NO_SECOND_DERIVATIVE = (
+    "once_differentiable",
+    "is not implemented",
+    "does not currently support double backward",
+    "The gradient of a fixed point has no derivative",  # of a solve within the update
+)
+
+
+class JacobianOperator:
+    """J = dF/dh at one taped step of an update: products with J and J^T, per sample.
+
+    Vectors are lists of leaves. ``ravel`` joins them into one vector per sample, as dense and Krylov methods want it.
+
+    Args:
+        function: F on leaves.
+        inputs: Leaves of the state h; they require gradients.
+        outputs: Leaves of F(h), taped from ``inputs``.
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Attributes:
+        products: How many products were taken, with J and J^T together.
+        epsilon: Relative precision of a product.
+        batch_shape: Shape of the batch dimensions.
+        size: Number of elements of a sample.
+
+    Example:
+        >>> operator = JacobianOperator.at(torch.square, torch.tensor([1.0, 2.0]), batch_dims=0)
+        >>> operator.vjp([torch.ones(2)]), operator.jvp([torch.ones(2)])
+        ([tensor([2., 4.])], [tensor([2., 4.])])
+    """
+
+    def __init__(self, function: Callable[[Vector], Vector], inputs: Vector, outputs: Vector, batch_dims: int) -> None:
+        self.batch_dims = batch_dims
+        self.products = 0
+        self.epsilon = precision([*inputs, *outputs])
+        self._function, self._inputs, self._outputs = function, list(inputs), list(outputs)
+        device = outputs[0].device.type
+        self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+        self._jvp: Callable[[Vector], list[Tensor]] | None = None
+        self.batch_shape = inputs[0].shape[:batch_dims]
+        self._shapes = [leaf.shape[batch_dims:] for leaf in inputs]
+        self.size = sum(shape.numel() for shape in self._shapes)
+
+    @classmethod
+    def at(cls, update: Update, state: State, batch_dims: int) -> "JacobianOperator":
+        """Tapes a step of an update for its Jacobian alone.
+
+        Args:
+            update: The map F.
+            state: Where to linearise it.
+            batch_dims: The number of leading dimensions that index independent samples.
+        """
+        leaves, structure = tree_flatten(state)
+        function = StateFunction(update, structure)
+        with torch.enable_grad():
+            inputs = [leaf.detach().requires_grad_() for leaf in leaves]
+            return cls(function, inputs, function(inputs), batch_dims)
+
+    def fresh(self) -> "JacobianOperator":
+        """The same operator with a count of its own, for a backward pass, which runs outside autocast."""
+        operator = copy.copy(self)
+        operator.products = 0
+        return operator
+
+    def as_one_sample(self) -> "JacobianOperator":
+        """The same operator for a batch whose samples act on each other."""
+        operator = JacobianOperator(self._function, self._inputs, self._outputs, batch_dims=0)
+        operator.epsilon, operator._autocast = self.epsilon, self._autocast
+        return operator
+
+    def vjp(self, cotangent: Vector) -> list[Tensor]:
+        """Product J^T v.
+
+        Args:
+            cotangent: Leaves of v.
+
+        Returns:
+            Leaves of J^T v, in the dtypes of v.
+
+        Raises:
+            UserError: If the update uses a reentrant checkpoint.
+        """
+        self.products += 1
+        try:
+            product = pull_back(self._outputs, self._inputs, cotangent)
+        except RuntimeError as error:
+            _refuse_reentrant_checkpoint(error)
+            raise
+        return _cast(product, cotangent)
+
+    def jvp(self, tangent: Vector) -> list[Tensor]:
+        """Product J v.
+
+        J v is the derivative with respect to u of (J^T u) . v, so it comes from the tape, without a second evaluation
+        of the update. Where an operation cannot be differentiated twice, the update is evaluated in forward mode.
+
+        Args:
+            tangent: Leaves of v.
+
+        Returns:
+            Leaves of J v, in the dtypes of v.
+
+        Raises:
+            UserError: If the update can be differentiated in neither way.
+        """
+        self.products += 1
+        if self._jvp is None:
+            self._jvp = self._jvp_from_tape() or self._jvp_forward_mode
+        return _cast(self._jvp(tangent), tangent)
+
+    def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
+        """How far z is from solving (I - J^T) z = g: ||g - (I - J^T) z|| / ||g||, per sample.
+
+        Args:
+            gradient: Leaves of g.
+            adjoint: Leaves of z.
+        """
+        left = norm(subtract(gradient, subtract(adjoint, self.vjp(adjoint))), self.batch_dims)
+        return divide(left, norm(gradient, self.batch_dims))
+
+    def _jvp_from_tape(self) -> Callable[[Vector], list[Tensor]] | None:
+        duals = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
+        try:
+            with torch.enable_grad():
+                transposed = pull_back(self._outputs, self._inputs, duals, create_graph=True)
+            pull_back(transposed, duals, self._inputs)
+        except RuntimeError as error:
+            _refuse_reentrant_checkpoint(error)
+            if not any(reason in str(error) for reason in _NO_SECOND_DERIVATIVE):
+                raise
+            return None
+        if _drops_a_derivative(transposed):
+            return None
+        return lambda tangent: pull_back(transposed, duals, tangent)
+
+    def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
+        try:
+            with torch.no_grad(), torch.autocast(*self._autocast), forward_ad.dual_level():
+                pairs = zip(self._inputs, tangent, strict=True)
+                duals = [forward_ad.make_dual(leaf.detach(), other.to(leaf.dtype)) for leaf, other in pairs]  # type: ignore[no-untyped-call]
+                products = [forward_ad.unpack_dual(image).tangent for image in self._function(duals)]  # type: ignore[no-untyped-call]
+        except NotImplementedError as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(
+                "The update can be differentiated neither twice nor in forward mode, so there is no product with its "
+                "Jacobian: use an estimator that needs none (NeumannRBP, RBP), or do not compile the update. "
+                f"({reason})"
+            ) from error
+        pairs = zip(products, tangent, strict=True)
+        return [torch.zeros_like(other) if product is None else product for product, other in pairs]
+
+    def ravel(self, vector: Vector) -> Tensor:
+        """Leaves as one vector per sample, ``[*batch, size]``."""
+        return torch.cat([leaf.reshape(*self.batch_shape, -1) for leaf in vector], dim=-1)
+
+    def unravel(self, flat: Tensor) -> list[Tensor]:
+        """One vector per sample, ``[*batch, size]``, as leaves."""
+        pieces = torch.split(flat, [shape.numel() for shape in self._shapes], dim=-1)
+        return [piece.reshape(self.batch_shape + shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
+
+    def flat_vjp(self, flat: Tensor) -> Tensor:
+        """J^T v of one vector per sample, ``[*batch, size]``."""
+        return self.ravel(self.vjp(self.unravel(flat)))
+
+    def flat_jvp(self, flat: Tensor) -> Tensor:
+        """J v of one vector per sample, ``[*batch, size]``."""
+        return self.ravel(self.jvp(self.unravel(flat)))
+
+    def random_unit_vector(self, seed: int) -> Tensor:
+        """A vector per sample, uniform on the sphere, the same on every device.
+
+        Args:
+            seed: Seed of the draw.
+
+        Returns:
+            Vectors, float32 or wider, of shape ``[*batch, size]``.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        like = self.ravel(to_float32([leaf.detach() for leaf in self._inputs]))
+        drawn = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+        return torch.nn.functional.normalize(drawn.to(like.device), dim=-1)
+
+    def dense(self) -> Tensor:
+        """J as a matrix per sample, ``[*batch, size, size]``, by ``size`` products with J^T."""
+        unit = torch.zeros_like(self.random_unit_vector(0))
+        rows = []
+        for index in range(self.size):
+            unit[..., index] = 1
+            rows.append(self.flat_vjp(unit))
+            unit[..., index] = 0
+        return torch.stack(rows, dim=-2)
+
+
+def pull_back(outputs: Vector, inputs: Vector, cotangent: Vector, create_graph: bool = False) -> list[Tensor]:
+    """Vector-Jacobian product through the tape, which is kept.
+
+    Args:
+        outputs: Taped tensors.
+        inputs: The tensors to differentiate with respect to.
+        cotangent: One tensor for each output; cast to its dtype.
+        create_graph: Whether the product can be differentiated in turn.
+
+    Returns:
+        One tensor for each input; zero where it is not used.
+
+    Example:
+        >>> state = torch.ones(2, requires_grad=True)
+        >>> pull_back([3 * state], [state], [torch.ones(2)])
+        [tensor([3., 3.])]
+    """
+    pairs = zip(outputs, cotangent, strict=True)
+    taped = [(output, leaf if leaf.dtype == output.dtype else leaf.to(output.dtype)) for output, leaf in pairs]
+    taped = [pair for pair in taped if pair[0].requires_grad]
+    if not taped:
+        return [torch.zeros_like(leaf) for leaf in inputs]
+    return list(
+        torch.autograd.grad(
+            [output for output, _ in taped],
+            inputs,
+            [leaf for _, leaf in taped],
+            retain_graph=True,
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+    )
+
+
+def _cast(vector: Vector, like: Vector) -> list[Tensor]:
+    pairs = zip(vector, like, strict=True)
+    return [leaf if leaf.dtype == other.dtype else leaf.to(other.dtype) for leaf, other in pairs]
+
+
+def _refuse_reentrant_checkpoint(error: RuntimeError) -> None:
+    """Raises the remedy where an error is that of a reentrant checkpoint, which only ``backward()`` can pass."""
+    if any(reason in str(error) for reason in _REENTRANT_CHECKPOINT):
+        raise UserError(
+            "The update uses torch.utils.checkpoint with use_reentrant=True, through which no vector-Jacobian product "
+            "can be taken: pass use_reentrant=False."
+        ) from error
+
+
+def _drops_a_derivative(tensors: Vector) -> bool:
+    """Whether an operation behind the tensors was marked ``once_differentiable``.
+
+    Its backward returns tensors that are cut off from their inputs, behind a node that raises only if it is reached
+    from the other side: a second derivative through them is silently zero.
+    """
+    nodes = [tensor.grad_fn for tensor in tensors]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return any(node.name() == "torch::autograd::Error" for node in seen)

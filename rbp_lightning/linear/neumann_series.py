@@ -1,0 +1,46 @@
+"""The truncated Neumann series."""
+
+from collections import deque
+
+from rbp_lightning.errors import check_count
+from rbp_lightning.linear.base import LinearSolution, LinearSolver
+from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.linear.truncation import truncation_error
+from rbp_lightning.pytree import Vector
+
+
+class NeumannSeries(LinearSolver):
+    """The truncated Neumann series z = sum over k = 0..K of (J^T)^k g (paper, algorithm 2).
+
+    The error is at most ||(I - J)^-1|| ||J||^(K + 1) ||g||; the solution says what ``truncation_error`` makes of it.
+
+    Args:
+        steps: K, the number of products with J^T; the sum has K + 1 terms.
+
+    Raises:
+        UserError: If ``steps`` is negative or not a whole number.
+
+    Example:
+        >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
+        >>> NeumannSeries(steps=2).solve(operator, [torch.ones(2)]).vector
+        [tensor([1.7500, 1.7500])]
+    """
+
+    def __init__(self, steps: int = 20) -> None:
+        self.steps = check_count(self, "steps", steps, 0)
+
+    def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
+        """Sums the first terms."""
+        before = operator.products
+        terms: deque[Vector] = deque([gradient], maxlen=3)
+        total = [leaf.clone() for leaf in gradient]
+        for _ in range(self.steps):
+            term = operator.vjp(terms[-1])
+            terms.append(term)
+            for leaf, other in zip(total, term, strict=True):
+                leaf += other  # in place, which touches less memory
+        residual, estimate = truncation_error(
+            list(terms), gradient, self.steps, operator.batch_dims, operator.epsilon, total
+        )
+        products = operator.products - before
+        return LinearSolution(total, self.steps, products, residual, error_estimate=estimate)

@@ -1,0 +1,85 @@
+"""Richardson's iteration."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rbp_lightning.check_schedule import FALLING, CheckSchedule
+from rbp_lightning.errors import check_choice, check_count, check_number
+from rbp_lightning.linear.base import LinearSolution, LinearSolver, rounding_floors
+from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.pytree import Vector, add, norm, scale, subtract
+from rbp_lightning.status import Status
+
+LARGER = 16
+"""How many times as large as g the solution may be for its rounding error to be known as such."""
+
+
+class Richardson(LinearSolver):
+    """Richardson's iteration z <- J^T z + g, which recurrent back-propagation is (paper, algorithm 1).
+
+    It converges where the spectral radius of J is below 1. The change of z is the residual of the equation.
+
+    Args:
+        steps: Most products with J^T, at least 1.
+        tol: Norm of the change of z over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
+        start: First z: ``"uniform"`` draws from U[0, 1] times the root mean square of g, ``"gradient"`` is g itself.
+        seed: Seed of the draw, the same in every solve.
+        check_every: Steps between two convergence checks.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
+        >>> Richardson(steps=30, tol=1e-6).solve(operator, [torch.ones(2)]).vector
+        [tensor([2.0000, 2.0000])]
+    """
+
+    def __init__(
+        self,
+        steps: int = 20,
+        tol: float = 1e-4,
+        start: Literal["uniform", "gradient"] = "gradient",
+        seed: int = 0,
+        check_every: int = 10,
+    ) -> None:
+        self.steps = check_count(self, "steps", steps, 1)
+        self.tol = check_number(self, "tol", tol, 0.0)
+        self.start = check_choice(self, "start", start, ("uniform", "gradient"))
+        self.seed = check_count(self, "seed", seed, 0)
+        self.check_every = check_count(self, "check_every", check_every, 1)
+
+    def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
+        """Iterates until every sample has converged or ``steps`` are spent."""
+        batch_dims, before = operator.batch_dims, operator.products
+        size = norm(gradient, batch_dims)
+        divisor = torch.where(size == 0, 1, size)
+        adjoint = self._first(gradient, size, batch_dims) if start is None else start
+        schedule = CheckSchedule(self.check_every, self.tol, LARGER * operator.epsilon)
+        known = floor = None
+        residual = divisor
+        for step in range(1, self.steps + 1):
+            previous, adjoint = adjoint, add(operator.vjp(adjoint), gradient)
+            check = self.tol > 0 and schedule.should_check(step)
+            if check or (step >= self.steps - 1 and self.tol > 0) or step == self.steps:
+                last, residual = residual, norm(subtract(adjoint, previous), batch_dims) / divisor
+            if check and schedule.is_finished(step, residual):
+                known = Status.STALLED if schedule.stalled else Status.CONVERGED
+                break
+        else:
+            if self.tol > 0:  # in low precision a few steps may be too few to tell
+                not_falling = residual > FALLING * last
+                floor = torch.where(not_falling, rounding_floors(gradient, adjoint, operator), 0.0)
+        products = operator.products - before
+        return LinearSolution(adjoint, step, products, residual, self.tol, known=known, floor=floor)
+
+    def _first(self, gradient: Vector, size: Tensor, batch_dims: int) -> Vector:
+        if self.start == "gradient":
+            return gradient
+        count = sum(leaf.shape[batch_dims:].numel() for leaf in gradient)
+        generator = torch.Generator().manual_seed(self.seed)
+        # Drawn on the CPU, so that every device sees the same numbers.
+        drawn = [torch.rand(leaf.shape, dtype=leaf.dtype, generator=generator) for leaf in gradient]
+        return scale(size / count**0.5, [one.to(leaf.device) for one, leaf in zip(drawn, gradient, strict=True)])

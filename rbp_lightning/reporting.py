@@ -1,0 +1,204 @@
+"""Who decides about a failure, and where it is reported: at a line of the user's code."""
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor
+
+from rbp_lightning.errors import ConvergenceWarning
+from rbp_lightning.failures import Failure
+
+Action: TypeAlias = Literal["ignore", "warn", "raise", "skip"]
+"""What is done about a failure."""
+
+
+class Place(NamedTuple):
+    """A line of the user's code.
+
+    Attributes:
+        filename: Its file.
+        lineno: Its line number.
+    """
+
+    filename: str
+    lineno: int
+
+
+class FailureHandler(Protocol):
+    """Decides what happens when a solve goes wrong; ``FailurePolicy`` is one."""
+
+    truncation_tol: float
+
+    def action(self, failure: Failure) -> Action:
+        """What is done about a kind of failure."""
+
+    def warn(self, failure: Failure, text: str, place: Place) -> None:
+        """Warns of a failure, as often as the handler finds right."""
+
+    def handle(self, failure: Failure, text: str, place: Place, parameters: Iterable[Tensor] | None) -> None:
+        """Acts on a failure.
+
+        Args:
+            failure: Its kind.
+            text: What happened and what to do, in one line.
+            place: The line of the user's code.
+            parameters: The parameters whose gradient it makes wrong; ``None`` for all.
+        """
+
+
+class WarnOncePerLine:
+    """Warns of each kind of failure once per line of the user's code, as Python does with equal texts.
+
+    It is in force where there is no ``FailurePolicy``.
+    """
+
+    truncation_tol = 0.1
+
+    def __init__(self) -> None:
+        self._warned: set[tuple[Failure, Place]] = set()
+
+    def action(self, failure: Failure) -> Action:
+        """Always ``"warn"``."""
+        return "warn"
+
+    def warn(self, failure: Failure, text: str, place: Place) -> None:
+        """Warns, unless it has."""
+        if (failure, place) not in self._warned or _every_warning_wanted():
+            self._warned.add((failure, place))
+            warn_at(place, text)
+
+    def handle(self, failure: Failure, text: str, place: Place, parameters: Iterable[Tensor] | None) -> None:
+        """Warns, unless it has."""
+        self.warn(failure, text, place)
+
+
+class SolveContext(NamedTuple):
+    """Who decides about the failures of a solve, and where it was called; its backward pass takes them along.
+
+    Attributes:
+        handler: Who decides.
+        place: The line of the user's code.
+    """
+
+    handler: FailureHandler
+    place: Place
+
+
+_DEFAULT = WarnOncePerLine()
+_handler: ContextVar[FailureHandler] = ContextVar("handler")
+_context: ContextVar[SolveContext | None] = ContextVar("context", default=None)
+
+_SKIPPED = ("rbp_lightning", "torch", "lightning", "contextlib")
+
+
+def current_context() -> SolveContext:
+    """The handler in force and the line of the user's code that is being run."""
+    return _context.get() or SolveContext(_handler.get(_DEFAULT), user_place())
+
+
+@contextmanager
+def in_context(context: SolveContext) -> Iterator[None]:
+    """Restores the context of a solve, in its backward pass for example, which may run in another thread."""
+    token = _context.set(context)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def push_handler(handler: FailureHandler) -> object:
+    """Puts a handler in force; returns the token that ``pop_handler`` takes."""
+    return _handler.set(handler)
+
+
+def pop_handler(token: object) -> None:
+    """Puts the handler in force that was before."""
+    _handler.reset(token)  # type: ignore[arg-type]
+
+
+def action(failure: Failure) -> Action:
+    """What the handler in force does about a kind of failure."""
+    return current_context().handler.action(failure)
+
+
+def report(failure: Failure, what: str, parameters: Iterable[Tensor] | None = None) -> None:
+    """Has the handler in force act on a failure.
+
+    Args:
+        failure: Its kind.
+        what: What happened, with the figure, in one sentence without its end.
+        parameters: The parameters whose gradient it makes wrong; ``None`` for all.
+
+    Raises:
+        ConvergenceError: If that is the policy.
+    """
+    context = current_context()
+    context.handler.handle(failure, f"{what}; {failure.message}.", context.place, parameters)
+
+
+def notify(failure: Failure, what: str) -> None:
+    """Warns of a failure that was made up for, whatever the policy is.
+
+    Args:
+        failure: Its kind.
+        what: What happened, in one sentence without its end.
+    """
+    context = current_context()
+    if context.handler.action(failure) != "ignore":
+        context.handler.warn(failure, f"{what}; {failure.message}.", context.place)
+
+
+class _Ignoring:
+    """Leaves some kinds of failure out, and hands the others on."""
+
+    def __init__(self, handler: FailureHandler, failures: frozenset[Failure]) -> None:
+        self._inner, self._failures = handler, failures
+        self.truncation_tol = handler.truncation_tol
+
+    def action(self, failure: Failure) -> Action:
+        return "ignore" if failure in self._failures else self._inner.action(failure)
+
+    def warn(self, failure: Failure, text: str, place: Place) -> None:
+        if failure not in self._failures:
+            self._inner.warn(failure, text, place)
+
+    def handle(self, failure: Failure, text: str, place: Place, parameters: Iterable[Tensor] | None) -> None:
+        if failure not in self._failures:
+            self._inner.handle(failure, text, place, parameters)
+
+
+@contextmanager
+def ignoring(*failures: Failure) -> Iterator[None]:
+    """Context in which some kinds of failure are left to the caller, also in the backward pass of its solves.
+
+    Args:
+        failures: The kinds; none given means all.
+    """
+    token = _handler.set(_Ignoring(_handler.get(_DEFAULT), frozenset(failures or Failure)))
+    try:
+        yield
+    finally:
+        _handler.reset(token)
+
+
+def warn_at(place: Place, text: str) -> None:
+    """Warns of a failure at a line of the user's code."""
+    warnings.warn_explicit(text, ConvergenceWarning, place.filename, place.lineno)
+
+
+def user_place() -> Place:
+    """The innermost line that is neither of this library nor of PyTorch or Lightning."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _SKIPPED:
+        frame = frame.f_back
+    return Place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _every_warning_wanted() -> bool:
+    """Whether the first filter that matches asks for every warning, or for an error."""
+    actions = (one[0] for one in warnings.filters if issubclass(ConvergenceWarning, one[2]) and one[1] is None)
+    return next(actions, "default") in ("always", "all", "error")

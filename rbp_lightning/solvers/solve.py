@@ -1,0 +1,242 @@
+"""One forward solve: the loop that all solvers share."""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from rbp_lightning.check_schedule import CheckSchedule
+from rbp_lightning.pytree import State, Vector, flatten_state, norm, subtract
+from rbp_lightning.solvers.base import FixedPointSolver
+from rbp_lightning.solvers.convergence import ConvergenceTest
+from rbp_lightning.solvers.frozen_samples import FrozenSamples
+from rbp_lightning.solvers.picard import Picard
+from rbp_lightning.state_function import StateFunction, Update, precision
+from rbp_lightning.status import Status
+
+Result = TypeVar("Result")
+
+
+class Solve:
+    """One solve of h = F(h): applies F, checks for convergence and freezes samples that fail.
+
+    A sample that diverged or ceased to be finite is frozen at its best iterate: F is applied to that iterate, a
+    constant, from then on, and its gradient is that of one step. Where F of it is not finite, as with NaN in its input,
+    it has none; but what all samples share, such as a weight, receives 0 times NaN from it and has no finite gradient
+    either. That is for the policy to skip.
+
+    Args:
+        update: The map F.
+        initial_state: Where to start.
+        batch_dims: The number of leading dimensions that index independent samples.
+        solver: How the next iterate is made.
+        max_steps: Most applications of F; ``None`` takes the solver's.
+        record: Whether to observe every step, for ``history``.
+
+    Attributes:
+        function: F on leaves; counts how often it was applied.
+        start: Leaves of the initial state.
+        frozen: The samples that have failed.
+        settled: Whether the loop has found every sample converged or stalled, so that nothing need be observed.
+        tap: Takes the number of each step and F(h), and returns what to continue with.
+        last_taped: What F was applied to last, and F of it, as they are on the tape.
+    """
+
+    def __init__(
+        self,
+        update: Update,
+        initial_state: State,
+        batch_dims: int,
+        solver: FixedPointSolver,
+        max_steps: int | None = None,
+        record: bool = False,
+    ) -> None:
+        self.start, self.structure = flatten_state(initial_state, batch_dims)
+        self.function = StateFunction(update, self.structure)
+        # Of one tensor, the usual state, there are no leaves to pair.
+        self._update = update if self.structure.is_leaf() else None
+        self.batch_dims, self.solver, self.record = batch_dims, solver, record
+        self.max_steps = max_steps or solver.max_steps
+        atol = solver.tol / 1000 if solver.atol is None else solver.atol
+        self.test = ConvergenceTest(solver.tol, atol, batch_dims, precision(self.start))
+        self.frozen = FrozenSamples(self.start, batch_dims)
+        self.settled = self._stalled = False
+        self.tap: Callable[[int, Vector], Vector] | None = None
+        self.last_taped: tuple[Vector, Vector] = self.start, self.start
+
+    @property
+    def steps(self) -> int:
+        """How often F was applied."""
+        return self.function.calls
+
+    def apply(self, vector: Vector) -> tuple[Vector, Vector]:
+        """Applies F, to the best iterate where a sample is frozen.
+
+        Args:
+            vector: Leaves of h.
+
+        Returns:
+            What F was applied to, and F of it.
+        """
+        if self.frozen.mask is not None:
+            return self.frozen.apply(self.function, vector)
+        if self._update is None:
+            return vector, self.function(vector)
+        self.function.calls += 1
+        return vector, [self._update(vector[0])]
+
+    def iterate(self, max_steps: int, steps_after: int = 0, first_taped: bool = False) -> Vector:
+        """Runs the solver until every sample has converged or ``max_steps`` are spent.
+
+        Args:
+            max_steps: Most applications of F.
+            steps_after: How many more steps the caller takes; the last two of all tell whether they grow.
+            first_taped: Whether to apply F with gradients enabled at first, and drop the tape. What F computes once and
+                keeps, as torch.nn.utils.parametrize.cached does, is then kept with its graph.
+
+        Returns:
+            Leaves of the last F(h).
+        """
+        vector: Vector = self.start
+        image = vector
+        plain = type(self.solver).step is Picard.step  # h <- F(h)
+        memory = None if plain else self.solver.init(vector, self.batch_dims)
+        if self.frozen.mask is not None and self.frozen.all():
+            max_steps = min(max_steps, 1)  # more steps would change nothing
+        observed_from = max_steps - 1 + steps_after if steps_after < 2 else max_steps + 1
+        for step in range(1, max_steps + 1):
+            if step == 1:
+                image = self._first_step(vector, first_taped)
+                schedule = CheckSchedule(self.solver.check_every, self.solver.tol, self.test.epsilon)
+            else:
+                vector, image = self.apply(vector)
+            if self.tap is not None:
+                self.last_taped = vector, image
+                image = self.tap(step, image)
+            if step == 1 or step == schedule.next_check:
+                self._observe(step, vector, image)
+                if self._check(schedule, step, vector):
+                    break
+            elif self.record or step >= observed_from:
+                self._observe(step, vector, image)
+            if step == max_steps:
+                break
+            vector, memory = (image, None) if plain else self.solver.step(vector, image, memory)
+        if self.tap is None:
+            self.last_taped = vector, image
+        return image
+
+    def _first_step(self, vector: Vector, taped: bool) -> Vector:
+        if self.frozen.mask is not None:
+            return self.apply(vector)[1]
+        with torch.set_grad_enabled(taped or torch.is_grad_enabled()):
+            image = self.function.checked(vector)
+        self.test.epsilon = precision([*vector, *image])
+        return [leaf.detach() for leaf in image] if taped else image
+
+    def without_tape(self, steps_after: int) -> list[Tensor]:
+        """Iterates without a tape, before some steps that the caller tapes.
+
+        Args:
+            steps_after: How many steps the caller takes.
+
+        Returns:
+            Detached leaves of the last F(h).
+        """
+        with torch.no_grad():
+            image = self.iterate(max(self.max_steps - steps_after, 0), steps_after, first_taped=True)
+        if steps_after > 1:  # what has converged may yet be left: an unstable mode takes time to grow
+            self.settled = False
+        return [leaf.detach() for leaf in image]
+
+    def last_steps(self, vector: Vector, count: int) -> Vector:
+        """Applies F some more times, and observes the changes unless the solve has settled.
+
+        Args:
+            vector: Leaves of h.
+            count: How often, at least 1.
+
+        Returns:
+            Leaves of the last F(h).
+        """
+        image = vector
+        for index in range(count):
+            vector = image
+            applied, image = self.apply(vector) if self.steps else (vector, self.function.checked(vector))
+            self.last_taped = vector, image
+            if self.tap is not None:
+                image = self.tap(index + 1, image)
+            if self.test.first is None:
+                self.test.epsilon = precision([*vector, *image])
+            if not self.settled and (index >= count - 2 or self.record or self.test.first is None):
+                self._observe(self.steps, applied, image)
+        return image
+
+    def _observe(self, step: int, vector: Vector, image: Vector) -> None:
+        if self.frozen.mask is None:
+            self._last = vector, image
+        self.test.observe(step, vector, image)
+
+    def _check(self, schedule: CheckSchedule, step: int, vector: Vector) -> bool:
+        """Whether to stop; freezes what has ceased to be finite, and keeps the best iterates."""
+        assert self.test.last is not None  # the step was observed
+        residual, change = self.test.last.residual, self.test.last.change
+        if self.frozen.mask is not None:
+            residual = residual.masked_fill(self.frozen.mask, 0.0)
+        finished = schedule.is_finished(step, residual)
+        if not math.isfinite(schedule.largest):
+            self.frozen.freeze(~residual.isfinite(), self.test.codes(stalled=False))
+            if self.frozen.all():
+                return True
+            schedule.largest = float(residual.nan_to_num(0.0, 0.0, 0.0).max())
+            finished = schedule.decide(step, schedule.largest)
+        if finished:
+            self.settled, self._stalled = self.frozen.mask is None, schedule.stalled
+            return True
+        self.frozen.keep(residual, change, vector)
+        return False
+
+    def freezing_failures(self, run: Callable[[], Result]) -> Result:
+        """Runs the end of a solve, and once more where samples fail in it, with these frozen.
+
+        Args:
+            run: The end: the steps on the tape, or the whole solve.
+        """
+        before = self.frozen.mask
+        result = run()
+        if self.settled:
+            return result
+        codes = self.test.codes(self._stalled)
+        if int(codes.max()) >= Status.DIVERGED.code:
+            failed = codes >= Status.DIVERGED.code
+            if self.solver.tol == 0:  # a number of steps was asked for, and growth is no failure of that
+                assert self.test.last is not None  # every solve observes its last step
+                failed &= ~self.test.last.residual.isfinite()
+            if self.frozen.mask is not None:
+                failed &= ~self.frozen.mask
+            if bool(failed.any()):
+                self.frozen.freeze(failed, codes)
+        return result if self.frozen.mask is before else run()
+
+    def is_stochastic(self) -> bool:
+        """Whether F differs from call to call, as it does where it draws a dropout mask; applies it once more.
+
+        The global random numbers go on as if it had not been asked.
+        """
+        vector, image = self._last
+        devices = sorted({leaf.device.index for leaf in vector if leaf.is_cuda})
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            again = self.function(vector)
+        # Kernels that sum in any order differ by rounding.
+        rounding = 100 * self.test.epsilon * norm(image, 0)
+        return bool(norm(subtract(again, image), 0) > rounding)  # never where there is NaN
+
+    def status(self) -> tuple[Status, Tensor]:
+        """How the solve ended, and how each sample did, as ``FixedPoint.sample_status``."""
+        assert self.test.last is not None  # every solve observes its last step
+        if self.settled and not self._stalled:
+            return Status.CONVERGED, torch.zeros_like(self.test.last.residual, dtype=torch.int64)
+        codes = self.frozen.merge_codes(self.test.codes(self._stalled))
+        return Status.of_code(int(codes.max())), codes

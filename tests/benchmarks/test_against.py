@@ -1,0 +1,62 @@
+"""The comparison with another checkout runs that checkout's library."""
+
+import csv
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.against.compare import Worker, against
+from benchmarks.peers.cora import cora
+from rbp_lightning import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def slower(tmp_path: Path) -> Path:
+    """A checkout whose estimators have something else to do first."""
+    shutil.copytree(ROOT / "rbp_lightning", tmp_path / "slower" / "rbp_lightning")
+    with (tmp_path / "slower" / "rbp_lightning" / "__init__.py").open("a") as file:
+        file.write(
+            "\n_call = GradientEstimator.__call__\n"
+            "GradientEstimator.__call__ = lambda *args, **options: (sum(range(2**22)), _call(*args, **options))[1]\n"
+        )
+    return tmp_path / "slower"
+
+
+@pytest.mark.slow
+def test_a_slower_checkout_is_found(slower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    against(slower, ["tanh, radius 0.38"], repeats=2, out=tmp_path)
+    with (tmp_path / "against.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["estimator"] for row in rows[::2]] == ["RBP", "NeumannRBP", "CGRBP", "BPTT"]
+    assert all(float(row["ratio"]) < 0.7 for row in rows)
+    assert "The slowest of all:" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.usefixtures("cora")
+def test_a_graph_reaches_the_worker(tmp_path: Path) -> None:
+    name, file = "graph network on Cora", str(tmp_path / "graph.pt")
+    torch.save(asdict(cora(name)), file)
+    with Worker(ROOT) as worker:
+        estimator = {"name": "RBP", "max_steps": 100, "tol": 1e-3, "terms": 20}
+        assert worker.seconds(1, case={"name": name, "graph": file}, estimator=estimator) > 0
+
+
+def test_what_is_no_checkout(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no rbp_lightning: give the folder"):
+        against(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_checkout_that_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rbp_lightning").mkdir()
+    (tmp_path / "rbp_lightning" / "__init__.py").write_text("1 / 0\n")
+    with Worker(tmp_path) as worker, pytest.raises(UserError, match="its message is above"):
+        worker.seconds(1, case={}, estimator={})
+    assert "ZeroDivisionError" in capfd.readouterr().err

@@ -1,0 +1,127 @@
+"""The benchmark of memory measures what it says."""
+
+import csv
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from benchmarks import memory
+from benchmarks.peak_memory import peak_bytes
+from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning", "ignore:.*self.trainer")
+
+CPU = torch.device("cpu")
+STATE = 64 * 256 * 4
+"""Bytes of a state of the cell whose memory is measured."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_objects() -> Iterator[None]:
+    """Keeps the collections of garbage from going through all that tests have loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_peak_bytes_counts_temporaries_and_what_is_released() -> None:
+    held = torch.zeros(1000)
+    assert peak_bytes(lambda: None, CPU) == 0
+    assert peak_bytes(lambda: held.clone() + held.clone(), CPU) == 3 * 4000  # both summands beside the sum
+    assert peak_bytes(lambda: [float(torch.ones(1000)[0]) for _ in range(5)], CPU) == 4000
+    assert peak_bytes(lambda: [held.clone() for _ in range(5)], CPU) == 5 * 4000
+    square = torch.zeros(100, 100)
+    assert peak_bytes(lambda: square.logsumexp(1), CPU) > 4 * square.numel()  # exponentials, within the operator
+
+
+def test_peak_bytes_counts_the_tape_and_the_backward_pass() -> None:
+    start = torch.zeros(1000, requires_grad=True)
+
+    def run(steps: int) -> None:
+        state = start
+        for _ in range(steps):
+            state = state.exp()  # keeps its result
+        state.backward(torch.ones(1000))
+
+    run(1)  # makes the gradient
+    # After the forward pass all states; then the cotangents before and after the last step, and its gradient is added.
+    assert peak_bytes(lambda: run(20), CPU) - peak_bytes(lambda: run(10), CPU) == 10 * 4000
+    assert 10 * 4000 < peak_bytes(lambda: run(10), CPU) <= 13 * 4000
+
+
+def test_peak_bytes_do_not_depend_on_when_garbage_is_collected() -> None:
+    def run() -> None:
+        for _ in range(20):
+            ring = [torch.zeros(1000)]
+            ring.append(ring)
+            [[] for _ in range(10_000)]  # enough objects for a collection
+
+    assert gc.isenabled()
+    assert peak_bytes(run, CPU) == 20 * 4000
+    assert gc.isenabled()
+
+
+def test_peak_bytes_on_another_device() -> None:
+    with pytest.raises(UserError, match="'meta'"):
+        peak_bytes(lambda: None, torch.device("meta"))
+
+
+@pytest.mark.parametrize("make", [RBP, NeumannRBP, CGRBP, TBPTT])
+def test_memory_is_flat_in_the_steps_of_the_solve(make) -> None:
+    peaks = {steps: memory.solve_peak(make(solver=Picard(steps, 0.0)), CPU) for steps in (30, 60, 300)}
+    assert len(set(peaks.values())) == 1, peaks
+    assert peaks[300] > STATE
+
+
+def test_memory_of_bptt_is_a_state_each_step() -> None:
+    few, more, most = (memory.solve_peak(BPTT(Picard(steps, 0.0)), CPU) for steps in (20, 70, 120))
+    assert more - few == most - more == 50 * STATE
+
+
+def test_memory_of_tbptt_is_a_state_each_step_that_is_taped_and_that_of_neumann_is_flat() -> None:
+    solver = Picard(130, 0.0)
+    few, more, most = (memory.solve_peak(TBPTT(steps, solver), CPU) for steps in (20, 70, 120))
+    assert more - few == most - more == 50 * STATE
+    assert len({memory.solve_peak(NeumannRBP(steps, solver), CPU) for steps in (10, 20, 120)}) == 1
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("cora")
+def test_a_training_step_on_cora_takes_a_tenth_of_the_released_code(tmp_path: Path) -> None:
+    settings = yaml.safe_load(memory.CORA.read_text())
+    settings["estimator"]["init_args"]["solver"]["init_args"]["max_steps"] = 21
+    (tmp_path / "cora.yaml").write_text(yaml.safe_dump(settings))
+    peaks = memory.training_peaks(tmp_path / "cora.yaml", CPU)
+    state = 2708 * 64 * 4
+    for name in ("RBP", "NeumannRBP(20)", "CGRBP"):
+        assert state < peaks[name] < memory.RELEASED_CODE / 10
+    assert peaks["BPTT"] > 21 * state  # the gates are kept as well
+    assert peaks["BPTT"] > peaks["TBPTT(20)"]
+
+
+@pytest.mark.usefixtures("no_data")
+def test_the_tables_of_memory_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory.memory([5, 30], [3], out=tmp_path / "out")
+    printed = capsys.readouterr()
+    assert "training step on Cora: left out." in printed.err
+    with (tmp_path / "out/memory.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["estimator"], row["number"]) for row in rows if row["by"] == "terms"] == [
+        ("TBPTT", "3"),
+        ("NeumannRBP", "3"),
+    ]
+    peaks = {row["number"]: float(row["bytes"]) / 2**20 for row in rows if row["estimator"] == "BPTT"}
+    assert f"| BPTT | {peaks['5']:.2f} | {peaks['30']:.2f} |" in printed.out
+    assert peaks["30"] - peaks["5"] == pytest.approx(25 / 16)
+    Image.open(tmp_path / "out/memory.png").verify()
+
+
+@pytest.mark.parametrize("numbers", [{"steps": [1]}, {"terms": [0]}])
+def test_numbers_of_steps_that_cannot_be_measured(numbers: dict[str, list[int]]) -> None:
+    with pytest.raises(UserError, match=r"--(steps=1|terms=0) must be at least"):
+        memory.memory(**numbers)

@@ -1,0 +1,97 @@
+"""The comparison with peers measures what it says."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
+from benchmarks.peers.compare import peers
+from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, gradient, radius_of
+from benchmarks.peers.methods import BY_HAND, OURS, terms
+from benchmarks.peers.networks import tanh, training
+from rbp_lightning import UserError
+
+
+def test_the_table_and_every_ratio_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peers(["tanh, radius 0.38"], repeats=2, out=tmp_path)
+    with (tmp_path / "peers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in (*BY_HAND, *OURS):
+        mine = [row for row in rows if row["method"] == name]
+        assert len(mine) == 2
+        assert all(float(row["error"]) <= 1e-3 and float(row["ratio"]) > 0 for row in mine)
+    assert {float(row["ratio"]) for row in rows if row["method"] == "Picard + RBP by hand"} == {1.0}
+    table = (tmp_path / "peers.md").read_text()
+    assert table in capsys.readouterr().out
+    assert "| NeumannRBP |" in table
+    Image.open(tmp_path / "peers.png").verify()
+
+
+@pytest.mark.usefixtures("no_data")
+def test_a_case_without_its_data_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="No case could be compared"):
+        peers(["graph network on Cora"], out=tmp_path / "out")
+    assert "graph network on Cora: left out." in capsys.readouterr().err
+
+
+def test_one_repeat_is_no_spread() -> None:
+    with pytest.raises(UserError, match="--repeats=1"):
+        peers(repeats=1)
+
+
+@pytest.mark.parametrize(("name", "radius"), [("tanh, radius 0.38", 0.38), ("tanh, radius 0.93", 0.93)])
+def test_the_cases_have_the_radius_of_their_name(name: CaseName, radius: float) -> None:
+    assert radius_of(make_case(name, torch.float64)) == pytest.approx(radius, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.data] if "Cora" in name else []) for name in ALL_CASES]
+)
+def test_a_case_is_the_same_in_every_precision(name: CaseName, request: pytest.FixtureRequest) -> None:
+    if "Cora" in name:
+        request.getfixturevalue("cora")
+    steps = []
+    for dtype in (torch.float32, torch.float64):
+        case = make_case(name, dtype)
+        state = case.start
+        for _ in range(3):
+            state = case.step(state, *case.prepare(*case.parameters))
+        assert state.dtype is dtype
+        steps.append(state.detach().double())
+    torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [tanh(0.4), training])
+@pytest.mark.parametrize("name", [*BY_HAND, *OURS])
+def test_every_method_finds_the_exact_gradient(make, name: str) -> None:
+    case = make(torch.float64)
+    found = gradient(case, {**BY_HAND, **OURS}[name](case, 1e-9, 0.9))
+    exact = exact_gradient(case)
+    assert float((found - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_a_method_that_fails_or_is_too_coarse_is_named() -> None:
+    case, wide = tanh(0.4)(torch.float32), tanh(0.4)(torch.float64)
+    exact = exact_gradient(wide)
+
+    def broken(case, tol, radius):
+        raise ValueError("no such thing")
+
+    def coarse(case, tol, radius):
+        return 2 * BY_HAND["Picard + RBP by hand"](case, tol, radius)
+
+    assert calibrate(case, exact, "broken", broken, 0.4, 1e-3) == "fails: ValueError: no such thing"
+    assert str(calibrate(case, exact, "coarse", coarse, 0.4, 1e-3)).startswith("error 3e+00")
+    found = calibrate(case, exact, "by hand", BY_HAND["Picard + RBP by hand"], 0.4, 1e-3)
+    assert isinstance(found, Calibrated)
+    assert found.error <= 1e-3
+
+
+def test_the_terms_of_a_series() -> None:
+    assert terms(1e-3, 0.5) == 10
+    assert terms(0.5, 0.1) == 1
+    assert math.isclose(0.93 ** terms(1e-4, 0.93), 1e-4, rel_tol=0.1)

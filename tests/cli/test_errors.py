@@ -1,0 +1,208 @@
+"""Mistakes in the input are one line; the user's own errors keep their traceback."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import LightningModule
+
+from models import HopfieldMemory
+from rbp_lightning import ConvergenceError, UserError
+from rbp_lightning.cli.errors import find_mistake, one_line_errors
+from tests.cli.options import CONFIG, TINY
+from tests.cli.own import OPTIONS
+
+OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.logger=false", *OPTIONS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--estimator.step=3"], "--estimator: CGRBP has no option 'step'. Did you mean 'steps'? Its options: "),
+        (["--estimator=BPTT", "--estimator.steps=3"], "BPTT has no option 'steps'."),
+        (["--estimator.solver.toll=3"], "Picard has no option 'toll'. Did you mean 'tol'?"),
+        (["--data.level_=3"], "ImagePatterns has no option 'level_'. Did you mean 'level'?"),
+        (
+            ["--trainer.max_epoch=3"],
+            "unrecognized arguments: --trainer.max_epoch=3. Did you mean '--trainer.max_epochs'?",
+        ),
+        (["--estimatr=RBP"], "Did you mean '--estimator'?"),
+        (["--nonsense=3"], "unrecognized arguments: --nonsense=3. See --help"),
+        (["--config=misspelt.yaml"], "option 'trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"),
+        (["--config=broken.yaml"], "did not find expected node content"),
+        (["--estimator.steps=-1"], "ConjugateGradient: steps=-1 must be a whole number of at least 1."),
+        (["--estimator.steps=many"], "--estimator.steps: expected int. Got value: many."),
+        (["--estimator.solver.tol=-1"], "Picard: tol=-1.0 must be a number in [0, inf)."),
+        (["--estimator.solver.max_steps=0"], "Picard: max_steps=0 must be a whole number of at least 1."),
+        (["--model.gain=0"], "gain=0.0 must be a number in (0, inf)."),
+        (["--data.source=cifar"], "Literal['digits', 'mnist', 'folder']"),
+        (["--data.source=mnist", "--data.data_dir=nowhere"], "Put what is missing into nowhere/mnist/raw"),
+        (["--model.num_pixels=100"], "set num_pixels to 64"),
+        (["--checkpoint.mode=most"], "Literal['min', 'max']"),
+        (["--checkpoint.monitor=val/los"], "could not find the monitored key"),
+        (["--trainer.accelerator=foo"], "foo"),
+        (["--trainer.strategy=foo"], "foo"),
+        (["--trainer.logger.save_dir=/proc/x"], "cannot write to /proc/x/hopfield"),
+        (["--data.source=mnist", "--data.data_dir=/proc/x"], "Put what is missing into /proc/x/mnist/raw"),
+        (["--optimizer=Adam", "--optimizer.lr=-1"], "Invalid learning rate: -1.0"),
+        (["--lr_scheduler=StepLR", "--lr_scheduler.step_size=3"], "--lr_scheduler is ignored without --optimizer"),
+        (
+            ["--trainer.max_epochs=-1"],
+            "the learning rate decay needs to know the run's length: set max_epochs or max_steps.",
+        ),
+        (["--ckpt_path=none.ckpt"], "ckpt_path='none.ckpt' is not a file"),
+        (["--config=none.yaml"], "none.yaml"),
+    ],
+)
+def test_each_mistake_gets_one_clear_error(cli, arguments, message) -> None:
+    Path("misspelt.yaml").write_text("trainer:\n  max_epoch: 3\n")
+    Path("broken.yaml").write_text("model: [\n")
+    status, _, err = cli("fit", *TINY, *arguments)
+    assert status in (1, 2)
+    (told,) = [line for line in err.splitlines() if "error: " in line]
+    assert message in told
+    assert "Traceback" not in err
+    assert not list(Path().rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant", "known"),
+    [
+        (["--estimator=Neuman"], "NeumannRBP", "AdaptiveNeumann, BPTT, CGRBP, ExactAdjoint, NeumannRBP, RBP, TBPTT"),
+        (["--estimator=models.HopfieldMemory"], None, "NeumannRBP"),
+        (["--estimator=nowhere.NeumannRBP"], "NeumannRBP", "NeumannRBP"),
+        (["--estimator.solver=Picart"], "Picard", "Picard"),
+        (["--estimator.solver=models.Foo"], None, "Picard"),
+        (["--model=Hopfield"], "HopfieldMemory", "CitationGNN, HopfieldMemory, HyperparameterOptimizer"),
+        (["--data=Images"], None, "CitationGraph, ImagePatterns, MNISTSplits"),
+        (["--optimizer=Adan"], "Adam", "Adam, SGD"),
+        (["--model=CitationGNN", "--model.cell=PageRank"], "PageRankCell", "ContractiveCell, PageRankCell"),
+        (
+            ["--model=HyperparameterOptimizer", "--model.hyperparameters=[Weights]"],
+            "ClassWeights",
+            "ClassWeights, ExampleWeights, LabelSmoothing, WeightDecay",
+        ),
+    ],
+)
+def test_a_wrong_name_of_a_class_is_answered_by_those_that_exist(cli, arguments, meant, known) -> None:
+    status, _, err = cli("fit", f"--config={CONFIG}", *arguments)
+    assert status == 2
+    assert "Traceback" not in err
+    told = err.splitlines()[-1]
+    assert (f"Did you mean {meant!r}?" in told) == (meant is not None)
+    # Other tests of this process may have classes of their own.
+    named = told.partition("Known: ")[2].removesuffix(".").split(", ")
+    assert set(known.split(", ")) <= set(named)
+    assert named == sorted(named)
+
+
+def test_a_long_list_of_classes_is_left_to_its_help(cli) -> None:
+    status, _, err = cli("fit", f"--config={CONFIG}", "--trainer.callbacks=[EquilibriumMonitr]")
+    assert status == 2
+    assert "Did you mean 'EquilibriumMonitor'? --trainer.callbacks.help lists the known ones." in err
+
+
+def test_a_command_without_a_config_is_told_of_one(cli) -> None:
+    status, _, err = cli("fit")
+    assert status == 2
+    assert err.splitlines()[-1].endswith("--config configs/hopfield.yaml.")
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "place"),
+    [
+        ("--model.fail=value", ValueError, "__init__"),
+        ("--model.fail=file", FileNotFoundError, "__init__"),
+        ("--model.fail=type", TypeError, "__init__"),
+        ("--model.fail=hook", FileNotFoundError, "training_step"),
+        ("--data.fail=true", OSError, "__init__"),
+    ],
+)
+def test_the_user_s_own_errors_keep_their_traceback(cli, option, kind, place) -> None:
+    with pytest.raises(kind) as raised:
+        cli("fit", *OWN, option)
+    places = [(entry.path.name, entry.name) for entry in raised.traceback]
+    assert ("own.py", place) in places
+
+
+@pytest.mark.parametrize(
+    "text", ["import not_there_either", "x = = 3", "int('x')", "None.attribute", "import broken_b"]
+)
+def test_a_module_that_cannot_be_imported_keeps_its_traceback(cli, text, monkeypatch) -> None:
+    Path("broken_a.py").write_text(text)
+    Path("broken_b.py").write_text("int('x')")
+    for module in ("broken_a", "broken_b"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises((ImportError, SyntaxError, ValueError, AttributeError)) as raised:
+        cli("fit", "--model=broken_a.Net", *OWN[1:])
+    shown = str(raised.getrepr(style="native"))
+    assert "broken_a.py" in shown
+    assert "Union" not in shown
+
+
+@pytest.mark.parametrize("asked", ["option", "variable"])
+def test_debug_shows_the_traceback_of_every_error(cli, asked, monkeypatch) -> None:
+    if asked == "variable":
+        monkeypatch.setenv("RBP_DEBUG", "1")
+    with pytest.raises(UserError, match="steps=-1"):
+        cli("fit", *TINY, "--estimator.steps=-1", *(["--debug"] if asked == "option" else []))
+    monkeypatch.setenv("RBP_DEBUG", "0")
+    assert cli("fit", *TINY, "--estimator.steps=-1")[0] == 1
+
+
+def test_an_error_that_is_not_the_user_s_is_not_hidden(cli, monkeypatch) -> None:
+    def broken(self: HopfieldMemory, *_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(HopfieldMemory, "training_step", broken)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli("fit", *TINY)
+
+
+def test_a_mistake_is_found_among_the_causes_of_an_error() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert find_mistake(first) is None
+    second.__cause__ = third = ConvergenceError("third")
+    assert find_mistake(first) is third
+    third.__cause__ = first
+    assert find_mistake(first) is third
+
+
+def test_an_error_of_the_user_s_after_a_mistake_is_the_user_s() -> None:
+    error = KeyError("a bug of the handler")
+    error.__context__ = UserError("caught")
+    exec(compile("def fail(error): raise error", "handler.py", "exec"), namespace := {"__name__": "own"})
+    with pytest.raises(KeyError), one_line_errors():
+        namespace["fail"](error)
+
+
+class Misused(LightningModule):
+    """A module that Lightning refuses."""
+
+    def configure_optimizers(self) -> int:
+        return 3
+
+
+def test_what_lightning_refuses_is_one_line(cli) -> None:
+    status, _, err = cli("fit", "--model=tests.cli.test_errors.Misused", *OWN[1:])
+    assert status == 1
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.slow
+def test_exit_status_and_traceback_in_a_shell(tmp_path) -> None:
+    """A folder of the user's own named ``models`` is what counts, whatever folder this project has."""
+    root = Path(__file__).parents[2]
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("from models.own import Inputs, Net\n")
+    (tmp_path / "models" / "own.py").write_text((root / "tests" / "cli" / "own.py").read_text())
+    command = [sys.executable, "-m", "rbp_lightning", "fit", "--model=models.Net", "--data=models.Inputs", *OPTIONS]
+    finished = subprocess.run(
+        [*command, "--model.fail=hook"], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(root)}
+    )
+    assert finished.returncode == 1
+    assert re.search(r'models/own.py", line \d+, in training_step', finished.stderr)
+    assert finished.stderr.splitlines()[-1].startswith("FileNotFoundError")

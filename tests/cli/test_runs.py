@@ -1,0 +1,180 @@
+"""What runs leave behind, and where."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rbp_lightning.cli
+from models import HopfieldMemory
+from tests.cli.options import CONFIG, ROOT, RUN, TINY
+
+
+def files(*names: str) -> list[str]:
+    return sorted(str(path) for name in names for path in Path().rglob(name))
+
+
+def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
+    status, out, err = cli("fit", *TINY, "--estimator=RBP", "--estimator.steps=60", "--estimator.solver.max_steps=30")
+    assert status == 0, err
+    assert f"Logs: {RUN}" in out
+    assert f"Best checkpoint: {RUN}/checkpoints/best.ckpt" in out
+    assert "val/exact_recall: " in out
+    assert (RUN / "recall.png").is_file()
+    assert f"{RUN}/recall.png" in out
+    assert files("*.ckpt") == [f"{RUN}/checkpoints/best.ckpt", f"{RUN}/checkpoints/last.ckpt"]
+
+    checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["num_hidden"] == 16
+    loaded = HopfieldMemory.load_from_checkpoint(RUN / "checkpoints/last.ckpt")
+    weight = "cell.parametrizations.weight.original"
+    assert torch.equal(loaded.state_dict()[weight], checkpoint["state_dict"][weight])
+
+    events = EventAccumulator(str(RUN), size_guidance={"images": 0, "scalars": 0}).Reload()
+    assert len(events.Images("val/recall")) == 2  # one at each validation
+    assert events.Images("val/recall")[0].width == 100
+    for tag in ("train/loss", "train/steps", "train/residual", "val/pixel_error", "val/exact_recall", "val/steps"):
+        curve = [event.value for event in events.Scalars(tag)]
+        assert len(curve) >= 2
+        assert all(0 <= value < 100 for value in curve)
+    exact = [event.value for event in events.Scalars("val/exact_recall")]
+    assert [event.value for event in events.Scalars("hp_metric")][-2:] == exact
+
+
+def test_results_of_a_checkpoint_lie_in_its_run(cli) -> None:
+    assert cli("fit", *TINY)[0] == 0
+    before = files("*")
+    last = RUN / "checkpoints/last.ckpt"
+    for subcommand in ("validate", "test", "test", "predict"):
+        # The checkpoint's 16 hidden units take the place of the config's 256.
+        options = [f"--config={CONFIG}", "--trainer.accelerator=cpu", f"--ckpt_path={last}", "--estimator=CGRBP"]
+        status, out, err = cli(subcommand, *options)
+        assert status == 0, err
+        assert f"Results: {RUN}/{subcommand}" in out
+        assert (RUN / subcommand / "recall.png").is_file()
+        assert "dirpath" not in err
+    status, out, err = cli("audit", *TINY, f"--ckpt_path={last}", "--steps=[5]")
+    assert status == 0, err
+    assert f"Results: {RUN}/audit" in out
+    assert (RUN / "audit/audit.csv").is_file()
+    folders = {Path(path).relative_to(RUN).parts[0] for path in set(files("*")) - set(before)}
+    assert folders == {"validate", "test", "predict", "audit"}
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["checkpoint"]["monitor"] == "val/loss"
+
+
+def test_results_without_a_checkpoint_lie_beside_the_runs(cli) -> None:
+    for subcommand in ("test", "test", "predict"):
+        assert cli(subcommand, *TINY)[0] == 0
+    assert files("recall.png") == ["logs/hopfield/predict/recall.png", "logs/hopfield/test/recall.png"]
+    assert not files("version_*", "*.ckpt")
+
+
+def test_a_run_is_continued_from_the_newest_checkpoint(cli) -> None:
+    for subcommand in ("fit", "test"):
+        status, _, err = cli(subcommand, *TINY, "--ckpt_path=last")
+        assert status == 1
+        assert "ckpt_path='last': no run under logs/hopfield has a last.ckpt" in err
+    assert not files("*.ckpt", "version_*")
+    assert cli("fit", *TINY)[0] == 0
+    status, out, err = cli("fit", *TINY, "--trainer.max_epochs=3", "--ckpt_path=last", "--estimator=BPTT")
+    assert status == 0, err
+    assert f"Checkpoint: {RUN}/checkpoints/last.ckpt" in out
+    assert torch.load("logs/hopfield/version_1/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+    status, out, _ = cli("test", *TINY, "--ckpt_path=best")
+    assert status == 0
+    assert "Checkpoint: logs/hopfield/version_1/checkpoints/best.ckpt" in out
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # it exists
+def test_a_run_can_be_continued_in_its_folder(cli) -> None:
+    here = [*TINY, "--trainer.logger.version=here"]
+    for epochs in (1, 2):
+        status, _, err = cli("fit", *here, f"--trainer.max_epochs={epochs}")
+        assert status == 0, err
+    config = Path("logs/hopfield/here/config.yaml")
+    assert yaml.safe_load(config.read_text())["trainer"]["max_epochs"] == 2
+    assert cli("test", *here, "--ckpt_path=last")[0] == 0
+    assert cli("audit", *here, "--ckpt_path=last", "--steps=[5]")[0] == 0
+    assert not {"verbose", "batches"} & yaml.safe_load(config.read_text()).keys()  # the training's own
+
+
+def test_a_run_without_a_logger_leaves_nothing_in_the_current_folder(cli) -> None:
+    Path("config.yaml").write_text("the user's")
+    status, out, err = cli("fit", *TINY, "--trainer.logger=false", "--trainer.callbacks=null")
+    assert status == 0, err
+    assert "No checkpoints are kept" in out
+    assert files("*") == ["config.yaml"]
+    assert Path("config.yaml").read_text() == "the user's"
+    assert cli("fit", *TINY, "--trainer.logger=false", "--trainer.default_root_dir=run")[0] == 0
+    assert files("*.ckpt") == ["run/checkpoints/best.ckpt", "run/checkpoints/last.ckpt"]
+    assert cli("fit", *TINY, "--trainer.logger=false", "--trainer.enable_checkpointing=false")[0] == 0
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "tests.cli.own.FolderlessLogger"])
+def test_each_run_of_another_logger_has_a_folder_of_its_own(cli, logger) -> None:
+    for seed in ("1", "2"):
+        options = [f"--trainer.logger={logger}", "--trainer.logger.save_dir=other", f"--seed_everything={seed}"]
+        status, _, err = cli("fit", *TINY, *options)
+        assert status == 0, err
+    assert [yaml.safe_load(Path(path).read_text())["seed_everything"] for path in files("config.yaml")] == [1, 2]
+    assert len(files("recall.png")) == 2
+    assert len(files("last.ckpt")) == 2
+
+
+def test_callbacks_that_replace_a_config_s_are_told_and_drop_no_checkpoints(cli) -> None:
+    with pytest.warns(UserWarning, match=r"trainer.callbacks replaces .*hopfield.yaml, so EquilibriumMonitor does not"):
+        status, _, err = cli("fit", *TINY, "--trainer.callbacks=[LearningRateMonitor]")
+    assert status == 0, err
+    assert len(files("*.ckpt")) == 2
+    assert cli("fit", *TINY, "--trainer.callbacks+=LearningRateMonitor", "--print_config")[0] == 0  # no warning
+
+
+def test_a_checkpoint_of_the_user_s_takes_the_place_of_one_with_the_same_purpose(cli) -> None:
+    own = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/loss"}}
+    own["init_args"]["filename"] = "mine"
+    Path("own.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": ["EquilibriumMonitor", own]}}))
+    status, _, err = cli("fit", *TINY, "--config=own.yaml")
+    assert status == 0, err
+    assert files("*.ckpt") == [f"{RUN}/checkpoints/last.ckpt", f"{RUN}/checkpoints/mine.ckpt"]
+
+
+def test_a_run_too_short_for_a_validation_says_that_there_is_no_best_checkpoint(cli) -> None:
+    status, out, err = cli("fit", *TINY, "--trainer.check_val_every_n_epoch=5")
+    assert status == 0, err
+    assert "No best checkpoint: val/loss was not logged in 2 epoch(s)" in out
+    assert "check_val_every_n_epoch=5" in out
+
+
+def test_print_config_can_be_run_again(cli) -> None:
+    status, out, _ = cli("fit", *TINY, "--estimator=TBPTT", "--estimator.steps=20", "--print_config")
+    assert status == 0
+    config = yaml.safe_load(out)
+    assert config["estimator"]["class_path"] == "rbp_lightning.TBPTT"
+    assert config["estimator"]["init_args"]["steps"] == 20
+    Path("printed.yaml").write_text(out)
+    assert cli("fit", "--config=printed.yaml")[0] == 0
+
+
+def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
+    Path("change.yaml").write_text(
+        "estimator: CGRBP\nmodel:\n  class_path: HopfieldMemory\n  init_args:\n    num_hidden: 3\n"
+    )
+    status, out, err = cli("fit", *TINY[:1], "--config=change.yaml", "--print_config")
+    assert status == 0, err
+    config = yaml.safe_load(out)
+    assert config["estimator"]["class_path"] == "rbp_lightning.CGRBP"
+    assert config["model"]["init_args"]["num_hidden"] == 3
+    assert config["data"]["class_path"] == "datamodules.ImagePatterns"
+
+
+def test_python_callers_get_the_objects_and_the_errors(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["sweep.py"])
+    monkeypatch.chdir(tmp_path)
+    found = rbp_lightning.cli.main(["fit", *TINY])
+    assert found.trainer.callback_metrics["val/loss"] < 1
+    assert isinstance(found.model, HopfieldMemory)
+    with pytest.raises(rbp_lightning.UserError, match="gain=0"):
+        rbp_lightning.cli.main(["fit", *TINY, "--model.gain=0"])
+    assert ROOT not in Path().resolve().parents

@@ -1,0 +1,44 @@
+"""What every shipped config has to do: run through every subcommand, leave its results and print no warning."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SHORT = {
+    "fit": ["--trainer.limit_train_batches=2", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"],
+    "validate": ["--trainer.limit_val_batches=2"],
+    "test": ["--trainer.limit_test_batches=2"],
+    "predict": ["--trainer.limit_predict_batches=2"],
+}
+SHORT["fit"] += ["--trainer.log_every_n_steps=1"]  # Lightning warns of an epoch that is shorter
+
+
+@pytest.mark.parametrize("subcommand", SHORT)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_config(config: Path, subcommand: str, cli, monkeypatch, request) -> None:
+    whole = yaml.safe_load(config.read_text())
+    images = whole["data"]["class_path"].endswith("ImagePatterns")
+    random_search = "RandomSearch" in config.read_text()
+    if whole["data"]["init_args"].get("source") != "digits":
+        monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
+    small = ["--data.eval_draws=1"] if images else []
+    if whole["model"]["class_path"].endswith("HyperparameterOptimizer"):
+        small += ["--estimator.steps=2", "--estimator.solver.max_steps=5"]
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # as Python does outside of tests
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        options = ["--trainer.accelerator=cpu", *SHORT[subcommand], *small]
+        status, out, err = cli(subcommand, f"--config={config}", *options)
+
+    assert status == 0, err
+    assert [str(warning.message) for warning in told] == []
+    assert ("| learned |" in out) == (random_search and subcommand == "fit")
+    assert bool(list(Path().rglob("recall.png"))) == images
+    assert bool(list(Path().rglob("classes.txt"))) == (subcommand == "predict" and not images)
+    assert bool(list(Path().rglob("best.ckpt"))) == (subcommand == "fit")

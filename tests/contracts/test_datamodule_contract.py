@@ -1,0 +1,298 @@
+"""What holds for every data module. A new one is one line of ``CASES``."""
+
+import hashlib
+import inspect
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch_geometric.data import Data
+
+import datamodules
+from datamodules import CitationGraph, ImagePatterns, MNISTSplits
+from rbp_lightning import UserError
+from tests.graphs import RandomGraph
+
+
+def nodes(data: CitationGraph) -> list[list[Any]]:
+    return [data.graph[f"{split}_mask"].nonzero()[:, 0].tolist() for split in ("train", "val", "test")]
+
+
+def patterns(data: ImagePatterns) -> list[list[Any]]:
+    return [[digest(pattern) for pattern in split] for split in (data.stored, data.recalled)]
+
+
+def images(data: MNISTSplits) -> list[list[Any]]:
+    return [[digest(image) for image in split["images"]] for split in data.splits.values()]
+
+
+@dataclass
+class Case:
+    """A data module to test.
+
+    Attributes:
+        make: Makes a small one from ``data_dir`` and further arguments.
+        splits: Returns the examples of each split, as values to compare.
+        seed: Name of its argument for the seed.
+        real: Whether it reads real data files, without which its tests are skipped.
+    """
+
+    make: Callable[..., LightningDataModule]
+    splits: Callable[[Any], list[list[Any]]]
+    seed: str
+    real: bool = False
+
+
+RANDOM = partial(CitationGraph, dataset=RandomGraph, split="per_class", per_class=2, num_val=6, num_test=10)
+PATTERNS = partial(ImagePatterns, held_out=10, train_draws=3, eval_draws=2)
+SPLITS = partial(MNISTSplits, num_train=30, num_val=20, num_test=10)
+CASES = {
+    "CitationGraph": Case(RANDOM, nodes, "split_seed"),
+    "CitationGraph-ratio": Case(partial(RANDOM, split="ratio", train_ratio=0.3, pca=2), nodes, "split_seed"),
+    "CitationGraph-parts": Case(partial(RANDOM, num_parts=3), nodes, "split_seed"),
+    "CitationGraph-Cora": Case(partial(CitationGraph, split="per_class", pca=4), nodes, "split_seed", real=True),
+    "ImagePatterns": Case(
+        partial(ImagePatterns, held_out=10, train_draws=3, eval_draws=2), patterns, "corruption_seed"
+    ),
+    "ImagePatterns-MNIST": Case(
+        partial(ImagePatterns, source="mnist", held_out=10, train_draws=3), patterns, "corruption_seed", real=True
+    ),
+    "MNISTSplits": Case(SPLITS, images, "split_seed"),
+    "MNISTSplits-noise": Case(partial(SPLITS, label_noise=0.5), images, "split_seed"),
+    "MNISTSplits-MNIST": Case(partial(SPLITS, source="mnist"), images, "split_seed", real=True),
+}
+CLASSES = [getattr(datamodules, name) for name in datamodules.__all__]
+
+
+def digest(batch: Any) -> str:
+    """A checksum of all tensors of a batch."""
+    content = batch.to_dict() if isinstance(batch, Data) else batch
+    tensors = [leaf for leaf in tree_leaves(content) if isinstance(leaf, Tensor)]
+    assert tensors
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+class Recorder(LightningModule):
+    """Keeps the checksum of every batch that a Trainer hands it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches: dict[str, list[str]] = {"train": [], "val": [], "test": [], "predict": []}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.batches["train"].append(digest(batch))
+        return self.weight.square()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.batches["val"].append(digest(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.batches["test"].append(digest(batch))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.batches["predict"].append(digest(batch))
+        return torch.zeros(1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer_of(epochs: int) -> Trainer:
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", max_epochs=epochs, logger=False, num_sanity_val_steps=0, **quiet)
+
+
+def all_batches(data: LightningDataModule) -> dict[str, list[str]]:
+    """Checksums of the batches of two epochs and of each evaluation."""
+    recorder, trainer = Recorder(), trainer_of(epochs=2)
+    trainer.fit(recorder, data)
+    trainer.test(recorder, data, verbose=False)
+    trainer.predict(recorder, data, return_predictions=False)
+    return recorder.batches
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture
+def make(case, request, tmp_path) -> Callable[..., LightningDataModule]:
+    """Makes the case's data module, with its data files in a folder of their own."""
+    data_dir = request.getfixturevalue("data_dir") if case.real else str(tmp_path / "data")
+    return partial(case.make, data_dir=data_dir)
+
+
+def test_every_data_module_has_a_case() -> None:
+    assert {type(case.make(data_dir=".")) for case in CASES.values()} == set(CLASSES)
+
+
+def test_every_stage_has_batches(make) -> None:
+    assert all(all_batches(make()).values())
+
+
+def test_setup_is_idempotent(make, case) -> None:
+    data = make()
+    data.prepare_data()
+    data.setup("fit")
+    before = case.splits(data)
+    for stage in ("fit", "validate", "test", "predict"):
+        data.setup(stage)
+        assert case.splits(data) == before
+
+
+def test_a_run_leaves_the_data_as_it_was(make) -> None:
+    data = make()
+    batches = all_batches(data)
+    assert all_batches(data) == batches
+
+
+def test_the_same_seed_gives_the_same_data_whatever_was_drawn_before(make, case) -> None:
+    found = []
+    for number, seed in enumerate((0, 0, 1)):
+        seed_everything(number, verbose=False)
+        found.append(all_batches(make(**{case.seed: seed})))
+    assert found[0] == found[1] != found[2]
+
+
+def test_loading_leaves_the_global_random_numbers_alone(make) -> None:
+    data = make()
+    state = torch.get_rng_state()
+    data.prepare_data()
+    data.setup("fit")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_splits_are_disjoint(make, case) -> None:
+    data = make()
+    data.setup("fit")
+    examples = [example for split in case.splits(data) for example in set(split)]
+    assert all(case.splits(data))
+    assert len(examples) == len(set(examples))
+
+
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(make, tmp_path) -> None:
+    whole, first, second = Recorder(), Recorder(), Recorder()
+    trainer_of(epochs=4).fit(whole, make())
+    trainer = trainer_of(epochs=2)
+    trainer.fit(first, make())
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.rand(10)  # other draws in between change nothing
+    trainer_of(epochs=4).fit(second, make(), ckpt_path=tmp_path / "half.ckpt")
+    for stage in ("train", "val"):
+        assert first.batches[stage] + second.batches[stage] == whole.batches[stage]
+
+
+def test_it_can_be_sent_to_another_process(make, case) -> None:
+    data = make()
+    data.setup("fit")
+    assert case.splits(pickle.loads(pickle.dumps(data))) == case.splits(data)
+
+
+def test_its_arguments_are_hyperparameters_that_a_checkpoint_can_hold(make, tmp_path) -> None:
+    data = make()
+    assert set(data.hparams) >= set(inspect.signature(type(data)).parameters)
+    trainer = trainer_of(epochs=1)
+    trainer.fit(Recorder(), data)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    kept = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert kept[type(data).CHECKPOINT_HYPER_PARAMS_KEY].keys() >= set(inspect.signature(type(data)).parameters)
+
+
+# --- files
+
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.truncate"}
+
+
+class WriteRecorder:
+    """An audit hook that keeps the paths Python writes to."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            changed = arguments[:1]
+        else:
+            changed = arguments[:2] if event in CHANGES else ()
+        self.paths += [os.path.abspath(os.fsdecode(path)) for path in changed if isinstance(path, str | bytes)]
+
+
+@lru_cache  # a hook cannot be removed again
+def write_recorder() -> WriteRecorder:
+    recorder = WriteRecorder()
+    sys.addaudithook(recorder)
+    return recorder
+
+
+def test_nothing_is_written_outside_of_its_folder(make, tmp_path, monkeypatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    data, recorder = make(), write_recorder()
+    recorder.paths.clear()
+    data.prepare_data()
+    data.setup("fit")
+    inside = [path for path in recorder.paths if path.startswith(str(data.data_dir))]
+    outside = [path for path in recorder.paths if path not in inside and "__pycache__" not in path]
+    assert not outside
+    assert not list(Path().iterdir())
+    if getattr(data, "pca", None) == 2:  # the recorder works: this case fills a cache
+        assert inside
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.real])
+def test_missing_files_are_named_with_the_folder_to_put_them_in(name, tmp_path, monkeypatch) -> None:
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("pooch.retrieve", offline)
+    for load in (lambda data: data.prepare_data(), lambda data: data.setup("fit")):
+        with pytest.raises(UserError, match=rf"^Missing .*Put what is missing into {tmp_path}.*data_dir") as error:
+            load(CASES[name].make(data_dir=str(tmp_path)))
+        assert "\n" not in str(error.value)
+
+
+# --- arguments
+
+
+def bad_values() -> Iterator[Any]:
+    """A wrong value for every argument that is a number or one of some names."""
+    for kind in CLASSES:
+        hints = get_type_hints(kind.__init__)
+        for name in inspect.signature(kind).parameters:
+            options = get_args(hints[name]) or (hints[name],)
+            values: list[Any] = []
+            if get_origin(hints[name]) is Literal:
+                values = ["nonsense"]
+            elif int in options:
+                values = [-1, 1.5, True, "3"]
+            elif float in options:
+                values = [-0.5, float("nan"), float("inf"), True, "0.5"]
+            for value in values:
+                yield pytest.param(kind, name, value, id=f"{kind.__name__}-{name}-{value!r}")
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), list(bad_values()))
+def test_a_value_out_of_range_is_refused_at_once(kind, name, value) -> None:
+    with pytest.raises(UserError, match=rf"^{kind.__name__}: {name}={value!r}"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_unknown_argument_is_refused(kind) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+        kind(nonsense=1)

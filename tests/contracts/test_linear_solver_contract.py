@@ -1,0 +1,433 @@
+"""What every solver of the adjoint equation does. A new one is a line in ``SOLVERS``."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from rbp_lightning import JacobianOperator, LinearSolution, LinearSolver, Status, UserError, ignoring
+from rbp_lightning.estimators.describe import as_call, describe, from_description
+from rbp_lightning.linear import AdaptiveNeumannSeries, ConjugateGradient, Direct, NeumannSeries, Richardson
+from rbp_lightning.pytree import Vector
+from tests.cells import cells, dense, settle
+from tests.zoo import BATCH, CONTRACTIONS, SIZE, Problem, named, rotation, solve_dense, symmetric
+
+
+@dataclass
+class Entry:
+    """A solver.
+
+    Attributes:
+        exact: One that solves to rounding, or nearly.
+        short: Makes one of a number of steps; ``None`` where there is no such argument.
+        uses_start: Whether it goes on from the start it is given.
+        has_tol: Whether it stops by a tolerance.
+    """
+
+    exact: LinearSolver
+    short: Callable[[int], LinearSolver] | None = None
+    uses_start: bool = False
+    has_tol: bool = True
+
+
+SOLVERS = {
+    "Richardson from g": Entry(
+        Richardson(4000, 1e-13, "gradient"), lambda steps: Richardson(steps, 0.0, "gradient"), uses_start=True
+    ),
+    "Richardson from U[0, 1]": Entry(
+        Richardson(4000, 1e-13, "uniform"), lambda steps: Richardson(steps, 0.0, "uniform"), uses_start=True
+    ),
+    "NeumannSeries": Entry(NeumannSeries(3000), NeumannSeries, has_tol=False),
+    "ConjugateGradient": Entry(
+        ConjugateGradient(300, 1e-13), lambda steps: ConjugateGradient(steps, 0.0), uses_start=True
+    ),
+    "AdaptiveNeumannSeries": Entry(AdaptiveNeumannSeries(1e-10, 4000)),
+    "Direct by QR": Entry(Direct()),
+    "Direct by GMRES": Entry(Direct(dense_size=0)),
+}
+
+EVERY_SOLVER = pytest.mark.parametrize("entry", SOLVERS.values(), ids=list(SOLVERS))
+
+
+@pytest.fixture(autouse=True)
+def _failures_are_left_to_the_tests() -> Iterator[None]:
+    with ignoring():
+        yield
+
+
+class Counting(JacobianOperator):
+    """Counts products by itself."""
+
+    counted = 0
+
+    def vjp(self, cotangent: Vector) -> list[Tensor]:
+        self.counted += 1
+        return super().vjp(cotangent)
+
+    def jvp(self, tangent: Vector) -> list[Tensor]:
+        self.counted += 1
+        return super().jvp(tangent)
+
+
+def operator_at(problem: Problem) -> tuple[Counting, Tensor]:
+    """The Jacobian at a problem's fixed point, and as matrices per sample."""
+    operator = Counting.at(problem.update, problem.fixed_point, 1)
+    return operator, JacobianOperator.at(problem.update, problem.fixed_point, 1).dense()
+
+
+def linear(matrix: Tensor, batch: int = BATCH) -> tuple[Counting, Tensor]:
+    """The Jacobian of h <- h W."""
+    operator = Counting.at(lambda h: h @ matrix, torch.zeros(batch, len(matrix), dtype=matrix.dtype), 1)
+    return operator, matrix.T.expand(batch, -1, -1)
+
+
+def exact_adjoint(jacobian: Tensor, gradient: Tensor) -> Tensor:
+    return solve_dense(torch.eye(jacobian.shape[-1], dtype=torch.float64) - jacobian.double().mT, gradient.double())
+
+
+def errors(found: Tensor, exact: Tensor) -> Tensor:
+    return (found - exact).norm(dim=-1) / exact.norm(dim=-1)
+
+
+def true_residual(jacobian: Tensor, gradient: Tensor, found: Tensor) -> Tensor:
+    left = gradient - found + (jacobian.mT @ found[..., None]).squeeze(-1)
+    return left.norm(dim=-1) / gradient.norm(dim=-1)
+
+
+def random_gradient(seed: int = 0, batch: int = BATCH, size: int = SIZE) -> Tensor:
+    return torch.randn(batch, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("problem", CONTRACTIONS, ids=lambda problem: problem.name)
+def test_solves_as_qr_does(entry: Entry, problem: Problem) -> None:
+    operator, jacobian = operator_at(problem)
+    gradient = random_gradient()
+    solution = entry.exact.solve(operator, [gradient])
+    assert float(errors(solution.vector[0], exact_adjoint(jacobian, gradient)).max()) < 1e-8
+    assert float(true_residual(jacobian, gradient, solution.vector[0]).max()) < 1e-8
+    assert solution.converged or not entry.has_tol
+    assert solution.residual.shape == (BATCH,)
+
+
+@EVERY_SOLVER
+@settings(max_examples=6, deadline=None)
+@given(cell=cells())
+def test_solves_for_any_state(entry: Entry, cell) -> None:
+    """Pytrees, gated and Hopfield networks, with and without a batch."""
+    state = settle(cell, 500)
+    operator = JacobianOperator.at(cell.update, state, cell.batch_dims)
+    reference = dense(cell)
+    leaves = tree_flatten(state)[0]
+    gradient = list(reference.gradient.split([leaf.numel() for leaf in leaves]))
+    gradient = [flat.reshape(leaf.shape) for flat, leaf in zip(gradient, leaves, strict=True)]
+    found = torch.cat([leaf.reshape(-1) for leaf in entry.exact.solve(operator, gradient).vector])
+    assert float((found - reference.adjoint).norm() / reference.adjoint.norm()) < 1e-8
+
+
+@EVERY_SOLVER
+@settings(max_examples=10, deadline=None)
+@given(radius=st.floats(0.1, 0.95), seed=st.integers(0, 1000), steps=st.integers(1, 12), turned=st.booleans())
+def test_the_residual_and_the_error_are_honest(
+    entry: Entry, radius: float, seed: int, steps: int, turned: bool
+) -> None:
+    operator, jacobian = linear(rotation(radius) if turned else symmetric(radius, seed=seed))
+    gradient = random_gradient(seed)
+    solver = entry.exact if entry.short is None else entry.short(steps)
+    solution = solver.solve(operator, [gradient])
+    residual = true_residual(jacobian, gradient, solution.vector[0])
+    # Of a contraction the last term and the last change bound the residual.
+    assert bool((residual <= solution.residual * (1 + 1e-6) + 1e-12).all())
+    assert bool((solution.residual * radius <= residual / 0.02 + 1e-9).all())
+    error = errors(solution.vector[0], exact_adjoint(jacobian, gradient))
+    if solution.error_bound is not None:
+        assert bool((error <= solution.error_bound + 1e-12).all())
+        assert bool((solution.error_bound <= 1e-10).all())
+    if solution.error_estimate is not None and turned:  # modes of one modulus
+        assert bool((error <= 3 * solution.error_estimate + 1e-12).all())
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("before", [0, 5])
+@pytest.mark.parametrize("warm", [False, True])
+def test_products_are_counted(entry: Entry, before: int, warm: bool) -> None:
+    operator, _ = linear(symmetric(0.9))
+    for _ in range(before):
+        operator.vjp([random_gradient(1)])
+    start = [random_gradient(2)] if warm else None
+    solution = entry.exact.solve(operator, [random_gradient()], start)
+    assert solution.products == operator.counted - before > 0
+    assert operator.products == operator.counted
+    if entry.short is not None:
+        for steps in (1, 4):
+            assert entry.short(steps).solve(operator, [random_gradient()], start).steps == steps
+
+
+def test_what_a_step_costs() -> None:
+    for steps in (1, 7):
+        operator, _ = linear(symmetric(0.9))
+        gradient = [random_gradient()]
+        assert NeumannSeries(steps).solve(operator, gradient).products == steps
+        assert Richardson(steps, 0.0).solve(operator, gradient).products == steps
+        # One with J and one with J^T, and one with J^T for the true residual.
+        assert ConjugateGradient(steps, 0.0).solve(operator, gradient).products == 2 * steps + 1
+    assert NeumannSeries(0).solve(operator, gradient).products == 0
+    assert Direct().solve(operator, gradient).products == SIZE + 1
+    assert AdaptiveNeumannSeries(1e-6, contraction_factor=0.9).solve(operator, gradient).products < 160
+
+
+@EVERY_SOLVER
+def test_a_start_is_used_or_ignored(entry: Entry) -> None:
+    operator, jacobian = linear(symmetric(0.9))
+    gradient = random_gradient()
+    exact = exact_adjoint(jacobian, gradient)
+    cold = entry.exact.solve(operator, [gradient])
+    warm = entry.exact.solve(operator, [gradient], [exact])
+    if entry.uses_start:
+        assert warm.steps < cold.steps
+        assert float(errors(warm.vector[0], exact).max()) < 1e-10
+    else:
+        assert warm.products == cold.products
+        torch.testing.assert_close(warm.vector[0], cold.vector[0], rtol=0, atol=0)
+    anywhere = entry.exact.solve(operator, [gradient], [100 * random_gradient(5)])
+    assert float(errors(anywhere.vector[0], exact).max()) < 1e-8
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_gradient_is_no_adjoint(entry: Entry, dtype: torch.dtype) -> None:
+    operator, _ = linear(symmetric(0.9).to(dtype))
+    solution = entry.exact.solve(operator, [torch.zeros(BATCH, SIZE, dtype=dtype)])
+    assert torch.equal(solution.vector[0], torch.zeros(BATCH, SIZE, dtype=dtype))
+    assert solution.residual.tolist() == [0.0] * BATCH
+    assert solution.converged
+
+
+@EVERY_SOLVER
+def test_a_sample_without_a_gradient_stays_without_and_does_no_harm(entry: Entry) -> None:
+    operator, jacobian = linear(symmetric(0.9))
+    gradient = random_gradient()
+    gradient[1] = 0
+    solution = entry.exact.solve(operator, [gradient])
+    assert torch.equal(solution.vector[0][1], torch.zeros(SIZE, dtype=torch.float64))
+    keep = [0, 2]
+    exact = exact_adjoint(jacobian[keep], gradient[keep])
+    assert float(errors(solution.vector[0][keep], exact).max()) < 1e-8
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e20])
+def test_scaling_the_gradient_leaves_the_relative_error(entry: Entry, scale: float) -> None:
+    operator, jacobian = linear(symmetric(0.9))
+    gradient = random_gradient()
+    exact = exact_adjoint(jacobian, gradient)
+    for solver in (entry.exact, *([] if entry.short is None else [entry.short(4)])):
+        error = errors(solver.solve(operator, [gradient]).vector[0], exact)
+        scaled = errors(solver.solve(operator, [scale * gradient]).vector[0] / scale, exact)
+        torch.testing.assert_close(scaled, error, rtol=1e-6, atol=1e-11)
+
+
+@EVERY_SOLVER
+def test_nan_stays_in_its_sample_and_is_no_success(entry: Entry) -> None:
+    if entry.exact is SOLVERS["Direct by GMRES"].exact:
+        pytest.skip("solves for all samples together")
+    operator, jacobian = linear(symmetric(0.5))
+    gradient = random_gradient()
+    gradient[1, 2] = float("nan")
+    solution = entry.exact.solve(operator, [gradient])
+    assert bool(solution.vector[0][1].isnan().any())
+    assert not solution.converged
+    keep = [0, 2]
+    assert float(errors(solution.vector[0][keep], exact_adjoint(jacobian[keep], gradient[keep])).max()) < 1e-8
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [Richardson(5, 1e-6), Richardson(5, 1e-6, "uniform"), ConjugateGradient(2, 1e-6), AdaptiveNeumannSeries(1e-6, 5)],
+    ids=as_call,
+)
+def test_steps_that_do_not_suffice_are_told(solver: LinearSolver) -> None:
+    operator, _ = linear(symmetric(0.97, 20))
+    solution = solver.solve(operator, [random_gradient(size=20)])
+    assert solution.status is Status.MAX_STEPS
+    assert not solution.converged
+    assert solution.worst > 1e-6
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-8])
+@settings(max_examples=15, deadline=None)
+@given(radius=st.floats(0.1, 0.99), seed=st.integers(0, 1000), check_every=st.sampled_from([1, 10]))
+@pytest.mark.parametrize("kind", ["Richardson", "ConjugateGradient", "AdaptiveNeumannSeries"])
+def test_a_tolerance_is_met_in_every_sample(kind: str, tol: float, radius: float, seed: int, check_every: int) -> None:
+    made = {
+        "Richardson": Richardson(5000, tol, check_every=check_every),
+        "ConjugateGradient": ConjugateGradient(300, tol, check_every),
+        "AdaptiveNeumannSeries": AdaptiveNeumannSeries(tol, 5000, check_every=check_every),
+    }[kind]
+    # Samples of different scales, and one whose Jacobian is small.
+    scales = torch.tensor([[1.0], [0.1], [0.9]], dtype=torch.float64)
+    matrix = symmetric(radius, seed=seed)
+    operator = Counting.at(lambda h: scales * (h @ matrix), torch.zeros(BATCH, SIZE, dtype=torch.float64), 1)
+    jacobian = scales[..., None] * matrix.T
+    gradient = random_gradient(seed) * torch.tensor([[1e-9], [1.0], [1e3]], dtype=torch.float64)
+    solution = made.solve(operator, [gradient])
+    assert solution.status is Status.CONVERGED
+    assert float(true_residual(jacobian, gradient, solution.vector[0]).max()) <= tol * (1 + 1e-6) * 2
+    if kind == "AdaptiveNeumannSeries":
+        assert float(errors(solution.vector[0], exact_adjoint(jacobian, gradient)).max()) <= tol
+
+
+@pytest.mark.parametrize("tol", [1e-6, 1e-9])
+@pytest.mark.parametrize("solver", [Richardson, ConjugateGradient], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("radius", [0.5, 0.9, 0.99])
+def test_stops_at_rounding(solver: type, radius: float, tol: float) -> None:
+    """Near spectral radius 1 float32 does not reach a tolerance of 1e-6."""
+    matrix = symmetric(radius, 40).float()
+    operator, jacobian = linear(matrix)
+    gradient = random_gradient(size=40)
+    solution = solver(5000, tol).solve(operator, [gradient.float()])
+    assert solution.converged
+    assert solution.steps < 3000
+    error = errors(solution.vector[0].double(), exact_adjoint(jacobian, gradient.float()))
+    assert float(error.max()) < max(tol, 16 * torch.finfo(torch.float32).eps) / (1 - radius)
+
+
+@EVERY_SOLVER
+def test_is_described_copied_and_pickled(entry: Entry) -> None:
+    operator, _ = linear(symmetric(0.5))
+    gradient = random_gradient()
+    expected = entry.exact.solve(operator, [gradient]).vector[0]
+    for other in (
+        copy.deepcopy(entry.exact),
+        pickle.loads(pickle.dumps(entry.exact)),
+        from_description(describe(entry.exact), LinearSolver),
+    ):
+        assert as_call(other) == as_call(entry.exact)
+        torch.testing.assert_close(other.solve(operator, [gradient]).vector[0], expected, rtol=0, atol=0)
+
+
+@EVERY_SOLVER
+def test_a_solve_leaves_the_solver_and_its_arguments_as_they_were(entry: Entry) -> None:
+    operator, _ = linear(symmetric(0.9))
+    gradient, start, before = random_gradient(), random_gradient(1), dict(vars(entry.exact))
+    kept = gradient.clone(), start.clone()
+    entry.exact.solve(operator, [gradient], [start])
+    assert vars(entry.exact) == before
+    assert torch.equal(gradient, kept[0])
+    assert torch.equal(start, kept[1])
+
+
+def test_the_random_start_is_the_solver_s_own() -> None:
+    operator, _ = linear(symmetric(0.9))
+    gradient = [random_gradient()]
+    torch.manual_seed(0)
+    untouched = torch.random.get_rng_state()
+    first, again = (Richardson(3, 0.0, "uniform", seed=5).solve(operator, gradient).vector[0] for _ in range(2))
+    other = Richardson(3, 0.0, "uniform", seed=6).solve(operator, gradient).vector[0]
+    assert torch.equal(torch.random.get_rng_state(), untouched)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NeumannSeries(-1),
+        lambda: NeumannSeries(2.5),
+        lambda: Richardson(tol=-1.0),
+        lambda: Richardson(tol=float("nan")),
+        lambda: Richardson(start="zeros"),
+        lambda: Richardson(seed=-1),
+        lambda: ConjugateGradient(steps=0),
+        lambda: ConjugateGradient(check_every=0),
+        lambda: AdaptiveNeumannSeries(tol=0.0),
+        lambda: AdaptiveNeumannSeries(max_steps=0),
+        lambda: AdaptiveNeumannSeries(contraction_factor=1.0),
+        lambda: AdaptiveNeumannSeries(norm_steps=0),
+        lambda: AdaptiveNeumannSeries(fallback="none"),
+        lambda: AdaptiveNeumannSeries(check_every=0),
+        lambda: Direct(dense_size=-1),
+        lambda: Direct(max_products=0),
+    ],
+)
+def test_arguments_are_checked_at_once(make) -> None:
+    with pytest.raises(
+        UserError, match=r"(NeumannSeries|Richardson|ConjugateGradient|AdaptiveNeumannSeries|Direct): \w+="
+    ):
+        make()
+
+
+def test_what_a_solution_is_judged_by() -> None:
+    residual, nan = torch.tensor([0.1, 0.2]), torch.tensor([float("nan"), 0.01])
+    assert LinearSolution([], 3, 3, residual, tol=0.25).converged
+    assert not LinearSolution([], 3, 3, residual, tol=0.15).converged
+    assert not LinearSolution([], 3, 3, residual).converged
+    assert LinearSolution([], 3, 3, residual, 0.01, error_estimate=torch.tensor([0.01, 0.0])).converged
+    assert LinearSolution([], 3, 3, residual, 0.15, error_bound=nan).converged  # the first has no bound but a residual
+    assert not LinearSolution([], 3, 3, residual, 0.05, error_bound=nan).converged
+    assert not LinearSolution([], 3, 3, torch.tensor([float("nan"), 0.0]), tol=1.0).converged
+    assert LinearSolution([], 3, 3, residual, tol=1e-9, known=Status.STALLED).converged
+    assert LinearSolution([], 3, 3, residual, tol=0.1, floor=torch.tensor([0.0, 0.3])).status is Status.STALLED
+    assert LinearSolution([], 3, 3, residual, tol=0.1, floor=torch.tensor([0.0, 0.15])).status is Status.MAX_STEPS
+
+
+# --- conjugate gradients
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), radius=st.floats(0.1, 0.95), batched=st.booleans())
+def test_the_residual_of_conjugate_gradients_falls_and_is_the_newest_iterate_s(
+    seed: int, radius: float, batched: bool
+) -> None:
+    matrix, gradient = symmetric(radius, seed=seed), random_gradient(seed)
+    operator = JacobianOperator.at(lambda h: h @ matrix, torch.zeros_like(gradient), int(batched))
+    last = torch.ones(BATCH if batched else ())
+    for steps in range(1, SIZE + 2):
+        solution = ConjugateGradient(steps, 0.0).solve(operator, [gradient])
+        left = gradient - solution.vector[0] + solution.vector[0] @ matrix.T
+        residual = left.norm(dim=1) / gradient.norm(dim=1) if batched else left.norm() / gradient.norm()
+        torch.testing.assert_close(solution.residual, residual, atol=1e-9, rtol=1e-6)
+        assert bool((residual <= last + 1e-12).all())
+        last = residual
+    if batched:  # as many steps as unknowns of a sample solve it
+        assert float(last.max()) < 1e-6
+
+
+def test_conjugate_gradients_stop_at_the_iterate_that_met_the_tolerance() -> None:
+    operator, _ = operator_at(named("tanh 0.9"))
+    gradient = [random_gradient()]
+    solution = ConjugateGradient(50, 1e-4, check_every=1).solve(operator, gradient)
+    before = ConjugateGradient(solution.steps - 1, 0.0).solve(operator, gradient)
+    assert float(solution.residual.max()) <= 1e-4 < float(before.residual.max())
+
+
+def test_conjugate_gradients_rest_at_rounding() -> None:
+    """Far beyond it they would divide by what has vanished."""
+    torch.manual_seed(0)
+    weight = torch.full((64, 64), 0.8 / 64) + 0.01 * torch.randn(64, 64) / 8
+    operator, _ = linear(weight, 20)
+    gradient = [torch.randn(20, 64)]
+    short, long = (ConjugateGradient(steps, 0.0).solve(operator, gradient).vector[0] for steps in (60, 600))
+    torch.testing.assert_close(long, short, rtol=1e-4, atol=1e-5)
+
+
+def test_the_direct_solution_of_many_unknowns_with_several_threads() -> None:
+    """More than 160, for which torch.linalg.solve was seen wrong with two threads."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(200, 200, generator=generator, dtype=torch.float64) / 200**0.5 * 0.9
+    operator, _ = linear(weight, 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        solution = Direct().solve(operator, [torch.ones(1, 200, dtype=torch.float64)])
+    finally:
+        torch.set_num_threads(threads)
+    assert float(solution.residual.max()) < 1e-11
+    assert solution.converged

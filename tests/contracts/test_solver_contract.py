@@ -1,0 +1,474 @@
+"""What every forward solver does. A new one is a line in ``SOLVERS``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from rbp_lightning import (
+    BPTT,
+    TBPTT,
+    ConvergenceWarning,
+    FixedPoint,
+    FixedPointSolver,
+    GradientEstimator,
+    NeumannRBP,
+    Picard,
+    SolveObserver,
+    Status,
+    UserError,
+    ignoring,
+    observing,
+)
+from rbp_lightning.estimators import describe
+from tests.zoo import ALL, CONTRACTIONS, Problem, named, solve_dense, symmetric
+
+
+class Damped(FixedPointSolver):
+    """h <- h + damping (F(h) - h)."""
+
+    def __init__(self, damping: float = 0.5, **options: Any) -> None:
+        super().__init__(**options)
+        self.damping = damping
+
+    def step(self, vector, image, memory):
+        return [h + self.damping * (f - h) for h, f in zip(vector, image, strict=True)], memory
+
+
+@dataclass
+class Entry:
+    """A solver, and which problems it ends otherwise than Picard iteration."""
+
+    make: Callable[..., FixedPointSolver]
+    statuses: dict[str, Status] = field(default_factory=dict)
+
+
+SOLVERS = {
+    "Picard": Entry(Picard),
+    "Damped": Entry(Damped, {"limit cycle": Status.CONVERGED, "expanding rotation": Status.CONVERGED}),
+}
+
+EVERY_SOLVER = pytest.mark.parametrize("solver", SOLVERS)
+EVERY_PROBLEM = pytest.mark.parametrize("problem", ALL, ids=lambda problem: problem.name)
+CHECKS = st.sampled_from([1, 3, 7, 10, 25, 60])
+
+
+def run(
+    solver: FixedPointSolver, update: Any, start: Any, batch_dims: int = 1, taped: bool = False, **options: Any
+) -> FixedPoint:
+    """Solves, and leaves failures to the test."""
+    with torch.set_grad_enabled(taped), ignoring():
+        return NeumannRBP(0, solver)(update, start, batch_dims=batch_dims, **options)
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("taped", [False, True], ids=["plain", "taped"])
+@pytest.mark.parametrize("problem", CONTRACTIONS, ids=lambda problem: problem.name)
+def test_finds_the_fixed_point(solver: str, taped: bool, problem: Problem) -> None:
+    found = run(SOLVERS[solver].make(max_steps=20_000, tol=1e-9), problem.update, problem.start, taped=taped)
+    assert found.converged
+    assert found.sample_status.tolist() == [Status.CONVERGED.code] * 3
+    error = (found.state.detach() - problem.fixed_point).norm() / (
+        1 if problem.name == "at zero" else problem.fixed_point.norm()
+    )
+    assert float(error) < 1e-6  # a residual of 1e-9, at a radius of 0.99 or twice damped
+    assert bool((found.absolute_residual <= 1e-9 * found.state.norm(dim=1).clamp_min(1e-3)).all())
+
+
+@EVERY_SOLVER
+@EVERY_PROBLEM
+def test_says_how_each_problem_ends(solver: str, problem: Problem) -> None:
+    entry = SOLVERS[solver]
+    expected = entry.statuses.get(problem.name, problem.status)
+    # Late enough for the change of an expanding problem to exceed the first one, early enough not to overflow.
+    for taped in (False, True):
+        for batch_dims in (0, 1):
+            options = {"max_steps": 5000 if expected is Status.CONVERGED else 400, "tol": 1e-8}
+            found = run(entry.make(**options), problem.update, problem.start, batch_dims, taped)
+            assert found.status is expected, (taped, batch_dims)
+            assert found.samples(expected).all()
+            assert found.converged == (expected is Status.CONVERGED)
+            assert found.residual.shape == found.absolute_residual.shape == problem.start.shape[:batch_dims]
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("tol", [0.0, 1e-6])
+@settings(max_examples=12, deadline=None)
+@given(
+    problem=st.sampled_from(ALL), checks=st.tuples(CHECKS, CHECKS), max_steps=st.integers(2, 80), taped=st.booleans()
+)
+def test_verdict_and_state_do_not_depend_on_check_every(
+    solver: str, tol: float, problem: Problem, checks: tuple[int, int], max_steps: int, taped: bool
+) -> None:
+    found = [
+        run(
+            SOLVERS[solver].make(max_steps=max_steps, tol=tol, check_every=every),
+            problem.update,
+            problem.start,
+            taped=taped,
+        )
+        for every in checks
+    ]
+    one, other = found
+    assert one.sample_status.tolist() == other.sample_status.tolist()
+    if one.status is Status.CONVERGED:  # one may have gone on for longer
+        torch.testing.assert_close(one.state, other.state, rtol=1e-4, atol=1e-8)
+    elif one.status is Status.MAX_STEPS:
+        torch.testing.assert_close(one.state, other.state, rtol=0, atol=0)
+        assert one.steps == other.steps
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-6])
+@pytest.mark.parametrize("check_every", [1, 10, 20])
+def test_leaving_an_unstable_point_is_no_divergence(tol: float, check_every: int) -> None:
+    """While it leaves it grows, and then it settles."""
+    problem = named("bistable")
+    for max_steps in (26, 28, 30, 60):
+        found = run(Picard(max_steps, tol, check_every), problem.update, problem.start)
+        assert found.status in (Status.CONVERGED, Status.MAX_STEPS)
+        assert relative(found.state, problem.fixed_point) < 0.1
+
+
+@EVERY_SOLVER
+@EVERY_PROBLEM
+@pytest.mark.parametrize("estimator", [NeumannRBP, BPTT, TBPTT], ids=lambda kind: kind.__name__)
+def test_every_application_of_the_update_is_counted(
+    solver: str, problem: Problem, estimator: type[GradientEstimator]
+) -> None:
+    for tol in (0.0, 1e-6):
+        for taped in (False, True):
+            calls = []
+
+            def update(h: Tensor, calls: list[int] = calls) -> Tensor:
+                calls.append(1)
+                return problem.update(h)
+
+            with torch.set_grad_enabled(taped), ignoring():
+                found = estimator(solver=SOLVERS[solver].make(max_steps=40, tol=tol))(
+                    update, problem.start, batch_dims=1
+                )
+            assert found.steps == len(calls)
+            assert len(calls) <= 2 * 40 + 1  # of a failing sample the taped steps are taken once more
+
+
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+def test_the_question_whether_the_update_is_random_is_counted() -> None:
+    calls = []
+    found = NeumannRBP(0, Picard(20))(lambda h: calls.append(1) or 0.99 * h + 1, torch.zeros(3))
+    assert found.steps == len(calls) == 21
+
+
+@EVERY_SOLVER
+@settings(max_examples=15, deadline=None)
+@given(
+    rates=st.lists(st.sampled_from([0.1, 0.5, 0.9, -0.9, 1.2, -1.3, 1e200, float("nan")]), min_size=1, max_size=5),
+    max_steps=st.integers(40, 120),
+    taped=st.booleans(),
+)
+def test_samples_are_judged_apart(solver: str, rates: list[float], max_steps: int, taped: bool) -> None:
+    """Each ends as it does alone, to the same state within the tolerance."""
+    options = {"max_steps": max_steps, "tol": 1e-5, "check_every": 5}
+    column = torch.tensor(rates, dtype=torch.float64)[:, None]
+    together = run(SOLVERS[solver].make(**options), lambda h: column * h + 1, torch.zeros_like(column), taped=taped)
+    for index, rate in enumerate(rates):
+        alone = run(
+            SOLVERS[solver].make(**options),
+            lambda h, rate=rate: rate * h + 1,
+            torch.zeros_like(column[:1]),
+            taped=taped,
+        )
+        assert together.sample_status[index] == alone.sample_status[0]
+        if together.sample_status[index] == Status.CONVERGED.code:
+            torch.testing.assert_close(together.state[index], alone.state[0], rtol=3e-4, atol=0)
+            assert together.sample_steps[index] == alone.sample_steps[0]
+
+
+def test_a_sample_that_fails_is_not_waited_for() -> None:
+    rates = torch.tensor([[0.5], [0.5]], dtype=torch.float64)
+    drive = torch.tensor([[1.0], [float("nan")]], dtype=torch.float64)
+    found = run(Picard(1000, 1e-6), lambda h: rates * h + drive, torch.zeros_like(drive))
+    assert found.steps < 60
+    assert found.sample_status.tolist() == [Status.CONVERGED.code, Status.NAN.code]
+    assert float(found.state[0].detach()) == pytest.approx(2, rel=1e-5)
+
+
+@EVERY_SOLVER
+def test_the_history_is_that_of_the_residuals(solver: str) -> None:
+    problem = named("linear 0.9")
+    found = run(SOLVERS[solver].make(max_steps=1000, tol=1e-6), problem.update, problem.start)
+    steps = [step for step, _ in found.history]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 1
+    assert steps[-1] == found.steps
+    last = found.history[-1][1]
+    torch.testing.assert_close(last, found.residual)
+    torch.testing.assert_close(
+        found.residual * problem.update(found.state).norm(dim=1), found.absolute_residual, rtol=1e-5, atol=1e-12
+    )
+    for index, count in enumerate(found.sample_steps.tolist()):
+        first = next(step for step, residual in found.history if float(residual[index]) <= 1e-6)
+        assert count == first
+
+
+def test_every_step_is_in_the_history_where_an_observer_wants_it() -> None:
+    class Record(SolveObserver):
+        record = True
+
+    problem = named("linear 0.9")
+    with observing(Record):
+        found = run(Picard(200, 1e-6), problem.update, problem.start, taped=True)
+    assert [step for step, _ in found.history][:30] == list(range(1, 31))
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("taped", [False, True])
+def test_one_solve_may_have_a_number_of_steps_of_its_own(solver: str, taped: bool) -> None:
+    problem, made = named("linear 0.99"), SOLVERS[solver].make(max_steps=20, tol=1e-8)
+    assert run(made, problem.update, problem.start, taped=taped).status is Status.MAX_STEPS
+    deeper = run(made, problem.update, problem.start, taped=taped, max_steps=10_000)
+    assert deeper.converged
+    assert deeper.steps > 20
+    assert run(made, problem.update, problem.start, taped=taped, max_steps=7).steps == 7
+    assert made.max_steps == 20
+    for max_steps in (0, -1, 2.5, True):
+        with pytest.raises(UserError, match="max_steps="):
+            run(made, problem.update, problem.start, max_steps=max_steps)
+
+
+def test_a_truncated_tape_needs_its_steps() -> None:
+    with pytest.raises(UserError, match=r"steps=20 is more than max_steps=10"):
+        TBPTT(20)(torch.cos, torch.zeros(()), max_steps=10)
+
+
+# --- rounding
+
+
+def test_the_default_tolerance_at_a_radius_of_099_in_float32_ends_at_rounding() -> None:
+    """Its floor is above 1e-6, and Picard once ran all of 5000 steps."""
+    torch.manual_seed(0)
+    weight = 0.99 * torch.linalg.qr(torch.randn(256, 256))[0]
+    weight, inputs = (weight + weight.T) / 2, 0.02 * torch.randn(64, 256)
+    weight = 0.9985 * weight / torch.linalg.matrix_norm(weight, 2)
+    found = run(Picard(5000), lambda h: torch.tanh(h @ weight + inputs), torch.zeros(64, 256))
+    assert found.status in (Status.CONVERGED, Status.STALLED)
+    assert found.steps < 5000
+
+    wide = weight.double()
+    exact = torch.zeros(64, 256, dtype=torch.float64)
+    for _ in range(4000):
+        exact = torch.tanh(exact @ wide + inputs.double())
+    slopes = float((1 - exact.square()).max(dim=1).values.max()) * 0.9985
+    assert relative(found.state, exact) < 16 * torch.finfo(torch.float32).eps / (1 - min(slopes, 0.999))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    exponent=st.floats(1, 4),
+    size=st.integers(2, 40),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    check_every=st.sampled_from([1, 10]),
+)
+def test_slow_convergence_is_not_taken_for_rounding(
+    exponent: float, size: int, seed: int, dtype: torch.dtype, check_every: int
+) -> None:
+    radius, epsilon = 1 - 10**-exponent, torch.finfo(dtype).eps
+    generator = torch.Generator().manual_seed(seed)
+    matrix = symmetric(radius, size, seed).to(dtype)
+    inputs = torch.randn(size, generator=generator, dtype=torch.float64).to(dtype)
+    tol = 1e-6 if dtype is not torch.float64 else 1e-16
+    found = run(Picard(8000, tol, check_every), lambda h: h @ matrix + inputs, torch.zeros(size, dtype=dtype), 0)
+    exact = solve_dense(torch.eye(size, dtype=torch.float64) - matrix.double().T, inputs.double())
+    if found.status is Status.STALLED:
+        allowed = epsilon / (1 - radius)
+        # What ends with its steps spent is known by the floor alone, 64 epsilon.
+        assert relative(found.state, exact) < (16 if found.steps < 8000 else 80) * allowed
+    assert found.status is not Status.DIVERGED
+
+
+@pytest.mark.parametrize("check_every", [1, 10])
+def test_a_residual_at_rounding_stops_the_solve_soon_and_without_a_warning(check_every: int) -> None:
+    matrix, inputs = symmetric(0.9, 40).float(), torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    found = NeumannRBP(0, Picard(5000, 1e-9, check_every))
+    with torch.no_grad():
+        result = found(lambda h: h @ matrix + inputs, torch.zeros(8, 40), batch_dims=1)
+    assert result.status in (Status.STALLED, Status.CONVERGED)
+    assert result.converged
+    assert result.steps < 400  # 0.9^160 is below rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_low_precision_state_is_judged_in_float32(dtype: torch.dtype) -> None:
+    found = run(Picard(60, 1e-3), lambda h: 0.5 * h + 1, torch.zeros(4, 70000, dtype=dtype))
+    assert found.residual.dtype is torch.float32
+    assert found.status is Status.CONVERGED
+    assert found.state.dtype is dtype
+
+
+# --- the tolerances
+
+
+def test_a_fixed_point_at_zero_converges_by_the_absolute_tolerance() -> None:
+    """A padded sample beside an ordinary one; the relative residual at zero is 1 up to underflow."""
+    torch.manual_seed(0)
+    matrix = 0.5 * torch.linalg.qr(torch.randn(6, 6))[0]
+    inputs = torch.cat([torch.randn(1, 6), torch.zeros(1, 6)])
+    update, start = (lambda h: torch.tanh(h @ matrix + inputs)), 0.1 * torch.randn(2, 6)
+    for tol in (1e-3, 1e-6):
+        found = run(Picard(100, tol), update, start)
+        assert found.status is Status.CONVERGED
+        assert found.steps < 60
+        assert float(found.absolute_residual[1]) <= tol / 1000
+    strict = run(Picard(60, 1e-6, atol=0.0), update, start)
+    assert strict.samples(Status.CONVERGED).tolist() == [True, False]
+
+
+@EVERY_SOLVER
+def test_the_absolute_tolerance_stops_at_once(solver: str) -> None:
+    problem = named("linear 0.9")
+    loose = run(SOLVERS[solver].make(max_steps=500, tol=1e-9, atol=1e-2), problem.update, problem.start)
+    strict = run(SOLVERS[solver].make(max_steps=500, tol=1e-9, atol=0.0), problem.update, problem.start)
+    assert loose.converged
+    assert float(loose.absolute_residual.max()) <= 1e-2
+    assert loose.steps < strict.steps
+
+
+@EVERY_SOLVER
+def test_tolerance_zero_runs_every_step_and_is_no_failure(solver: str) -> None:
+    problem = named("linear 0.99")
+    with torch.no_grad():
+        found = NeumannRBP(0, SOLVERS[solver].make(max_steps=37, tol=0))(problem.update, problem.start, batch_dims=1)
+    assert found.steps == 37
+    assert found.status is Status.MAX_STEPS
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("estimator", [BPTT, NeumannRBP], ids=lambda kind: kind.__name__)
+def test_tolerance_zero_stops_at_infinity(solver: str, estimator: type[GradientEstimator]) -> None:
+    calls = []
+    with ignoring():
+        found = estimator(solver=SOLVERS[solver].make(max_steps=2000, tol=0))(
+            lambda h: calls.append(1) or 10 * h, torch.tensor(1.0)
+        )
+    assert found.status is Status.DIVERGED
+    assert found.steps == len(calls) <= 200  # of float32 infinity comes after 39, half as fast if damped
+
+
+def test_without_a_tolerance_growth_is_left_alone() -> None:
+    rates = torch.tensor([[0.5], [1.2], [1e200]], dtype=torch.float64)
+    with pytest.warns(ConvergenceWarning, match="diverged"):
+        found = NeumannRBP(solver=Picard(10, tol=0))(
+            lambda h: rates * h + 1, torch.zeros(3, 1, dtype=torch.float64), batch_dims=1
+        )
+    grown = (1.2**10 - 1) / 0.2
+    expected = torch.tensor([2 - 2.0**-9, grown], dtype=torch.float64)
+    torch.testing.assert_close(found.state[:2, 0].detach(), expected)
+    assert float(found.state[2].detach()) == 1.0
+
+
+# --- states
+
+
+NAMES = ["a", "b", "c"]
+
+
+@EVERY_SOLVER
+@settings(max_examples=20, deadline=None)
+@given(order=st.permutations(NAMES), failing=st.booleans(), taped=st.booleans())
+def test_the_leaves_of_a_state_are_paired_by_name(solver: str, order: list[str], failing: bool, taped: bool) -> None:
+    rates = torch.tensor([[0.5], [1.5 if failing else 0.4]], dtype=torch.float64)
+    levels = {"a": 1.0, "b": 100.0, "c": -7.0}
+
+    def update(state: dict[str, Any]) -> dict[str, Any]:
+        following = {
+            "a": rates * state["a"] + levels["a"],
+            "b": (0.1 * state["b"][0] + levels["b"], [0.2 * state["b"][1] + 0.1 * state["b"][0]]),
+            "c": 0.3 * state["c"] + levels["c"],
+        }
+        following["b"] = (following["b"][0], following["b"][1][0])
+        return {name: following[name] for name in order}
+
+    zeros = torch.zeros(2, 1, dtype=torch.float64)
+    start = {"a": zeros, "b": (zeros, zeros), "c": zeros}
+    found = run(SOLVERS[solver].make(max_steps=200), update, start, taped=taped)
+    assert list(found.state) == NAMES
+    assert found.samples(Status.CONVERGED).tolist() == [True, not failing]
+    expected = [2.0, 100 / 0.9, 100 / 0.9 * 0.1 / 0.8, -10.0]
+    got = [found.state["a"], *found.state["b"], found.state["c"]]
+    assert [float(leaf[0].detach()) for leaf in got] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("start", "update", "both"),
+    [
+        ({"a": 0, "b": 0}, lambda s: {"a": s["a"] + 1, "c": s["b"] + 1}, ("'b'", "'c'")),
+        ({"a": 0, "b": 0}, lambda s: {"a": s["a"] + 1}, ("'a', 'b'", r"\['a'\]")),
+        ((0, 0), lambda s: [s[0] + 1, s[1] + 1], ("tuple", "list")),
+        ({"a": 0, "b": 0}, lambda s: (s["a"] + 1, s["b"] + 1), ("dict", "tuple")),
+    ],
+)
+@pytest.mark.parametrize("taped", [False, True])
+def test_another_structure_is_refused_and_both_are_named(
+    start: Any, update: Any, both: tuple[str, str], taped: bool
+) -> None:
+    state = tree_map(lambda _: torch.zeros(2), start)
+    with pytest.raises(UserError, match=f"(?s)structure .*{both[0]}.*structure .*{both[1]}"):
+        run(Picard(), update, state, 0, taped)
+
+
+def test_states_that_cannot_be_iterated_are_refused() -> None:
+    estimator = NeumannRBP()
+    with pytest.raises(UserError, match=r"types \['Tensor', 'tuple'\]"):
+        estimator(lambda s: (s[0] + 1, (s[1], s[1])), (torch.zeros(2), torch.zeros(2)))
+    with pytest.raises(UserError, match=r"torch\.int64"):
+        estimator(lambda h: h, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(UserError, match="no elements"):
+        estimator(lambda h: h, [])
+    with pytest.raises(UserError, match="batch_dims=1"):
+        estimator(lambda h: h, [torch.zeros(3, 2), torch.zeros(4, 2)], batch_dims=1)
+    for batch_dims in (-1, 1.5, "1"):
+        with pytest.raises(UserError, match="batch_dims="):
+            estimator(lambda h: h + 1, torch.zeros(3, 2), batch_dims=batch_dims)
+    with pytest.raises(UserError, match="NoneType"):
+        estimator(lambda h: None, torch.zeros(3, 2))
+    with pytest.raises(UserError, match=r"\(3, 2\).*\(4, 2\)"):
+        estimator(lambda h: torch.zeros(4, 2), torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [{"a": torch.zeros(2), "b": torch.zeros(3)}, {"a": torch.zeros(2, 1), "b": torch.zeros(2, 3)}],
+    ids=["vectors", "matrices"],
+)
+def test_leaves_of_several_shapes_in_any_order(start: dict[str, Tensor]) -> None:
+    found = run(Picard(), lambda s: {"b": 0.5 * s["b"] + 1, "a": 0.5 * s["a"] + 2}, start, 0)
+    torch.testing.assert_close(found.state["a"], torch.full_like(start["a"], 4.0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.state["b"], torch.full_like(start["b"], 2.0), rtol=1e-5, atol=0)
+
+
+@EVERY_SOLVER
+def test_a_leaf_may_be_empty(solver: str) -> None:
+    start = (torch.zeros(3, 2), torch.zeros(3, 0))
+    found = run(SOLVERS[solver].make(), lambda s: (0.5 * s[0] + 1, 0.5 * s[1]), start)
+    assert found.status is Status.CONVERGED
+
+
+@EVERY_SOLVER
+def test_a_solver_describes_itself(solver: str) -> None:
+    made = SOLVERS[solver].make(max_steps=12, tol=1e-3, check_every=4, atol=1e-5)
+    described = describe(made)["init_args"]
+    if solver == "Picard":
+        assert described == {"max_steps": 12, "tol": 1e-3, "check_every": 4, "atol": 1e-5}
+    for wrong in ({"max_steps": 0}, {"tol": float("inf")}, {"tol": -1.0}, {"check_every": True}, {"atol": -1.0}):
+        with pytest.raises(UserError, match=rf"{solver}: \w+="):
+            SOLVERS[solver].make(**wrong)

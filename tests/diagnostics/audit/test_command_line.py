@@ -1,0 +1,78 @@
+"""The audit from the command line, of the three tasks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.training import ROOT
+
+SMALL = {
+    "hopfield": ["--model.num_hidden=16", "--data.train_draws=2"],
+    "cora": ["--model.cell.num_hidden=8"],
+    "hypergrad": ["--estimator.solver.max_steps=30", "--model.network.sizes=[64,8,10]", "--estimator.steps=20"],
+}
+
+
+@pytest.mark.parametrize("task", ["hopfield", pytest.param("cora", marks=pytest.mark.data), "hypergrad"])
+def test_the_tasks_are_audited_from_the_command_line(task: str, cli, request, monkeypatch) -> None:
+    if task == "cora":
+        monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
+    config = f"--config={ROOT / 'configs' / task}.yaml"
+    status, out, err = cli("audit", config, *SMALL[task], "--steps=[1,20,50]", "--trainer.accelerator=cpu")
+    assert status == 0, err
+    folder = Path("logs") / task / "audit"
+    content = json.loads((folder / "audit.json").read_text())
+    (reference,) = content["references"]
+    errors = {row["gradient"]: row["relative_error"] for row in content["gradients"]}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["steps"] == [1, 20, 50]
+    assert not list(folder.rglob("*.ckpt"))  # nothing that a training leaves
+    assert content["advice"] in out
+    if task == "hypergrad":
+        # A training is its steps, and has not settled within these.
+        assert reference["kind"] == "BPTT"
+        assert errors["BPTT"] < 1e-4
+        assert errors["TBPTT(steps=20)"] < errors["TBPTT(steps=1)"]
+    else:
+        assert reference["kind"] == "exact adjoint"
+        assert reference["adjoint_residual"] < 1e-11
+        assert reference["residual"] < 1e-11
+        for kind in ("NeumannRBP", "CGRBP"):
+            assert errors[f"{kind}(steps=1)"] > 10 * errors[f"{kind}(steps=50)"]
+            assert errors[f"{kind}(steps=50)"] < 0.01  # the forward solve's tolerance is 1e-3
+        assert content["advice"].startswith("Take ")
+
+
+def test_a_checkpoint_is_audited_as_it_was_saved(cli) -> None:
+    config = f"--config={ROOT / 'configs' / 'hopfield.yaml'}"
+    tiny = ["--model.num_hidden=8", "--data.train_draws=2", "--data.eval_draws=1", "--trainer.accelerator=cpu"]
+    status, _, err = cli("fit", config, *tiny, "--trainer.max_epochs=30", "--trainer.check_val_every_n_epoch=30")
+    assert status == 0, err
+    radii = []
+    last = "--ckpt_path=logs/hopfield/version_0/checkpoints/last.ckpt"
+    for arguments in ([last, "--data.train_draws=2"], tiny):
+        status, _, err = cli("audit", config, "--trainer.accelerator=cpu", "--steps=[20]", *arguments)
+        assert status == 0, err
+        newest = max(Path("logs").rglob("audit.json"), key=lambda path: path.stat().st_mtime_ns)
+        radii.append(json.loads(newest.read_text())["references"][0]["spectral_radius"])
+    assert abs(radii[0] - radii[1]) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--batches=0"], "batches=0 must be a whole number of at least 1"),
+        (["--steps=[-1]"], "steps=-1 must be"),
+        (["--trainer.devices=2", "--trainer.strategy=ddp"], "runs in one process"),
+        (["--ckpt_path=none.ckpt"], "is not a file"),
+        (["--sweep=3"], "unrecognized arguments: --sweep=3"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], says: str, cli) -> None:
+    status, _, err = cli(
+        "audit", f"--config={ROOT / 'configs' / 'hopfield.yaml'}", "--trainer.accelerator=cpu", *arguments
+    )
+    assert status != 0
+    assert says in err
+    assert "Traceback" not in err

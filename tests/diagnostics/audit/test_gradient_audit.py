@@ -1,0 +1,160 @@
+"""The audit of a user's module against its exact gradient."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch_geometric.data import Data as Graph
+
+from rbp_lightning import BPTT, Implicit, LinearSolution, LinearSolver, NeumannRBP, Picard
+from tests.cells import loss_of
+from tests.diagnostics.audit.audited import Exact, audit
+
+SOLVER = Picard(500, 1e-7)
+
+
+def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
+    module = Exact()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    found = audit(module, NeumannRBP(20, SOLVER), batches=2, steps=[1, 5, 20])
+    assert len(found.references) == 2
+    for reference in found.references:
+        assert reference.kind == "exact adjoint"
+        assert reference.settled
+        assert reference.adjoint_residual < 1e-12
+        torch.testing.assert_close(reference.gradient, module.exact(), rtol=1e-9, atol=1e-12)
+    rows = {row.gradient: row for row in found.measurements if row.batch == 1}
+    assert list(rows) == [
+        "BPTT",
+        *(f"{kind}(steps={steps})" for kind in ("TBPTT", "RBP", "NeumannRBP", "CGRBP") for steps in (1, 5, 20)),
+        "AdaptiveNeumann(tol=0.01)",
+        "NeumannRBP as configured",
+    ]
+    # What each number of steps costs, and what it is worth: the residual error of a series falls by J each time.
+    assert [rows[f"TBPTT(steps={steps})"].products for steps in (1, 5, 20)] == [1, 5, 20]
+    assert [rows[f"NeumannRBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
+    assert [rows[f"RBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
+    assert [rows[f"CGRBP(steps={steps})"].products for steps in (1, 5, 20)] == [4, 12, 42]
+    for kind in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"):
+        errors = [rows[f"{kind}(steps={steps})"].relative_error for steps in (1, 5, 20)]
+        assert errors[0] > errors[1] >= errors[2]  # 4 steps of conjugate gradients solve for 4 unknowns
+    assert rows["NeumannRBP(steps=20)"].relative_error == rows["NeumannRBP as configured"].relative_error
+    assert rows["BPTT"].relative_error < 1e-5
+    assert rows["BPTT"].cosine == pytest.approx(1)
+    assert rows["BPTT"].sign_agreement == 1
+    assert rows["AdaptiveNeumann(tol=0.01)"].relative_error < 0.01
+    assert rows["BPTT"].saved_bytes > 2 * rows["NeumannRBP(steps=20)"].saved_bytes > 0
+    # Nothing was trained, and the module is as it was.
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert module.weight.dtype == torch.float32
+    assert not {"training_step", "configure_callbacks", "configure_optimizers"} & set(vars(module))
+
+
+def test_the_errors_are_measured_against_the_dense_gradient() -> None:
+    module = Exact()
+    found = audit(module, NeumannRBP(3, SOLVER), steps=[3])
+    (row,) = [row for row in found.measurements if row.gradient == "NeumannRBP as configured"]
+    state = NeumannRBP(3, SOLVER)(module.cell.update, module.cell.start, batch_dims=1).state
+    gradient = torch.cat([leaf.flatten() for leaf in torch.autograd.grad(loss_of(state), module.cell.tensors)])
+    exact = module.exact()
+    assert row.relative_error == pytest.approx(float((gradient - exact).norm() / exact.norm()), rel=1e-3)
+    assert row.cosine == pytest.approx(float(torch.nn.functional.cosine_similarity(gradient, exact, dim=0)), rel=1e-5)
+    assert row.sign_agreement == pytest.approx(float((gradient.sign() == exact.sign()).double().mean()))
+
+
+def test_a_map_that_does_not_converge_is_told() -> None:
+    class Turning(Exact):
+        def training_step(self, batch: Any) -> Tensor:
+            turn = torch.tensor([[0.0, -1.5], [1.5, 0.0]], dtype=self.weight.dtype)
+            start = torch.full((3, 2), 0.5, dtype=self.weight.dtype)
+            update = lambda h: torch.tanh(h @ (turn * self.weight[0, 0] / self.weight[0, 0].detach()))  # noqa: E731
+            return loss_of(self.estimator(update, start, batch_dims=1).state)
+
+    found = audit(Turning(), NeumannRBP(solver=Picard(30, 1e-6)), steps=[1, 10])
+    (reference,) = found.references
+    assert reference.kind == "BPTT"
+    assert not reference.settled
+    assert found.advice.startswith("The map does not converge")
+    assert "rbp_lightning.nn" in found.advice
+    assert re.search(r"until then T?BPTT.* has the gradient of the steps as they are", found.advice)
+    (row,) = [row for row in found.measurements if row.gradient == "BPTT"]
+    assert row.relative_error < 1e-3
+
+
+def test_a_number_of_steps_is_a_part_of_the_problem() -> None:
+    found = audit(Exact(), NeumannRBP(5, solver=Picard(4, tol=0)), steps=[1, 20])
+    (reference,) = found.references
+    assert reference.kind == "BPTT"
+    assert reference.steps == 4
+    assert "TBPTT(steps=20)" not in {row.gradient for row in found.measurements}
+    assert "give it more steps" in found.advice
+
+
+def test_every_estimator_sees_the_same_random_numbers() -> None:
+    class Dropping(Exact):
+        def training_step(self, batch: Any) -> Tensor:
+            kept = torch.nn.functional.dropout(self.drive, 0.5)
+            start = torch.zeros_like(self.drive)
+            return loss_of(self.estimator(lambda h: torch.tanh(h @ self.weight + kept), start, batch_dims=1).state)
+
+    found = audit(Dropping(), BPTT(SOLVER), steps=[50])
+    errors = {row.gradient: row.relative_error for row in found.measurements}
+    assert errors["BPTT"] < 1e-5
+    assert errors["CGRBP(steps=50)"] < 1e-5
+
+
+def test_a_gradient_of_zero_is_no_division_by_zero() -> None:
+    class Flat(Exact):
+        def training_step(self, batch: Any) -> Tensor:
+            return 0 * super().training_step(batch)
+
+    found = audit(Flat(), NeumannRBP(), steps=[1])
+    assert {row.relative_error for row in found.measurements} == {0.0}
+
+
+class HalfTerm(LinearSolver):
+    """z = g + J^T g / 2."""
+
+    def solve(self, operator, gradient, start=None):
+        vector = [g + 0.5 * v for g, v in zip(gradient, operator.vjp(gradient), strict=True)]
+        return LinearSolution(vector, 1, 1, operator.adjoint_residual(gradient, vector))
+
+
+def test_a_linear_solver_of_one_s_own_is_audited() -> None:
+    found = audit(Exact(), Implicit(HalfTerm(), SOLVER), steps=[1])
+    (row,) = [row for row in found.measurements if row.gradient == "Implicit as configured"]
+    assert 0.05 < row.relative_error < 1
+    assert row.products == 2  # its own, and the one into the parameters
+
+
+def test_what_is_saved_is_not_the_weights() -> None:
+    class Wide(Exact):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(400) * 0.5)
+            self.drive = torch.nn.Parameter(torch.ones(1, 400))
+
+        def training_step(self, batch: Any) -> Tensor:
+            start = torch.zeros_like(self.drive)
+            return self.estimator(lambda h: torch.tanh(h @ self.weight + self.drive), start, batch_dims=1).state.sum()
+
+    rows = audit(Wide(), NeumannRBP(), steps=[1]).measurements
+    (row,) = [one for one in rows if one.gradient == "NeumannRBP(steps=1)"]
+    assert 0 < row.saved_bytes < 20 * 400 * 4
+
+
+def test_graphs_are_taken_in_float64_wherever_they_are() -> None:
+    class OnGraphs(Exact):
+        def training_step(self, batch: Any) -> Tensor:
+            features = batch["graphs"][0].x
+            start = torch.zeros_like(features)
+            return self.estimator(lambda h: 0.5 * torch.tanh(h @ self.weight) + features, start).state.square().sum()
+
+    graph = Graph(x=torch.rand(3, 4), edge_index=torch.zeros(2, 0, dtype=torch.int64))
+    loader = DataLoader([graph], batch_size=1, collate_fn=lambda graphs: {"graphs": graphs})
+    found = audit(OnGraphs(), NeumannRBP(), data=loader, steps=[50])
+    assert {row.gradient: row.relative_error for row in found.measurements}["CGRBP(steps=50)"] < 1e-5
+    assert graph.x.dtype == torch.float32

@@ -1,0 +1,106 @@
+"""Gradients that are not finite are told of, and looking for them waits for the device only where it has to."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    ConvergenceError,
+    EquilibriumMonitor,
+    FailurePolicy,
+    NeumannRBP,
+    Picard,
+)
+from tests.training import GOOD, Rates, convergence_warnings, fit_rates, neumann
+
+
+class NotFinite(Rates):
+    """Saturates at an infinite input: the state is finite, the gradient of what the input is multiplied by is not."""
+
+    def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
+        drive = rates[:, None] * self.weight
+        state = self.estimator(lambda h: torch.tanh(0.5 * h + drive), torch.zeros(len(rates), 3), batch_dims=1).state
+        return state.square().mean()
+
+
+@pytest.mark.parametrize("action", ["ignore", "warn", "raise", "skip"])
+@pytest.mark.parametrize("kind", [BPTT, NeumannRBP, CGRBP])
+def test_a_gradient_that_is_not_finite_is_the_policy_s(kind: type, action: Any) -> None:
+    def run() -> NotFinite:
+        estimator, policy = kind(solver=Picard(100, tol=1e-5)), FailurePolicy(diverged=action)
+        return fit_rates([0.1, float("inf"), 0.2], estimator, policy, module=NotFinite(), log_every_n_steps=1)
+
+    if action == "raise":
+        with pytest.raises(ConvergenceError, match=r"the gradient of weight is wrong.*not finite"):
+            run()
+    elif action == "ignore":
+        assert not convergence_warnings(run)
+    else:
+        trained: list[NotFinite] = []
+        told = [str(one.message) for one in convergence_warnings(lambda: trained.append(run()))]
+        assert sum("gradient is not finite" in text for text in told) == 1
+        assert bool(trained[0].weight.isfinite().all()) == (action == "skip")
+
+
+def test_sparse_gradients_are_looked_at() -> None:
+    class Embedded(Rates):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(4, 3, sparse=True)
+
+        def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
+            drive = rates[:, None] * self.table(torch.tensor([1]))
+            return self.estimator(lambda h: torch.tanh(0.5 * h + drive), torch.zeros(1, 3), batch_dims=1).state.sum()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SparseAdam(self.table.parameters())
+
+    fit_rates([0.1, 0.2], neumann(), FailurePolicy(diverged="raise"), module=Embedded())
+    with pytest.raises(ConvergenceError, match=r"the gradient of table\.weight is wrong"):
+        fit_rates([0.1, float("inf")], neumann(), FailurePolicy(diverged="raise"), module=Embedded())
+
+
+class Profile(Callback):
+    """Profiles what the callbacks between the first and the last of them do before an optimiser's step."""
+
+    def __init__(self) -> None:
+        self.waits: list[int] = []
+        self.profiler: Any = None
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.profiler = torch.autograd.profiler.profile(use_kineto=False)
+        self.profiler.__enter__()
+
+
+class EndOfProfile(Callback):
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.profile.profiler.__exit__(None, None, None)
+        events = self.profile.profiler.function_events
+        self.profile.waits.append(sum(event.name == "aten::_local_scalar_dense" for event in events))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "waits"),
+    [
+        ({}, [1, 0, 0, 1, 0, 0]),  # where logging waits anyway
+        ({"not_converged": "raise", "adjoint": "raise"}, [1, 0, 0, 1, 0, 0]),
+        ({"diverged": "ignore"}, [0] * 6),
+        ({"diverged": "raise"}, [1] * 6),
+        ({"diverged": "skip"}, [1] * 6),
+        (None, [0] * 6),
+    ],
+)
+def test_an_optimizer_s_step_waits_for_the_device_only_where_the_policy_needs_it(arguments: Any, waits: Any) -> None:
+    profile = Profile()
+    policy = [] if arguments is None else [FailurePolicy(**arguments)]
+    callbacks = (profile, neumann(), *policy, EquilibriumMonitor(2, 0), EndOfProfile(profile))
+    fit_rates([GOOD, 0.1, 0.2, 0.3, 0.4, 0.35], *callbacks, log_every_n_steps=3)
+    assert profile.waits == waits

@@ -1,0 +1,52 @@
+"""The comparison with the released code's epoch on Cora measures what it says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import cora_epoch
+from rbp_lightning import UserError
+from tests.benchmarks.test_compiled import NUMBER, SPREAD
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("cora")
+def test_the_released_way_and_neumann_rbp_are_the_same_gradient() -> None:
+    found = {}
+    for method in (cora_epoch.RELEASED, "NeumannRBP(20)"):
+        training = cora_epoch.Training(method, seed=0, dtype=torch.float64)
+        assert training.gradient() == (100, 20)
+        found[method] = [parameter.grad for parameter in training.model.parameters()]
+    plain, ours = found.values()
+    assert len(plain) == 8
+    for one, other in zip(plain, ours, strict=True):
+        assert one.dtype == torch.float64
+        assert float(one.norm()) > 0
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12 * float(one.norm()))
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("cora")
+def test_the_table_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cora_epoch.csv"
+    cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)
+    table = capsys.readouterr().out
+    numbers = rf"({NUMBER}) \| ({NUMBER}) \| {SPREAD} \| {NUMBER} \| {NUMBER} % \| [+-]{NUMBER} ± nan"
+    found = re.findall(rf"^\| (.*) \| {numbers} \| 1 \|$", table, re.MULTILINE)
+    assert [row[0] for row in found] == cora_epoch.METHODS
+    steps, products = ([float(row[column]) for row in found] for column in (1, 2))
+    assert steps[:2] == [100, 100]
+    assert all(one < 100 for one in steps[2:])
+    assert products == [20, 20, 20, 6, 2]
+    assert "| 1.00 (1.00–1.00) | 1.00 |" in table  # noqa: RUF001
+    rows = file.read_text()
+    cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)  # from the file
+    assert capsys.readouterr().out == table
+    assert file.read_text() == rows
+
+
+def test_epochs_that_make_one_block_are_refused() -> None:
+    with pytest.raises(UserError, match="--epochs=7 gives no spread"):
+        cora_epoch.cora_epoch(epochs=7)

@@ -1,0 +1,147 @@
+"""The experiments of the paper are run, kept, and reported."""
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments.paper import associative_memory, documents, hyperparameters
+from experiments.paper.findings import best_of_all, less, table
+from experiments.paper.report import Domain, paper
+from rbp_lightning import NeumannRBP, Picard, UserError
+from tests.cells import tanh_cell
+
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of solves that are cut short
+
+SHORT = {
+    associative_memory: "--trainer.max_epochs=2 --data.eval_draws=2",
+    documents: "--trainer.max_epochs=5 --estimator.solver.max_steps=21",
+    hyperparameters: "--trainer.max_epochs=3 --estimator.solver.max_steps=100",
+}
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The quick mode with trainings of few epochs, and logs elsewhere."""
+    for domain, own in SHORT.items():
+        logs = f" --trainer.logger.save_dir={tmp_path}/logs" if domain is documents else ""
+        overrides = f"{domain.QUICK.overrides} {own}{logs} --trainer.accelerator=cpu"
+        monkeypatch.setattr(domain, "QUICK", replace(domain.QUICK, overrides=overrides))
+
+
+def run(folder: Path, *domains: Domain) -> str:
+    paper(list(domains), quick=True, seeds=1, out=folder)
+    return (folder / "REPORT.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short", "no_data")
+def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    report = run(tmp_path, "associative_memory", "documents", "hyperparameters")
+    assert "documents: left out. Missing" in capsys.readouterr().err
+    for name in ("## Findings", "## Associative memory", "## Hyperparameters", "--quick=true --seeds=1", "26 runs"):
+        assert name in report
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert [picture.name for picture in pictures] == [
+        "hyperparameters_cost.png",
+        "hyperparameters_curves.png",
+        "memory_curves.png",
+        "memory_recall.png",
+    ]
+    for picture in pictures:
+        assert f"({picture.name})" in report
+        Image.open(picture).verify()
+    # The memory of the truncation steps does not depend on how long the training is.
+    assert "NeumannRBP's memory is constant in the truncation steps | **agrees**" in report
+    assert "TBPTT's memory grows linearly with the truncation steps | **agrees**" in report
+
+    # What is finished is not run again; what is missing is.
+    kept = tmp_path / "hyperparameters.csv"
+    *rows, last = kept.read_text().splitlines(keepends=True)
+    kept.write_text("".join(rows))
+    asked = []
+    monkeypatch.setattr(hyperparameters, "run", lambda keys: asked.append(keys) or _measured(kept, last))
+    monkeypatch.setattr(associative_memory, "run", None)
+    again = run(tmp_path, "associative_memory", "hyperparameters")
+    assert again.partition("## Findings")[2] == report.partition("## Findings")[2]
+    assert [keys["estimator"] for keys in asked] == ["CGRBP:100"]
+
+
+def _measured(path: Path, line: str) -> dict[str, str]:
+    with path.open(newline="") as file:
+        fields = next(csv.reader(file))
+    row = dict(zip(fields, next(csv.reader([line])), strict=True))
+    return {name: row[name] for name in hyperparameters.MEASURED}
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.usefixtures("short", "cora")
+def test_the_report_of_documents(tmp_path: Path) -> None:
+    report = run(tmp_path, "documents")
+    assert "| RBP(steps=60) |" in report
+    with (tmp_path / "documents.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["estimator"] for row in rows} == set(documents.ESTIMATORS)
+    for row in rows:
+        differences = [float(value) for value in row["differences"].split()]
+        assert len(differences) == 21
+        assert differences[-1] < differences[0]
+    Image.open(tmp_path / "documents_differences.png").verify()
+
+
+def test_the_norms_of_the_changes_are_those_of_the_solve() -> None:
+    cell, norms = tanh_cell(0), []
+    NeumannRBP(2, Picard(7, tol=0.0))(documents.measured(cell.update, norms), cell.start, batch_dims=1)
+    state, expected = cell.start, []
+    with torch.no_grad():
+        for _ in range(7):
+            previous, state = state, cell.update(state)
+            expected.append((state - previous).norm())
+    torch.testing.assert_close(torch.stack(norms), torch.stack(expected))
+
+
+@pytest.mark.usefixtures("no_data")
+def test_nothing_that_could_be_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No experiment could be run"):
+        run(tmp_path, "documents")
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9], "agrees"),
+        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9], "disagrees"),
+        ([1.0, 2.0, 3.0], [1.5, 1.0, 3.5], "cannot be told"),
+        ([1.0], [2.0], "cannot be told"),
+        ([1.0, 1.0], [2.0, 2.0], "agrees"),
+        ([1.0, 5.0, 9.0], [1.1, 5.1, 9.11], "agrees"),  # pairs of the same seeds
+        ([1.0, 5.0, 9.0], [1.001, 5.001, 9.0011], "cannot be told"),  # too near each other to matter
+        ([1.0, 1.1, 0.9], [2.0, float("nan"), 1.9], "agrees"),
+        ([1.0, float("inf"), 0.9], [2.0, 3.0, 1.9], "disagrees"),
+        ([1.0, float("inf"), 0.9], [2.0, float("nan"), 1.9], "cannot be told"),
+    ],
+)
+def test_a_finding_that_one_is_less(small: list[float], large: list[float], verdict: str) -> None:
+    finding = less("claim", {"NeumannRBP:10": small, "RBP:10": large}, digits=1)
+    assert finding.verdict == verdict
+    if all(map(math.isfinite, small)):
+        assert finding.figure.startswith(f"NeumannRBP(steps=10) {sum(small) / len(small):.1f}")
+    else:
+        assert finding.figure.startswith("NeumannRBP(steps=10) not finite in 1 of 3")
+    assert f"| claim | **{verdict}** | {finding.figure} |" in table([finding])
+
+
+@pytest.mark.parametrize(("larger", "verdict"), [(True, "disagrees"), (False, "agrees")])
+def test_a_finding_that_none_is_better(larger: bool, verdict: str) -> None:
+    rivals = {"BPTT": [2.0, 2.1, 1.9], "TBPTT": [1.1, 1.0, 0.9]}
+    finding = best_of_all("claim", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger)
+    assert finding.verdict == verdict
+    assert ("better: BPTT" in finding.figure) == larger
+    assert ("worse: BPTT" in finding.figure) != larger
+    del rivals["BPTT"]
+    assert best_of_all("claim", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger).verdict == "cannot be told"

@@ -1,0 +1,118 @@
+"""Each experiment runs, keeps what it ran, and lays out its table."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from experiments.citation import citation
+from experiments.hypergradient import hypergradient
+from experiments.hypergradient_error import hypergradient_error
+from experiments.recall import recall
+from experiments.runs import run_missing
+from experiments.trust import trust
+from experiments.warm_start import warm_start
+from rbp_lightning import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of solves that are cut short
+
+NUMBER = r"[\d.]+ ± [\d.]+"
+
+
+@pytest.fixture
+def twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs an experiment of few epochs twice, the second time from its file; returns its table."""
+
+    def run(experiment: Callable[..., None], overrides: str, **options: Any) -> str:
+        csv = tmp_path / "runs.csv"
+        overrides += f" --trainer.accelerator=cpu --trainer.logger.save_dir={tmp_path}"
+        experiment(overrides=overrides, csv=csv, **options)
+        printed, rows = capsys.readouterr().out, csv.read_text()
+        experiment(overrides=overrides, csv=csv, **options)
+        table = capsys.readouterr().out
+        assert printed.endswith(table)
+        assert csv.read_text() == rows
+        return table
+
+    return run
+
+
+@pytest.mark.slow
+def test_recall(twice: Callable[..., str], tmp_path: Path) -> None:
+    overrides = "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --data.train_draws=2 --data.eval_draws=1"
+    table = twice(recall, overrides, estimators=["NeumannRBP", "CGRBP"], seeds=2)
+    assert re.search(rf"\| CGRBP \| {NUMBER} % \| {NUMBER} % \| \d+ \| 2 \|", table)
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.usefixtures("cora")
+def test_citation(twice: Callable[..., str], tmp_path: Path) -> None:
+    overrides = "--trainer.max_epochs=2 --trainer.check_val_every_n_epoch=1"
+    options = {"configs": ["configs/paper/cora.yaml"], "baseline": True, "estimators": ["RBP:3", "BPTT"], "seeds": 2}
+    table = twice(citation, overrides, **options).splitlines()
+    assert table[0] == "| gradient | configs/paper/cora.yaml | seeds |"
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| no propagation", "| RBP(steps=3)", "| BPTT"]
+    assert all(re.fullmatch(rf"\| .* \| {NUMBER} % \| 2 \|", line) for line in table[2:])
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 7
+    Image.open(tmp_path / "runs.png").verify()
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.usefixtures("cora")
+def test_warm_start(twice: Callable[..., str], tmp_path: Path) -> None:
+    table = twice(warm_start, "--trainer.max_epochs=6 --trainer.check_val_every_n_epoch=1", seeds=1)
+    steps = [float(found) for found in re.findall(r"^\| [a-z ]+ \| ([\d.]+) \| ", table, re.MULTILINE)]
+    assert len(steps) == 3
+    assert steps[0] == 100
+    assert steps[0] > steps[1] > steps[2]
+    Image.open(tmp_path / "runs.png").verify()
+
+
+@pytest.mark.slow
+def test_hypergradient(twice: Callable[..., str], tmp_path: Path) -> None:
+    options = {"config": "configs/hypergrad.yaml", "estimators": ["BPTT", "NeumannRBP:5"], "seeds": 2}
+    table = twice(hypergradient, "--trainer.max_epochs=2 --estimator.solver.max_steps=20", **options)
+    row = rf"\| NeumannRBP\(steps=5\) \| {NUMBER} \| {NUMBER} % \| {NUMBER} % \| {NUMBER} \| [\d.]+ \| 2 \|"
+    assert re.search(row, table)
+    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_hypergradient_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hypergradient_error([1, 50], inner_steps=1000, lengths=[20], png=tmp_path / "error.png")
+    printed = capsys.readouterr().out
+    for estimator in ("RBP", "NeumannRBP", "CGRBP", "TBPTT"):
+        pairs = re.findall(rf"regression, {estimator}: ([\d.e+-]+), ([\d.e+-]+)$", printed, re.MULTILINE)
+        assert len(pairs) == 2
+        assert all(float(after) < float(before) / 2 for before, after in pairs)
+    assert len(re.findall(r"^\| 20 \| [\d.e+-]+ \| [\d.e+-]+ \| [\d.e+-]+ \|$", printed, re.MULTILINE)) == 2
+    Image.open(tmp_path / "error.png").verify()
+
+
+def test_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trust([0.5, 0.99, 1.05], png=tmp_path / "trust.png")
+    row = r"^\| (\w+)(\(\S+\))? \| (\S+)  \| (\S+) (\(told\))? \| \(told\) \|$"
+    rows = re.findall(row, capsys.readouterr().out, re.MULTILINE)
+    assert [found[0] for found in rows] == ["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP", "AdaptiveNeumann"]
+    # Whoever is wrong near 1 says so.
+    assert all(float(found[2]) < 1e-3 for found in rows)
+    assert all(float(found[3]) < 2e-3 or found[4] for found in rows)
+    Image.open(tmp_path / "trust.png").verify()
+
+
+def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text("seed,loss\n0,1.0\n")
+    with pytest.raises(UserError, match=r"runs\.csv was written by another version: delete it"):
+        run_missing(tmp_path / "runs.csv", [{"seed": "0"}], ["accuracy"], lambda keys: {})
+    assert (tmp_path / "runs.csv").read_text() == "seed,loss\n0,1.0\n"
+
+
+def test_a_config_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"'configs/nowhere\.yaml' cannot be read: No such file"):
+        recall("configs/nowhere.yaml")

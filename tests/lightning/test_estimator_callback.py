@@ -1,0 +1,199 @@
+"""Estimators under the real Trainer: accumulation, clipping, half precision, compilation."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import Tensor
+
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    FailurePolicy,
+    GradientEstimator,
+    NeumannRBP,
+    Picard,
+    UserError,
+    WarmStart,
+)
+from tests.training import Tanh, fit, make_trainer, vectors
+
+SOLVER = Picard(60, tol=0)
+ESTIMATORS = [BPTT(SOLVER), TBPTT(20, SOLVER), RBP(60, solver=SOLVER), NeumannRBP(20, SOLVER), CGRBP(20, solver=SOLVER)]
+EACH = pytest.mark.parametrize(
+    "estimator", [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
+)
+
+
+def tanh() -> Tanh:
+    seed_everything(0, verbose=False)
+    return Tanh()
+
+
+@EACH
+def test_accumulation_equals_the_whole_batch(estimator: GradientEstimator) -> None:
+    whole, halves = tanh(), tanh()
+    double, two = {"precision": "64-true", "max_epochs": 3}, {"accumulate_grad_batches": 2}
+    fit(whole, vectors(16, batch_size=8, dtype=torch.float64), estimator, **double)
+    fit(halves, vectors(16, batch_size=4, dtype=torch.float64), estimator, **double, **two)
+    tolerance = 1e-3 if isinstance(estimator, RBP) else 1e-8  # which it solves to
+    torch.testing.assert_close(halves.linear.weight, whole.linear.weight, rtol=tolerance, atol=tolerance)
+
+
+class GradientNorms(Callback):
+    """Norms of the gradient before it is clipped and after."""
+
+    def __init__(self) -> None:
+        self.before: list[float] = []
+        self.after: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+        self.before.append(float(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).norm()))
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        self.after.append(float(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).norm()))
+
+
+@EACH
+def test_clipping_bounds_the_gradient(estimator: GradientEstimator) -> None:
+    free, clipped = GradientNorms(), GradientNorms()
+    fit(tanh(), vectors(), estimator, free)
+    assert free.before == free.after
+    limit = min(free.before) / 2
+    fit(tanh(), vectors(), estimator, clipped, gradient_clip_val=limit)
+    assert clipped.after == pytest.approx([limit] * 2, rel=1e-4)
+
+
+def loss_gradient(model: torch.nn.Module, parameter: Tensor) -> Tensor:
+    inputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(model(inputs).state.square().mean(), [parameter])
+    return gradient
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of what float32 asks for
+def test_gradients_under_autocast_are_close_to_those_in_float32(estimator: GradientEstimator) -> None:
+    module = tanh()
+    module.estimator = estimator
+    exact = loss_gradient(module, module.linear.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = loss_gradient(module, module.linear.weight)
+    assert rounded.dtype is torch.float32
+    assert float((rounded - exact).norm() / exact.norm()) < 0.03
+    before = module.linear.weight.detach().clone()
+    fit(module, vectors(), estimator, precision="bf16-mixed")
+    assert bool(module.linear.weight.isfinite().all())
+    assert not torch.equal(module.linear.weight, before)
+
+
+@EACH
+def test_compiled_modules_have_the_same_gradient_and_train_to_the_same_weights(estimator: GradientEstimator) -> None:
+    module = tanh()
+    module.estimator = estimator
+    exact = loss_gradient(module, module.linear.weight)
+    compiled = loss_gradient(torch.compile(module, backend="aot_eager"), module.linear.weight)
+    torch.testing.assert_close(compiled, exact)
+    # torch.compile(module) inside a Trainer fails on self.log, whatever the module: this compiles its forward alone.
+    plain, forward_compiled = tanh(), tanh()
+    forward_compiled.compile(backend="aot_eager")
+    for one in (plain, forward_compiled):
+        fit(one, vectors(), estimator)
+    torch.testing.assert_close(forward_compiled.linear.weight, plain.linear.weight)
+
+
+def test_the_module_keeps_its_estimator_after_the_run_and_takes_the_next() -> None:
+    module, first, second = tanh(), BPTT(SOLVER), NeumannRBP(5, SOLVER)
+    fit(module, vectors(), first)
+    assert module.estimator is first
+    assert module(torch.rand(2, 4)).steps == 60
+    fit(module, vectors(), second)
+    assert module.estimator is second
+
+
+def test_two_estimators_are_refused() -> None:
+    with pytest.raises(UserError, match="2 gradient estimators \\(BPTT and NeumannRBP\\): keep one"):
+        fit(tanh(), vectors(), BPTT(), NeumannRBP())
+
+
+def test_an_estimator_serves_several_trainers_and_modules_at_once() -> None:
+    estimator, copied = NeumannRBP(5, SOLVER), copy.deepcopy(NeumannRBP(5, SOLVER))
+    first, second, third = tanh(), tanh(), tanh()
+    fit(first, vectors(), estimator)
+    fit(second, vectors(), estimator)
+    fit(third, vectors(), copied)
+    assert torch.equal(first.linear.weight, second.linear.weight)
+    assert torch.equal(first.linear.weight, third.linear.weight)
+
+
+class Warm(Tanh):
+    """Starts each solve where the last one ended, validations included, as full-batch training does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warm_start, self.steps = WarmStart(), []
+
+    def forward(self, inputs: Tensor) -> Any:
+        update = lambda h: torch.tanh(0.5 * self.linear(h) + inputs)  # noqa: E731
+        return self.estimator(update, torch.zeros_like(inputs), batch_dims=1, warm_start=self.warm_start)
+
+    def training_step(self, inputs: Tensor, batch_idx: int) -> Tensor:
+        fixed_point = self(inputs)
+        self.steps.append(fixed_point.steps)
+        return fixed_point.state.square().mean()
+
+    validation_step = test_step = training_step
+
+
+@pytest.mark.parametrize("kind", [BPTT, TBPTT, RBP, NeumannRBP, CGRBP])
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of the warm starts of BPTT and TBPTT
+def test_a_warm_start_from_a_validation_or_a_test_trains(kind: type) -> None:
+    seed_everything(0, verbose=False)
+    module, data = Warm(), vectors(4)
+    before = module.linear.weight.detach().clone()
+    trainer = make_trainer(kind(solver=Picard(200, 1e-5, check_every=1)), FailurePolicy(), max_epochs=2)
+    trainer.validate(module, data, verbose=False)  # in inference mode
+    trainer.test(module, data, verbose=False)
+    trainer.fit(module, data, data)  # with a sanity check before, and a validation after each epoch
+    assert min(module.steps[1:]) < module.steps[0]
+    assert not torch.equal(module.linear.weight, before)
+
+
+class Deeper(Tanh):
+    """Evaluates deeper than it trains."""
+
+    def training_step(self, inputs: Tensor, batch_idx: int) -> Tensor:
+        fixed_point = self(inputs)
+        self.trained = fixed_point.steps
+        return fixed_point.state.square().mean()
+
+    def validation_step(self, inputs: Tensor, batch_idx: int) -> None:
+        update = lambda h: torch.tanh(0.5 * self.linear(h) + inputs)  # noqa: E731
+        self.evaluated = self.estimator(update, torch.zeros_like(inputs), batch_dims=1, max_steps=150)
+
+
+@EACH
+def test_a_call_s_max_steps_take_the_place_of_the_solver_s(estimator: GradientEstimator) -> None:
+    module = Deeper()
+    trainer = make_trainer(estimator)
+    trainer.fit(module, vectors(), vectors())
+    assert module.trained in (60, 61)  # the last of which is taped
+    assert module.evaluated.steps == 150
+    update = lambda h: torch.tanh(0.5 * module.linear(h))  # noqa: E731
+    for budget in (25, 59, 61, 200):
+        assert estimator(update, torch.ones(2, 4), max_steps=budget).steps == budget
+    assert estimator.solver.max_steps == 60
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(UserError, match="max_steps="):
+            estimator(update, torch.ones(2, 4), max_steps=wrong)
+    if isinstance(estimator, TBPTT):
+        with pytest.raises(UserError, match="steps=20 is more than max_steps=19"):
+            estimator(update, torch.ones(2, 4), max_steps=19)
+
+
+def test_a_failing_solve_names_the_tolerance_within_its_own_budget() -> None:
+    with FailurePolicy(not_converged="raise"), pytest.raises(RuntimeError, match="took 7 steps"):
+        NeumannRBP(solver=Picard(500, 1e-6))(lambda h: 0.9 * h + 1, torch.zeros(2), max_steps=6)

@@ -1,0 +1,168 @@
+"""The user's hyperparameters are left alone, and the estimator is recorded beside them: in checkpoints and HPARAMS."""
+
+from collections import UserDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.data import DataLoader
+
+from rbp_lightning import CGRBP, NeumannRBP, Picard, estimator_from_checkpoint
+from tests.training import Tanh, fit, read_events, vectors
+
+
+class OfMapping(Tanh):
+    """Its hyperparameters are one mapping, as OmegaConf's are."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.save_hyperparameters(config)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.hparams["rate"])
+
+
+class OfDict(Tanh):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters(config)
+        self.size = config["size"]
+
+
+class OfKeywords(Tanh):
+    def __init__(self, size: int = 4, **others: int) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.size = size + others["more"]
+
+
+class NotLogged(Tanh):
+    def __init__(self, secret: str = "secret", workers: int = 3) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.hparams["workers"] = 4
+
+
+class Changed(Tanh):
+    def __init__(self, size: int = 3, depth: int = 2) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.hparams["size"] = 5
+
+
+class OwnEstimator(Tanh):
+    """Its argument has the estimator's name, and is one."""
+
+    def __init__(self, estimator: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["estimator"])
+        self.estimator = estimator or NeumannRBP(3)
+
+
+class NamedEstimator(Tanh):
+    """A hyperparameter has the estimator's name, and is none."""
+
+    def __init__(self, estimator: str = "mine") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Data(LightningDataModule):
+    def __init__(self, workers: int = 0) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self) -> DataLoader:
+        return vectors()
+
+
+MODULES = {
+    "mapping": lambda: OfMapping(UserDict(rate=0.01, depth=2)),
+    "dict": lambda: OfDict({"size": 3}),
+    "keywords": lambda: OfKeywords(size=3, more=2),
+    "not logged": NotLogged,
+    "changed": Changed,
+    "an argument that is an estimator": OwnEstimator,
+    "a name that is the estimator's": NamedEstimator,
+    "none": Tanh,
+}
+
+
+def logged(trainer: Any) -> dict[str, Any]:
+    """What a run's event file says in HPARAMS."""
+    metadata = read_events(trainer).summary_metadata.get("_hparams_/session_start_info")
+    if metadata is None:
+        return {}
+    info = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()}
+
+
+@pytest.mark.parametrize("with_data", [False, True], ids=["loader", "data module"])
+@pytest.mark.parametrize("name", MODULES)
+def test_a_run_with_an_estimator_leaves_the_same_hyperparameters_as_one_without(
+    name: str, with_data: bool, tmp_path: Path
+) -> None:
+    found = []
+    for callbacks in ([], [CGRBP(7, solver=Picard(70))]):
+        module = MODULES[name]()
+        before = dict(module.hparams), dict(module.hparams_initial), module._log_hyperparams
+        if not callbacks:
+            module.estimator = NeumannRBP()
+        logger = TensorBoardLogger(tmp_path, name=f"run{len(callbacks)}")
+        trainer = fit(module, Data() if with_data else vectors(), *callbacks, logger=logger)
+        assert (dict(module.hparams), dict(module.hparams_initial), module._log_hyperparams) == before
+        trainer.save_checkpoint(tmp_path / "one.ckpt")
+        saved = torch.load(tmp_path / "one.ckpt", weights_only=True).get("hyper_parameters")
+        written = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text()) or {}
+        found.append((saved, {key: value for key, value in written.items() if key != "estimator"}, logged(trainer)))
+    (saved, written, hparams), (same_saved, same_written, same_hparams) = found
+    assert same_saved == saved
+    assert "estimator" not in (saved or {}) or name == "a name that is the estimator's"
+    expected = {key: value for key, value in written.items() if key != "estimator"}
+    assert same_written == expected
+    own = {key: value for key, value in same_hparams.items() if not key.startswith("estimator/")}
+    assert own == hparams
+    assert "secret" not in own
+    if name != "a name that is the estimator's":  # which the user's own keeps
+        assert same_hparams["estimator/class_path"] == "rbp_lightning.estimators.cg_rbp.CGRBP"
+        assert same_hparams["estimator/init_args/steps"] == 7
+        assert same_hparams["estimator/init_args/solver/init_args/max_steps"] == 70
+    # In the checkpoint it has a key of its own.
+    assert repr(estimator_from_checkpoint(tmp_path / "one.ckpt")) == repr(CGRBP(7, solver=Picard(70)))
+
+
+@pytest.mark.parametrize("name", ["dict", "keywords", "not logged", "changed", "an argument that is an estimator"])
+def test_modules_of_any_constructor_load_from_checkpoints(name: str, tmp_path: Path) -> None:
+    module = MODULES[name]()
+    fit(module, vectors(), CGRBP(7)).save_checkpoint(tmp_path / "one.ckpt")
+    loaded = type(module).load_from_checkpoint(tmp_path / "one.ckpt")
+    assert torch.equal(loaded.linear.weight, module.linear.weight)
+    assert dict(loaded.hparams) == dict(module.hparams)
+    if isinstance(loaded, OwnEstimator):
+        assert isinstance(loaded.estimator, NeumannRBP)
+        assert loaded(torch.ones(2, 4)).converged
+
+
+def test_every_logger_is_told_of_the_estimator_once_and_evaluations_tell_none(tmp_path: Path) -> None:
+    class Log(CSVLogger):
+        told: list[dict[str, Any]] = []  # noqa: RUF012
+
+        def log_hyperparams(self, params: Any = None) -> None:
+            self.told.append(dict(params))
+
+    loggers = [Log(tmp_path / "one"), TensorBoardLogger(tmp_path / "two")]
+    module = Changed()
+    module.test_step = lambda inputs, batch_idx: None
+    trainer = fit(module, vectors(), CGRBP(7), logger=loggers, log_every_n_steps=1)
+    trainer.test(module, vectors(), verbose=False)
+    assert [sorted(params) for params in Log.told if "estimator" in params] == [["depth", "estimator", "size"]]
+    assert Log.told[0]["size"] == 3  # as it was given
+
+
+def test_no_logger_and_no_hyperparameters_are_no_obstacle() -> None:
+    fit(Tanh(), vectors(), CGRBP(), logger=False)

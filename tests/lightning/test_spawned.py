@@ -1,0 +1,57 @@
+"""Training in processes that are spawned, which get copies of everything by pickle."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    AdaptiveNeumann,
+    EquilibriumMonitor,
+    ExactAdjoint,
+    FailurePolicy,
+    GradientEstimator,
+    Implicit,
+    NeumannRBP,
+    WarmStart,
+)
+from rbp_lightning.linear import ConjugateGradient
+from tests.training import run_script
+
+ESTIMATORS = [BPTT(), TBPTT(), RBP(60), NeumannRBP(), CGRBP(), AdaptiveNeumann(), ExactAdjoint()]
+ESTIMATORS += [Implicit(ConjugateGradient())]
+
+SCRIPT = """
+    import torch
+    from lightning.pytorch import seed_everything
+    from rbp_lightning import EquilibriumMonitor, FailurePolicy, RBP
+    from tests.training import Tanh, fit, vectors
+
+    if __name__ == "__main__":
+        for devices, batch_size, options in ((1, 8, {}), (2, 4, {"strategy": "ddp_spawn"})):
+            seed_everything(0, verbose=False)
+            module, data = Tanh().double(), vectors(8, batch_size=batch_size, dtype=torch.float64)
+            callbacks = [RBP(60), FailurePolicy(diverged="skip"), EquilibriumMonitor(1, 0)]
+            fit(module, data, *callbacks, devices=devices, max_epochs=3, **options)
+            torch.save(module.linear.weight.detach(), f"{devices}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_spawned_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:
+    finished = run_script(SCRIPT, tmp_path)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    one, two = (torch.load(tmp_path / f"{devices}.pt") for devices in (1, 2))
+    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)  # RBP's tolerance is 1e-4, in each batch
+
+
+@pytest.mark.parametrize(
+    "estimator", [*ESTIMATORS, FailurePolicy(), EquilibriumMonitor(), WarmStart()], ids=lambda one: type(one).__name__
+)
+def test_everything_that_a_process_is_handed_can_be_pickled(estimator: GradientEstimator) -> None:
+    assert type(pickle.loads(pickle.dumps(estimator))) is type(estimator)

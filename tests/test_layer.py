@@ -1,0 +1,182 @@
+"""A fixed point as a layer."""
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    ConvergenceWarning,
+    ExactAdjoint,
+    FixedPoint,
+    FixedPointLayer,
+    NeumannRBP,
+    Picard,
+    SpectralNormBound,
+    Status,
+    UserError,
+)
+from tests.cells import Cell, dense, loss_of, relative_error
+
+
+class TanhCell(nn.Module):
+    """tanh(h W + x + b) with ||W|| = 0.8 at first."""
+
+    def __init__(self, size: int = 4) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        with torch.no_grad():
+            self.linear.weight.mul_(0.8 / torch.linalg.matrix_norm(self.linear.weight, 2))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(h) + x)
+
+
+class PairCell(nn.Module):
+    """A state of two leaves, and two inputs of other shapes."""
+
+    def forward(self, state: dict[str, Tensor], x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {"b": 0.5 * state["b"] + x.sum(1), "a": 0.3 * torch.tanh(state["a"] + state["b"][:, None]) + scale * x}
+
+
+@pytest.fixture
+def layer() -> FixedPointLayer:
+    torch.manual_seed(0)
+    return FixedPointLayer(TanhCell(), NeumannRBP(60, Picard(200, 1e-7)))
+
+
+def inputs(seed: int = 0) -> Tensor:
+    return torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_its_output_is_the_fixed_point(layer: FixedPointLayer) -> None:
+    x = inputs()
+    state = layer(x)
+    torch.testing.assert_close(layer.cell(state, x), state, rtol=1e-5, atol=1e-6)
+    solved = layer.solve(x)
+    assert isinstance(solved, FixedPoint)
+    assert solved.status is Status.CONVERGED
+    assert solved.sample_status.shape == (3,)
+    assert torch.equal(solved.state, state)
+
+
+@pytest.mark.parametrize("estimator", [BPTT, NeumannRBP, CGRBP, ExactAdjoint])
+def test_its_gradients_are_the_dense_ones(estimator: type) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {NeumannRBP: {"steps": 200}, CGRBP: {"steps": 60, "tol": 1e-13}}.get(estimator, {})
+    layer = FixedPointLayer(TanhCell().double(), estimator(**options, solver=Picard(1000, 1e-14)))
+    x = inputs().double().requires_grad_()
+    tensors = [x, *layer.parameters()]
+    exact = dense(Cell(lambda h: layer.cell(h, x), torch.zeros(3, 4, dtype=torch.float64), tensors, 1)).gradients
+    found = torch.autograd.grad(loss_of(layer(x)), tensors)
+    assert relative_error(list(found), exact) < 1e-9
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_it_is_copied_and_pickled(layer: FixedPointLayer, again: Callable[[Any], Any]) -> None:
+    x = inputs()
+    layer(x).sum().backward()  # with what a solve leaves behind
+    other = again(layer)
+    assert repr(other) == repr(layer)
+    assert torch.equal(other(x), layer(x))
+    with torch.no_grad():
+        other.cell.linear.weight.zero_()
+    assert not torch.equal(other(x), layer(x))
+
+
+def test_its_state_dict_is_that_of_the_cell(layer: FixedPointLayer, tmp_path) -> None:
+    assert list(layer.state_dict()) == ["cell.linear.weight", "cell.linear.bias"]
+    torch.save(layer.state_dict(), tmp_path / "weights")
+    torch.manual_seed(1)
+    other = FixedPointLayer(TanhCell(), CGRBP(60, 1e-7, solver=Picard(200, 1e-7)))  # an estimator has no weights
+    other.load_state_dict(torch.load(tmp_path / "weights", weights_only=True))
+    torch.testing.assert_close(other(inputs()), layer(inputs()))
+
+
+def test_its_repr_shows_estimator_and_solver(layer: FixedPointLayer) -> None:
+    shown = repr(layer)
+    assert "NeumannRBP(steps=60" in shown
+    assert "Picard(max_steps=200" in shown
+    assert "batch_dims=1" in shown
+    assert "Linear(in_features=4" in shown
+
+
+def test_it_follows_its_module_s_device_dtype_and_mode(layer: FixedPointLayer) -> None:
+    assert layer.double()(inputs().double()).dtype is torch.float64
+    assert not layer.eval().cell.training
+    assert layer.to("meta").cell.linear.weight.is_meta
+
+
+def test_it_trains_inside_a_sequence() -> None:
+    torch.manual_seed(0)
+    cell = TanhCell(8)
+    nn.utils.parametrize.register_parametrization(cell.linear, "weight", SpectralNormBound(0.8))
+    model = nn.Sequential(nn.Linear(4, 8), FixedPointLayer(cell, CGRBP()), nn.ReLU(inplace=True), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, losses = torch.randn(64, 4), []
+    targets = x.prod(dim=1, keepdim=True)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (model(x) - targets).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_state_may_be_any_pytree_and_inputs_of_any_number() -> None:
+    x, scale = inputs(), torch.tensor(0.5, requires_grad=True)
+    layer = FixedPointLayer(PairCell(), CGRBP())
+    start = {"a": torch.zeros(3, 4), "b": torch.zeros(3)}
+    state = layer(x, scale, initial_state=start)
+    assert set(state) == {"a", "b"}
+    torch.testing.assert_close(state["b"].detach(), 2 * x.sum(1), rtol=1e-4, atol=1e-5)
+    loss_of(state).backward()
+    assert float(scale.grad.abs()) > 0
+
+
+def test_an_evaluation_may_run_deeper_than_the_training(layer: FixedPointLayer) -> None:
+    layer.estimator = NeumannRBP(5, Picard(5, 1e-7))
+    with pytest.warns(ConvergenceWarning, match="did not converge"), torch.no_grad():
+        shallow = layer.solve(inputs())
+    with torch.no_grad():
+        deep = layer.solve(inputs(), max_steps=300)
+    assert shallow.steps < deep.steps <= 300
+    assert deep.converged
+
+
+def test_the_default_estimator_and_the_start() -> None:
+    torch.manual_seed(0)
+    layer = FixedPointLayer(TanhCell())
+    assert isinstance(layer.estimator, NeumannRBP)
+    state = layer.solve(inputs()).state
+    again = layer.solve(inputs(), initial_state=state.detach())
+    assert again.steps < 12
+    torch.testing.assert_close(again.state, state, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: FixedPointLayer(torch.tanh), r"cell=.* is no torch\.nn\.Module"),
+        (lambda: FixedPointLayer(TanhCell), r"cell=.* is no torch\.nn\.Module"),
+        (lambda: FixedPointLayer(TanhCell(), CGRBP), r"estimator=.* is no GradientEstimator"),
+        (lambda: FixedPointLayer(TanhCell(), "CGRBP"), r"estimator='CGRBP' is no GradientEstimator"),
+        (lambda: FixedPointLayer(TanhCell(), Picard()), r"estimator=.* is no GradientEstimator"),
+        (lambda: FixedPointLayer(TanhCell(), batch_dims=-1), "batch_dims=-1"),
+        (lambda: FixedPointLayer(TanhCell())(), "pass an initial_state"),
+        (lambda: FixedPointLayer(TanhCell())({"x": inputs()}), "pass an initial_state"),
+        (lambda: FixedPointLayer(nn.Linear(4, 3))(inputs(), initial_state=inputs()), "2 positional|takes"),
+        (lambda: FixedPointLayer(TanhCell(), batch_dims=3)(inputs()), "batch_dims=3"),
+        (lambda: FixedPointLayer(TanhCell()).solve(inputs(), max_steps=0), "max_steps=0"),
+    ],
+)
+def test_mistakes_are_told(make: Callable[[], Any], what: str) -> None:
+    with pytest.raises((UserError, TypeError), match=what):
+        make()

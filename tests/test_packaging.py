@@ -1,0 +1,173 @@
+"""What is imported, and what a wheel holds and does outside the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+MODULE = """
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+
+class Points(LightningDataModule):
+    def train_dataloader(self):
+        inputs = torch.linspace(-1, 1, 64)[:, None]
+        return torch.utils.data.DataLoader(list(zip(inputs, inputs.sin())), batch_size=16)
+
+
+class Regression(LightningModule):
+    def __init__(self, units: int = 8):
+        super().__init__()
+        self.recurrent = torch.nn.Linear(units, units)
+        torch.nn.init.zeros_(self.recurrent.weight)
+        self.inject = torch.nn.Linear(1, units)
+        self.readout = torch.nn.Linear(units, 1)
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        drive = self.inject(inputs)
+        fixed_point = self.estimator(
+            lambda h: torch.tanh(self.recurrent(h) + drive), torch.zeros_like(drive), batch_dims=1
+        )
+        return torch.nn.functional.mse_loss(self.readout(fixed_point.state), targets)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+"""
+
+
+def run(*command: str | Path, folder: Path, **environment: str) -> str:
+    """Runs a command that must succeed; returns what it printed."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    finished = subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        env={**variables, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:] + finished.stdout[-1000:]
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, built from a copy so that no files are left in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "logs", "data", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, folder / "source", ignore=unwanted)
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder]
+    run(sys.executable, "-m", "pip", "wheel", *options, folder / "source", folder=folder)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh virtual environment with the wheel, which borrows the dependencies from this one.
+
+    The folder of this one's packages is only put on the path, so that its own .pth files, of which one is of an
+    editable install of the checkout, do not count.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    borrowed = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel, folder=folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    (information,) = {name.partition("/")[0] for name in names} - {"rbp_lightning"}
+    assert information.endswith(".dist-info")
+    assert "rbp_lightning/py.typed" in names
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "rbp_lightning").rglob("*.py")}
+    assert modules <= set(names)
+
+
+@pytest.mark.slow
+def test_a_training_outside_the_checkout(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise RuntimeError('these are the models of somebody else')\n")
+    script = "import rbp_lightning; print(rbp_lightning.__file__)"
+    where = run(environment / "bin" / "python", "-c", script, folder=tmp_path)
+    assert Path(where.strip()).is_relative_to(environment)
+    run(
+        environment / "bin" / "rbp-lightning",
+        "fit",
+        "--model=mine.Regression",
+        "--data=mine.Points",
+        "--estimator=NeumannRBP",
+        "--trainer.max_epochs=2",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        folder=tmp_path,
+    )
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    script = f"import torch; print(torch.load({str(checkpoint)!r}, weights_only=False)['global_step'])"
+    assert run(environment / "bin" / "python", "-c", script, folder=tmp_path).strip() == "8"
+
+
+@pytest.mark.parametrize(
+    "module", ["models", "datamodules", "torch_geometric", "sklearn", "scipy", "matplotlib", "tqdm.auto"]
+)
+def test_importing_the_library_does_not_import(module: str, imported: set[str]) -> None:
+    assert module not in imported
+
+
+def test_no_module_of_the_library_imports_what_draws() -> None:
+    """torchmetrics imports matplotlib where it is installed, which hides it from the test above."""
+    script = (
+        "import builtins\n"
+        "inner, ours = builtins.__import__, set()\n"
+        "def watch(name, namespace=None, *rest):\n"
+        "    if str((namespace or {}).get('__name__')).startswith('rbp_lightning'):\n"
+        "        ours.add(name.partition('.')[0])\n"
+        "    return inner(name, namespace, *rest)\n"
+        "builtins.__import__ = watch\n"
+        "import rbp_lightning, rbp_lightning.cli\n"
+        "print(*ours)\n"
+    )
+    ours = set(run(sys.executable, "-c", script, folder=ROOT).split())
+    assert {"torch", "lightning", "rbp_lightning"} <= ours
+    assert not ours & {"matplotlib", "scipy", "sklearn", "torch_geometric", "torchmetrics", "tqdm"}
+
+
+@pytest.mark.slow
+def test_without_matplotlib_there_is_all_but_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    script = (
+        "import lightning.pytorch, sys\n"  # of which torchmetrics imports it where it is installed
+        "for name in [name for name in sys.modules if name.startswith('matplotlib')]: del sys.modules[name]\n"
+        "sys.modules['matplotlib'] = None\n"
+        "from mine import Points, Regression\n"
+        "from rbp_lightning import AuditTrainer, EquilibriumMonitor, NeumannRBP\n"
+        "options = {'accelerator': 'cpu', 'max_epochs': 1, 'enable_progress_bar': False, 'logger': True}\n"
+        "AuditTrainer(callbacks=[NeumannRBP(), EquilibriumMonitor(1, 1)], **options).fit(Regression(), Points())\n"
+        "AuditTrainer(callbacks=[NeumannRBP()], **options).audit(Regression(), datamodule=Points(), steps=[1, 5])\n"
+    )
+    printed = run(sys.executable, "-c", script, folder=tmp_path, PYTHONPATH=str(ROOT))
+    assert "not drawn, install matplotlib" in printed
+    assert list(tmp_path.rglob("audit.csv"))
+    assert not list(tmp_path.rglob("audit.png"))
+
+
+@pytest.fixture(scope="module")
+def imported() -> set[str]:
+    """What ``import rbp_lightning`` imports beyond what Lightning and PyTorch do."""
+    script = "import lightning.pytorch, torch, sys; known = set(sys.modules); import rbp_lightning; "
+    return set(run(sys.executable, "-c", script + "print(*set(sys.modules) - known)", folder=ROOT).split())

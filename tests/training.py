@@ -1,0 +1,128 @@
+"""Modules to train, runs of a Trainer, and what they leave behind."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rbp_lightning import ConvergenceWarning, FixedPoint, NeumannRBP, Picard
+
+ROOT = Path(__file__).parents[1]
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""Options of a Trainer that leaves nothing behind."""
+
+GOOD, SLOW, GROWING = 0.5, 0.95, 3.0
+"""Rates of a linear update: one that converges, one that needs more than a hundred steps, one that diverges."""
+
+
+class Rates(LightningModule):
+    """A linear fixed point whose convergence each batch decides: the rates are the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def solve(self, rates: Tensor, added: Tensor) -> FixedPoint:
+        return self.estimator(lambda h: rates[:, None] * h + added, torch.zeros(len(rates), 3), batch_dims=1)
+
+    def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
+        return self.solve(rates, self.weight).state.square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+class Tanh(LightningModule):
+    """tanh(h W + x + b), a fixed point for each sample of a batch of vectors of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> FixedPoint:
+        return self.estimator(
+            lambda h: torch.tanh(0.5 * self.linear(h) + inputs), torch.zeros_like(inputs), batch_dims=1
+        )
+
+    def training_step(self, inputs: Tensor, batch_idx: int) -> Tensor:
+        return self(inputs).state.square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def neumann() -> NeumannRBP:
+    return NeumannRBP(solver=Picard(100, tol=1e-5))
+
+
+def vectors(count: int = 8, size: int = 4, batch_size: int = 4, dtype: torch.dtype | None = None) -> DataLoader:
+    generator = torch.Generator().manual_seed(1)
+    return DataLoader(torch.randn(count, size, generator=generator, dtype=dtype), batch_size=batch_size)
+
+
+def make_trainer(*callbacks: Any, **options: Any) -> Trainer:
+    return Trainer(callbacks=list(callbacks), **{**QUIET, "max_epochs": 1, **options})
+
+
+def fit(module: LightningModule, data: Any, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> Trainer:
+    """Trains a module for one epoch, quietly unless the options say otherwise."""
+    trainer = make_trainer(*callbacks, **options)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def fit_rates(
+    rates: Iterable[float], *callbacks: Any, module: LightningModule | None = None, batch_size: int = 1, **options: Any
+) -> Any:
+    """Trains a module on rates; returns it."""
+    seed_everything(0, verbose=False)
+    module = Rates() if module is None else module
+    fit(module, DataLoader(torch.tensor(list(rates)), batch_size=batch_size), *callbacks, **options)
+    return module
+
+
+def convergence_warnings(run: Callable[[], Any], action: Any = "always") -> list[warnings.WarningMessage]:
+    """The convergence warnings of a run, with a warning filter of this action for them."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter(action, ConvergenceWarning)
+        run()
+    return [one for one in caught if issubclass(one.category, ConvergenceWarning)]
+
+
+def read_events(trainer: Trainer) -> EventAccumulator:
+    """Everything in the event file of a Trainer's first logger."""
+    unlimited = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
+    return EventAccumulator(trainer.loggers[0].log_dir, size_guidance=unlimited).Reload()
+
+
+def run_script(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs a Python program that can import the tests, in a folder."""
+    path = folder / "script.py"
+    path.write_text(textwrap.dedent(script))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(path), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
