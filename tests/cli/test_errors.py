@@ -92,7 +92,9 @@ def test_a_wrong_name_of_a_class_is_answered_by_those_that_exist(cli, arguments,
     assert "Traceback" not in err
     told = err.splitlines()[-1]
     assert (f"Did you mean {meant!r}?" in told) == (meant is not None)
-    # Other tests of this process may have classes of their own.
+    # Other tests of this process may have classes of their own, up to so many that the help is named instead.
+    if ".help lists the known ones." in told:
+        return
     named = told.partition("Known: ")[2].removesuffix(".").split(", ")
     assert set(known.split(", ")) <= set(named)
     assert named == sorted(named)
