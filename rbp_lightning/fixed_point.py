@@ -76,7 +76,7 @@ class FixedPoint:
         counts = torch.full_like(self.sample_status, self.steps)
         for step, residual in reversed(self.history):
             counts = torch.where(residual <= self.tol, step, counts)
-        return counts
+        return torch.where(self.samples(Status.DIVERGED, Status.NAN), self.steps, counts)
 
     def samples(self, *statuses: Status) -> Tensor:
         """Which samples ended so, bool, of the shape of ``residual``.

@@ -42,10 +42,10 @@ def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec
             kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
             raise UserError(f"The initial state has a leaf of type {kind}: every leaf must be a floating-point tensor.")
         if leaf.dim() < batch_dims or leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
+            shapes = [tuple(getattr(other, "shape", ())) for other in leaves]
             raise UserError(
-                f"batch_dims={batch_dims}, but the leaves of the initial state have the shapes "
-                f"{[tuple(other.shape) for other in leaves]}: the first {batch_dims} dimensions must be the same in "
-                "all of them."
+                f"batch_dims={batch_dims}, but the leaves of the initial state have the shapes {shapes}: the first "
+                f"{batch_dims} dimensions must be the same in all of them."
             )
     return leaves, structure
 

@@ -53,7 +53,7 @@ class StateFunction:
         if self._is_leaf:
             image = self._update(vector[0])
             if not isinstance(image, Tensor) or image.shape != vector[0].shape:
-                self._refuse(vector, [image])
+                self.refuse(vector, [image])
             return [image]
         state = self._update(tree_unflatten(list(vector), self._structure))
         try:
@@ -65,7 +65,7 @@ class StateFunction:
             ) from error
         pairs = zip(leaves, vector, strict=True)
         if not all(isinstance(leaf, Tensor) and leaf.shape == other.shape for leaf, other in pairs):
-            self._refuse(vector, leaves)
+            self.refuse(vector, leaves)
         return leaves
 
     def checked(self, vector: Vector) -> list[Tensor]:
@@ -88,7 +88,16 @@ class StateFunction:
         return image
 
     @staticmethod
-    def _refuse(before: Vector, after: Vector) -> None:
+    def refuse(before: Vector, after: Vector) -> None:
+        """Refuses what F returned.
+
+        Args:
+            before: Leaves of h.
+            after: What F made of them.
+
+        Raises:
+            UserError: Always.
+        """
         shapes = [[tuple(getattr(leaf, "shape", ())) for leaf in leaves] for leaves in (before, after)]
         raise UserError(
             f"The update turned a state of shapes {shapes[0]} into one of shapes {shapes[1]} and types "

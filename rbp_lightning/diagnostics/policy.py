@@ -20,8 +20,8 @@ class FailurePolicy(Callback):
     """Decides what happens when a fixed point or its gradient goes wrong.
 
     Given to a Trainer it serves every estimator and layer that is called while the Trainer runs; the command line
-    always has one, ``--policy.diverged skip``. Outside a Trainer it is a context manager. Each kind of failure has an
-    action:
+    always has one, ``--policy.diverged skip``. Outside a Trainer it is a context manager; threads that are started
+    inside have to enter it themselves. Each kind of failure has an action:
 
     - ``"ignore"``: nothing;
     - ``"warn"``: a warning with the figure and the remedy, under a Trainer once per kind and epoch;
@@ -73,7 +73,7 @@ class FailurePolicy(Callback):
         self.skips = SkippedSteps()
         self._warned: set[tuple[Failure, Place] | Failure] = set()
         self._tokens: list[object] = []
-        self._in_trainer = self._in_batch = False
+        self._in_trainer = self._in_batch = self._set_up = False
 
     def action(self, failure: Failure) -> Action:
         """What is done about a kind of failure."""
@@ -119,19 +119,21 @@ class FailurePolicy(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy, or a process that is spawned, takes along."""
-        return {**vars(self), "_tokens": []}
+        return {**vars(self), "_tokens": [], "_set_up": False}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Comes into force."""
         self._warned.clear()
         self._in_trainer = True
+        self._set_up = True
         self.__enter__()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hands back to what was in force before."""
         self._in_trainer = self._in_batch = False
         self.skips.forget()
-        if self._tokens:
+        if self._set_up:  # a Trainer can fail before that
+            self._set_up = False
             self.__exit__()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,7 +1,8 @@
 """What the backward pass of one solve needs and leaves behind."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.pytree import Vector
 from rbp_lightning.reporting import SolveContext, in_context, report
+
+FindParameters: TypeAlias = Callable[[], Iterable[Tensor] | None]
+"""Finds the parameters whose gradient a solve makes; ``None`` stands for all."""
 
 
 class AdjointRecord:
@@ -36,13 +40,13 @@ class AdjointRecord:
         self.solution: LinearSolution | None = None
         self.bounded: Tensor | None = None
 
-    def keep(self, solution: LinearSolution, measured: Callable[[], Tensor] | None, taped: Vector) -> None:
+    def keep(self, solution: LinearSolution, measured: Callable[[], Tensor] | None, parameters: FindParameters) -> None:
         """Keeps a solution, notifies the observers and has the policy act where it is not good enough.
 
         Args:
             solution: The solution.
             measured: Measures its residual for the observers; ``None`` where the solution's own is all there is.
-            taped: The taped tensors that its gradient goes on to.
+            parameters: Finds the parameters whose gradient it makes.
 
         Raises:
             ConvergenceError: If that is the policy.
@@ -55,9 +59,9 @@ class AdjointRecord:
             seen = solution if measured is None else replace(solution, residual=measured())
             for observer in self.observers:
                 observer.on_adjoint(seen)
-        self._judge(solution, taped)
+        self._judge(solution, parameters)
 
-    def _judge(self, solution: LinearSolution, taped: Vector) -> None:
+    def _judge(self, solution: LinearSolution, parameters: FindParameters) -> None:
         if solution.tol and solution.converged:
             return
         tolerated = self.context.handler.truncation_tol
@@ -75,7 +79,7 @@ class AdjointRecord:
                 f"{self.name}: The adjoint solve took {solution.steps} steps to {figure} of {solution.worst:.2e} "
                 f"({'tol' if solution.tol else 'truncation_tol'}={limit:g}), so the gradient is wrong by more than "
                 "asked for",
-                parameters_of(taped) if taped else None,
+                parameters(),
             )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rbp_lightning.errors import UserError
 from rbp_lightning.pytree import Vector
@@ -59,10 +60,15 @@ def refuse_transforms(*tensors: Tensor) -> None:
 
     Raises:
         UserError: If there is one.
+        NotImplementedError: In forward mode, whose tangent a solve would not bring to convergence.
     """
     batched = any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
     if batched or torch._C._functorch.peek_interpreter_stack() is not None:
         raise UserError(
             "A solve cannot be transformed by torch.func (grad, vjp, jacrev, vmap, ...) or is_grads_batched: use "
             "torch.autograd.grad, one call for each vector."
+        )
+    if forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "A solve has no forward-mode derivative: use torch.autograd.grad, one call for each vector."
         )

@@ -101,12 +101,14 @@ class GradientEstimator(Callback, ABC):
         """
         refuse_transforms()
         check_count(self, "batch_dims", batch_dims, 0)
+        taped = torch.is_grad_enabled()
         if max_steps is not None:
-            self.check_max_steps(check_count(self, "max_steps", max_steps, 1))
+            check_count(self, "max_steps", max_steps, 1)
+            if taped:
+                self.check_max_steps(max_steps)
         if warm_start is not None:
             initial_state = warm_start.state_like(initial_state)
         context = current_context()
-        taped = torch.is_grad_enabled()
         observers = observers_of_solve() if taped else []
         record_all = any(observer.record for observer in observers)
         solve = Solve(update, initial_state, batch_dims, self.solver, max_steps, record_all)
@@ -125,7 +127,7 @@ class GradientEstimator(Callback, ABC):
             operator = JacobianOperator(_not_again, *solve.last_taped, batch_dims)
             for observer in observers:
                 observer.on_solve_end(fixed_point, operator)
-            image = attach_adjoint(_telling(observers), image)
+            image = attach_adjoint(_notifying(observers), image)
             fixed_point = replace(fixed_point, state=tree_unflatten(image, solve.structure))
         return fixed_point
 
@@ -168,10 +170,10 @@ def _not_again(vector: Vector) -> Vector:
     raise NotImplementedError("observing evaluates no update again")
 
 
-def _telling(observers: Sequence[SolveObserver]) -> Callable[[Vector], Vector]:
-    def tell(gradient: Vector) -> Vector:
+def _notifying(observers: Sequence[SolveObserver]) -> Callable[[Vector], Vector]:
+    def notify(gradient: Vector) -> Vector:
         for observer in observers:
             observer.on_gradient(gradient)
         return gradient
 
-    return tell
+    return notify

@@ -30,9 +30,12 @@ class BPTT(GradientEstimator):
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver on the tape."""
         watched = self.solver.tol > 0 and not any(leaf.requires_grad for leaf in solve.start)
+        if record.observers:  # who may want products with the Jacobian of the last step, which may be the first
+            solve.start = [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in solve.start]
 
         def run() -> tuple[int, TapeWatch, Vector]:
             watch, before = TapeWatch(record, solve.batch_dims), solve.steps
+            solve.test.history.clear()  # of a run in which samples failed
             if watched:
                 solve.tap = watch.after_step
             image = solve.iterate(solve.max_steps)

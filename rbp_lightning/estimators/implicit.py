@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from rbp_lightning.errors import UserError
-from rbp_lightning.estimators.adjoint_record import AdjointRecord
+from rbp_lightning.estimators.adjoint_record import AdjointRecord, parameters_of
 from rbp_lightning.estimators.attach_adjoint import attach_adjoint
 from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.estimators.coupled_samples import samples_are_coupled
@@ -50,7 +50,10 @@ class Implicit(GradientEstimator):
         start = solve.without_tape(steps_after=1)
         solve.freezing_failures(lambda: solve.last_steps([leaf.detach().requires_grad_() for leaf in start], 1))
         vector, image = solve.last_taped
-        taped, linear_solver = JacobianOperator(solve.function, vector, image, solve.batch_dims), self.linear_solver
+        function, frozen = solve.function, solve.frozen
+        # Forward mode evaluates the map again, which is another one where samples are frozen.
+        evaluated = function if frozen.mask is None else lambda leaves: frozen.apply(function, leaves)[1]
+        taped, linear_solver = JacobianOperator(evaluated, vector, image, solve.batch_dims), self.linear_solver
 
         def adjoint(gradient: Vector) -> Vector:
             with in_context(record.context):  # the operator belongs to this backward pass, as do its counts
@@ -62,7 +65,10 @@ class Implicit(GradientEstimator):
 def _solve(
     linear_solver: LinearSolver, operator: JacobianOperator, gradient: Vector, record: AdjointRecord, image: Vector
 ) -> Vector:
-    if operator.batch_dims and samples_are_coupled(operator, record.name, record.context.place):
+    def parameters() -> list[Tensor]:
+        return parameters_of(image)
+
+    if operator.batch_dims and samples_are_coupled(operator, record.name, record.context.place, parameters):
         operator = operator.as_one_sample()
     # One factor for all samples, which may act on each other; it keeps products in half precision and norms in range.
     scaled, size = normalize(gradient)
@@ -73,7 +79,7 @@ def _solve(
     def measured() -> Tensor:
         return operator.adjoint_residual(scaled, vector)
 
-    record.keep(solution, measured, image)
+    record.keep(solution, measured, parameters)
     if record.warm_start is not None:
-        record.warm_start.keep_adjoint(vector)
+        record.warm_start.keep_adjoint(solution)
     return denormalize(vector, size, gradient)

@@ -38,12 +38,16 @@ def judged_solve(
         failure = Failure.RANDOM
     last = solve.test.last
     assert last is not None  # every solve observes its last step
-    if record is not None and solve.frozen.mask is not None:
-        record.bounded = ~solve.frozen.mask
+    change, frozen = last.change, solve.frozen.mask
+    if frozen is not None:
+        if record is not None:
+            record.bounded = ~frozen
+        # F of its best iterate is not finite, and the iterate took its place.
+        change = change.masked_fill(frozen & (change == 0), float("nan"))
     fixed_point = FixedPoint(
         state=tree_unflatten(list(image), solve.structure),
         steps=solve.function.calls,
-        absolute_residual=last.change,
+        absolute_residual=change,
         size=last.size,
         status=status,
         sample_status=codes,

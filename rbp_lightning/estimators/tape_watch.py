@@ -1,13 +1,13 @@
 """Following a gradient to where a tape begins."""
 
-import weakref
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from rbp_lightning.estimators.adjoint_record import AdjointRecord
+from rbp_lightning.estimators.adjoint_record import AdjointRecord, parameters_of
 from rbp_lightning.estimators.attach_adjoint import attach_adjoint
+from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.linear.truncation import truncation_error
 from rbp_lightning.pytree import Vector, to_float32
@@ -66,19 +66,20 @@ class TapeWatch:
 
     def _watch(self, step: int, vector: Vector) -> Callable[[Vector], Vector]:
         epsilon = precision(vector)
-        # The function hangs on the graph, and must not hold it.
-        taped = [weakref.ref(leaf) for leaf in vector] if step == 1 else []
+        # The function hangs on the graph and must not hold it, but may hold its leaves, which are wanted to skip steps.
+        skips = step == 1 and self._record.context.handler.action(Failure.TRUNCATED) == "skip"
+        parameters = parameters_of(vector) if skips else None
 
         def keep(gradient: Vector) -> Vector:
             self._terms[step] = gradient
             if step == 1:
-                self._finish(epsilon, [leaf for one in taped if (leaf := one()) is not None])
+                self._finish(epsilon, parameters)
             return gradient
 
         return keep
 
     @torch.no_grad()
-    def _finish(self, epsilon: float, taped: Vector) -> None:
+    def _finish(self, epsilon: float, parameters: list[Tensor] | None) -> None:
         terms = {step: to_float32(term) for step, term in self._terms.items()}
         self._terms = {}
         arrived = max(terms)
@@ -86,4 +87,4 @@ class TapeWatch:
         ending = [terms[step] for step in sorted(terms, reverse=True)] or [first]
         residual, estimate = truncation_error(ending, first, steps - 1, self._batch_dims, epsilon)
         solution = LinearSolution((), steps, steps - 1, residual, error_estimate=estimate)
-        self._record.keep(solution, None, taped)
+        self._record.keep(solution, None, lambda: parameters)

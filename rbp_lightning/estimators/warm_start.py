@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_structure
 
 from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.pytree import State, Vector
 from rbp_lightning.status import Status
 
@@ -17,7 +18,7 @@ class WarmStart:
     It pays where one solve is much like the last, as in full-batch training, where only the parameters moved a little.
     Whoever owns it decides that: hand one ``WarmStart`` to solves of one problem alone, and none to others.
 
-    A state of another structure, shape or dtype is not used, and neither are the results of solves that
+    A state of another structure or shape is not used, and neither are the results of solves that
     diverged or met NaN.
 
     Example:
@@ -64,13 +65,14 @@ class WarmStart:
         else:
             self.clear()
 
-    def keep_adjoint(self, adjoint: Vector) -> None:
-        """Keeps an adjoint, if it is finite.
+    def keep_adjoint(self, solution: LinearSolution) -> None:
+        """Keeps an adjoint, if it is nearer to the solution than 0 is.
 
         Args:
-            adjoint: Leaves of the adjoint.
+            solution: How it was solved for.
         """
-        self._adjoint = [leaf.detach() for leaf in adjoint] if all(leaf.isfinite().all() for leaf in adjoint) else None
+        good = bool((solution.residual <= 1).all())  # NaN is not
+        self._adjoint = [leaf.detach() for leaf in solution.vector] if good else None
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to continue as if there had been no break."""
@@ -90,10 +92,10 @@ def _interchangeable(kept: State | None, wanted: State) -> bool:
     except ValueError:
         return False
     return all(
-        isinstance(one, Tensor) and one.shape == other.shape and one.dtype == other.dtype for one, other in pairs
+        isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape for one, other in pairs
     )
 
 
 def _moved(kept: State, wanted: State) -> State:
-    # A checkpoint is loaded to the CPU.
-    return tree_map(lambda other, one: one.to(other.device), wanted, kept)
+    # A checkpoint is loaded to the CPU, and autocast changes the dtype of a state.
+    return tree_map(lambda other, one: one.to(other.device, other.dtype), wanted, kept)

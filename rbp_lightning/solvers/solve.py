@@ -53,7 +53,9 @@ class Solve:
         max_steps: int | None = None,
         record: bool = False,
     ) -> None:
-        self.start, self.structure = flatten_state(initial_state, batch_dims)
+        leaves, self.structure = flatten_state(initial_state, batch_dims)
+        copied = not torch.is_inference_mode_enabled()  # a tape cannot save tensors that were made in inference mode
+        self.start = [leaf.clone() if copied and leaf.is_inference() else leaf for leaf in leaves]
         self.function = StateFunction(update, self.structure)
         # Of one tensor, the usual state, there are no leaves to pair.
         self._update = update if self.structure.is_leaf() else None
@@ -85,7 +87,10 @@ class Solve:
         if self._update is None:
             return vector, self.function(vector)
         self.function.calls += 1
-        return vector, [self._update(vector[0])]
+        image = self._update(vector[0])
+        if not isinstance(image, Tensor) or image.shape != vector[0].shape:
+            self.function.refuse(vector, [image])
+        return vector, [image]
 
     def iterate(self, max_steps: int, steps_after: int = 0, first_taped: bool = False) -> Vector:
         """Runs the solver until every sample has converged or ``max_steps`` are spent.
@@ -110,17 +115,18 @@ class Solve:
             if step == 1:
                 image = self._first_step(vector, first_taped)
                 schedule = CheckSchedule(self.solver.check_every, self.solver.tol, self.test.epsilon)
+                applied = vector
             else:
-                vector, image = self.apply(vector)
+                applied, image = self.apply(vector)
             if self.tap is not None:
                 self.last_taped = vector, image
                 image = self.tap(step, image)
             if step == 1 or step == schedule.next_check:
-                self._observe(step, vector, image)
-                if self._check(schedule, step, vector):
+                self._observe(step, applied, image)
+                if self._check(schedule, step, applied):
                     break
             elif self.record or step >= observed_from:
-                self._observe(step, vector, image)
+                self._observe(step, applied, image)
             if step == max_steps:
                 break
             vector, memory = (image, None) if plain else self.solver.step(vector, image, memory)

@@ -494,6 +494,10 @@ def test_nested_solves_have_the_gradient_of_the_whole(entry: Entry) -> None:
         estimator.solver = Picard(80, 1e-12)
     with left_to_the_test():
         reference, _ = found(BPTT(Picard(60, 1e-12)))
+        if entry.kind in (CGRBP, AdaptiveNeumann):  # a solve has no product with J, which these need
+            with pytest.raises(UserError, match=r"NeumannRBP, RBP"):
+                found(estimator)
+            return
         gradient, fixed_point = found(estimator)
     assert relative_error(gradient, reference) < 1e-7
     assert fixed_point.adjoint is not None

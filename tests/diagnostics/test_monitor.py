@@ -117,7 +117,7 @@ def test_solves_of_several_sizes_keep_their_own_figures(kind: type, tmp_path: Pa
     assert len(events.Images("monitor/forward_residual")) == 1  # of the first solve
 
 
-@pytest.mark.parametrize("estimator", [TBPTT(30, Picard(100, 1e-10)), CGRBP(20, solver=Picard(100, 1e-10))])
+@pytest.mark.parametrize("estimator", [TBPTT(30, Picard(100, 1e-10)), NeumannRBP(40, Picard(100, 1e-10))])
 def test_solves_within_solves_are_observed_each(estimator: GradientEstimator, tmp_path: Path) -> None:
     class Nested(Known):
         def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from rbp_lightning import BPTT, CGRBP, RBP, FixedPoint, NeumannRBP, Picard, Status, WarmStart, ignoring
+from rbp_lightning import BPTT, CGRBP, RBP, FixedPoint, LinearSolution, NeumannRBP, Picard, Status, WarmStart, ignoring
 from tests.cells import dense, loss_of, relative_error, tanh_cell
 
 TIGHT = Picard(max_steps=500, tol=1e-12, check_every=1)
@@ -14,6 +14,10 @@ TIGHT = Picard(max_steps=500, tol=1e-12, check_every=1)
 def fixed_point(state: Any, status: Status = Status.CONVERGED) -> FixedPoint:
     nothing = torch.zeros(())
     return FixedPoint(state, 1, nothing, nothing, status, torch.tensor(status.code), history=(), tol=1e-6)
+
+
+def solution(adjoint: torch.Tensor, residual: float = 0.0) -> LinearSolution:
+    return LinearSolution([adjoint], 1, 1, torch.tensor(residual))
 
 
 class Counted:
@@ -77,24 +81,49 @@ def test_a_solve_that_converged_already_keeps_the_exact_gradient() -> None:
 def test_a_solve_that_went_wrong_is_forgotten(status) -> None:
     warm_start, initial = WarmStart(), torch.zeros(3)
     warm_start.keep_state(fixed_point(torch.ones(3)))
-    warm_start.keep_adjoint([torch.ones(3)])
+    warm_start.keep_adjoint(solution(torch.ones(3)))
     warm_start.keep_state(fixed_point(torch.full((3,), torch.nan), status))
     assert warm_start.state_like(initial) is initial
     assert warm_start.adjoint_like([initial]) is None
 
 
-def test_an_adjoint_that_is_not_finite_is_forgotten() -> None:
+@pytest.mark.parametrize("residual", [torch.nan, torch.inf, 1e3])
+def test_an_adjoint_that_is_no_better_than_nothing_is_forgotten(residual: float) -> None:
     warm_start = WarmStart()
-    warm_start.keep_adjoint([torch.tensor([1.0, torch.inf])])
+    warm_start.keep_adjoint(solution(torch.ones(2), residual))
     assert warm_start.adjoint_like([torch.zeros(2)]) is None
 
 
-@pytest.mark.parametrize("initial", [torch.zeros(4), torch.zeros(3, dtype=torch.float64), [torch.zeros(3)]])
+def test_an_adjoint_that_diverged_does_not_start_the_next_solve() -> None:
+    estimator, warm_start = RBP(steps=40, tol=1e-6, start="gradient", solver=Picard(200)), WarmStart()
+    added = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    with ignoring():
+        for weight in (3.0, 0.5):  # h = 3 sin h has no stable fixed point at 0
+            state = estimator(
+                lambda h, w=weight: w * torch.sin(h) + added, torch.zeros_like(added), 0, warm_start
+            ).state
+            (found,) = torch.autograd.grad(state, added)
+    assert float(found) == pytest.approx(2, rel=1e-4)
+
+
+def test_a_state_is_used_under_autocast() -> None:
+    layer, warm_start = torch.nn.Linear(4, 4), WarmStart()
+    estimator = NeumannRBP(solver=Picard(tol=3e-2, check_every=1))
+    with torch.autocast("cpu", torch.bfloat16), ignoring():
+        steps = [
+            estimator(lambda h: torch.tanh(0.3 * layer(h) + 1), torch.zeros(3, 4), 1, warm_start).steps
+            for _ in range(2)
+        ]
+    assert steps[1] == 2 < steps[0]
+
+
+@pytest.mark.parametrize("initial", [torch.zeros(4), [torch.zeros(3)]])
 def test_a_state_of_another_kind_is_not_used(initial) -> None:
     warm_start = WarmStart()
     warm_start.keep_state(fixed_point(torch.ones(3)))
     assert warm_start.state_like(initial) is initial
     assert torch.equal(warm_start.state_like(torch.zeros(3)), torch.ones(3))
+    assert warm_start.state_like(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_changing_the_result_in_place_does_not_change_the_start() -> None:
@@ -107,7 +136,7 @@ def test_changing_the_result_in_place_does_not_change_the_start() -> None:
 def test_the_state_survives_a_checkpoint(tmp_path) -> None:
     warm_start, other = WarmStart(), WarmStart()
     warm_start.keep_state(fixed_point(torch.ones(3)))
-    warm_start.keep_adjoint([torch.full((3,), 2.0)])
+    warm_start.keep_adjoint(solution(torch.full((3,), 2.0)))
     torch.save(warm_start.state_dict(), tmp_path / "state")
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert torch.equal(other.state_like(torch.zeros(3)), torch.ones(3))

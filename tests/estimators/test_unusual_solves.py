@@ -1,0 +1,127 @@
+"""Failing samples, observers, short solves and other unusual ones."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    TBPTT,
+    FailurePolicy,
+    JacobianOperator,
+    NeumannRBP,
+    Picard,
+    SolveObserver,
+    UserError,
+    ignoring,
+    observing,
+)
+
+
+class Once(torch.autograd.Function):
+    """Squares; has no second derivative, so products with J take forward mode."""
+
+    @staticmethod
+    def forward(ctx, h: Tensor) -> Tensor:
+        ctx.save_for_backward(h)
+        ctx.save_for_forward(h)
+        return h.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * gradient
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * tangent
+
+
+def test_a_frozen_sample_is_frozen_in_forward_mode_as_well() -> None:
+    rates = torch.tensor([[0.1], [3.0]], dtype=torch.float64)
+    found = []
+    for square in (Once.apply, torch.square):
+        weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+        start = torch.zeros(2, 1, dtype=torch.float64)
+        with ignoring():
+            fixed_point = CGRBP(solver=Picard(1000))(lambda h, f=square, w=weight: w * rates * f(h) + 1, start, 1)
+            fixed_point.state.sum().backward()
+        found.append(weight.grad)
+    torch.testing.assert_close(found[0], found[1])
+    assert bool(found[0].isfinite())
+
+
+def test_observers_of_a_solve_that_ends_at_its_first_step_have_its_jacobian() -> None:
+    seen = []
+
+    class Observer(SolveObserver):
+        def on_solve_end(self, fixed_point, operator: JacobianOperator) -> None:
+            seen.append(operator.vjp([torch.ones_like(fixed_point.state)])[0])
+
+    weight = torch.tensor(0.5, requires_grad=True)
+    with observing(Observer), ignoring():
+        for estimator in (BPTT(Picard(1)), TBPTT(1, Picard(1)), NeumannRBP(solver=Picard(1))):
+            estimator(lambda h: weight * h + 1, torch.zeros(2))
+        BPTT()(lambda h: 0.5 * h + 1, torch.zeros(2))  # nothing to learn
+    assert all(torch.equal(product, torch.full((2,), 0.5)) for product in seen)
+    assert len(seen) == 4
+
+
+def test_a_sample_with_nan_in_its_input_has_no_residual() -> None:
+    inputs = torch.tensor([[0.0], [torch.nan]])
+    with ignoring():
+        fixed_point = NeumannRBP()(lambda h: 0.5 * h + inputs, torch.zeros(2, 1), batch_dims=1)
+    assert fixed_point.residual.isnan().tolist() == [False, True]
+    assert fixed_point.sample_steps.tolist() == [1, fixed_point.steps]
+
+
+def test_a_shape_that_changes_later_is_refused() -> None:
+    calls = []
+
+    def update(h: Tensor) -> Tensor:
+        calls.append(h)
+        return (0.5 * h + 1)[: 3 if len(calls) < 3 else 1]
+
+    with pytest.raises(UserError, match=r"\(3, 2\).*\(1, 2\)"):
+        NeumannRBP()(update, torch.zeros(3, 2))
+
+
+@pytest.mark.parametrize("estimator", [BPTT(), TBPTT(5), NeumannRBP(), CGRBP()], ids=lambda one: type(one).__name__)
+def test_an_initial_state_may_come_from_inference_mode(estimator) -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+    with torch.inference_mode():
+        start = torch.zeros(3)
+    with ignoring():
+        estimator(lambda h: torch.tanh(weight * h + 1), start).state.sum().backward()
+    assert bool(weight.grad.isfinite())
+
+
+def test_fewer_steps_than_are_taped_do_without_a_tape() -> None:
+    with torch.no_grad(), ignoring():
+        assert TBPTT(20)(lambda h: 0.5 * h + 1, torch.zeros(2), max_steps=5).steps >= 5
+    with pytest.raises(UserError, match="max_steps=5"):
+        TBPTT(20)(lambda h: 0.5 * h + 1, torch.zeros(2), max_steps=5)
+
+
+def test_a_solve_refuses_forward_mode() -> None:
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        NeumannRBP()(lambda h: 0.5 * h + 1, torch.zeros(2))
+
+
+def test_a_policy_stays_in_force_where_a_trainer_fails_before_its_setup(tmp_path) -> None:
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from rbp_lightning import ConvergenceError
+    from tests.training import QUIET
+
+    class Fails(Callback):
+        def setup(self, trainer, pl_module, stage) -> None:
+            raise ValueError
+
+    with FailurePolicy(diverged="raise") as policy:
+        with pytest.raises(ValueError):  # noqa: PT011
+            Trainer(callbacks=[Fails(), NeumannRBP(), policy], max_epochs=1, **QUIET).fit(BoringModel())
+        with pytest.raises(ConvergenceError):
+            NeumannRBP()(lambda h: 2 * h + 1, torch.zeros(2))
