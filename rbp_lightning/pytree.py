@@ -47,7 +47,10 @@ def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec
                 f"batch_dims={batch_dims}, but the leaves of the initial state have the shapes {shapes}: the first "
                 f"{batch_dims} dimensions must be the same in all of them."
             )
-    return leaves, structure
+    if torch.is_inference_mode_enabled():
+        return leaves, structure
+    # A tape cannot save tensors that were made in inference mode.
+    return [leaf.clone() if leaf.is_inference() else leaf for leaf in leaves], structure
 
 
 def to_float32(vector: Vector) -> list[Tensor]:

@@ -27,7 +27,7 @@ def judged_solve(
         ConvergenceError: If the solve failed and the policy is to raise.
     """
     status, codes = solve.status()
-    failure = status.failure
+    failure = None if status is Status.CONVERGED else status.failure
     # A tolerance of 0 asks for a number of steps, not for convergence.
     if failure is Failure.NOT_CONVERGED and solve.solver.tol == 0:
         failure = None

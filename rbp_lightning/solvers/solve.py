@@ -53,9 +53,7 @@ class Solve:
         max_steps: int | None = None,
         record: bool = False,
     ) -> None:
-        leaves, self.structure = flatten_state(initial_state, batch_dims)
-        copied = not torch.is_inference_mode_enabled()  # a tape cannot save tensors that were made in inference mode
-        self.start = [leaf.clone() if copied and leaf.is_inference() else leaf for leaf in leaves]
+        self.start, self.structure = flatten_state(initial_state, batch_dims)
         self.function = StateFunction(update, self.structure)
         # Of one tensor, the usual state, there are no leaves to pair.
         self._update = update if self.structure.is_leaf() else None
