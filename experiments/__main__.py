@@ -1,10 +1,8 @@
 """The command line of all experiments: ``python -m experiments --help``."""
 
-import sys
 from typing import Any
 
-from jsonargparse import auto_cli
-
+from benchmarks.command_line import run
 from experiments.citation import citation
 from experiments.cora_epoch import cora_epoch
 from experiments.hypergradient import hypergradient
@@ -13,7 +11,6 @@ from experiments.paper.report import paper
 from experiments.recall import recall
 from experiments.trust import trust
 from experiments.warm_start import warm_start
-from rbp_lightning.cli.errors import one_line_errors
 
 EXPERIMENTS: dict[str, Any] = {
     "citation": citation,
@@ -29,10 +26,7 @@ EXPERIMENTS: dict[str, Any] = {
 
 def main() -> None:
     """Runs the experiment that the command line names."""
-    arguments = sys.argv[1:]
-    sys.argv = sys.argv[:1]  # the command line of Lightning within an experiment would take them for its own
-    with one_line_errors():
-        auto_cli(EXPERIMENTS, args=arguments, prog="python -m experiments")
+    run(EXPERIMENTS, "python -m experiments")
 
 
 if __name__ == "__main__":

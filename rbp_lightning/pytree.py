@@ -140,11 +140,12 @@ def normalize(vector: Vector) -> tuple[list[Tensor], Tensor]:
     Returns:
         The quotient, and what it was divided by, a scalar tensor.
     """
-    ends = [end.abs() for leaf in to_float32(vector) if leaf.numel() for end in leaf.aminmax()]
+    wide = to_float32(vector)
+    ends = [end.abs() for leaf in wide if leaf.numel() for end in leaf.aminmax()]
     size = torch.stack(ends).max()
     # Where there is NaN or an infinity, the other samples are left as they are.
     size = size.nan_to_num(1.0, 1.0).clamp_min(torch.finfo(size.dtype).tiny)
-    return [leaf / size for leaf in to_float32(vector)], size
+    return [leaf / size for leaf in wide], size
 
 
 def denormalize(vector: Vector, size: Tensor, like: Vector) -> list[Tensor]:

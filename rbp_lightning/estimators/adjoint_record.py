@@ -11,6 +11,7 @@ from rbp_lightning.estimators.observer import SolveObserver
 from rbp_lightning.estimators.warm_start import WarmStart
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution
+from rbp_lightning.linear.graph import graph_nodes
 from rbp_lightning.pytree import Vector
 from rbp_lightning.reporting import SolveContext, in_context, report
 
@@ -94,15 +95,5 @@ def parameters_of(taped: Vector) -> list[Tensor]:
         >>> parameters_of([(2 * weight).sin()])[0] is weight
         True
     """
-    nodes = [tensor.grad_fn for tensor in taped]
-    seen = set()
-    found = [tensor for tensor in taped if tensor.requires_grad and tensor.grad_fn is None]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        nodes += [following for following, _ in node.next_functions]
-    return found
+    own = [tensor for tensor in taped if tensor.requires_grad and tensor.grad_fn is None]
+    return own + [node.variable for node in graph_nodes(taped) if hasattr(node, "variable")]

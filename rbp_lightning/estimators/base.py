@@ -124,7 +124,7 @@ class GradientEstimator(Callback, ABC):
         if warm_start is not None:
             warm_start.keep_state(fixed_point)
         if observers:
-            operator = JacobianOperator(_not_again, *solve.last_taped, batch_dims)
+            operator = JacobianOperator(_refuse_evaluation, *solve.last_taped, batch_dims)
             for observer in observers:
                 observer.on_solve_end(fixed_point, operator)
             image = attach_adjoint(_notifying(observers), image)
@@ -165,7 +165,7 @@ class GradientEstimator(Callback, ABC):
         return as_call(self)
 
 
-def _not_again(vector: Vector) -> Vector:
+def _refuse_evaluation(vector: Vector) -> Vector:
     """Stands for the update where observers have its Jacobian: evaluating it could change what they are to observe."""
     raise NotImplementedError("observing evaluates no update again")
 

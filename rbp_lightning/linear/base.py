@@ -117,5 +117,5 @@ def rounding_floors(gradient: Vector, vector: Vector, operator: JacobianOperator
         vector: Leaves of z.
         operator: The operator that was solved with.
     """
-    share = divide(*norms_of([vector, gradient], operator.batch_dims)).clamp_min(1.0)
-    return (rounding_floor(operator.epsilon) * share).clamp_max(HIGHEST_FLOOR)
+    ratio = divide(*norms_of([vector, gradient], operator.batch_dims)).clamp_min(1.0)
+    return (rounding_floor(operator.epsilon) * ratio).clamp_max(HIGHEST_FLOOR)

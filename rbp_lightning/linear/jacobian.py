@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from rbp_lightning.errors import UserError
+from rbp_lightning.linear.graph import graph_nodes
 from rbp_lightning.pytree import State, Vector, divide, norm, subtract, to_float32
 from rbp_lightning.state_function import StateFunction, Update, precision
 
@@ -260,11 +261,4 @@ def _drops_a_derivative(tensors: Vector) -> bool:
     Its backward returns tensors that are cut off from their inputs, behind a node that raises only if it is reached
     from the other side: a second derivative through them is silently zero.
     """
-    nodes = [tensor.grad_fn for tensor in tensors]
-    seen = set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    return any(node.name() == "torch::autograd::Error" for node in seen)
+    return any(node.name() == "torch::autograd::Error" for node in graph_nodes(tensors))

@@ -12,7 +12,7 @@ from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector, add, norm, scale, subtract
 from rbp_lightning.status import Status
 
-LARGER = 16
+SOLUTION_RATIO = 16
 """How many times as large as g the solution may be for its rounding error to be known as such."""
 
 
@@ -57,7 +57,7 @@ class Richardson(LinearSolver):
         size = norm(gradient, batch_dims)
         divisor = torch.where(size == 0, 1, size)
         adjoint = self._first(gradient, size, batch_dims) if start is None else start
-        schedule = CheckSchedule(self.check_every, self.tol, LARGER * operator.epsilon)
+        schedule = CheckSchedule(self.check_every, self.tol, SOLUTION_RATIO * operator.epsilon)
         known = floor = None
         residual = divisor
         for step in range(1, self.steps + 1):

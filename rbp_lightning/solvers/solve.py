@@ -194,8 +194,7 @@ class Solve:
             self.frozen.freeze(~residual.isfinite(), self.test.codes(stalled=False))
             if self.frozen.all():
                 return True
-            schedule.largest = float(residual.nan_to_num(0.0, 0.0, 0.0).max())
-            finished = schedule.decide(step, schedule.largest)
+            finished = schedule.decide(step, float(residual.nan_to_num(0.0, 0.0, 0.0).max()))
         if finished:
             self.settled, self._stalled = self.frozen.mask is None, schedule.stalled
             return True

@@ -68,6 +68,20 @@ def test_observers_of_a_solve_that_ends_at_its_first_step_have_its_jacobian() ->
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("estimator", [BPTT(), TBPTT(5), NeumannRBP()], ids=lambda one: type(one).__name__)
+def test_the_jacobian_that_observers_have_is_0_for_a_frozen_sample(estimator) -> None:
+    seen = []
+
+    class Observer(SolveObserver):
+        def on_solve_end(self, fixed_point, operator: JacobianOperator) -> None:
+            seen.append(operator.vjp([torch.ones_like(fixed_point.state)])[0].flatten())
+
+    rates = torch.tensor([[0.5], [2.0]], requires_grad=True)
+    with observing(Observer), ignoring():
+        estimator(lambda h: rates * h + 1, torch.zeros(2, 1), batch_dims=1)
+    torch.testing.assert_close(seen[0], torch.tensor([0.5, 0.0]))
+
+
 def test_a_sample_with_nan_in_its_input_has_no_residual() -> None:
     inputs = torch.tensor([[0.0], [torch.nan]])
     with ignoring():
