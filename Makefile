@@ -7,7 +7,7 @@ DEV := $(VENV)/.dev
 # A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable
 
-.PHONY: demo test check bench clean
+.PHONY: demo test fuzz check bench clean
 
 # The networks are too small for more than one thread to help.
 demo: $(TASKS)
@@ -17,6 +17,10 @@ demo: $(TASKS)
 
 test: $(DEV)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --dist worksteal
+
+# The attacks of tests/fuzz at full length, with their figures.
+fuzz: $(DEV)
+	RBP_FUZZ=long OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest tests/fuzz
 
 check: $(DEV)
 	$(BIN)/ruff check .

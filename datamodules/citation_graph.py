@@ -17,7 +17,7 @@ from datamodules.graph_parts import spectral_parts
 from datamodules.node_features import principal_components
 from datamodules.node_splits import Split, public_split, split_by_class, split_by_ratio
 from datamodules.planetoid_files import NAMES, load_planetoid
-from rbp_lightning.errors import UserError, check_choice, check_count, check_number
+from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
 
 
 class CitationGraph(LightningDataModule):
@@ -100,7 +100,7 @@ class CitationGraph(LightningDataModule):
         self.per_class = check_count(self, "per_class", per_class, 1)
         self.num_val = check_count(self, "num_val", num_val, 1)
         self.num_test = check_count(self, "num_test", num_test, 1)
-        self.split_seed = check_count(self, "split_seed", split_seed, 0)
+        self.split_seed = check_seed(self, "split_seed", split_seed)
         self.normalize_features = normalize_features
         self.pca = None if pca is None else check_count(self, "pca", pca, 1)
         self.num_parts = check_count(self, "num_parts", num_parts, 1)

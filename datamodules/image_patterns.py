@@ -11,7 +11,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.corruption import CORRUPTIONS
 from datamodules.image_sources import digits_images, folder_images, mnist_images
 from datamodules.mnist_files import TRAINING_FILES, mnist_files
-from rbp_lightning.errors import UserError, check_choice, check_count, check_number
+from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
+
+LARGEST_SIZE = 4096
+"""Greatest height and width that images are resized to."""
+
+MOST_IMAGES = 10**7
+"""Most images of an epoch, whose order is drawn at once."""
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
 
@@ -49,7 +55,8 @@ class ImagePatterns(LightningDataModule):
     and test recall the stored patterns, or others with ``held_out``.
 
     Args:
-        source: ``"digits"`` (8 x 8, bundled with scikit-learn), ``"mnist"`` (28 x 28) or ``"folder"`` (image files).
+        source: ``"digits"`` (8 x 8, bundled with scikit-learn), ``"mnist"`` (28 x 28) or ``"folder"`` (files of BMP,
+            GIF, JPEG, PNG or TIFF, of no more than 33 million pixels each).
         num_patterns: How many images to store: digits from all classes in turn, files of a folder by name.
         held_out: How many further images to recall in validation and test instead of the stored ones; 0 for none.
         data_dir: The folder of image files, or of MNIST's files; ``None`` stands for the environment variable
@@ -108,15 +115,20 @@ class ImagePatterns(LightningDataModule):
         self.data_dir = data_dir
         if source != "folder" and size is not None:
             raise UserError(f"ImagePatterns: size={size!r} is only for source='folder': leave it out (null).")
-        self.size = 28 if size is None else check_count(self, "size", size, 1)
+        self.size = 28 if size is None else check_count(self, "size", size, 1, LARGEST_SIZE)
         self.threshold = check_number(self, "threshold", threshold, 0.0, 1.0)
         self.train_corruption, self.corruption = train_corruption, corruption
         self.train_level = check_number(self, "train_level", train_level, 0.0, 1.0)
         self.level = check_number(self, "level", level, 0.0, 1.0)
         self.train_draws = check_count(self, "train_draws", train_draws, 1)
         self.eval_draws = check_count(self, "eval_draws", eval_draws, 1)
+        if (num_patterns + held_out) * max(train_draws, eval_draws) > MOST_IMAGES:
+            raise UserError(
+                f"ImagePatterns: train_draws={train_draws} or eval_draws={eval_draws} of num_patterns={num_patterns} "
+                f"and held_out={held_out} images are more than the limit of {MOST_IMAGES} in an epoch: lower them."
+            )
         self.batch_size = check_count(self, "batch_size", batch_size, 1)
-        self.corruption_seed = check_count(self, "corruption_seed", corruption_seed, 0)
+        self.corruption_seed = check_seed(self, "corruption_seed", corruption_seed)
 
     def prepare_data(self) -> None:
         """Downloads MNIST if it is needed and missing."""

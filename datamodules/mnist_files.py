@@ -1,14 +1,15 @@
 """MNIST's files: where they are and how to read them (http://yann.lecun.com/exdb/mnist/, "file formats")."""
 
 import gzip
-import zlib
+import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.files import data_directory, obtain
+from datamodules.files import MOST_BYTES, data_directory, obtain, read_bytes, refused_unless
 from rbp_lightning.errors import UserError
 
 TRAINING_FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
@@ -44,24 +45,31 @@ def mnist_files(names: Sequence[str], data_dir: str | None) -> list[Path]:
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Reads a gzipped IDX file of unsigned bytes.
 
+    No more is decompressed than the header says, which may be ``MOST_BYTES``.
+
     Args:
         path: The file.
 
     Returns:
-        Its array.
+        Its array, which is not empty.
 
     Raises:
-        UserError: If it is no such file, or is truncated.
+        UserError: If it is no such file, or holds less or more than its header says.
     """
-    try:
-        content = gzip.decompress(path.read_bytes())
-        if content[:3] != b"\x00\x00\x08":
+    compressed = io.BytesIO(read_bytes(path))
+    with refused_unless(path, "a gzipped IDX file"), gzip.GzipFile(fileobj=compressed) as file:
+        start = file.read(4)
+        if start[:3] != b"\x00\x00\x08":
             raise ValueError("its header is not that of unsigned bytes")
-        dims = content[3]
-        shape = np.frombuffer(content, ">u4", dims, offset=4).astype(np.int64)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise UserError(f"{path} is not a gzipped IDX file ({error}): replace it.") from error
+        shape = np.frombuffer(file.read(4 * start[3]), ">u4").tolist()
+        size = math.prod(shape)
+        if len(shape) != start[3] or not 0 < size <= MOST_BYTES:
+            raise ValueError(f"its header says {shape}; 1 to {MOST_BYTES} values can be read")
+        content = file.read(size + 1)  # gzip verifies its checksum at the end
+        if len(content) != size:
+            raise ValueError(f"its header says {shape}, but it holds {'less' if len(content) < size else 'more'}")
+        array = np.frombuffer(content, np.uint8).reshape(shape)
+    return array
 
 
 def labelled_images(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -17,7 +17,7 @@ from datamodules.files import data_directory, obtain
 from datamodules.image_sources import GreyImages
 from datamodules.label_noise import flip_labels
 from datamodules.mnist_files import ORDER, TEST_FILES, TRAINING_FILES, labelled_images, mnist_files
-from rbp_lightning.errors import UserError, check_choice, check_count, check_number
+from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
 
 
 class MNISTSplits(LightningDataModule):
@@ -90,7 +90,7 @@ class MNISTSplits(LightningDataModule):
         self.label_noise = check_number(self, "label_noise", label_noise, 0.0, 1.0)
         if self.label_noise == 1:
             raise UserError(f"MNISTSplits: label_noise={label_noise!r} leaves no label unchanged: lower it.")
-        self.split_seed = check_count(self, "split_seed", split_seed, 0)
+        self.split_seed = check_seed(self, "split_seed", split_seed)
         self.eval_batch_size = check_count(self, "eval_batch_size", eval_batch_size, 1)
 
     def prepare_data(self) -> None:

@@ -1,26 +1,28 @@
 """Principal components of node features, cached on disk."""
 
-from collections.abc import Callable
+import hashlib
+import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
+import sklearn
 import torch
-from joblib import Memory
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from datamodules.files import read_bytes
 from rbp_lightning.errors import UserError
-
-Components: TypeAlias = Callable[[NDArray[np.float32], int], NDArray[np.float32]]
 
 
 def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
     """Projects features onto their first principal components.
 
-    They are computed on the CPU and cached by joblib in ``folder``, provided that it can be written.
+    They are computed on the CPU and cached in ``folder``, provided that it can be written. What the cache holds is used
+    if it was made from these features, is undamaged and finite; otherwise it is made again.
 
     Args:
         features: Features, of shape ``[num_nodes, num_features]``.
@@ -40,24 +42,54 @@ def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
     """
     if count >= min(features.shape):
         raise UserError(f"pca={count} must be below the number of nodes and of features, {min(features.shape)}.")
+    values = np.ascontiguousarray(features.numpy())
+    # All that the components depend on.
+    made_from = f"{values.shape} {values.dtype} {count} {sklearn.__version__}".encode()
+    fingerprint = hashlib.sha256(made_from + values.tobytes()).digest()
+    path = folder / f"{fingerprint.hex()}.float32"
+    components = _read(path, fingerprint, (len(values), count))
+    if components is None:
+        components = _computed(values, count)
+        _write(path, fingerprint, components)
+    return torch.from_numpy(components)
+
+
+def _computed(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     try:
-        return torch.from_numpy(_cached(_components, folder)(features.numpy(), count))
+        components: NDArray[np.float32] = PCA(count, svd_solver="arpack", random_state=0).fit_transform(features)
     except ArpackError as error:
         raise UserError(
             f"pca={count}: the features have no principal components ({error}): set pca to null."
         ) from error
+    return np.ascontiguousarray(components, dtype="<f4")
 
 
-def _cached(compute: Components, folder: Path) -> Components:
-    """Returns the function with a cache on disk, or without one if the folder cannot be written."""
+def _checksum(fingerprint: bytes, content: bytes) -> bytes:
+    return hashlib.sha256(fingerprint + content).digest()
+
+
+def _read(path: Path, fingerprint: bytes, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """Reads a cached array, or returns ``None`` for any other file."""
+    size = 4 * shape[0] * shape[1]
     try:
-        # Compressed files carry a checksum: what is damaged is computed again.
-        cached: Components = Memory(folder, compress=True, verbose=0).cache(compute)
-        return cached
-    except OSError:
-        return compute
+        stored = read_bytes(path, 32 + size)
+    except UserError:
+        return None
+    content = stored[32:]
+    if len(content) != size or stored[:32] != _checksum(fingerprint, content):
+        return None
+    components = np.frombuffer(bytearray(content), "<f4").reshape(shape)
+    return components if np.isfinite(components).all() else None
 
 
-def _components(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    components: NDArray[np.float32] = PCA(count, svd_solver="arpack", random_state=0).fit_transform(features)
-    return components.astype(np.float32)
+def _write(path: Path, fingerprint: bytes, components: NDArray[np.float32]) -> None:
+    """Writes an array after its checksum; a process that reads at the same time finds all of it or nothing."""
+    content = components.tobytes()
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    with suppress(OSError, ValueError):  # without a place to write there is no cache
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(_checksum(fingerprint, content) + content)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

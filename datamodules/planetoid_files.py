@@ -1,15 +1,17 @@
-"""The files of the Planetoid citation graphs: where they are, and how to read their pickles safely."""
+"""The files of the Planetoid citation graphs: where they are, and the graph that they hold together."""
 
-import pickle
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch_geometric.data import Data
-from torch_geometric.io import read_planetoid_data
+from torch_geometric.utils import coalesce, index_to_mask, remove_self_loops
 
 from datamodules.files import data_directory, obtain
+from datamodules.graph_checks import MASKS, checked_edges
+from datamodules.planetoid_pickles import MOST_VALUES, Matrix, read_indices, read_matrix, read_neighbours
 from rbp_lightning.errors import UserError
 
 NAMES = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
@@ -43,48 +45,15 @@ SHA256 = {
 
 URLS = ("https://github.com/kimiyoung/planetoid/raw/master/data",)
 
-GLOBALS = {
-    ("__builtin__", "list"),
-    ("collections", "defaultdict"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("scipy.sparse.csr", "csr_matrix"),
-}
-"""All globals that the pickles of the published files name."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Refuses any other global before it is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in GLOBALS:
-            raise UserError(f"it names {module}.{name}, which no published file does")
-        return super().find_class(module, name)
-
-
-def check_pickle(path: Path) -> None:
-    """Checks that a pickle names only the globals of the published files, and executes nothing else.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: If it names another global, or is damaged.
-    """
-    with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # old names of NumPy and SciPy
-        try:
-            _Unpickler(file, encoding="latin1").load()
-        except Exception as error:  # damaged bytes can raise anything
-            raise UserError(f"{path} is not a file of a citation graph ({error}): replace it.") from error
+NUM_VAL = 500
+"""Validation nodes of the public splits; they follow the training nodes."""
 
 
 def load_planetoid(name: str, data_dir: str | None) -> Data:
     """Loads a citation graph with its public split.
 
-    The files are those of kimiyoung/planetoid (Yang, Cohen, Salakhutdinov, ICML 2016). Their SHA-256 checksums are
-    verified before PyG's reader opens them.
+    The files are those of kimiyoung/planetoid (Yang, Cohen, Salakhutdinov, ICML 2016), verified by their SHA-256
+    checksums.
 
     Args:
         name: A value of ``NAMES``.
@@ -101,13 +70,58 @@ def load_planetoid(name: str, data_dir: str | None) -> Data:
     files = {file: sha256 for file, sha256 in SHA256.items() if file.startswith(f"ind.{name.lower()}.")}
     folder = data_directory(data_dir)
     paths = obtain(files, [folder / "planetoid" / "raw", folder / name / "raw", folder], URLS)
-    for path in paths:
-        if path.suffix != ".index":
-            check_pickle(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        graph = read_planetoid_data(str(paths[0].parent), name.lower())
-    # Test nodes come last; any other node among them is one without a label.
-    later = torch.arange(len(graph.y)) > graph.test_mask.nonzero().min()
-    graph.y[later & ~graph.test_mask] = -1
+    return read_planetoid({path.name.split(".", 2)[2]: path for path in paths})
+
+
+def read_planetoid(paths: Mapping[str, Path]) -> Data:
+    """Reads the files of a citation graph.
+
+    Args:
+        paths: The files by the ends of their names: features ``allx`` and labels ``ally`` of the first nodes, among
+            them the training nodes, as many as ``y`` has; ``tx`` and ``ty`` of the test nodes, whose numbers are in
+            ``test.index``; and ``graph``, the neighbours of each node. ``x`` repeats rows of ``allx`` and is not read.
+
+    Raises:
+        UserError: If a file is malformed, or they do not belong together.
+    """
+    allx, ally, tx, ty, y = (read_matrix(paths[end]) for end in ("allx", "ally", "tx", "ty", "y"))
+    test = read_indices(paths["test.index"])
+    _check_together(paths, allx, ally, tx, ty, y, test)
+    num_train, num_first, num_nodes = len(y), len(allx), int(test.max()) + 1
+    edges = checked_edges(str(paths["graph"]), torch.from_numpy(read_neighbours(paths["graph"])), num_nodes)
+    graph = Data(
+        x=torch.zeros(num_nodes, allx.shape[1]),
+        edge_index=coalesce(remove_self_loops(edges)[0], num_nodes=num_nodes, sort_by_row=False),
+        y=torch.full((num_nodes,), -1),
+    )
+    for nodes, features, labels in ((np.arange(num_first), allx, ally), (test, tx, ty)):
+        graph.x[nodes] = torch.from_numpy(features.astype(np.float32))
+        graph.y[nodes] = torch.from_numpy(labels.argmax(1))
+    for name, nodes in zip(MASKS, (np.arange(num_train), num_train + np.arange(NUM_VAL), test), strict=True):
+        graph[name] = index_to_mask(torch.from_numpy(nodes), num_nodes)
     return graph
+
+
+def _check_together(
+    paths: Mapping[str, Path], allx: Matrix, ally: Matrix, tx: Matrix, ty: Matrix, y: Matrix, test: NDArray[np.int64]
+) -> None:
+    for end, matrix, wanted in (
+        ("ally", ally, (len(allx), y.shape[1])),
+        ("tx", tx, (len(test), allx.shape[1])),
+        ("ty", ty, (len(test), y.shape[1])),
+    ):
+        if matrix.shape != wanted:
+            raise UserError(
+                f"{paths[end]} has a matrix of {matrix.shape}, but the files beside it need {wanted}: replace them all."
+            )
+    num_train, num_first, num_nodes = len(y), len(allx), int(test.max()) + 1
+    if num_train + NUM_VAL > num_first:
+        raise UserError(
+            f"{paths['y']} has {num_train} training nodes, which leave no {NUM_VAL} validation nodes among the "
+            f"{num_first} of {paths['allx']}: replace them all."
+        )
+    if test.min() < num_first or len(np.unique(test)) < len(test) or num_nodes * allx.shape[1] > MOST_VALUES:
+        raise UserError(
+            f"{paths['test.index']} must hold different numbers from {num_first} on, for at most {MOST_VALUES} "
+            "features in all: replace it."
+        )

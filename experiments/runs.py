@@ -2,7 +2,10 @@
 
 import csv
 import hashlib
+import io
 import math
+import os
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +15,14 @@ from lightning.pytorch import Callback
 from rich.console import Console
 from rich.progress import track
 
+from datamodules.files import read_bytes, refused_unless
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, UserError
 from rbp_lightning.cli import RBPLightningCLI
 
 Row = dict[str, str]
+
+_MEASURED = re.compile(r"nan|-?inf|-?\d+(\.\d+)?(e[+-]\d+)?|[0-9a-f]{16,}", re.ASCII)
+"""A number, or a picture in hexadecimal digits."""
 
 ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
 
@@ -88,16 +95,10 @@ def run_missing(path: Path, wanted: list[Row], measured: list[str], run: Callabl
         The wanted runs, with what was measured.
 
     Raises:
-        UserError: If the file has other columns.
+        UserError: If the file has other columns, or is damaged.
     """
     fields = [*wanted[0], *measured]
-    finished: list[Row] = []
-    if path.is_file():
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            finished = list(reader)
-        if reader.fieldnames != fields:
-            raise UserError(f"{path} was written by another version: delete it, or name another file.")
+    finished = _read(path, list(wanted[0]), measured) if os.path.lexists(path) else []
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for keys in track(wanted, description=str(path), console=Console(stderr=True)):
@@ -111,3 +112,23 @@ def run_missing(path: Path, wanted: list[Row], measured: list[str], run: Callabl
                 writer.writerow(row)
         rows.append(row)
     return rows
+
+
+def _read(path: Path, keys: list[str], measured: list[str]) -> list[Row]:
+    with refused_unless(path, "a file of finished runs"):
+        text = read_bytes(path).decode()
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows: list[Row] = list(reader)
+    if reader.fieldnames != keys + measured:
+        raise UserError(f"{path} was written by another version: delete it, or name another file.")
+    if not text.endswith("\n"):
+        raise UserError(f"{path} ends within a row: remove that row, and it is run again.")
+    for number, row in enumerate(rows, start=1):
+        if row.keys() != {*keys, *measured} or not all(_is_measured(row[name]) for name in measured):
+            raise UserError(f"Row {number} of {path} is damaged: remove it, and it is run again.")
+    return rows
+
+
+def _is_measured(cell: str | None) -> bool:
+    words = (cell or "").split()
+    return bool(words) and all(_MEASURED.fullmatch(word) for word in words)

@@ -173,5 +173,8 @@ class CitationGNN(NodeClassifier):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the warm start of the resumed run."""
         if self.warm_start is not None and "warm_start" in checkpoint:
-            self._warm_graph = checkpoint["warm_start"]["graph"]
-            self.warm_start.load_state_dict(checkpoint["warm_start"])
+            saved = checkpoint["warm_start"]
+            if not isinstance(saved, dict) or {"graph", "state", "adjoint"} - saved.keys():
+                raise UserError("CitationGNN: warm_start in the checkpoint is not what was saved: use another one.")
+            self._warm_graph = saved["graph"]
+            self.warm_start.load_state_dict(saved)

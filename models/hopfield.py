@@ -4,20 +4,21 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn.functional import l1_loss
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryHammingDistance, MultilabelExactMatch
 
+from models.batches import BatchesOfOneKind
 from models.hopfield_cell import HopfieldCell
 from models.recall_pictures import RecallPictures
 from rbp_lightning import FixedPoint, GradientEstimator, NeumannRBP, UserError
-from rbp_lightning.errors import check_number
+from rbp_lightning.errors import check_count, check_number
 
 
-class HopfieldMemory(LightningModule):
+class HopfieldMemory(BatchesOfOneKind):
     """Associative memory: a continuous Hopfield network trained to complete images (paper, section 4.1).
 
     The corrupted image is clamped to the input units and the network runs to its fixed point. The states of the output
@@ -25,7 +26,7 @@ class HopfieldMemory(LightningModule):
     against the clean image.
 
     Args:
-        num_pixels: Number of pixels of an image, at least 1.
+        num_pixels: Number of pixels of an image, at least 2.
         num_hidden: Number of hidden units, at least 0.
         decay: a, in (0, 1]: the fraction of its state that a unit loses in a step.
         gain: b, above 0: slope of the activation sigmoid(b h).
@@ -54,6 +55,7 @@ class HopfieldMemory(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_count(self, "num_pixels", num_pixels, 2)
         self.cell = HopfieldCell(num_pixels, num_hidden, decay, gain, weight_scale)
         self.learning_rate = check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
         # A Trainer's estimator replaces it.
@@ -94,6 +96,10 @@ class HopfieldMemory(LightningModule):
         """
         state: Tensor = fixed_point.state
         return state[:, self.cell.num_hidden :]
+
+    def batch_entries(self, stage: str) -> tuple[str, ...]:
+        """Images."""
+        return ("corrupted",) if stage == "predict" else ("clean", "corrupted")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Returns the L1 distance between the output units and the clean image, coded as -1 and 1."""
@@ -152,5 +158,5 @@ class HopfieldMemory(LightningModule):
                 "HopfieldMemory: the learning rate decay needs to know the run's length: set max_epochs or max_steps."
             )
         # A resumed run may have more epochs. CosineAnnealingLR would keep to the length of the first one.
-        scheduler = LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
+        scheduler = LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / max(steps, 1), 1)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

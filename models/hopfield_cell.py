@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
 
-from rbp_lightning.errors import check_count, check_number
+from models.parametrized_weight import ParametrizedWeight
+from rbp_lightning.errors import check_count, check_entries, check_number
 from rbp_lightning.solvers import Update
 
 
@@ -27,7 +27,7 @@ class SymmetricWithoutSelfLoops(nn.Module):
         return upper + upper.T
 
 
-class HopfieldCell(nn.Module):
+class HopfieldCell(ParametrizedWeight):
     """Continuous Hopfield network with input, hidden and output units (paper, section 4.1).
 
     Every unit has a state h and an activation sigmoid(b h). All units are connected by a symmetric matrix W without
@@ -54,15 +54,15 @@ class HopfieldCell(nn.Module):
     def __init__(
         self, num_pixels: int, num_hidden: int, decay: float = 0.5, gain: float = 2.0, weight_scale: float = 0.02
     ) -> None:
-        super().__init__()
-        self.num_pixels = check_count(self, "num_pixels", num_pixels, 1)
-        self.num_hidden = check_count(self, "num_hidden", num_hidden, 0)
-        self.decay = check_number(self, "decay", decay, 0.0, 1.0, low_allowed=False)
-        self.gain = check_number(self, "gain", gain, 0.0, low_allowed=False)
+        num_pixels = check_count(self, "num_pixels", num_pixels, 1)
+        num_hidden = check_count(self, "num_hidden", num_hidden, 0)
+        decay = check_number(self, "decay", decay, 0.0, 1.0, low_allowed=False)
+        gain = check_number(self, "gain", gain, 0.0, low_allowed=False)
         units = 2 * num_pixels + num_hidden
+        check_entries(self, units * units, num_pixels=num_pixels, num_hidden=num_hidden)
         scale = check_number(self, "weight_scale", weight_scale, 0.0)
-        self.weight = nn.Parameter(scale * torch.randn(units, units))
-        register_parametrization(self, "weight", SymmetricWithoutSelfLoops())
+        super().__init__(scale * torch.randn(units, units), SymmetricWithoutSelfLoops())
+        self.num_pixels, self.num_hidden, self.decay, self.gain = num_pixels, num_hidden, decay, gain
 
     @property
     def num_free(self) -> int:

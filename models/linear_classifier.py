@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from models.node_classifier import NodeClassifier
-from rbp_lightning.errors import check_count
+from rbp_lightning.errors import check_count, check_entries
 
 
 class LinearClassifier(NodeClassifier):
@@ -30,6 +30,7 @@ class LinearClassifier(NodeClassifier):
     ) -> None:
         check_count(self, "num_features", num_features, 1)
         check_count(self, "num_classes", num_classes, 2)
+        check_entries(self, num_features * num_classes, num_features=num_features, num_classes=num_classes)
         layer = nn.Linear(num_features, num_classes)
         super().__init__(layer, num_classes, learning_rate, weight_decay)
         self.save_hyperparameters()

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam, Optimizer
@@ -16,6 +15,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from datamodules.graph_checks import MASKS, checked_features, checked_labels, checked_mask
+from models.batches import BatchesOfOneKind
 from models.classes_file import write_classes
 from models.labels import check_labels
 from models.snapshot import Snapshot
@@ -23,7 +23,7 @@ from rbp_lightning import UserError
 from rbp_lightning.errors import check_number
 
 
-class NodeClassifier(LightningModule, ABC):
+class NodeClassifier(BatchesOfOneKind, ABC):
     """Trains and evaluates class scores of the nodes of a graph.
 
     A batch is a graph with ``x``, ``edge_index``, ``y`` and the masks ``train_mask``, ``val_mask`` and ``test_mask``;
@@ -40,6 +40,8 @@ class NodeClassifier(LightningModule, ABC):
     Raises:
         UserError: If an argument is out of its range.
     """
+
+    batch_kind = Data
 
     def __init__(self, input_layer: nn.Linear, num_classes: int, learning_rate: float, weight_decay: float) -> None:
         super().__init__()

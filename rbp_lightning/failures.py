@@ -21,6 +21,7 @@ class Failure(Enum):
     NO_CONTRACTION = "the update is no contraction"
     SPECTRAL_RADIUS = "the spectral radius is at or above 1"
     COUPLED_SAMPLES = "the samples of a batch act on each other"
+    REPLACED = "a parameter got other data between the solve and its backward pass"
 
     @property
     def policy(self) -> str:
@@ -44,6 +45,7 @@ _POLICIES = {
     Failure.NO_CONTRACTION: "adjoint",
     Failure.SPECTRAL_RADIUS: "spectral_radius",
     Failure.COUPLED_SAMPLES: "coupled_samples",
+    Failure.REPLACED: "adjoint",
 }
 
 _REMEDIES = {
@@ -61,4 +63,5 @@ _REMEDIES = {
     "(rbp_lightning.nn), add jacobian_penalty to the loss, or damp the update",
     Failure.COUPLED_SAMPLES: "pass batch_dims=0, or replace what couples them, such as batch normalisation in training "
     "mode",
+    Failure.REPLACED: "assign to parameter.data before the solve or after backward()",
 }

@@ -24,13 +24,13 @@ class FixedPoint:
     """Result of a forward solve.
 
     Attributes:
-        state: The last iterate, of the structure of the initial state; differentiable when it was made with gradients
-            enabled. Samples that diverged or ceased to be finite are one step from their best iterate.
+        state: The iterate whose residual is reported, of the structure of the initial state; differentiable when it was
+            made with gradients enabled. Samples that diverged or ceased to be finite are at their best iterate. With a
+            tolerance of 0 it is one step further, after the number of steps that was asked for.
         steps: How often the update was applied, all passes counted.
-        absolute_residual: Norm of the last change ||F(h) - h|| that was observed, per sample (a scalar tensor where
-            the state has no batch); of a sample at its best iterate, that iterate's. What has converged by then may be
-            taken one step further that is not observed, the one on the tape.
-        size: Norm ||F(h)|| of the state then, per sample.
+        absolute_residual: Norm of the change ||F(h) - h|| at that iterate, per sample (a scalar tensor where the state
+            has no batch); of several leaves that are judged apart, that of the one with the largest residual.
+        size: Norm ||F(h)|| of the state, or of that leaf, then, per sample.
         status: How the solve ended; of a batch, the worst sample's status.
         sample_status: How it ended per sample: int64, each the ``code`` of a ``Status``.
         history: Steps at which the residual was observed, with the residual per sample, relative to the norm of the

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.errors import UserError, check_count, check_instance
 from rbp_lightning.estimators import GradientEstimator, NeumannRBP
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.pytree import State
@@ -36,15 +36,9 @@ class FixedPointLayer(nn.Module):
 
     def __init__(self, cell: nn.Module, estimator: GradientEstimator | None = None, batch_dims: int = 1) -> None:
         super().__init__()
-        if not isinstance(cell, nn.Module):
-            raise UserError(
-                f"FixedPointLayer: cell={cell!r} is no torch.nn.Module: pass one that maps (h, *inputs) to h."
-            )
-        if not isinstance(estimator, GradientEstimator | None):
-            raise UserError(
-                f"FixedPointLayer: estimator={estimator!r} is no GradientEstimator: pass one, such as NeumannRBP()."
-            )
-        self.cell = cell
+        self.cell = check_instance(self, "cell", cell, nn.Module, "a torch.nn.Module that maps (h, *inputs) to h")
+        if estimator is not None:
+            check_instance(self, "estimator", estimator, GradientEstimator, "one, such as NeumannRBP()")
         self.estimator: GradientEstimator = NeumannRBP() if estimator is None else estimator
         self.batch_dims = check_count(self, "batch_dims", batch_dims, 0)
 
@@ -63,8 +57,8 @@ class FixedPointLayer(nn.Module):
             UserError: If there is neither an initial state nor an input to take its shape from.
         """
         if initial_state is None:
-            if not inputs or not isinstance(inputs[0], Tensor):
-                raise UserError("FixedPointLayer: its first input is no tensor: pass an initial_state.")
+            if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].layout is not torch.strided:
+                raise UserError("FixedPointLayer: its first input is no dense tensor: pass an initial_state.")
             initial_state = torch.zeros_like(inputs[0])
         fixed_point: FixedPoint = self.estimator(
             lambda state: self.cell(state, *inputs), initial_state, batch_dims=self.batch_dims, max_steps=max_steps

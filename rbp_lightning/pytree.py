@@ -20,6 +20,13 @@ Vector: TypeAlias = Sequence[Tensor]
 """The leaves of a state, in the order of the initial state's structure."""
 
 
+FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+"""The dtypes that a state may have."""
+
+SAFE_RANGE = 1e-6, 1e6
+"""Largest entries of a state between which squares of them, and of small residuals, are in float32's range."""
+
+
 def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec]:
     """Flattens an initial state after checking that it can be iterated on.
 
@@ -31,16 +38,27 @@ def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec
         The tensors of the state and its structure.
 
     Raises:
-        UserError: If a leaf is not a floating-point tensor, there is none, or the leaves do not share their first
-            ``batch_dims`` dimensions.
+        UserError: If a leaf is not a dense floating-point tensor, there is none, or the leaves do not share their
+            device and their first ``batch_dims`` dimensions.
     """
-    leaves, structure = tree_flatten(state)
+    try:
+        leaves, structure = tree_flatten(state)
+    except RecursionError as error:
+        raise UserError("The initial state contains itself: pass a pytree of tensors that ends.") from error
     if not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in leaves):
         raise UserError("The initial state has no elements: pass a tensor, or a pytree of tensors, that has some.")
     for leaf in leaves:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            kind = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise UserError(f"The initial state has a leaf of type {kind}: every leaf must be a floating-point tensor.")
+        if not isinstance(leaf, Tensor) or leaf.dtype not in FLOATS or leaf.layout is not torch.strided:
+            kind = f"{leaf.dtype}, {leaf.layout}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise UserError(
+                f"The initial state has a leaf of type {kind}: every leaf must be a dense floating-point tensor."
+            )
+        if leaf.is_meta or leaf.device != leaves[0].device:
+            devices = sorted({str(other.device) for other in leaves if isinstance(other, Tensor)})
+            raise UserError(
+                f"The leaves of the initial state are on {', '.join(devices)}: they must be on one device, and not on "
+                "the meta device, where tensors have no values."
+            )
         if leaf.dim() < batch_dims or leaf.shape[:batch_dims] != leaves[0].shape[:batch_dims]:
             shapes = [tuple(getattr(other, "shape", ())) for other in leaves]
             raise UserError(
@@ -98,11 +116,15 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
         >>> norm([torch.tensor([[3.0], [0.0]]), torch.tensor([4.0, 1.0])], batch_dims=1)
         tensor([5., 1.])
     """
-    norms = [_leaf_norm(leaf, batch_dims) for leaf in vector]
-    if len(norms) == 1:
-        return norms[0]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    if len(vector) == 1:
+        return _leaf_norm(vector[0], batch_dims)
+    total: Tensor = torch.linalg.vector_norm(leaf_norms(vector, batch_dims), dim=0)
     return total
+
+
+def leaf_norms(vector: Vector, batch_dims: int) -> Tensor:
+    """Euclidean norm of each leaf, per sample: ``norm`` of the leaves apart, of shape ``[num_leaves, *batch]``."""
+    return torch.stack([_leaf_norm(leaf, batch_dims) for leaf in vector])
 
 
 def norms_of(vectors: Sequence[Vector], batch_dims: int) -> list[Tensor]:
@@ -131,25 +153,32 @@ def change_and_size(vector: Vector, image: Vector, batch_dims: int) -> tuple[Ten
     return norm(subtract(image, vector), batch_dims), norm(image, batch_dims)
 
 
-def normalize(vector: Vector) -> tuple[list[Tensor], Tensor]:
-    """Divides a state by its largest absolute entry, in float32 at least; one of zeros is left as it is.
+def normalize(vector: Vector, always: bool = False) -> tuple[list[Tensor], Tensor | None]:
+    """Divides a state by its largest absolute entry, in float32 at least, where squares would leave float32's range.
+
+    On a GPU, where reading the largest entry would wait for the device, the state is always divided.
 
     Args:
         vector: Leaves of the state.
+        always: Whether to divide in any case, as low precision wants it.
 
     Returns:
-        The quotient, and what it was divided by, a scalar tensor.
+        The quotient, and what it was divided by, a scalar tensor; the state itself and ``None`` where it was not.
     """
     wide = to_float32(vector)
-    ends = [end.abs() for leaf in wide if leaf.numel() for end in leaf.aminmax()]
-    size = torch.stack(ends).max()
+    ends = [end for leaf in wide if leaf.numel() for end in leaf.aminmax()]
+    if not always and wide[0].device.type == "cpu":
+        least, most = SAFE_RANGE
+        if least <= max(abs(float(end)) for end in ends) <= most:  # NaN may hide in this: the other samples go on
+            return wide, None
+    size = torch.stack([end.abs() for end in ends]).max()
     # Where there is NaN or an infinity, the other samples are left as they are.
     size = size.nan_to_num(1.0, 1.0).clamp_min(torch.finfo(size.dtype).tiny)
     return [leaf / size for leaf in wide], size
 
 
 def denormalize(vector: Vector, size: Tensor, like: Vector) -> list[Tensor]:
-    """Undoes ``normalize``, in the dtypes of ``like``."""
+    """Undoes ``normalize`` where it has divided, in the dtypes of ``like``."""
     return [(size * leaf).to(other.dtype) for leaf, other in zip(vector, like, strict=True)]
 
 

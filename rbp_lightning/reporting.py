@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
-from rbp_lightning.errors import ConvergenceWarning
+from rbp_lightning.errors import ConvergenceWarning, check_instance
 from rbp_lightning.failures import Failure
 
 Action: TypeAlias = Literal["ignore", "warn", "raise", "skip"]
@@ -89,7 +89,7 @@ class SolveContext(NamedTuple):
 
 
 _DEFAULT = WarnOncePerLine()
-_handler: ContextVar[FailureHandler] = ContextVar("handler")
+_handlers: ContextVar[tuple[FailureHandler, ...]] = ContextVar("handlers", default=(_DEFAULT,))
 _context: ContextVar[SolveContext | None] = ContextVar("context", default=None)
 
 _SKIPPED = ("rbp_lightning", "torch", "lightning", "contextlib")
@@ -97,7 +97,7 @@ _SKIPPED = ("rbp_lightning", "torch", "lightning", "contextlib")
 
 def current_context() -> SolveContext:
     """The handler in force and the line of the user's code that is being run."""
-    return _context.get() or SolveContext(_handler.get(_DEFAULT), user_place())
+    return _context.get() or SolveContext(_handlers.get()[-1], user_place())
 
 
 @contextmanager
@@ -110,14 +110,18 @@ def in_context(context: SolveContext) -> Iterator[None]:
         _context.reset(token)
 
 
-def push_handler(handler: FailureHandler) -> object:
-    """Puts a handler in force; returns the token that ``pop_handler`` takes."""
-    return _handler.set(handler)
+def push_handler(handler: FailureHandler) -> None:
+    """Puts a handler in force, in this thread; it may be in force in others as well."""
+    _handlers.set((*_handlers.get(), handler))
 
 
-def pop_handler(token: object) -> None:
-    """Puts the handler in force that was before."""
-    _handler.reset(token)  # type: ignore[arg-type]
+def pop_handler(handler: FailureHandler) -> None:
+    """Puts the handler in force that was before one."""
+    handlers = _handlers.get()
+    for index in reversed(range(len(handlers))):
+        if handlers[index] is handler:
+            _handlers.set(handlers[:index] + handlers[index + 1 :])
+            return
 
 
 def action(failure: Failure) -> Action:
@@ -177,12 +181,18 @@ def ignoring(*failures: Failure) -> Iterator[None]:
 
     Args:
         failures: The kinds; none given means all.
+
+    Raises:
+        UserError: If one is no kind of failure.
     """
-    token = _handler.set(_Ignoring(_handler.get(_DEFAULT), frozenset(failures or Failure)))
+    for failure in failures:
+        check_instance(ignoring, "failures", failure, Failure, "kinds such as Failure.NOT_CONVERGED")
+    handler = _Ignoring(_handlers.get()[-1], frozenset(failures or Failure))
+    push_handler(handler)
     try:
         yield
     finally:
-        _handler.reset(token)
+        pop_handler(handler)
 
 
 def warn_at(place: Place, text: str) -> None:

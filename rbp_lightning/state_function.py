@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_structure, tree_unflatten
 
 from rbp_lightning.errors import UserError
-from rbp_lightning.pytree import State, Vector
+from rbp_lightning.pytree import FLOATS, State, Vector
 
 Update: TypeAlias = Callable[[State], State]
 """The map F(h) whose fixed point is wanted; inputs and parameters are what it closes over."""
+
+
+_CALLERS = (__name__, "rbp_lightning.estimators.random_draws")
 
 
 class StateFunction:
@@ -20,6 +23,9 @@ class StateFunction:
     Args:
         update: The map F.
         structure: Structure of the state.
+
+    Raises:
+        UserError: If ``update`` is no function.
 
     Attributes:
         calls: How often F was applied.
@@ -33,6 +39,8 @@ class StateFunction:
     """
 
     def __init__(self, update: Update, structure: TreeSpec) -> None:
+        if not callable(update):
+            raise UserError(f"update={update!r} is no function: pass one from a state to the next state.")
         self.calls = 0
         self._update, self._structure = update, structure
         self._is_leaf = structure.is_leaf()
@@ -47,24 +55,27 @@ class StateFunction:
             Leaves of F(h), in the same order.
 
         Raises:
-            UserError: If F returns another structure, other shapes or something that is no tensor.
+            UserError: If F returns another structure, other shapes or something that is no floating-point tensor.
         """
         self.calls += 1
+        try:
+            state = self._update(vector[0] if self._is_leaf else tree_unflatten(list(vector), self._structure))
+        except TypeError as error:
+            if _raised_by_the_call(error):
+                raise UserError(f"The update does not take a state as its only argument: {error}.") from error
+            raise
         if self._is_leaf:
-            image = self._update(vector[0])
-            if not isinstance(image, Tensor) or image.shape != vector[0].shape:
-                self.refuse(vector, [image])
-            return [image]
-        state = self._update(tree_unflatten(list(vector), self._structure))
+            if not continues(vector[0], state):
+                self.refuse(vector, [state])
+            return [state]
         try:
             leaves: list[Tensor] = self._structure.flatten_up_to(state)
         except ValueError as error:
             raise UserError(
-                f"The update turned a state of the structure {self._structure} into one of the structure "
-                f"{tree_structure(state)}: it must return the structure that it was given."
+                f"The update turned a state of the structure {_in_one_line(self._structure)} into one of the structure "
+                f"{_in_one_line(tree_structure(state))}: it must return the structure that it was given."
             ) from error
-        pairs = zip(leaves, vector, strict=True)
-        if not all(isinstance(leaf, Tensor) and leaf.shape == other.shape for leaf, other in pairs):
+        if not all(continues(leaf, following) for leaf, following in zip(vector, leaves, strict=True)):
             self.refuse(vector, leaves)
         return leaves
 
@@ -87,6 +98,25 @@ class StateFunction:
             )
         return image
 
+    def check_reuse(self, vector: Vector) -> None:
+        """Refuses an F that writes F(h) into h, once it was seen to return it; applies it once more.
+
+        A constant that F closes over is returned each time as well, and does not change.
+
+        Args:
+            vector: Leaves of h.
+
+        Raises:
+            UserError: If it does.
+        """
+        before = [leaf.detach().clone() for leaf in vector]
+        self(vector)
+        if not all(torch.equal(leaf, one) for leaf, one in zip(vector, before, strict=True)):
+            raise UserError(
+                "The update writes its result into one tensor each time, which by then is its argument: it must return "
+                "a new one."
+            )
+
     @staticmethod
     def refuse(before: Vector, after: Vector) -> None:
         """Refuses what F returned.
@@ -98,11 +128,47 @@ class StateFunction:
         Raises:
             UserError: Always.
         """
-        shapes = [[tuple(getattr(leaf, "shape", ())) for leaf in leaves] for leaves in (before, after)]
+        kinds = [", ".join(_kind(leaf) for leaf in leaves) for leaves in (before, after)]
         raise UserError(
-            f"The update turned a state of shapes {shapes[0]} into one of shapes {shapes[1]} and types "
-            f"{[type(leaf).__name__ for leaf in after]}: it must return what it was given, one step later."
+            f"The update turned a state of {kinds[0]} into one of {kinds[1]}: it must return what it was given, one "
+            "step later, in dense floating-point tensors."
         )
+
+
+def continues(leaf: Tensor, following: object) -> bool:
+    """Whether something can be the next value of a leaf: of its shape, on its device and of any floating-point dtype.
+
+    Args:
+        leaf: The leaf.
+        following: What an update made of it.
+    """
+    return (
+        isinstance(following, Tensor)
+        and following.shape == leaf.shape
+        and following.dtype in FLOATS
+        and following.layout is torch.strided
+        and following.device == leaf.device
+    )
+
+
+def _kind(leaf: object) -> str:
+    if not isinstance(leaf, Tensor):
+        return type(leaf).__name__
+    words = [str(tuple(leaf.shape)), str(leaf.dtype).removeprefix("torch.")]
+    layout = [] if leaf.layout is torch.strided else [str(leaf.layout).removeprefix("torch.")]
+    return " ".join([*words, *layout, *([] if leaf.device.type == "cpu" else [str(leaf.device)])])
+
+
+def _in_one_line(structure: TreeSpec) -> str:
+    return " ".join(str(structure).split())
+
+
+def _raised_by_the_call(error: TypeError) -> bool:
+    """Whether an update was not entered at all, as it takes other arguments."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_globals["__name__"] in _CALLERS
 
 
 def precision(vector: Vector) -> float:

@@ -65,7 +65,7 @@ def test_inner_products_are_those_of_the_flat_vectors(seed: int, batch_dims: int
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-6, 1.0, 1e30])
 def test_normalized_is_of_size_one_and_comes_back(scale: float) -> None:
     vector = [scale * torch.tensor([[1.0, -0.5], [0.25, 0.0]]), scale * torch.tensor([0.5, 0.5])]
-    scaled, size = normalize(vector)
+    scaled, size = normalize(vector, always=True)
     largest = max(float(leaf.abs().max()) for leaf in scaled)
     assert largest <= 1
     if scale >= 1e-37:
@@ -74,15 +74,22 @@ def test_normalized_is_of_size_one_and_comes_back(scale: float) -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-45)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12, 1e30])
+def test_in_float32_what_is_very_small_or_large_is_normalized(scale: float) -> None:
+    scaled, size = normalize([torch.tensor([scale, 0.0])])
+    assert float(scaled[0][0]) == (1 if scale else 0)
+    torch.testing.assert_close(denormalize(scaled, size, scaled)[0][0], torch.tensor(scale))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_leaves_the_rest_as_it_is(bad: float) -> None:
-    scaled, size = normalize([torch.tensor([bad, 2.0, 0.0])])
+    scaled, size = normalize([torch.tensor([bad, 2.0, 0.0])], 1e-7)
     assert denormalize(scaled, size, [torch.zeros(3)])[0][1:].tolist() == [2.0, 0.0]
 
 
 def test_low_precision_is_normalized_in_float32_and_comes_back_as_it_was() -> None:
     vector = [torch.tensor([3e-5, 1e-5], dtype=torch.float16)]
-    scaled, size = normalize(vector)
+    scaled, size = normalize(vector, always=True)
     assert scaled[0].dtype is torch.float32
     back = denormalize(scaled, size, vector)[0]
     assert back.dtype is torch.float16

@@ -137,7 +137,7 @@ TWO = torch.tensor([0, 1])
         ({"values": torch.ones(2, 1)}, r"shapes \[2\], \[2\], \[2, 1\]"),
         ({"col": TWO[:1]}, r"shapes \[2\], \[1\], \[2\]"),
         ({"values": [1.0, 2.0]}, r"shapes \[2\], \[2\], list"),
-        ({"values": TWO}, r"values has the dtype torch\.int64: convert it to a floating-point one"),
+        ({"values": TWO}, r"values has the dtype torch\.int64"),
         ({"values": torch.ones(2, device="meta")}, "are on cpu, cpu and meta: move them to one device"),
         ({"row": torch.tensor([1, 1]), "col": torch.tensor([0, 0])}, r"two entries at \(1, 0\): add them up"),
         ({"shape": (2,)}, r"shape=\(2,\) must be the number of rows and of columns"),
@@ -157,7 +157,7 @@ def test_values_and_factors_that_do_not_fit_are_refused() -> None:
     matrix = SparseMatrix.from_dense(torch.eye(2))
     with pytest.raises(UserError, match=r"values has the shape \[3\]: pass \[2\]"):
         matrix.with_values(torch.ones(3))
-    with pytest.raises(UserError, match=r"dense has the shape \[3\]: pass a matrix"):
+    with pytest.raises(UserError, match=r"dense has the shape \[3\]"):
         SparseMatrix.from_dense(torch.ones(3))
     for dtype in (torch.int64, torch.complex64):  # would be rounded, or lose its imaginary part
         with pytest.raises(UserError, match=f"the other factor has the dtype {dtype}"):

@@ -23,7 +23,7 @@ from models.hyperparameter_optimization.trained_classifier import TrainedClassif
 from models.hyperparameters import Examples, Hyperparameter
 from models.inner_training import OnStep, SGDUpdate, local_shard
 from rbp_lightning import FixedPoint, GradientEstimator, NeumannRBP, Picard
-from rbp_lightning.errors import check_choice, check_count, check_number
+from rbp_lightning.errors import check_choice, check_count, check_number, check_seed
 from rbp_lightning.nn.replicated import replicated
 
 
@@ -102,7 +102,7 @@ class HyperparameterOptimizer(TrainedClassifier):
         self.batch_size = check_count(self, "batch_size", batch_size, 1)
         self.outer_objective = check_choice(self, "outer_objective", outer_objective, ("validation", "training"))
         self.inner_start = check_choice(self, "inner_start", inner_start, ("restart", "last"))
-        self.inner_seed = check_count(self, "inner_seed", inner_seed, 0)
+        self.inner_seed = check_seed(self, "inner_seed", inner_seed)
         self.linearization_batches = check_linearization(self, linearization_batches)
         self.learning_rate = check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
         self.inner_curves_every = check_count(self, "inner_curves_every", inner_curves_every, 1)

@@ -13,7 +13,7 @@ from models.hyperparameter_optimization.optimizer import HyperparameterOptimizer
 from models.hyperparameters import Examples
 from models.inner_training.momentum_sgd import Tensors
 from rbp_lightning.checkpoint_file import load_checkpoint
-from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.errors import UserError, check_count, check_number, check_seed
 
 
 class RandomSearch(Callback):
@@ -40,7 +40,7 @@ class RandomSearch(Callback):
     def __init__(self, spread: float = 3.0, trials: int | None = None, seed: int = 0) -> None:
         self.spread = check_number(self, "spread", spread, 0.0, low_allowed=False)
         self.trials = None if trials is None else check_count(self, "trials", trials, 1)
-        self.seed = check_count(self, "seed", seed, 0)
+        self.seed = check_seed(self, "seed", seed)
         self.seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -74,7 +74,7 @@ class RandomSearch(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from the time of the resumed run."""
-        self.seconds = state_dict["seconds"]
+        self.seconds = check_number(self, "seconds", state_dict.get("seconds", -1.0), 0.0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the search and prints the comparison."""

@@ -1,17 +1,18 @@
 """Evaluation of the network that was trained last."""
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from models.batches import BatchesOfOneKind
 from models.hyperparameter_optimization.checks import check_examples
 from models.hyperparameter_optimization.predicted_classes import PredictedClasses
 from models.hyperparameters import Examples
 from models.inner_training import InnerObjective
 
 
-class TrainedClassifier(LightningModule):
+class TrainedClassifier(BatchesOfOneKind):
     """Validates, tests and predicts by a network that something else trains.
 
     Attributes:
@@ -43,6 +44,10 @@ class TrainedClassifier(LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=size)
         if stage == "val":
             self.log("hp_metric", metrics["accuracy"], batch_size=size)  # TensorBoard's HPARAMS compares runs by it
+
+    def batch_entries(self, stage: str) -> tuple[str, ...]:
+        """Whole splits in training, labelled images in evaluation."""
+        return ("train", "val") if stage == "train" else ("images", "index" if stage == "predict" else "labels")
 
     def validation_step(self, batch: Examples, batch_idx: int) -> None:
         """Classifies validation images by the network that was trained last."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.errors import UserError, check_count, check_entries, check_number
 
 
 class MLP(nn.Sequential):
@@ -25,10 +25,11 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, sizes: Sequence[int] = (784, 50, 50, 50, 10), log_scale: float = -3.0) -> None:
-        if len(sizes) < 2:
-            raise UserError(f"MLP: sizes={list(sizes)} must list at least two layers, pixels and classes.")
+        if not isinstance(sizes, Sequence) or len(sizes) < 2:
+            raise UserError(f"MLP: sizes={sizes!r} must list at least two layers, pixels and classes.")
         for size in sizes:
             check_count(self, "sizes", size, 1)
+        check_entries(self, sum(inputs * outputs for inputs, outputs in pairwise(sizes)), sizes=list(sizes))
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.Tanh()]

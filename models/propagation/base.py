@@ -8,7 +8,7 @@ from torch.nn.functional import dropout
 
 from models.propagation.adjacency import Aggregation
 from rbp_lightning import SparseMatrix
-from rbp_lightning.errors import UserError, check_count, check_number
+from rbp_lightning.errors import UserError, check_count, check_entries, check_number
 from rbp_lightning.solvers import Update
 
 
@@ -55,6 +55,10 @@ class PropagationCell(nn.Module, ABC):
         self.dropout = check_number(self, "dropout", dropout, 0.0)
         if dropout >= 1:
             raise UserError(f"{type(self).__name__}: dropout={dropout!r} must be below 1: lower it.")
+        # A cell may have matrices of these sizes, GRU's three in one.
+        widest = max(num_features, num_classes, 3 * num_hidden)
+        sizes = {"num_features": num_features, "num_classes": num_classes, "num_hidden": num_hidden}
+        check_entries(self, widest * num_hidden, **sizes)
         self.inject = nn.Linear(num_features, num_hidden)
         nn.init.xavier_uniform_(self.inject.weight)
         nn.init.zeros_(self.inject.bias)

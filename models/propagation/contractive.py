@@ -4,8 +4,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
 
+from models.parametrized_weight import ParametrizedWeight
 from models.propagation.base import PropagationCell
 from rbp_lightning import FrobeniusNormBound, InfinityNormBound, SparseMatrix, SpectralNormBound
 from rbp_lightning.errors import UserError, check_choice, check_number
@@ -57,8 +57,8 @@ class ContractiveCell(PropagationCell):
         if bound >= 1:
             raise UserError(f"ContractiveCell: bound={bound!r} must be below 1 for a contraction: lower it.")
         self.activation = check_choice(self, "activation", activation, ACTIVATIONS)
-        self.propagate = nn.Linear(num_hidden, num_hidden, bias=False)
-        register_parametrization(self.propagate, "weight", BOUNDS[norm](bound))
+        original = nn.Linear(num_hidden, num_hidden, bias=False).weight
+        self.propagate = ParametrizedWeight(original, BOUNDS[norm](bound))
         self.readout = nn.Linear(num_hidden, num_classes)
 
     def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:

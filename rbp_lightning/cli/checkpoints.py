@@ -1,55 +1,147 @@
 """The checkpoint that a command names: its model's arguments, and whether the model fits it."""
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from rbp_lightning.checkpoint_file import load_checkpoint
+from rbp_lightning.checkpoint_file import load_checkpoint, shown
+from rbp_lightning.cli.mistakes import find_mistake, users_own
+from rbp_lightning.cli.run_folder import newest_checkpoint
+from rbp_lightning.cli.saved_arguments import SavedArguments
+from rbp_lightning.cli.saved_state import check_saved_state
 from rbp_lightning.cli.summary import print_once
 from rbp_lightning.errors import UserError
+
+
+def checkpoint_path(config: Namespace) -> str | None:
+    """Finds the file of the checkpoint that a subcommand's configuration names.
+
+    Args:
+        config: The configuration, whose ``ckpt_path`` is a file, ``last``, ``best``, ``hpc`` or ``None``.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    path: str | None = config.ckpt_path
+    if path in ("last", "best"):
+        found = str(newest_checkpoint(config.trainer, path))
+    elif path == "hpc" or (path is None and SLURMEnvironment.detect()):
+        # Lightning looks for it by itself on a cluster, and would load it unchecked.
+        folder = Path(config.trainer.default_root_dir or ".")
+        versions = {one: re.fullmatch(r"hpc_ckpt_(\d+)", one.stem) for one in folder.glob("hpc_ckpt_*.ckpt")}
+        saved = {int(version[1]): one for one, version in versions.items() if version}
+        if not saved:
+            if path is None:
+                return None
+            raise UserError(f"ckpt_path='hpc': {folder} has no hpc_ckpt_N.ckpt: name a checkpoint's file.")
+        found = str(saved[max(saved)])
+    else:
+        return path
+    print_once(f"Checkpoint: {found}")
+    return found
 
 
 class NamedCheckpoint:
     """A checkpoint that is named on the command line.
 
+    Nothing that it says is looked up, imported or executed, unless the user trusts it. What Lightning loads of it
+    afterwards is loaded with ``weights_only=True`` in any case.
+
     Args:
         path: The checkpoint's file.
+        trusted: Whether the classes that its hyperparameters name are imported and built.
 
     Raises:
-        UserError: If the file cannot be loaded.
+        UserError: If the file cannot be loaded, or its parts are not of the types that Lightning gives them.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, trusted: bool = False) -> None:
+        self.path, self.trusted = path, trusted
+        self.source = f"ckpt_path={path!r}"
         content = load_checkpoint(path)
-        self.hyperparameters: dict[str, Any] = content.get("hyper_parameters") or {}
-        self.shapes = _shapes(content["state_dict"])
+        check_saved_state(content, self.source)
+        saved = content.get("hyper_parameters")
+        self.hyperparameters: dict[str, Any] = {} if saved is None else saved
+        if not isinstance(self.hyperparameters, dict) or not all(isinstance(key, str) for key in self.hyperparameters):
+            raise UserError(f"{self.source}: its hyper_parameters are no dict with names: name another checkpoint.")
+        self.kinds = _kinds(content["state_dict"])
+        self.overridden: list[tuple[str, Any, Any]] = []
 
-    def model_config(self, config: Namespace) -> dict[str, Any]:
+    def model_config(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """Returns the configuration of the checkpoint's model, and prints which given arguments it overrides.
 
         Args:
-            config: The model's configuration, ``class_path`` and ``init_args``.
+            config: The model's configuration in plain types, ``class_path`` and ``init_args``.
+
+        Returns:
+            The configuration, or ``None`` if nothing is overridden. Every text in it is the given one's or one that the
+            parameter's type lists.
 
         Raises:
-            UserError: If the checkpoint is of another class.
+            UserError: If the checkpoint is of another class, or says more than plain values.
         """
-        saved = self.hyperparameters.get("_class_path", config.class_path)
-        if saved != config.class_path:
+        saved = self.hyperparameters.get("_class_path", config["class_path"])
+        if not isinstance(saved, str) or saved != config["class_path"]:
+            another = shown(saved)[1:-1] if isinstance(saved, str) else shown(saved)
             raise UserError(
-                f"ckpt_path={self.path!r} is a checkpoint of {saved}, not of {config.class_path}: set --model to "
-                f"{saved}."
+                f"{self.source} is a checkpoint of {another}, not of {config['class_path']}: set --model to {another}."
             )
-        given = config.init_args.as_dict() if config.get("init_args") else {}
         # A module may save more than its arguments.
-        arguments = {name: value for name, value in self.hyperparameters.items() if name in given}
-        saved_values, given_values = _flat(arguments), _flat(given)
-        for name in sorted(saved_values.keys() & given_values.keys()):
-            if saved_values[name] != given_values[name]:
-                print_once(f"The checkpoint's {name}={saved_values[name]} overrides {given_values[name]}.")
-        return {"class_path": config.class_path, "init_args": arguments}
+        parts = {
+            part: {name: self.hyperparameters[name] for name in config.get(part) or {} if name in self.hyperparameters}
+            for part in ("init_args", "dict_kwargs")
+        }
+        arguments = SavedArguments(self.source)
+        if self.trusted:
+            return {**config, **parts}
+        model = arguments.over_class(config, parts)
+        self.overridden = sorted(arguments.overridden, key=lambda one: one[0])
+        for name, value, given in self.overridden:
+            print_once(f"The checkpoint's {name}={value} overrides {given}.")
+        return model if self.overridden else None
+
+    @contextmanager
+    def making_model(self) -> Iterator[None]:
+        """Names the values that the checkpoint brought where a model cannot be made with them.
+
+        Raises:
+            UserError: In place of another exception, if there were such values.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self.overridden or isinstance(error, OSError) or find_mistake(error):
+                raise
+            brought = ", ".join(f"{name}={shown(value)}" for name, value, _ in self.overridden)
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.source} brought {brought}, with which no model can be made: {reason}.") from error
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Names the checkpoint where Lightning or PyTorch could not go on from it.
+
+        Raises:
+            UserError: In place of an exception of theirs that says nothing of the input.
+        """
+        try:
+            yield
+        except (OSError, MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if find_mistake(error) or users_own(error):
+                raise
+            raise UserError(
+                f"{self.source}: a run from it failed ({type(error).__name__}: {error}): what it holds may be damaged "
+                "or of another version (--debug shows where): name another."
+            ) from error
 
     def check_parameters(self, model: LightningModule) -> None:
         """Checks that a model can load the checkpoint's parameters.
@@ -58,26 +150,29 @@ class NamedCheckpoint:
             model: The model that is to load it.
 
         Raises:
-            UserError: If a parameter is missing, left over or of another shape.
+            UserError: If a parameter is missing, left over, of another shape or no number of its kind.
         """
-        wanted = _shapes(model.state_dict())
-        for name in sorted(self.shapes.keys() | wanted.keys()):
-            here, there = (shapes.get(name, "missing") for shapes in (wanted, self.shapes))
+        wanted = _kinds(model.state_dict())
+        for name in sorted(self.kinds.keys() | wanted.keys()):
+            here, there = (kinds.get(name, ("missing", "missing")) for kinds in (wanted, self.kinds))
             if here != there:
+                differ = 0 if here[0] != there[0] else 1
                 raise UserError(
-                    f"ckpt_path={self.path!r} is a checkpoint of another model: {name} is {there} there and {here} in "
-                    f"{type(model).__name__}: use the model and the arguments that it was trained with."
+                    f"{self.source} is a checkpoint of another model: {shown(name)[1:-1]} is {there[differ]} there "
+                    f"and {here[differ]} in {type(model).__name__}: use the model and the arguments that it was "
+                    "trained with."
                 )
 
 
-def _flat(arguments: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Arguments by dotted name, those of arguments that are classes included."""
-    flat: dict[str, Any] = {}
-    for name, value in arguments.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _shapes(state_dict: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _kinds(state_dict: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Shapes, and what kind of numbers: precisions may differ."""
     # A module's extra state need not be a tensor.
-    return {name: tuple(value.shape) for name, value in state_dict.items() if isinstance(value, Tensor)}
+    return {name: (tuple(value.shape), _kind(value)) for name, value in state_dict.items() if isinstance(value, Tensor)}
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_meta or tensor.is_quantized:
+        return "without values" if tensor.is_meta else "quantized"
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        return str(tensor.dtype)
+    return "floating point" if tensor.is_floating_point() else "integer"

@@ -20,8 +20,18 @@ _NO_SUCH_CLASS = re.compile(
     r"Expected a dot import path|No module named|has no attribute|does not correspond to a subclass|but is abstract"
 )
 
+# What Python says where jsonargparse takes a value for another type.
+_CONFUSED = {
+    r"'(\w+)' object has no attribute '(keys|items)'": r"\1 is no mapping of arguments",
+    r"argument of type '(\w+)' is not iterable": r"\1 is no class path",
+    r"unhashable type: '(\w+)'": r"\1 is no class path",
+}
+
 _LISTED = 20
 """Most classes that an error lists."""
+
+_LONGEST = 300
+"""Most characters of a line of jsonargparse's, which quotes whole values."""
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -61,6 +71,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str:
     """Tells what is wrong with the value of a key, which may be nested in others."""
+    for said, meant in _CONFUSED.items():
+        message = re.sub(said, meant, message)
     owners = re.findall(r"class_path '([\w.]+)'", message)
     reason = _one_line(
         re.sub(r"""Parser key "[\w.]+":|^--[\w.]+: |Problem with given class_path '[\w.]+':""", "", message)
@@ -73,19 +85,26 @@ def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str
         meant = did_you_mean(option[1], options)
         return f"{where}{owner.__name__} has no option {option[1]!r}.{meant} Its options: {', '.join(options)}."
     known = list(known_classes(_type_of(keys, owners, parser))) if keys and _NO_SUCH_CLASS.search(message) else []
+    if given := re.fullmatch(r"Given value: (.*)", reason):
+        reason = f"{given[1]} is no value for it"
     if not known:
         return f"{where}{reason}."
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     # The last class path is the wrong one only if each key before it has its own.
     wrong = unknown[1] if unknown else owners[-1] if len(owners) == len(keys) else ""
-    problem = f"{where}there is no class {wrong!r}" if unknown else where + reason
+    # A file in place of a class is read, and its content is not to be told.
+    named = f"there is no class {wrong!r}" if re.fullmatch(r"[\w.\-]*", wrong) else "its value is no class"
+    problem = where + (named if unknown else reason)
     listed = f"Known: {', '.join(known)}" if len(known) <= _LISTED else f"--{keys[0]}.help lists the known ones"
     return f"{problem}.{did_you_mean(wrong.rpartition('.')[2], known)} {listed}."
 
 
 def _one_line(message: str) -> str:
-    lines = [re.sub(r"^(-( |$))+", "", line.strip()) for line in message.splitlines()]
-    text = "; ".join(dict.fromkeys(line for line in lines if line and not _NOISE.match(line)))
+    lines = [re.sub(r"^(-( |$))+", "", line.strip())[:_LONGEST] for line in message.splitlines()]
+    told = list(dict.fromkeys(line for line in lines if line and not _NOISE.match(line)))
+    given = [line for line in told if line.startswith("Given value: ")]
+    # Of nested values the first one says enough.
+    text = "; ".join([line for line in told if line not in given] + ([] if "Got value" in message else given[:1]))
     return re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text).removesuffix(".")
 
 

@@ -1,28 +1,33 @@
 """The command line."""
 
 import argparse
-import gc
+import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rbp_lightning.cli.checkpointing import Checkpointing
-from rbp_lightning.cli.checkpoints import NamedCheckpoint
+from rbp_lightning.cli.checkpoints import NamedCheckpoint, checkpoint_path
+from rbp_lightning.cli.claims import Claims
 from rbp_lightning.cli.class_list import print_class_list
-from rbp_lightning.cli.errors import find_mistake, one_line_errors, root_cause, users_own
+from rbp_lightning.cli.config_file import YAML, ConfigParser
+from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.cli.explain import explain
+from rbp_lightning.cli.interruption import signals_end_the_run
+from rbp_lightning.cli.mistakes import find_mistake, users_own
+from rbp_lightning.cli.processes import ending_without_group, leave_process_group
 from rbp_lightning.cli.replaced_callbacks import warn_of_replaced_callbacks
-from rbp_lightning.cli.run_folder import check_writable, keep_results, newest_checkpoint
+from rbp_lightning.cli.run_folder import keep_results
 from rbp_lightning.cli.save_config import SaveConfigWithLogs
 from rbp_lightning.cli.summary import print_once, print_results, print_training
-from rbp_lightning.cli.trainer import RunTrainer
+from rbp_lightning.cli.trainer import RunTrainer, check_trainer
 from rbp_lightning.diagnostics.policy import FailurePolicy
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import GradientEstimator
@@ -30,8 +35,14 @@ from rbp_lightning.version import __version__
 
 _DESCRIPTION = "Trains, evaluates and audits networks that run to a fixed point."
 
+_TRUST = (
+    "Whether the classes, paths and texts among the model's arguments in a checkpoint take the place of the config's. "
+    "The classes that the file names are then imported and built with its arguments, so whoever made the file can run "
+    "any code as you: for files of your own alone."
+)
+
 # An abbreviation would turn a misspelt option into another one.
-_STRICT = {"exit_on_error": False, "allow_abbrev": False}
+_STRICT = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
 
 
 class RBPLightningCLI(LightningCLI):
@@ -46,6 +57,8 @@ class RBPLightningCLI(LightningCLI):
         UserError: If a value or a file is.
     """
 
+    claims: Claims | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         parsers: dict[str, Any] = {**_STRICT, "version": __version__, "description": _DESCRIPTION}
         parsers |= {name: dict(_STRICT) for name in self.subcommands()}  # each gets a description of its own
@@ -54,6 +67,7 @@ class RBPLightningCLI(LightningCLI):
         defaults = {
             "save_config_callback": SaveConfigWithLogs,
             "trainer_class": RunTrainer,
+            "parser_class": ConfigParser,
             "seed_everything_default": 0,
             "parser_kwargs": parsers,
         }
@@ -71,10 +85,11 @@ class RBPLightningCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds ``--estimator``, ``--policy`` and ``--checkpoint``."""
+        """Adds ``--estimator``, ``--policy``, ``--checkpoint`` and ``--trust_checkpoint``."""
         parser.add_lightning_class_args(GradientEstimator, "estimator", subclass_mode=True)
         parser.add_lightning_class_args(FailurePolicy, "policy")
         parser.add_class_arguments(Checkpointing, "checkpoint")
+        parser.add_argument("--trust_checkpoint", type=bool, default=False, help=_TRUST)
         parser.set_defaults({"estimator": {"class_path": "rbp_lightning.NeumannRBP"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -95,20 +110,37 @@ class RBPLightningCLI(LightningCLI):
                 raise own from None
             raise argparse.ArgumentError(None, explain(str(error), options)) from error
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:  # Lightning's own does not say whose seed it is
+            raise UserError(f"--seed_everything: {error}.") from error
+
     def _parse_ckpt_path(self) -> None:
         # Lightning's takes the estimator for an argument of the model and does not say what is wrong with a file.
         subcommand, config = self.config.subcommand, self.config[self.config.subcommand]
         warn_of_replaced_callbacks(config.config or [], config.trainer)
-        if config.ckpt_path in ("last", "best"):
-            config.ckpt_path = str(newest_checkpoint(config.trainer, config.ckpt_path))
-            print_once(f"Checkpoint: {config.ckpt_path}")
-        local = config.ckpt_path is not None and "://" not in config.ckpt_path and config.ckpt_path != "hpc"
-        self.checkpoint = NamedCheckpoint(config.ckpt_path) if local else None
+        if config.get("weights_only") is False:
+            raise UserError("weights_only=False runs what a checkpoint holds, and is not needed for one: leave it out.")
+        config.ckpt_path = path = checkpoint_path(config)
+        self.checkpoint = None if path is None else NamedCheckpoint(path, trusted=config.trust_checkpoint)
         if subcommand != "fit":
-            keep_results(config.trainer, subcommand, config.ckpt_path if local else None)
+            keep_results(config.trainer, subcommand, path)
         if self.checkpoint is not None:
-            model = self.checkpoint.model_config(config.model)
+            text = self._parser(subcommand).dump(config, format="json", skip_link_targets=False, skip_none=False)
+            model = self.checkpoint.model_config(json.loads(text)["model"])
+            if model is not None:
+                self._take_model(model, self.checkpoint.source)
+
+    def _take_model(self, model: dict[str, Any], source: str) -> None:
+        subcommand = self.config.subcommand
+        try:
             self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
+        except argparse.ArgumentError as error:
+            if own := users_own(error):
+                raise own from None
+            reason = explain(str(error), self._parser(subcommand))
+            raise UserError(f"{source} does not fit its model's arguments: {reason}") from error
 
     def instantiate_classes(self) -> None:
         """Makes the objects; refuses a checkpoint of another model before anything is run.
@@ -120,14 +152,21 @@ class RBPLightningCLI(LightningCLI):
         if config.get("lr_scheduler") and not config.get("optimizer"):
             raise UserError("--lr_scheduler is ignored without --optimizer: give both.")
         try:
-            super().instantiate_classes()
+            self._instantiate_classes()
+        except BaseException:
+            self._release_folders()
+            raise
+
+    def _instantiate_classes(self) -> None:
+        try:
+            with nullcontext() if self.checkpoint is None else self.checkpoint.making_model():
+                super().instantiate_classes()
         except (ValueError, TypeError, OSError) as error:
             # jsonargparse wraps what a constructor raises.
-            if inner := find_mistake(error) or users_own(error):
+            mistake = find_mistake(error)
+            if inner := users_own(error) if mistake is None else mistake:
                 raise inner from None
-            if isinstance(error, TypeError):
-                raise
-            raise UserError(str(root_cause(error))) from error  # a value that PyTorch or Lightning refuses
+            raise
         if self.checkpoint is not None:
             self.checkpoint.check_parameters(self.model)
 
@@ -136,10 +175,32 @@ class RBPLightningCLI(LightningCLI):
         checkpointing = self._get(self.config_init, "checkpoint")
         if self.save_config_callback is SaveConfigWithLogs:
             self.save_config_kwargs["subcommand"] = self.subcommand
+        check_trainer(self._get(self.config_init, "trainer"))
         arguments = checkpointing.trainer_arguments(self._get(self.config_init, "trainer"))
         trainer = super().instantiate_trainer(**{**arguments, **kwargs})
-        check_writable(trainer)
+        if trainer.is_global_zero:
+            self.claims = Claims(trainer, checkpoints=self.subcommand == "fit")
         return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if self.checkpoint is not None:
+            # Lightning takes a path that begins with "http" for an address.
+            arguments["ckpt_path"] = os.path.abspath(self.checkpoint.path)
+        if "weights_only" in arguments:  # an evaluation, or a training that is continued, loads the file once more
+            arguments["weights_only"] = True
+        return arguments
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            with nullcontext() if self.checkpoint is None else self.checkpoint.running():
+                super()._run_subcommand(subcommand)
+        finally:
+            self._release_folders()
+
+    def _release_folders(self) -> None:
+        if self.claims is not None:
+            self.claims.release()
 
     def before_fit(self) -> None:
         """Says that nothing is kept, where that was not asked for."""
@@ -186,16 +247,15 @@ def main(args: ArgsType = None) -> RBPLightningCLI:
         warnings.filterwarnings("ignore", "The dirpath has changed")
         # It is what --optimizer is given for.
         warnings.filterwarnings("ignore", ".*configure_optimizers. will be overridden")
+        # Here it goes on with the batches that are left of the epoch.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         cli = RBPLightningCLI(args=args)
-    if torch.distributed.is_initialized():
-        # Lightning leaves the process group to the interpreter's exit, where gloo's threads abort it at times.
-        torch.distributed.destroy_process_group()
-        gc.collect()  # ends the threads: cycles through the trainer still hold the group
+    leave_process_group()
     return cli
 
 
 def console(args: list[str] | None = None) -> None:
-    """Runs the command line for a shell: a mistake in the input is one line and an exit status.
+    """Runs the command line for a shell: a mistake in the input, or a signal, is one line and an exit status.
 
     Args:
         args: The arguments; ``None`` takes those of the process.
@@ -203,5 +263,6 @@ def console(args: list[str] | None = None) -> None:
     # A console script has its own folder there, not the one where the user's modules are.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    with one_line_errors(debug="--debug" in (sys.argv if args is None else args)):
+    debug = "--debug" in (sys.argv if args is None else args)
+    with ending_without_group(), one_line_errors(debug), signals_end_the_run():
         main(args)

@@ -22,7 +22,9 @@ def warn_of_replaced_callbacks(configs: Iterable[Any], trainer: Namespace) -> No
         if config is None or not Path(config.absolute).is_file():
             continue
         content = yaml.safe_load(Path(config.absolute).read_text())
-        replaced = sorted(set(_names((content.get("trainer") or {}).get("callbacks"))) - kept)
+        section = content.get("trainer")
+        given = section.get("callbacks") if isinstance(section, dict) else None  # it may be in a file of its own
+        replaced = sorted(set(_names(given)) - kept)
         if replaced:
             rank_zero_warn(
                 f"trainer.callbacks replaces that of {config.relative}, so {', '.join(replaced)} does not run: name it "

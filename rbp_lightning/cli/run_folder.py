@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from rbp_lightning.errors import UserError
@@ -53,24 +52,6 @@ def keep_results(trainer: Namespace, subcommand: str, checkpoint: str | None) ->
             logger.init_args.version = subcommand
             if run is not None:
                 logger.init_args.save_dir, logger.init_args.name = run, ""
-
-
-def check_writable(trainer: Trainer) -> None:
-    """Makes the folders in which a Trainer's runs are to lie.
-
-    Args:
-        trainer: The Trainer.
-
-    Raises:
-        UserError: If one cannot be made.
-    """
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger | CSVLogger):
-            try:
-                Path(logger.root_dir).mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = f"cannot write to {logger.root_dir} ({error.strerror})"
-                raise UserError(f"trainer.logger: {reason}: set save_dir to another folder.") from error
 
 
 def _runs(trainer: Namespace) -> Path:

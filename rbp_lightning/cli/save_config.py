@@ -6,6 +6,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from rbp_lightning.cli.whole_files import written_whole
+
 
 class SaveConfigWithLogs(SaveConfigCallback):
     """Writes ``config.yaml`` into a run's own folder, over that of a training which is continued there.
@@ -24,11 +26,24 @@ class SaveConfigWithLogs(SaveConfigCallback):
         self.subcommand = subcommand
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves the configuration where it overwrites nothing but one of the same run."""
+        """Saves the configuration where it overwrites nothing but one of the same run.
+
+        Raises:
+            UserError: If it cannot be written; the one before is left as it was.
+        """
         log_dir = trainer.log_dir  # every rank has to ask
-        if log_dir is None or Path(log_dir).resolve() == Path.cwd():
+        if log_dir is None or Path(log_dir).resolve() == Path.cwd() or self.already_saved:
             return
-        exists = trainer.strategy.broadcast((Path(log_dir) / self.config_filename).exists())
+        path = Path(log_dir) / self.config_filename
+        exists = trainer.strategy.broadcast(path.exists())
         if exists and self.subcommand not in ("fit", Path(log_dir).name):
             return
-        super().setup(trainer, pl_module, stage)
+        if not trainer.is_global_zero:
+            super().setup(trainer, pl_module, stage)
+            return
+        with written_whole(path) as unfinished:
+            self.config_filename = unfinished.name
+            try:
+                super().setup(trainer, pl_module, stage)
+            finally:
+                self.config_filename = path.name

@@ -72,7 +72,6 @@ class FailurePolicy(Callback):
         self.truncation_tol = check_number(self, "truncation_tol", truncation_tol, 0.0, 1.0)
         self.skips = SkippedSteps()
         self._warned: set[tuple[Failure, Place] | Failure] = set()
-        self._tokens: list[object] = []
         self._in_trainer = self._in_batch = self._set_up = False
 
     def action(self, failure: Failure) -> Action:
@@ -110,16 +109,16 @@ class FailurePolicy(Callback):
 
     def __enter__(self) -> "FailurePolicy":
         """Comes into force."""
-        self._tokens.append(push_handler(self))
+        push_handler(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Hands back to what was in force before."""
-        pop_handler(self._tokens.pop())
+        pop_handler(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy, or a process that is spawned, takes along."""
-        return {**vars(self), "_tokens": [], "_set_up": False}
+        return {**vars(self), "_set_up": False}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Comes into force."""
@@ -193,7 +192,8 @@ class FailurePolicy(Callback):
     def _looks_at_gradients(self, trainer: Trainer) -> bool:
         action = self.action(Failure.GRADIENT)
         if action == "warn":
-            return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined, no-any-return]
+            every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            return every > 0 and trainer.global_step % every == 0  # 0 logs nothing
         return action != "ignore"
 
     def state_dict(self) -> dict[str, Any]:

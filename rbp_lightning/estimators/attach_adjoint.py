@@ -11,7 +11,7 @@ from rbp_lightning.errors import UserError
 from rbp_lightning.pytree import Vector
 
 
-def attach_adjoint(function: Callable[[Vector], Vector], vector: Vector) -> list[Tensor]:
+def attach_adjoint(function: Callable[[Vector], Vector], vector: Vector, values: Vector | None = None) -> list[Tensor]:
     """Returns copies of some tensors, whose gradient is replaced in the backward pass.
 
     They are copies, so that they may be changed in place: the tape may hold the tensors themselves.
@@ -19,6 +19,7 @@ def attach_adjoint(function: Callable[[Vector], Vector], vector: Vector) -> list
     Args:
         function: Takes the gradients and returns those that replace them.
         vector: The tensors.
+        values: What the copies hold; ``None`` for what the tensors hold.
 
     Raises:
         NotImplementedError: In the backward pass, if it is run with ``create_graph=True``.
@@ -30,16 +31,18 @@ def attach_adjoint(function: Callable[[Vector], Vector], vector: Vector) -> list
         >>> weight.grad
         tensor([2., 2.])
     """
-    return list(_AttachAdjoint.apply(function, *vector))  # type: ignore[no-untyped-call]
+    return list(_AttachAdjoint.apply(function, values, *vector))  # type: ignore[no-untyped-call]
 
 
 class _AttachAdjoint(torch.autograd.Function):
     """A copy, whose backward replaces the gradient by what the function returns."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[[Vector], Vector], *leaves: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, function: Callable[[Vector], Vector], values: Vector | None, *leaves: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.function = function
-        return tuple(leaf.clone() for leaf in leaves)
+        return tuple(leaf.clone() for leaf in (leaves if values is None else values))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -49,7 +52,7 @@ class _AttachAdjoint(torch.autograd.Function):
             raise NotImplementedError(
                 "The gradient of a fixed point has no derivative here: do not pass create_graph=True."
             )
-        return None, *ctx.function(gradients)
+        return None, None, *ctx.function(gradients)
 
 
 def refuse_transforms(*tensors: Tensor) -> None:

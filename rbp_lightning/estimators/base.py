@@ -1,5 +1,6 @@
 """The interface of gradient estimators."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,13 +11,16 @@ import torch._functorch.config
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._pytree import tree_unflatten
 
-from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.errors import UserError, check_count, check_instance
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.attach_adjoint import attach_adjoint, refuse_transforms
 from rbp_lightning.estimators.describe import as_call, describe
 from rbp_lightning.estimators.judged_solve import judged_solve
 from rbp_lightning.estimators.log_hyperparameters import log_hyperparameters
 from rbp_lightning.estimators.observer import SolveObserver, observers_of_solve
+from rbp_lightning.estimators.parameter_storage import watch_parameters
+from rbp_lightning.estimators.random_draws import DrawWatch
+from rbp_lightning.estimators.spot_checks import SpotChecks
 from rbp_lightning.estimators.warm_start import WarmStart
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear.jacobian import JacobianOperator
@@ -49,10 +53,8 @@ class GradientEstimator(Callback, ABC):
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         super().__init__()
-        if not isinstance(solver, FixedPointSolver | None):
-            raise UserError(
-                f"{type(self).__name__}: solver={solver!r} is no FixedPointSolver: pass one, such as Picard()."
-            )
+        if solver is not None:
+            check_instance(self, "solver", solver, FixedPointSolver, "one, such as Picard()")
         self.solver = Picard() if solver is None else solver
 
     @abstractmethod
@@ -64,11 +66,10 @@ class GradientEstimator(Callback, ABC):
             record: Takes how the adjoint is solved, in the backward pass.
 
         Returns:
-            The differentiable leaves of the fixed point.
+            The differentiable leaves of the fixed point. Those of ``solve.last_steps`` itself are given the values of
+            the iterate whose residual is reported.
         """
 
-    # A trace of the solve would put its data-dependent loop into the graph; the update may itself be compiled.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self,
         update: Update,
@@ -99,37 +100,62 @@ class GradientEstimator(Callback, ABC):
             UserError: If an argument or the update is not as described.
             ConvergenceError: If the solve fails and the policy is to raise.
         """
+        run: Callable[..., FixedPoint] = self._untraced if torch.compiler.is_compiling() else self._run
+        return run(update, initial_state, batch_dims, warm_start, max_steps)
+
+    def _run(
+        self,
+        update: Update,
+        initial_state: State,
+        batch_dims: int,
+        warm_start: WarmStart | None,
+        max_steps: int | None,
+    ) -> FixedPoint:
         refuse_transforms()
-        check_count(self, "batch_dims", batch_dims, 0)
+        batch_dims = check_count(self, "batch_dims", batch_dims, 0)
         taped = torch.is_grad_enabled()
         if max_steps is not None:
-            check_count(self, "max_steps", max_steps, 1)
+            max_steps = check_count(self, "max_steps", max_steps, 1)
             if taped:
                 self.check_max_steps(max_steps)
         if warm_start is not None:
+            check_instance(self, "warm_start", warm_start, WarmStart, "one that this problem alone uses, or None")
             initial_state = warm_start.state_like(initial_state)
         context = current_context()
         observers = observers_of_solve() if taped else []
-        record_all = any(observer.record for observer in observers)
-        solve = Solve(update, initial_state, batch_dims, self.solver, max_steps, record_all)
+        record_all = bool(observers) and any(observer.record for observer in observers)
+        checks = _taped_checks if taped else _untaped_checks
+        checked = checks.next(context.place) is not None or context.place in checks.found
+        watch = DrawWatch(update) if checked and self.solver.tol > 0 and callable(update) else None
+        solve = Solve(watch or update, initial_state, batch_dims, self.solver, max_steps, record_all)
         record = AdjointRecord(type(self).__name__, context, observers, warm_start) if taped else None
         if record is not None:
-            # A compiled update that was differentiated once without ``retain_graph`` would have given its saved tensors
-            # away, and refuse the products of implicit estimators later on, also by way of the disk cache.
-            torch._functorch.config.donated_buffer = False
+            _keep_saved_tensors()
             image = self.differentiate(solve, record)
+            if image[0] is solve.last_taped[1][0]:
+                image = attach_adjoint(lambda gradient: gradient, image, solve.values(image))
+            if checked:
+                watch_parameters(type(self).__name__, image, solve.last_taped[0], context)
         else:
-            image = solve.freezing_failures(lambda: solve.iterate(solve.max_steps))
-        fixed_point = judged_solve(type(self).__name__, solve, image, context, record)
+            image = solve.values(solve.freezing_failures(lambda: solve.iterate(solve.max_steps)))
+            image = [leaf.clone() for leaf in image]
+        # A draw need not matter, and another thread may have made it.
+        is_random = watch is not None and watch.draws and solve.is_stochastic(DRAWS, self.solver.tol)
+        if is_random:
+            checks.found.add(context.place)
+        fixed_point = judged_solve(type(self).__name__, solve, image, context, record, is_random)
         if warm_start is not None:
             warm_start.keep_state(fixed_point)
         if observers:
-            operator = JacobianOperator(_refuse_evaluation, *solve.last_taped, batch_dims)
+            operator = JacobianOperator(_refuse_evaluation, *solve.last_taped, batch_dims, self.solver.per_leaf)
             for observer in observers:
                 observer.on_solve_end(fixed_point, operator)
             image = attach_adjoint(_notifying(observers), image)
             fixed_point = replace(fixed_point, state=tree_unflatten(image, solve.structure))
         return fixed_point
+
+    # A trace of the solve would put its data-dependent loop into the graph; the update may itself be compiled.
+    _untraced = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
 
     def check_max_steps(self, max_steps: int) -> None:
         """Refuses a number of steps that is too small for the estimator.
@@ -163,6 +189,23 @@ class GradientEstimator(Callback, ABC):
     def __repr__(self) -> str:
         """The class with its arguments."""
         return as_call(self)
+
+
+DRAWS = 8
+"""How often an update that draws random numbers is applied again, to see whether they matter."""
+
+# A module that draws dropout masks in training does not in an evaluation.
+_taped_checks, _untaped_checks = SpotChecks(), SpotChecks()
+
+
+@functools.cache
+def _keep_saved_tensors() -> None:
+    """Has compiled updates keep the tensors that they save, in this process.
+
+    One that was differentiated once without ``retain_graph`` would have given them away, and refuse the products of
+    implicit estimators later on, also by way of the disk cache.
+    """
+    torch._functorch.config.donated_buffer = False
 
 
 def _refuse_evaluation(vector: Vector) -> Vector:

@@ -1,16 +1,18 @@
 """Back-propagation through time."""
 
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
+from rbp_lightning.estimators.attach_adjoint import attach_adjoint
 from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.estimators.tape_watch import TapeWatch
-from rbp_lightning.pytree import Vector
+from rbp_lightning.pytree import Vector, where
 from rbp_lightning.solvers import FixedPointSolver, Solve
 
 
 class BPTT(GradientEstimator):
     """Back-propagation through time: differentiates every step of the forward solve (paper, section 2.2).
 
-    Exact for the iterate that was reached; memory grows linearly with the number of steps. A solve that started near
+    Exact for the iterate that is returned, unless that is the initial state or a frozen sample, which get the gradient
+    of one step; memory grows linearly with the number of steps. A solve that started near
     the fixed point has a gradient of few steps only: what is left of it at the first one is reported as for ``TBPTT``,
     unless the initial state passes it on, or the solver's tolerance is 0 and its number of steps what is wanted.
 
@@ -43,4 +45,12 @@ class BPTT(GradientEstimator):
             return solve.steps - before, watch, image
 
         steps, watch, image = solve.freezing_failures(run)
-        return watch.after_tape(steps, image) if watched else [leaf.clone() for leaf in image]
+        values, mask = solve.values(image), solve.frozen.mask
+        if self.solver.tol > 0 and steps > 1:
+            # The state that is returned is the one before the last, and has a gradient of its own.
+            steps, image = steps - 1, solve.measured if mask is None else where(mask, image, solve.measured)
+        if watched:
+            return watch.after_tape(steps, image, values)
+        if self.solver.tol == 0 or image is solve.measured:  # which can be differentiated twice
+            return [leaf.clone() for leaf in image]
+        return attach_adjoint(lambda gradient: gradient, image, values)

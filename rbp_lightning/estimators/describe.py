@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from rbp_lightning.checkpoint_file import shown
 from rbp_lightning.errors import UserError
 from rbp_lightning.linear.base import LinearSolver
 from rbp_lightning.solvers import FixedPointSolver
@@ -22,7 +23,7 @@ def describe(configured: object) -> dict[str, Any]:
 
     Example:
         >>> describe(Picard(max_steps=20))["init_args"]
-        {'max_steps': 20, 'tol': 1e-06, 'check_every': 10, 'atol': None}
+        {'max_steps': 20, 'tol': 1e-06, 'check_every': 10, 'atol': None, 'per_leaf': True}
     """
     init_args = {name: _plain(value) for name, value in _arguments(configured).items()}
     return {"class_path": _path(type(configured)), "init_args": init_args}
@@ -53,7 +54,7 @@ def as_call(configured: object) -> str:
 
     Example:
         >>> as_call(NeumannRBP(steps=5))
-        'NeumannRBP(steps=5, solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None))'
+        'NeumannRBP(steps=5, solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None, per_leaf=True))'
     """
     return described_call(describe(configured))
 
@@ -97,8 +98,12 @@ def from_description(description: Mapping[str, Any], base: type) -> Any:
         20
     """
     path, init_args = description.get("class_path"), description.get("init_args", {})
-    if not isinstance(path, str) or not isinstance(init_args, dict):
-        raise UserError(f"{description!r} is no description: it needs a class_path, and init_args that are a dict.")
+    if (
+        not isinstance(path, str)
+        or not isinstance(init_args, dict)
+        or not all(isinstance(one, str) for one in init_args)
+    ):
+        raise UserError(f"{shown(description)} is no description: it needs a class_path, and init_args by name.")
     known = {_path(one): one for one in _subclasses(base)}
     if path not in known:
         raise UserError(f"{path!r} is no {base.__name__} that has been imported: import its module first.")
@@ -113,7 +118,7 @@ def _made(path: str, name: str, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "class_path" not in value:
-        raise UserError(f"{path} was made with {name}={value.get('repr')}, which a description cannot hold.")
+        raise UserError(f"{path} was made with {name}={shown(value.get('repr'))}, which a description cannot hold.")
     linear = value["class_path"] in map(_path, _subclasses(LinearSolver))
     return from_description(value, LinearSolver if linear else FixedPointSolver)
 

@@ -11,7 +11,8 @@ from rbp_lightning.estimators.describe import from_description
 def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
     """Makes the gradient estimator that a checkpoint records, with its solver.
 
-    Nothing in the checkpoint is executed: the estimator's class has to be imported already.
+    Nothing in the checkpoint is executed or imported: what it names has to be an estimator, or a solver of one, whose
+    class is imported already, and is made with plain values.
 
     Args:
         path: A checkpoint's file, of a Trainer that had an estimator.
@@ -26,8 +27,10 @@ def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
         >>> with NamedTemporaryFile() as file:
         ...     torch.save(checkpoint, file.name)
         ...     estimator_from_checkpoint(file.name)
-        BPTT(solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None))
+        BPTT(solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None, per_leaf=True))
     """
+    if not isinstance(path, str | PathLike):
+        raise UserError(f"estimator_from_checkpoint: path={path!r} is no path: pass that of a checkpoint.")
     description = load_checkpoint(fspath(path)).get("estimator")
     if not isinstance(description, dict):
         raise UserError(

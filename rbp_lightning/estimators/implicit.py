@@ -1,5 +1,8 @@
 """Implicit differentiation by a linear solver."""
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from rbp_lightning.errors import UserError
@@ -48,18 +51,21 @@ class Implicit(GradientEstimator):
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver without a tape, tapes one more step and replaces the gradient behind it."""
         start = solve.without_tape(steps_after=1)
-        solve.freezing_failures(lambda: solve.last_steps([leaf.detach().requires_grad_() for leaf in start], 1))
+        for leaf in start:
+            leaf.requires_grad_()
+        solve.freezing_failures(partial(solve.last_steps, start, 1))
         vector, image = solve.last_taped
         function, frozen = solve.function, solve.frozen
         # Forward mode evaluates the map again, which is another one where samples are frozen.
         evaluated = function if frozen.mask is None else lambda leaves: frozen.apply(function, leaves)[1]
-        taped, linear_solver = JacobianOperator(evaluated, vector, image, solve.batch_dims), self.linear_solver
+        linear_solver = self.linear_solver
+        taped = JacobianOperator(evaluated, vector, image, solve.batch_dims, self.solver.per_leaf)
 
         def adjoint(gradient: Vector) -> Vector:
             with in_context(record.context):  # the operator belongs to this backward pass, as do its counts
                 return _solve(linear_solver, taped.fresh(), gradient, record, image)
 
-        return attach_adjoint(adjoint, image)
+        return attach_adjoint(adjoint, image, solve.values(image))
 
 
 def _solve(
@@ -70,8 +76,10 @@ def _solve(
 
     if operator.batch_dims and samples_are_coupled(operator, record.name, record.context.place, parameters):
         operator = operator.as_one_sample()
-    # One factor for all samples, which may act on each other; it keeps products in half precision and norms in range.
-    scaled, size = normalize(gradient)
+    # One factor for all samples, which may act on each other; it keeps products in half precision and norms in range,
+    # and makes the adjoint of the last solve a start for this one.
+    low_precision = operator.epsilon > torch.finfo(torch.float32).eps
+    scaled, size = normalize(gradient, always=low_precision or record.warm_start is not None)
     start = None if record.warm_start is None else record.warm_start.adjoint_like(scaled)
     solution = linear_solver.solve(operator, scaled, start)
     vector = solution.vector
@@ -82,4 +90,4 @@ def _solve(
     record.keep(solution, measured, parameters)
     if record.warm_start is not None:
         record.warm_start.keep_adjoint(solution)
-    return denormalize(vector, size, gradient)
+    return vector if size is None else denormalize(vector, size, gradient)

@@ -12,7 +12,7 @@ from rbp_lightning.status import Status
 
 
 def judged_solve(
-    name: str, solve: Solve, image: Vector, context: SolveContext, record: AdjointRecord | None
+    name: str, solve: Solve, image: Vector, context: SolveContext, record: AdjointRecord | None, is_random: bool
 ) -> FixedPoint:
     """Makes the result of a solve, and has the policy act where it failed.
 
@@ -22,11 +22,14 @@ def judged_solve(
         image: Leaves of the fixed point.
         context: Who decides about failures, and where the solve was called.
         record: Where the backward pass leaves how it solved the adjoint equation.
+        is_random: Whether the update is known to draw random numbers, so that it cannot have converged.
 
     Raises:
         ConvergenceError: If the solve failed and the policy is to raise.
     """
     status, codes = solve.status()
+    if is_random and status in (Status.CONVERGED, Status.STALLED):
+        status, codes = Status.MAX_STEPS, codes.clamp_min(Status.MAX_STEPS.code)
     failure = None if status is Status.CONVERGED else status.failure
     # A tolerance of 0 asks for a number of steps, not for convergence.
     if failure is Failure.NOT_CONVERGED and solve.solver.tol == 0:
@@ -34,11 +37,12 @@ def judged_solve(
     if failure is not None and context.handler.action(failure) == "ignore":
         failure = None
     # The steps of a training on minibatches differ as well; whoever asks for a number of steps knows.
-    if failure in (Failure.NOT_CONVERGED, Failure.DIVERGED) and solve.solver.tol > 0 and solve.is_stochastic():
-        failure = Failure.RANDOM
+    if failure in (Failure.NOT_CONVERGED, Failure.DIVERGED) and solve.solver.tol > 0:
+        failure = Failure.RANDOM if is_random or solve.is_stochastic() else failure
     last = solve.test.last
     assert last is not None  # every solve observes its last step
-    change, frozen = last.change, solve.frozen.mask
+    change, size = (last.change, last.size) if last.leaves is None else last.worst()
+    frozen = solve.frozen.mask
     if frozen is not None:
         if record is not None:
             record.bounded = ~frozen
@@ -48,7 +52,7 @@ def judged_solve(
         state=tree_unflatten(list(image), solve.structure),
         steps=solve.function.calls,
         absolute_residual=change,
-        size=last.size,
+        size=size,
         status=status,
         sample_status=codes,
         history=tuple(solve.test.history),
@@ -62,7 +66,16 @@ def judged_solve(
             report(
                 failure,
                 f"{name}: The forward solve took {solve.steps} steps to a relative residual of "
-                f"{float(fixed_point.residual.max()):.2e} (tol={solve.solver.tol:g}), status {status.value!r}{whose}",
+                f"{float(fixed_point.residual.max()):.2e} (tol={solve.solver.tol:g}), status {status.value!r}{whose}"
+                f"{_of_one_leaf(solve)}",
                 parameters_of(image),
             )
     return fixed_point
+
+
+def _of_one_leaf(solve: Solve) -> str:
+    """What to say where a leaf alone has not converged."""
+    last = solve.test.last
+    if last is None or last.leaves is None or not bool((last.change <= solve.solver.tol * last.size).all()):
+        return ""
+    return ", which is that of one leaf; by one norm over all leaves (per_leaf=False) it has converged"

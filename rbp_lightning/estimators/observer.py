@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeAlias
 
+from rbp_lightning.errors import UserError, check_instance
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.linear.jacobian import JacobianOperator
@@ -61,7 +62,7 @@ _makers: ContextVar[tuple[MakeObserver, ...]] = ContextVar("makers", default=())
 
 def observers_of_solve() -> list[SolveObserver]:
     """Makes the observers of a solve that begins."""
-    return [make() for make in _makers.get()]
+    return [check_instance(observing, "make()", make(), SolveObserver, "what makes one") for make in _makers.get()]
 
 
 def start_observing(make: MakeObserver) -> object:
@@ -69,7 +70,12 @@ def start_observing(make: MakeObserver) -> object:
 
     Args:
         make: Makes the observer of each.
+
+    Raises:
+        UserError: If it is no class or function.
     """
+    if not callable(make):
+        raise UserError(f"observing: make={make!r} makes no observers: pass a SolveObserver's class, or a function.")
     return _makers.set((*_makers.get(), make))
 
 
@@ -84,6 +90,9 @@ def observing(make: MakeObserver) -> Iterator[None]:
 
     Args:
         make: Makes the observer of each.
+
+    Raises:
+        UserError: If it is no class or function.
     """
     token = start_observing(make)
     try:

@@ -55,5 +55,5 @@ class NeedsEstimator(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Remembers which estimator the checkpoint records."""
         recorded = checkpoint.get("estimator")
-        if isinstance(recorded, dict) and "class_path" in recorded:
+        if isinstance(recorded, dict) and "class_path" in recorded and isinstance(recorded.get("init_args", {}), dict):
             self._recorded_estimator = recorded

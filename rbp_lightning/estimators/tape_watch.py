@@ -50,19 +50,20 @@ class TapeWatch:
         """
         return vector if step > FOLLOWED else attach_adjoint(self._watch(step, vector), vector)
 
-    def after_tape(self, steps: int, vector: Vector) -> list[Tensor]:
+    def after_tape(self, steps: int, vector: Vector, values: Vector | None = None) -> list[Tensor]:
         """Observes the gradient that arrives.
 
         Args:
             steps: How many steps are on the tape.
             vector: Leaves of the state after them.
+            values: What is returned in place of the leaves; ``None`` for what they hold.
         """
 
         def keep(gradient: Vector) -> Vector:
             self._terms = {steps + 1: gradient}
             return gradient
 
-        return attach_adjoint(keep, vector)
+        return attach_adjoint(keep, vector, values)
 
     def _watch(self, step: int, vector: Vector) -> Callable[[Vector], Vector]:
         epsilon = precision(vector)

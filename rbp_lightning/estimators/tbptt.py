@@ -11,6 +11,7 @@ from rbp_lightning.solvers import FixedPointSolver, Solve
 class TBPTT(GradientEstimator):
     """Truncated back-propagation through time: differentiates the last steps only (paper, section 2.2).
 
+    With a tolerance the state that is returned is the one before the last step, whose residual that step measures.
     At the fixed point ``TBPTT(K + 1)`` is ``NeumannRBP(K)``; its memory grows linearly with K. A tape that leaves
     out more than the policy's ``truncation_tol``, by ``truncation_error``, is reported.
 
@@ -55,4 +56,4 @@ class TBPTT(GradientEstimator):
             return watch, image
 
         watch, image = solve.freezing_failures(taped_steps)
-        return watch.after_tape(self.steps, image)
+        return watch.after_tape(self.steps, image, solve.values(image))

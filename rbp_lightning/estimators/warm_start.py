@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_structure
 
+from rbp_lightning.errors import UserError
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear.base import LinearSolution
-from rbp_lightning.pytree import State, Vector
+from rbp_lightning.pytree import FLOATS, State, Vector
 from rbp_lightning.status import Status
 
 
@@ -79,7 +80,13 @@ class WarmStart:
         return {"state": self._state, "adjoint": self._adjoint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what ``state_dict`` returned."""
+        """Takes what ``state_dict`` returned.
+
+        Raises:
+            UserError: If it is something else.
+        """
+        if not isinstance(state_dict, dict) or not {"state", "adjoint"} <= state_dict.keys():
+            raise UserError("WarmStart: state_dict is no dict with state and adjoint: pass what state_dict() returned.")
         self._state, self._adjoint = state_dict["state"], state_dict["adjoint"]
 
 
@@ -92,7 +99,12 @@ def _interchangeable(kept: State | None, wanted: State) -> bool:
     except ValueError:
         return False
     return all(
-        isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape for one, other in pairs
+        isinstance(one, Tensor)
+        and isinstance(other, Tensor)
+        and one.shape == other.shape
+        and one.dtype in FLOATS  # a checkpoint may hold anything
+        and one.layout is torch.strided
+        for one, other in pairs
     )
 
 

@@ -102,7 +102,7 @@ class AdaptiveNeumannSeries(LinearSolver):
             return torch.full_like(size, self.contraction_factor)
         # A start of its own for each g: the probability is one over the starts. It depends on nothing else, so that a
         # resumed run draws the same.
-        seed = int.from_bytes(hashlib.sha256(size.double().cpu().numpy().tobytes()).digest()[:6], "big")
+        seed = int.from_bytes(hashlib.sha256(size.double().cpu().numpy().tobytes()).digest()[:4], "big")
         bounds = norm_bounds(operator, self.norm_steps, seed=seed, stop_early=True)
         return (bounds.upper * (1 + ROUNDING * operator.epsilon)).nan_to_num(nan=float("inf"), posinf=float("inf"))
 

@@ -21,8 +21,9 @@ class LinearSolution:
         vector: Leaves of z.
         steps: Steps taken.
         products: Products with J and J^T taken.
-        residual: ||g - (I - J^T) z|| / ||g|| per sample; of a truncated series, the norm of its last term over that
-            of g, which bounds the residual where the update is a contraction.
+        residual: ||g - (I - J^T) z|| / ||g|| per sample, as ``RelativeResidual`` has it. Of a number of terms or steps
+            that was asked for it is that of the z before the last one, the norm of the last term over that of g: no
+            product is spent on more.
         tol: What was to be reached; ``None`` or 0 where only the number of steps was asked for.
         error_bound: Bound on ||z - z*|| / ||z*|| per sample, NaN for samples without one; ``None`` from solvers that
             give none.
@@ -98,7 +99,7 @@ class LinearSolver(ABC):
 
         Args:
             operator: Products with J and J^T.
-            gradient: Leaves of g, in float32 or wider.
+            gradient: Leaves of g, in float32 or wider; they can be autograd's own and are not to be changed in place.
             start: Leaves of a first z, such as the last solve's; ``None`` leaves it to the solver. Direct methods do
                 not use it.
 

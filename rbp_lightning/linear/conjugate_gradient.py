@@ -6,7 +6,8 @@ from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.errors import check_count, check_number
 from rbp_lightning.linear.base import LinearSolution, LinearSolver, rounding_floors
 from rbp_lightning.linear.jacobian import JacobianOperator
-from rbp_lightning.pytree import Vector, add, divide, inner, norm, scale, subtract
+from rbp_lightning.linear.relative_residual import RelativeResidual
+from rbp_lightning.pytree import Vector, add, inner, scale, subtract
 from rbp_lightning.status import Status
 
 
@@ -46,23 +47,22 @@ class ConjugateGradient(LinearSolver):
         residual = gradient if start is None else subtract(gradient, subtract(start, operator.vjp(start)))
         direction = normal = subtract(residual, operator.jvp(residual))
         normal_square = inner(normal, normal, batch_dims)
-        size = norm(gradient, batch_dims)
-        left = norm(residual, batch_dims)
+        relative = RelativeResidual(gradient, batch_dims, operator.per_leaf)
+        left = relative(residual, solution)
         # Below rounding there is nothing left to divide by.
         rest = max(0.9 * self.tol, operator.epsilon)
-        limit = rest * size
         schedule = CheckSchedule(self.check_every, rest if self.tol > 0 else 0.0, operator.epsilon)
         for step in range(1, self.steps + 1):
             image = subtract(direction, operator.vjp(direction))
             image_square = inner(image, image, batch_dims)
             # Not ``>``: a sample with NaN has to keep it.
-            active = ~(left <= limit) & (image_square != 0)
+            active = ~(left <= rest) & (image_square != 0)
             length = torch.where(active, normal_square / image_square, 0)
             solution = add(solution, scale(length, direction))
             residual = subtract(residual, scale(length, image))
-            left = norm(residual, batch_dims)
+            left = relative(residual, solution)
             check = self.tol > 0 and schedule.should_check(step)
-            finished = check and schedule.is_finished(step, divide(left, size))
+            finished = check and schedule.is_finished(step, left)
             if finished or step == self.steps:
                 break
             normal = subtract(residual, operator.jvp(residual))

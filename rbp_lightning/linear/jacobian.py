@@ -6,11 +6,11 @@ from collections.abc import Callable
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
-from rbp_lightning.errors import UserError
+from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.linear.graph import graph_nodes
-from rbp_lightning.pytree import State, Vector, divide, norm, subtract, to_float32
+from rbp_lightning.linear.relative_residual import RelativeResidual
+from rbp_lightning.pytree import State, Vector, flatten_state, subtract, to_float32
 from rbp_lightning.state_function import StateFunction, Update, precision
 
 _REENTRANT_CHECKPOINT = ("Checkpointing is not compatible with", "torch.utils.checkpoint is incompatible with")
@@ -32,6 +32,7 @@ class JacobianOperator:
         inputs: Leaves of the state h; they require gradients.
         outputs: Leaves of F(h), taped from ``inputs``.
         batch_dims: The number of leading dimensions that index independent samples.
+        per_leaf: Whether residuals are those of each leaf by itself, of which the worst counts.
 
     Attributes:
         products: How many products were taken, with J and J^T together.
@@ -45,8 +46,15 @@ class JacobianOperator:
         ([tensor([2., 4.])], [tensor([2., 4.])])
     """
 
-    def __init__(self, function: Callable[[Vector], Vector], inputs: Vector, outputs: Vector, batch_dims: int) -> None:
-        self.batch_dims = batch_dims
+    def __init__(
+        self,
+        function: Callable[[Vector], Vector],
+        inputs: Vector,
+        outputs: Vector,
+        batch_dims: int,
+        per_leaf: bool = True,
+    ) -> None:
+        self.batch_dims, self.per_leaf = batch_dims, per_leaf
         self.products = 0
         self.epsilon = precision([*inputs, *outputs])
         self._function, self._inputs, self._outputs = function, list(inputs), list(outputs)
@@ -65,8 +73,11 @@ class JacobianOperator:
             update: The map F.
             state: Where to linearise it.
             batch_dims: The number of leading dimensions that index independent samples.
+
+        Raises:
+            UserError: If an argument or the update is not as described.
         """
-        leaves, structure = tree_flatten(state)
+        leaves, structure = flatten_state(state, check_count(JacobianOperator.at, "batch_dims", batch_dims, 0))
         function = StateFunction(update, structure)
         with torch.enable_grad():
             inputs = [leaf.detach().requires_grad_() for leaf in leaves]
@@ -80,7 +91,7 @@ class JacobianOperator:
 
     def as_one_sample(self) -> "JacobianOperator":
         """The same operator for a batch whose samples act on each other."""
-        operator = JacobianOperator(self._function, self._inputs, self._outputs, batch_dims=0)
+        operator = JacobianOperator(self._function, self._inputs, self._outputs, 0, self.per_leaf)
         operator.epsilon, operator._autocast = self.epsilon, self._autocast
         return operator
 
@@ -125,14 +136,14 @@ class JacobianOperator:
         return _cast(self._jvp(tangent), tangent)
 
     def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
-        """How far z is from solving (I - J^T) z = g: ||g - (I - J^T) z|| / ||g||, per sample.
+        """How far z is from solving (I - J^T) z = g, per sample, as ``RelativeResidual`` has it.
 
         Args:
             gradient: Leaves of g.
             adjoint: Leaves of z.
         """
-        left = norm(subtract(gradient, subtract(adjoint, self.vjp(adjoint))), self.batch_dims)
-        return divide(left, norm(gradient, self.batch_dims))
+        residual = subtract(gradient, subtract(adjoint, self.vjp(adjoint)))
+        return RelativeResidual(gradient, self.batch_dims, self.per_leaf)(residual, adjoint)
 
     def _jvp_from_tape(self) -> Callable[[Vector], list[Tensor]] | None:
         duals = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
@@ -191,7 +202,7 @@ class JacobianOperator:
         Returns:
             Vectors, float32 or wider, of shape ``[*batch, size]``.
         """
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % 2**63)
         like = self.ravel(to_float32([leaf.detach() for leaf in self._inputs]))
         drawn = torch.randn(like.shape, generator=generator, dtype=like.dtype)
         return torch.nn.functional.normalize(drawn.to(like.device), dim=-1)

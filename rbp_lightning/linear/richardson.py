@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from rbp_lightning.check_schedule import FALLING, CheckSchedule
-from rbp_lightning.errors import check_choice, check_count, check_number
+from rbp_lightning.errors import check_choice, check_count, check_number, check_seed
 from rbp_lightning.linear.base import LinearSolution, LinearSolver, rounding_floors
 from rbp_lightning.linear.jacobian import JacobianOperator
-from rbp_lightning.pytree import Vector, add, norm, scale, subtract
+from rbp_lightning.linear.relative_residual import RelativeResidual
+from rbp_lightning.pytree import Vector, add, scale, subtract
 from rbp_lightning.status import Status
 
 SOLUTION_RATIO = 16
@@ -19,11 +20,13 @@ SOLUTION_RATIO = 16
 class Richardson(LinearSolver):
     """Richardson's iteration z <- J^T z + g, which recurrent back-propagation is (paper, algorithm 1).
 
-    It converges where the spectral radius of J is below 1. The change of z is the residual of the equation.
+    It converges where the spectral radius of J is below 1. The change of z is the residual of the equation at the z
+    before it, so that one is returned once it has converged: another step could increase the residual where J is no
+    contraction in the norm. The residual of ``steps`` steps without a tolerance is that of the last z but one.
 
     Args:
         steps: Most products with J^T, at least 1.
-        tol: Norm of the change of z over the norm of g at which a sample has converged; 0 runs exactly ``steps``.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``.
         start: First z: ``"uniform"`` draws from U[0, 1] times the root mean square of g, ``"gradient"`` is g itself.
         seed: Seed of the draw, the same in every solve.
         check_every: Steps between two convergence checks.
@@ -48,28 +51,28 @@ class Richardson(LinearSolver):
         self.steps = check_count(self, "steps", steps, 1)
         self.tol = check_number(self, "tol", tol, 0.0)
         self.start = check_choice(self, "start", start, ("uniform", "gradient"))
-        self.seed = check_count(self, "seed", seed, 0)
+        self.seed = check_seed(self, "seed", seed)
         self.check_every = check_count(self, "check_every", check_every, 1)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Iterates until every sample has converged or ``steps`` are spent."""
         batch_dims, before = operator.batch_dims, operator.products
-        size = norm(gradient, batch_dims)
-        divisor = torch.where(size == 0, 1, size)
-        adjoint = self._first(gradient, size, batch_dims) if start is None else start
+        relative = RelativeResidual(gradient, batch_dims, operator.per_leaf)
+        adjoint = self._first(gradient, relative.size, batch_dims) if start is None else start
         schedule = CheckSchedule(self.check_every, self.tol, SOLUTION_RATIO * operator.epsilon)
         known = floor = None
-        residual = divisor
         for step in range(1, self.steps + 1):
             previous, adjoint = adjoint, add(operator.vjp(adjoint), gradient)
             check = self.tol > 0 and schedule.should_check(step)
-            if check or (step >= self.steps - 1 and self.tol > 0) or step == self.steps:
-                last, residual = residual, norm(subtract(adjoint, previous), batch_dims) / divisor
+            if check or step == self.steps:
+                residual = relative(subtract(adjoint, previous), previous)
             if check and schedule.is_finished(step, residual):
-                known = Status.STALLED if schedule.stalled else Status.CONVERGED
+                known, adjoint = Status.STALLED if schedule.stalled else Status.CONVERGED, previous
                 break
         else:
-            if self.tol > 0:  # in low precision a few steps may be too few to tell
+            if self.tol > 0:
+                last, residual = residual, operator.adjoint_residual(gradient, adjoint)
+                # In low precision a few steps may be too few to tell.
                 not_falling = residual > FALLING * last
                 floor = torch.where(not_falling, rounding_floors(gradient, adjoint, operator), 0.0)
         products = operator.products - before

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbp_lightning.errors import check_count
+from rbp_lightning.errors import check_count, check_instance, check_number, check_seed
 from rbp_lightning.linear.jacobian import JacobianOperator
 
 TEST_EVERY = 5
@@ -47,15 +47,17 @@ def spectral_radius(
         The estimate, of the shape of the batch dimensions.
 
     Raises:
-        UserError: If ``steps`` or ``krylov_steps`` is out of its range.
+        UserError: If an argument is out of its range.
 
     Example:
         >>> turn = torch.tensor([[0.0, -0.9], [0.9, 0.0]])  # eigenvalues 0.9 i and -0.9 i
         >>> spectral_radius(JacobianOperator.at(lambda h: turn @ h, torch.zeros(2), batch_dims=0)).value
         tensor(0.9000)
     """
-    check_count(spectral_radius, "steps", steps, 0)
-    check_count(spectral_radius, "krylov_steps", krylov_steps, 1)
+    check_instance(spectral_radius, "operator", operator, JacobianOperator, "JacobianOperator.at(update, state, ...)")
+    steps = check_count(spectral_radius, "steps", steps, 0)
+    krylov_steps = check_count(spectral_radius, "krylov_steps", krylov_steps, 1)
+    seed = check_seed(spectral_radius, "seed", seed)
     vector = operator.random_unit_vector(seed)
     for _ in range(steps):
         _, vector = _normalized(operator.flat_vjp(vector))
@@ -129,7 +131,7 @@ def norm_bounds(
         The bounds, of the shape of the batch dimensions.
 
     Raises:
-        UserError: If ``steps`` is out of its range.
+        UserError: If an argument is out of its range.
 
     Example:
         >>> slopes = torch.tensor([0.5, -0.7, 0.2])
@@ -137,7 +139,10 @@ def norm_bounds(
         >>> bounds.lower, bounds.upper
         (tensor(0.7000), tensor(0.7572))
     """
-    check_count(norm_bounds, "steps", steps, 1)
+    check_instance(norm_bounds, "operator", operator, JacobianOperator, "JacobianOperator.at(update, state, ...)")
+    steps = check_count(norm_bounds, "steps", steps, 1)
+    check_number(norm_bounds, "failure_probability", failure_probability, 0.0, 1.0, low_allowed=False)
+    seed = check_seed(norm_bounds, "seed", seed)
     tests = math.ceil(steps / TEST_EVERY) if stop_early else 1
     right = operator.random_unit_vector(seed)
     left = beta = torch.zeros(())
@@ -150,8 +155,9 @@ def norm_bounds(
         last = step == steps
         if last or (stop_early and step % TEST_EVERY == 0):
             lower = _largest_singular_value(diagonal, above)
-            allowed = failure_probability / (tests * lower.numel())
-            gap = (math.log(1.648 * operator.size**0.5 / allowed) / (2 * step - 1)) ** 2
+            chances = tests * lower.numel()
+            excess = math.log(1.648 * operator.size**0.5 * chances) - math.log(failure_probability)
+            gap = (excess / (2 * step - 1)) ** 2
             upper = lower / math.sqrt(1 - gap) if gap < 1 else torch.full_like(lower, float("inf"))
             decided = (lower >= 1) | (1 - upper >= (1 - lower) / 2)
             if last or bool(decided.all()):

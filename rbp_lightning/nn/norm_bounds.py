@@ -10,8 +10,8 @@ Every reading of a parametrized weight computes it anew: read it once, outside t
 import torch
 from torch import Tensor, nn
 
-from rbp_lightning.errors import UserError, check_number
-from rbp_lightning.pytree import to_float32
+from rbp_lightning.errors import UserError, check_instance, check_number
+from rbp_lightning.pytree import FLOATS, to_float32
 
 
 class _NormBound(nn.Module):
@@ -25,10 +25,14 @@ class _NormBound(nn.Module):
         """Brings a matrix within the bound, up to rounding in its dtype.
 
         Raises:
-            UserError: If ``weight`` is no matrix.
+            UserError: If ``weight`` is no floating-point matrix.
         """
-        if weight.dim() != 2:
-            raise UserError(f"{type(self).__name__}: weight has shape {tuple(weight.shape)}: it must be a matrix.")
+        check_instance(self, "weight", weight, Tensor, "a matrix")
+        if weight.dim() != 2 or weight.dtype not in FLOATS or weight.layout is not torch.strided:
+            raise UserError(
+                f"{type(self).__name__}: weight has shape {tuple(weight.shape)}, dtype {weight.dtype} and layout "
+                f"{weight.layout}: it must be a matrix, dense and in floating point."
+            )
         return self._bounded(*to_float32([weight])).to(weight.dtype)
 
     def _bounded(self, weight: Tensor) -> Tensor:
@@ -60,7 +64,10 @@ class SpectralNormBound(_NormBound):
     """
 
     def _bounded(self, weight: Tensor) -> Tensor:
-        return self._scaled(weight, torch.linalg.matrix_norm(weight, 2))
+        # Of NaN there are no singular values. The bounded matrix is NaN then, which the solve reports.
+        finite = weight.isfinite().all()
+        norm = torch.linalg.matrix_norm(torch.where(finite, weight, 0), 2)
+        return self._scaled(weight, torch.where(finite, norm, float("nan")))
 
 
 class FrobeniusNormBound(_NormBound):

@@ -7,7 +7,7 @@ uses except the state; that of an operator marked ``once_differentiable`` is sil
 import torch
 from torch import Generator, Tensor
 
-from rbp_lightning.errors import check_count, check_number
+from rbp_lightning.errors import check_count, check_instance, check_number
 from rbp_lightning.linear.jacobian import pull_back
 from rbp_lightning.pytree import State, Vector, flatten_state, inner, to_float32
 from rbp_lightning.state_function import StateFunction, Update
@@ -29,14 +29,16 @@ def jacobian_penalty(update: Update, state: State, samples: int = 1, generator: 
         The estimate, a scalar to be weighted and added to the loss.
 
     Raises:
-        UserError: If ``samples`` or ``state`` is not as described.
+        UserError: If an argument is not as described.
 
     Example:
         >>> penalty = jacobian_penalty(lambda h: 0.5 * h, torch.zeros(1_000_000))
         >>> round(float(penalty), 2)
         0.25
     """
-    check_count(jacobian_penalty, "samples", samples, 1)
+    samples = check_count(jacobian_penalty, "samples", samples, 1)
+    if generator is not None:
+        check_instance(jacobian_penalty, "generator", generator, Generator, "a torch.Generator, or None")
     with torch.enable_grad():
         inputs, outputs = _taped_step(update, state)
         total = torch.zeros((), device=inputs[0].device)

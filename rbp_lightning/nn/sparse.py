@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.errors import UserError, check_count, check_instance
+from rbp_lightning.pytree import FLOATS
 
 
 class SparseMatrix:
@@ -57,8 +58,12 @@ class SparseMatrix:
         Raises:
             UserError: If it is no such matrix.
         """
-        if dense.dim() != 2:
-            raise UserError(f"SparseMatrix: dense has the shape {list(dense.shape)}: pass a matrix, [rows, columns].")
+        check_instance(SparseMatrix, "dense", dense, Tensor, "a matrix, [rows, columns]")
+        if dense.dim() != 2 or dense.dtype not in FLOATS or dense.layout is not torch.strided or dense.is_meta:
+            raise UserError(
+                f"SparseMatrix: dense has the shape {list(dense.shape)}, the dtype {dense.dtype} and the layout "
+                f"{dense.layout}, on {dense.device}: pass a dense floating-point matrix, [rows, columns]."
+            )
         row, col = dense.nonzero(as_tuple=True)
         return cls(row, col, dense[row, col], (dense.shape[0], dense.shape[1]))
 
@@ -71,6 +76,7 @@ class SparseMatrix:
         Raises:
             UserError: If there is another number of values, or they require a gradient.
         """
+        check_instance(self, "values", values, Tensor, "a value for each entry")
         if values.shape != self.values.shape:
             raise UserError(
                 f"SparseMatrix: values has the shape {list(values.shape)}: pass {list(self.values.shape)}, a value for "
@@ -85,8 +91,11 @@ class SparseMatrix:
     def _set(self, values: Tensor) -> None:
         if values.requires_grad:
             raise UserError("SparseMatrix: values requires a gradient, but a SparseMatrix is constant: detach it.")
-        if not values.is_floating_point():
-            raise UserError(f"SparseMatrix: values has the dtype {values.dtype}: convert it to a floating-point one.")
+        if values.dtype not in FLOATS or values.layout is not torch.strided or values.is_meta:
+            raise UserError(
+                f"SparseMatrix: values has the dtype {values.dtype} and the layout {values.layout}, on "
+                f"{values.device}: convert it to a dense floating-point tensor."
+            )
         self.values = values
         rows, columns = self.shape
         self._matrix = _csr(self._indices, values, (rows, columns))
@@ -96,6 +105,17 @@ class SparseMatrix:
     def _in_float64(self) -> "SparseMatrix":
         with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
             return self.with_values(self.values.double())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process is handed: PyTorch's own CSR tensors are made again there, as it warns of theirs."""
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_matrix", "_transposed", "_in_float64")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the CSR tensors."""
+        vars(self).update(state)
+        self._set(self.values)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseMatrix":
         """Returns the matrix itself: it is constant, and PyTorch cannot deep-copy a CSR tensor."""
@@ -107,10 +127,20 @@ class SparseMatrix:
         The product is computed in the dtype of the entries, or in float64 if that of ``dense`` is wider.
 
         Raises:
-            UserError: If ``dense`` is not floating point.
+            UserError: If ``dense`` is not floating point, or has another number of rows.
         """
-        if not dense.is_floating_point():
-            raise UserError(f"SparseMatrix: the other factor has the dtype {dense.dtype}: convert it to a float.")
+        if not isinstance(dense, Tensor):
+            return NotImplemented
+        if dense.dtype not in FLOATS or dense.layout is not torch.strided:
+            raise UserError(
+                f"SparseMatrix: the other factor has the dtype {dense.dtype} and the layout {dense.layout}: convert it "
+                "to a dense matrix of floats."
+            )
+        if dense.dim() not in (1, 2) or dense.shape[0] != self.shape[1] or dense.device != self.values.device:
+            raise UserError(
+                f"SparseMatrix: the other factor has the shape {list(dense.shape)}, on {dense.device}: pass "
+                f"{self.shape[1]} rows, on {self.values.device}."
+            )
         if torch.promote_types(dense.dtype, self.values.dtype) != self.values.dtype:
             return self._in_float64 @ dense
         product: Tensor = _Product.apply(self._matrix, self._transposed, dense.to(self.values.dtype))  # type: ignore[no-untyped-call]

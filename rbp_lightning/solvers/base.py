@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from rbp_lightning.errors import check_count, check_number
+from rbp_lightning.errors import check_count, check_instance, check_number
 from rbp_lightning.pytree import Vector
 
 
@@ -15,7 +15,7 @@ class FixedPointSolver(ABC):
 
     Args:
         max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number.
+            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
         tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
             unless no sample is finite any more.
         check_every: Steps between two convergence checks, each of which waits for the device. From 6 on, the first
@@ -23,6 +23,8 @@ class FixedPointSolver(ABC):
             twice as many later.
         atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
             at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
+        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
+            one norm over all of them, in which a large leaf hides a small one.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -37,12 +39,18 @@ class FixedPointSolver(ABC):
     """
 
     def __init__(
-        self, max_steps: int = 100, tol: float = 1e-6, check_every: int = 10, atol: float | None = None
+        self,
+        max_steps: int = 100,
+        tol: float = 1e-6,
+        check_every: int = 10,
+        atol: float | None = None,
+        per_leaf: bool = True,
     ) -> None:
         self.max_steps = check_count(self, "max_steps", max_steps, 1)
         self.tol = check_number(self, "tol", tol, 0.0)
         self.check_every = check_count(self, "check_every", check_every, 1)
         self.atol = None if atol is None else check_number(self, "atol", atol, 0.0)
+        self.per_leaf = check_instance(self, "per_leaf", per_leaf, bool, "true or false")
 
     def init(self, vector: Vector, batch_dims: int) -> Any:
         """What the solver remembers before its first step.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rbp_lightning.check_schedule import FALLING, rounding_floor
-from rbp_lightning.pytree import Vector, change_and_size
+from rbp_lightning.pytree import Vector, change_and_size, leaf_norms, subtract
 from rbp_lightning.status import Status
 
 GROWTH = 1.001
@@ -20,13 +20,29 @@ class Observation(NamedTuple):
         step: Its number.
         change: ||F(h) - h|| per sample.
         size: ||F(h)|| per sample.
-        residual: Their quotient, with ``atol / tol`` for the least size; what is compared with the tolerance.
+        residual: Their quotient, with ``atol / tol`` for the least size; what is compared with the tolerance. It is the
+            largest one of the leaves where each is judged by itself.
+        leaves: Change and size of each leaf, of shape ``[num_leaves, *batch]``, and which leaf is the worst, where each
+            is judged by itself.
     """
 
     step: int
     change: Tensor
     size: Tensor
     residual: Tensor
+    leaves: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def worst(self, of: "Observation | None" = None) -> tuple[Tensor, Tensor]:
+        """Change and size per sample: of the leaf with the largest residual, where each is judged by itself.
+
+        Args:
+            of: Whose largest residual; ``None`` for its own.
+        """
+        other = self if of is None else of
+        if self.leaves is None or other.leaves is None:
+            return self.change, self.size
+        changes, sizes, index = *self.leaves[:2], other.leaves[2][None]
+        return changes.gather(0, index)[0], sizes.gather(0, index)[0]
 
 
 class ConvergenceTest:
@@ -39,6 +55,7 @@ class ConvergenceTest:
         atol: Largest change of a converged sample, whatever its size.
         batch_dims: The number of leading dimensions that index independent samples.
         epsilon: Relative precision of the update.
+        per_leaf: Whether each leaf of a state is judged by its own norm, and the worst one counts.
 
     Attributes:
         history: Steps that were observed, with their residuals.
@@ -51,8 +68,8 @@ class ConvergenceTest:
         (tensor([0.0909, 0.5000]), tensor([0, 2]))
     """
 
-    def __init__(self, tol: float, atol: float, batch_dims: int, epsilon: float) -> None:
-        self.tol, self.batch_dims, self.epsilon = tol, batch_dims, epsilon
+    def __init__(self, tol: float, atol: float, batch_dims: int, epsilon: float, per_leaf: bool = True) -> None:
+        self.tol, self.batch_dims, self.epsilon, self.per_leaf = tol, batch_dims, epsilon, per_leaf
         self.history: list[tuple[int, Tensor]] = []
         self.first: Observation | None = None
         self.before: Observation | None = None
@@ -71,10 +88,19 @@ class ConvergenceTest:
         Returns:
             The residual per sample.
         """
-        change, size = change_and_size(vector, image, self.batch_dims)
+        per_leaf = self.per_leaf and len(vector) > 1
+        if per_leaf:
+            change, size = leaf_norms(subtract(image, vector), self.batch_dims), leaf_norms(image, self.batch_dims)
+        else:
+            change, size = change_and_size(vector, image, self.batch_dims)
         residual = change / size.clamp_min(max(self._least_size, torch.finfo(size.dtype).tiny))
         residual.add_(size, alpha=0)  # NaN where the norm has overflowed, which a finite change over it would not be
-        self.before, self.last = self.last, Observation(step, change, size, residual)
+        leaves = None
+        if per_leaf:
+            residual, worst = residual.max(dim=0)
+            leaves = change, size, worst
+            change, size = (torch.linalg.vector_norm(norms, dim=0) for norms in (change, size))
+        self.before, self.last = self.last, Observation(step, change, size, residual, leaves)
         self.first = self.first or self.last
         self.history.append((step, residual))
         return residual
@@ -93,7 +119,7 @@ class ConvergenceTest:
         if self.tol > 0 and (stalled or consecutive):
             at_floor = (last.residual > self.tol) & (last.residual <= rounding_floor(self.epsilon))
             if not stalled and before is not None:
-                at_floor &= last.change > FALLING * before.change
+                at_floor &= last.worst()[0] > FALLING * before.worst(of=last)[0]
             codes = torch.where(at_floor, Status.STALLED.code, codes)
         if consecutive and before is not None:
             growing = (last.change > GROWTH * before.change) & (last.change > GROWTH * first.change)

@@ -11,7 +11,7 @@ class Picard(FixedPointSolver):
 
     Args:
         max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number.
+            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
         tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
             unless no sample is finite any more.
         check_every: Steps between two convergence checks, each of which waits for the device. From 6 on, the first
@@ -19,6 +19,8 @@ class Picard(FixedPointSolver):
             twice as many later.
         atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
             at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
+        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
+            one norm over all of them, in which a large leaf hides a small one.
 
     Raises:
         UserError: If an argument is out of its range.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from rbp_lightning.check_schedule import CheckSchedule
@@ -13,7 +14,7 @@ from rbp_lightning.solvers.base import FixedPointSolver
 from rbp_lightning.solvers.convergence import ConvergenceTest
 from rbp_lightning.solvers.frozen_samples import FrozenSamples
 from rbp_lightning.solvers.picard import Picard
-from rbp_lightning.state_function import StateFunction, Update, precision
+from rbp_lightning.state_function import StateFunction, Update, continues, precision
 from rbp_lightning.status import Status
 
 Result = TypeVar("Result")
@@ -42,6 +43,7 @@ class Solve:
         settled: Whether the loop has found every sample converged or stalled, so that nothing need be observed.
         tap: Takes the number of each step and F(h), and returns what to continue with.
         last_taped: What F was applied to last, and F of it, as they are on the tape.
+        measured: Leaves of the iterate whose residual was observed last.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Solve:
         self.batch_dims, self.solver, self.record = batch_dims, solver, record
         self.max_steps = max_steps or solver.max_steps
         atol = solver.tol / 1000 if solver.atol is None else solver.atol
-        self.test = ConvergenceTest(solver.tol, atol, batch_dims, precision(self.start))
+        self.test = ConvergenceTest(solver.tol, atol, batch_dims, precision(self.start), solver.per_leaf)
         self.frozen = FrozenSamples(self.start, batch_dims)
         self.settled = self._stalled = False
         self.tap: Callable[[int, Vector], Vector] | None = None
         self.last_taped: tuple[Vector, Vector] = self.start, self.start
+        self.measured: Vector = self.start
 
     @property
     def steps(self) -> int:
@@ -85,10 +88,23 @@ class Solve:
         if self._update is None:
             return vector, self.function(vector)
         self.function.calls += 1
-        image = self._update(vector[0])
-        if not isinstance(image, Tensor) or image.shape != vector[0].shape:
+        leaf, image = vector[0], self._update(vector[0])
+        alike = isinstance(image, Tensor) and image.shape == leaf.shape and image.dtype is leaf.dtype
+        if not alike and not continues(leaf, image):
             self.function.refuse(vector, [image])
         return vector, [image]
+
+    def values(self, image: Vector) -> list[Tensor]:
+        """Leaves of the fixed point, detached, in the dtypes of F(h); they can be the update's own tensors.
+
+        They are those of the iterate whose residual is reported, which another step could increase where the update is
+        no contraction in the norm. Where a number of steps is asked for, they are those of F(h).
+
+        Args:
+            image: Leaves of the last F(h).
+        """
+        chosen = image if self.solver.tol == 0 else self.measured
+        return [leaf.detach().to(other.dtype) for leaf, other in zip(chosen, image, strict=True)]
 
     def iterate(self, max_steps: int, steps_after: int = 0, first_taped: bool = False) -> Vector:
         """Runs the solver until every sample has converged or ``max_steps`` are spent.
@@ -111,11 +127,12 @@ class Solve:
         observed_from = max_steps - 1 + steps_after if steps_after < 2 else max_steps + 1
         for step in range(1, max_steps + 1):
             if step == 1:
-                image = self._first_step(vector, first_taped)
+                applied, image = self._first_step(vector, first_taped)
                 schedule = CheckSchedule(self.solver.check_every, self.solver.tol, self.test.epsilon)
-                applied = vector
             else:
                 applied, image = self.apply(vector)
+                if step <= 3 and any(one is other for one, other in zip(applied, image, strict=True)):
+                    self.function.check_reuse(applied)
             if self.tap is not None:
                 self.last_taped = vector, image
                 image = self.tap(step, image)
@@ -132,13 +149,13 @@ class Solve:
             self.last_taped = vector, image
         return image
 
-    def _first_step(self, vector: Vector, taped: bool) -> Vector:
+    def _first_step(self, vector: Vector, taped: bool) -> tuple[Vector, Vector]:
         if self.frozen.mask is not None:
-            return self.apply(vector)[1]
+            return self.apply(vector)
         with torch.set_grad_enabled(taped or torch.is_grad_enabled()):
             image = self.function.checked(vector)
         self.test.epsilon = precision([*vector, *image])
-        return [leaf.detach() for leaf in image] if taped else image
+        return vector, [leaf.detach() for leaf in image] if taped else image
 
     def without_tape(self, steps_after: int) -> list[Tensor]:
         """Iterates without a tape, before some steps that the caller tapes.
@@ -147,10 +164,12 @@ class Solve:
             steps_after: How many steps the caller takes.
 
         Returns:
-            Detached leaves of the last F(h).
+            Detached leaves of where the tape is to begin: of an iterate that has converged, or else of the last F(h).
         """
         with torch.no_grad():
             image = self.iterate(max(self.max_steps - steps_after, 0), steps_after, first_taped=True)
+        if self.settled and self.solver.tol > 0:
+            image = self.measured
         if steps_after > 1:  # what has converged may yet be left: an unstable mode takes time to grow
             self.settled = False
         return [leaf.detach() for leaf in image]
@@ -181,6 +200,7 @@ class Solve:
     def _observe(self, step: int, vector: Vector, image: Vector) -> None:
         if self.frozen.mask is None:
             self._last = vector, image
+        self.measured = vector
         self.test.observe(step, vector, image)
 
     def _check(self, schedule: CheckSchedule, step: int, vector: Vector) -> bool:
@@ -223,18 +243,21 @@ class Solve:
                 self.frozen.freeze(failed, codes)
         return result if self.frozen.mask is before else run()
 
-    def is_stochastic(self) -> bool:
-        """Whether F differs from call to call, as it does where it draws a dropout mask; applies it once more.
+    def is_stochastic(self, times: int = 1, tol: float = 0.0) -> bool:
+        """Whether F differs from call to call, as it does where it draws a dropout mask; applies it again.
 
         The global random numbers go on as if it had not been asked.
+
+        Args:
+            times: How often to apply it.
+            tol: Relative difference that does not count.
         """
         vector, image = self._last
-        devices = sorted({leaf.device.index for leaf in vector if leaf.is_cuda})
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            again = self.function(vector)
         # Kernels that sum in any order differ by rounding.
-        rounding = 100 * self.test.epsilon * norm(image, 0)
-        return bool(norm(subtract(again, image), 0) > rounding)  # never where there is NaN
+        limit = max(tol, 100 * self.test.epsilon) * norm(image, 0)
+        with torch.no_grad(), isolate_rng():
+            differences = [norm(subtract(self.function(vector), image), 0) for _ in range(times)]
+        return bool((torch.stack(differences) > limit).any())  # never where there is NaN
 
     def status(self) -> tuple[Status, Tensor]:
         """How the solve ended, and how each sample did, as ``FixedPoint.sample_status``."""

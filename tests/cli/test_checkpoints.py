@@ -1,16 +1,24 @@
 """Checkpoints that are named on the command line."""
 
 import copy
+import enum
+import functools
+import os
+import reprlib
+import zipfile
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from models import HopfieldMemory
 from rbp_lightning import UserError
 from rbp_lightning.checkpoint_file import load_checkpoint
+from rbp_lightning.cli import RBPLightningCLI
+from rbp_lightning.cli.checkpoints import NamedCheckpoint
 from tests.cli.options import RUN, TINY
 from tests.cli.own import OPTIONS
 
@@ -42,11 +50,19 @@ def test_bad_checkpoints_are_refused(cli, subcommand) -> None:
     assert len(list(Path("logs").rglob("*.ckpt"))) == 2
 
 
+def brief(value: Any) -> str:
+    return reprlib.repr(value)[:60]
+
+
 @pytest.fixture
 def sound(tmp_path) -> Path:
     path = tmp_path / "sound.ckpt"
     torch.save({"state_dict": {"weight": torch.ones(99)}, "pytorch-lightning_version": "2.6.0"}, path)
     return path
+
+
+def change(path: Path, **parts: Any) -> None:
+    torch.save({**torch.load(path, weights_only=True), **parts}, path)
 
 
 def test_damaged_files_and_other_files_are_told_from_checkpoints(sound: Path, tmp_path: Path) -> None:
@@ -66,6 +82,37 @@ def test_damaged_files_and_other_files_are_told_from_checkpoints(sound: Path, tm
             load_checkpoint(bad)
     with pytest.raises(UserError, match="is not a file"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"state_dict": [torch.ones(2)]},
+        {"state_dict": {3: torch.ones(2)}},
+        {3: 4},
+        {"pytorch-lightning_version": "x"},
+        {"pytorch-lightning_version": 2.6},
+        {"pytorch-lightning_version": "1.9.0"},
+        {"callbacks": functools.reduce(lambda inner, _: [inner], range(100), 1)},
+        {"callbacks": functools.reduce(lambda inner, _: [inner] * 9, range(30), 1)},
+        {"state_dict": {"weight": torch.ones(1).expand(10**12)}},
+    ],
+    ids=brief,
+)
+def test_a_checkpoint_of_other_types_or_too_large_is_one_error(parts: dict[Any, Any], sound: Path) -> None:
+    torch.save({**torch.load(sound, weights_only=True), **parts}, sound)
+    with pytest.raises(UserError, match=r"sound\.ckpt") as raised:
+        load_checkpoint(sound)
+    assert len(str(raised.value)) < 1000
+
+
+def test_a_compressed_checkpoint_is_not_unpacked(sound: Path, tmp_path: Path) -> None:
+    """PyTorch makes none, and its members can be a thousand times larger than the file."""
+    with zipfile.ZipFile(sound) as stored, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name) + bytes(10**6))
+    with pytest.raises(UserError, match=r"b\.ckpt"):
+        load_checkpoint(tmp_path / "b.ckpt")
 
 
 def test_a_sound_checkpoint_with_a_foreign_object_names_the_object(sound: Path) -> None:
@@ -121,13 +168,243 @@ def test_a_model_without_arguments(cli) -> None:
 
 
 def test_a_model_s_own_hyperparameters_are_its_arguments(cli) -> None:
-    """Only those that are arguments; an argument may have any name."""
+    """Only those that are arguments; an argument may have any name, and its texts are the command line's."""
     name = "tests.cli.test_checkpoints.Mapping"
     hyperparameters = {"_class_path": name, "estimator": "mine", "width": 2, "dataset": {"name": "Cora"}}
     content = {"state_dict": Mapping().state_dict(), "pytorch-lightning_version": "2.6.0", "epoch": 0, "global_step": 0}
+    options = [f"--model={name}", "--data=ImagePatterns", *OPTIONS, "--data.eval_draws=1", "--ckpt_path=model.ckpt"]
     for saved in ({}, hyperparameters, {**hyperparameters, "estimator": "theirs"}):
         torch.save({**copy.deepcopy(content), "hyper_parameters": saved}, "model.ckpt")
-        options = [f"--model={name}", "--data=ImagePatterns", *OPTIONS, "--data.eval_draws=1"]
-        status, out, err = cli("test", *options, "--ckpt_path=model.ckpt")
+        differs = saved.get("estimator") == "theirs"
+        for more in (["--trust_checkpoint=true"], ["--model.estimator=theirs"]) if differs else ([],):
+            status, out, err = cli("test", *options, *more)
+            assert status == 0, err
+            assert f"chosen: {saved.get('estimator', 'mine')}" in out
+    status, _, err = cli("test", *options)
+    assert status == 1
+    assert all(text in err for text in ("--model.estimator", "'theirs'", "'mine'", "--trust_checkpoint=true")), err
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class Part:
+    """What a model is made of."""
+
+    def __init__(self, size: int = 1, kind: Literal["a", "b"] = "a", inner: "Part | None" = None) -> None:
+        self.size = size
+
+
+class Whole(LightningModule):
+    """A model with an argument of every kind."""
+
+    def __init__(
+        self,
+        count: int = 1,
+        rate: float | None = 0.5,
+        name: str = "n",
+        norm: Literal["l1", "l2"] | float = "l1",
+        colour: Colour = Colour.RED,
+        sizes: list[int] | None = None,
+        norms: list[Literal["l1", "l2"]] | None = None,
+        part: Part | None = None,
+        parts: list[Part] | None = None,
+        table: dict[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+
+
+def given(**arguments: Any) -> dict[str, Any]:
+    """A configuration of ``Whole`` as the command line has it."""
+    part = {"class_path": f"{__name__}.Part", "init_args": {"size": 1, "kind": "a", "inner": None}}
+    part["init_args"]["inner"] = copy.deepcopy(part)
+    every = {"count": 1, "rate": 0.5, "name": "n", "norm": "l1", "colour": "RED", "sizes": [1, 2], "norms": ["l1"]}
+    every |= {"part": part, "parts": [copy.deepcopy(part), copy.deepcopy(part)], "table": {"a": 1.0, "b": 2.0}}
+    return {"class_path": f"{__name__}.Whole", "init_args": {**every, **arguments}}
+
+
+def part_of(**arguments: Any) -> dict[str, Any]:
+    return {"class_path": f"{__name__}.Part", "init_args": arguments}
+
+
+def model_config(path: Path, saved: dict[str, Any]) -> dict[str, Any] | None:
+    change(path, hyper_parameters=saved)
+    return NamedCheckpoint(str(path)).model_config(given())
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [
+        ({"count": 5, "rate": None, "other": part_of()}, {"count": 5, "rate": None}),
+        ({"rate": float("nan"), "norm": 2}, {"rate": float("nan"), "norm": 2}),
+        ({"norm": "l2", "colour": "BLUE"}, {"norm": "l2", "colour": "BLUE"}),
+        ({"sizes": (1, 2, 3), "norms": ["l2", "l1"]}, {"sizes": (1, 2, 3), "norms": ["l2", "l1"]}),
+        ({"sizes": None, "norms": None}, {"sizes": None, "norms": None}),
+        ({"table": {"b": 3, "a": 1}}, {"table": {"a": 1.0, "b": 3}}),
+        ({"part": part_of(size=7, inner=part_of(kind="b"))}, {"part": 7, "inner": "b"}),
+        ({"parts": [part_of(), part_of(size=7)]}, {"parts": 7}),
+    ],
+    ids=brief,
+)
+def test_plain_values_and_choices_are_a_checkpoint_s(saved: Any, expected: dict[str, Any], sound: Path) -> None:
+    model = model_config(sound, {"_class_path": f"{__name__}.Whole", **saved})
+    assert model is not None
+    wanted = given(**{name: value for name, value in expected.items() if name not in ("part", "parts", "inner")})
+    if "part" in expected:
+        wanted["init_args"]["part"]["init_args"]["size"] = expected["part"]
+        wanted["init_args"]["part"]["init_args"]["inner"]["init_args"]["kind"] = expected["inner"]
+    if "parts" in expected:
+        wanted["init_args"]["parts"][1]["init_args"]["size"] = expected["parts"]
+    assert repr(model) == repr(wanted)  # NaN is not NaN
+    assert model_config(sound, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "saved"),
+    [
+        ("name", "m"),
+        ("norm", "l3"),
+        ("colour", "GREEN"),
+        ("norms", ["l1", "l3"]),
+        ("name", part_of()),
+        ("count", part_of()),
+        ("count", "1"),
+        ("count", 10**30),
+        ("count", torch.ones(())),
+        ("sizes", [1, "x"]),
+        ("sizes", [1, part_of()]),
+        ("sizes", {"a": 1}),
+        ("table", {"a": 1.0}),
+        ("table", {"a": 1.0, "class_path": "x"}),
+        ("table", {"a": "x", "b": 2.0}),
+        ("table", [1.0]),
+        ("part", None),
+        ("part", 3),
+        ("part", "x"),
+        ("part", f"{__name__}.Part"),
+        ("part", {}),
+        ("part", {"class_path": 3}),
+        ("part", {"class_path": "this.Zen"}),
+        ("part", {"class_path": f"{__name__}.Whole"}),
+        ("part", {**part_of(), "__path__": "x"}),
+        ("part", {"class_path": f"{__name__}.Part", "init_args": [1]}),
+        ("part", {"class_path": f"{__name__}.Part", "dict_kwargs": {"x": 1}}),
+        ("part", part_of(size=part_of())),
+        ("part", part_of(unknown=1)),
+        ("part", part_of(inner=None)),
+        ("part", part_of(inner=part_of(inner=part_of()))),
+        ("parts", []),
+        ("parts", None),
+        ("parts", [part_of()]),
+        ("parts", [part_of(), part_of(), part_of()]),
+        ("parts", [part_of(), part_of(kind="c")]),
+        ("parts", [1, 2]),
+    ],
+    ids=brief,
+)
+def test_what_names_something_is_the_command_line_s(argument: str, saved: Any, sound: Path) -> None:
+    with pytest.raises(UserError, match=rf"sound\.ckpt.*model\.{argument}.*--trust_checkpoint"):
+        model_config(sound, {argument: saved})
+
+
+@pytest.mark.parametrize("saved", [[1], "x", {3: 4}, {"_class_path": 5}, {"_class_path": "x\x1b[2J"}], ids=brief)
+def test_hyperparameters_of_other_types_are_one_printable_error(saved: Any, sound: Path) -> None:
+    with pytest.raises(UserError, match=r"sound\.ckpt") as raised:
+        model_config(sound, saved)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), [1]], ids=brief)
+def test_a_value_that_an_argument_does_not_take_is_one_line(wrong: Any, cli) -> None:
+    save = {"state_dict": HopfieldMemory().state_dict(), "pytorch-lightning_version": "2.6.0"}
+    torch.save({**save, "hyper_parameters": {"num_hidden": wrong}}, "a.ckpt")
+    status, _, err = cli("test", *TINY, "--ckpt_path=a.ckpt")
+    assert (status, err.count("error:"), "num_hidden" in err) == (1, 1, True), err
+
+
+@pytest.mark.parametrize("name", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"])
+@pytest.mark.parametrize(
+    "path",
+    ["local://{kept}", "file://{kept}", "dir::{kept}", "{run}/checkpoints/../../../../kept", "a/../b", 3, "a\nb"],
+)
+def test_a_checkpoint_names_no_files_to_delete(name: str, path: Any, sound: Path, tmp_path: Path) -> None:
+    named = path.format(kept=tmp_path / "kept", run=RUN) if isinstance(path, str) else path
+    change(sound, callbacks={"One": {name: {named: 1} if name == "best_k_models" else named}})
+    with pytest.raises(UserError, match=r"sound\.ckpt"):
+        NamedCheckpoint(str(sound))
+    change(sound, callbacks={"One": {name: {"../logs/a.ckpt": 1} if name == "best_k_models" else "../logs/a.ckpt"}})
+    NamedCheckpoint(str(sound))
+
+
+@pytest.mark.parametrize("count", [-1, 2**63, 0.5, "x", None, [1]], ids=brief)
+def test_a_counter_that_is_none_is_refused(count: Any, sound: Path) -> None:
+    for loops in ({"fit_loop": {"epoch_progress": {"current": {"processed": count}}}}, {"total": {"ready": count}}):
+        change(sound, loops=loops)
+        with pytest.raises(UserError, match=r"sound\.ckpt.*(processed|ready)"):
+            NamedCheckpoint(str(sound))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2, dtype=torch.complex64), 3])
+def test_weights_of_another_kind_are_refused(wrong: Any, sound: Path) -> None:
+    model = Other()
+    change(sound, state_dict={**model.state_dict(), "layer.weight": wrong})
+    with pytest.raises(UserError, match=r"sound\.ckpt.*layer\.weight"):
+        NamedCheckpoint(str(sound)).check_parameters(model)
+    change(sound, state_dict={name: weight.half() for name, weight in model.state_dict().items()})
+    NamedCheckpoint(str(sound)).check_parameters(model)
+
+
+class _Payload:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("PWNED",)
+
+
+class Swap(Callback):
+    """Puts another file in the place of the checkpoint after it was looked at."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        torch.save(_Payload(), "a.ckpt")
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
+def test_lightning_loads_the_file_without_running_it_either(subcommand: str, cli, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    assert subcommand in RBPLightningCLI.subcommands()
+    model = HopfieldMemory(num_hidden=16)
+    save = {"state_dict": model.state_dict(), "pytorch-lightning_version": "2.6.0", "loops": {}}
+    torch.save(save, "a.ckpt")
+    swap = "--trainer.callbacks=[tests.cli.test_checkpoints.Swap]"
+    with pytest.warns(UserWarning, match="replaces"):
+        status, _, err = cli(subcommand, *TINY, swap, "--ckpt_path=a.ckpt")
+    assert (status, err.count("error:")) == (1, 1), err
+    assert not Path("PWNED").exists()
+
+
+def test_a_checkpoint_is_never_loaded_with_what_it_runs(cli) -> None:
+    status, _, err = cli("test", *TINY, "--weights_only=false", "--trust_checkpoint=true")
+    assert (status, "weights_only" in err) == (1, True)
+
+
+def test_a_name_that_lightning_takes_for_an_address_is_a_file_s(cli) -> None:
+    """A folder whose name begins with "http", and the checkpoint of a cluster's job."""
+    Path("http").mkdir()
+    model = HopfieldMemory(num_hidden=16)
+    save = {"state_dict": model.state_dict(), "pytorch-lightning_version": "2.6.0"}
+    for path in ("http/a.ckpt", "hpc_ckpt_2.ckpt", "registry"):
+        torch.save(save, path)
+    Path("hpc_ckpt_1.ckpt").write_text("no checkpoint")
+    for named in ("http/a.ckpt", "hpc", "registry"):
+        status, out, err = cli("test", *TINY, f"--ckpt_path={named}")
         assert status == 0, err
-        assert f"chosen: {saved.get('estimator', 'mine')}" in out
+        assert ("hpc_ckpt_2.ckpt" in out) == (named == "hpc")
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_a_cluster_s_job_loads_no_checkpoint_unchecked(subcommand: str, cli, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "training")
+    torch.save(_Payload(), "hpc_ckpt_1.ckpt")
+    status, _, err = cli(subcommand, *TINY)
+    assert (status, "hpc_ckpt_1.ckpt" in err, Path("PWNED").exists()) == (1, True, False), err

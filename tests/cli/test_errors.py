@@ -6,11 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 
-from models import HopfieldMemory
-from rbp_lightning import ConvergenceError, UserError
-from rbp_lightning.cli.errors import find_mistake, one_line_errors
+from datamodules import ImagePatterns
+from models import MLP, ContractiveCell, ExampleWeights, HopfieldMemory, LinearClassifier
+from rbp_lightning import RBP, ConvergenceError, NeumannRBP, Picard, UserError
+from rbp_lightning.cli.config_file import load_yaml
+from rbp_lightning.cli.errors import one_line_errors
+from rbp_lightning.cli.mistakes import find_mistake
+from rbp_lightning.cli.trainer import check_trainer
 from tests.cli.options import CONFIG, TINY
 from tests.cli.own import OPTIONS
 
@@ -34,9 +40,9 @@ OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.lo
         (["--config=broken.yaml"], "did not find expected node content"),
         (["--estimator.steps=-1"], "ConjugateGradient: steps=-1 must be a whole number of at least 1."),
         (["--estimator.steps=many"], "--estimator.steps: expected int. Got value: many."),
-        (["--estimator.solver.tol=-1"], "Picard: tol=-1.0 must be a number in [0, inf)."),
+        (["--estimator.solver.tol=-1"], "Picard: tol=-1.0 must be a number in [0, "),
         (["--estimator.solver.max_steps=0"], "Picard: max_steps=0 must be a whole number of at least 1."),
-        (["--model.gain=0"], "gain=0.0 must be a number in (0, inf)."),
+        (["--model.gain=0"], "gain=0.0 must be a number in (0, "),
         (["--data.source=cifar"], "Literal['digits', 'mnist', 'folder']"),
         (["--data.source=mnist", "--data.data_dir=nowhere"], "Put what is missing into nowhere/mnist/raw"),
         (["--model.num_pixels=100"], "set num_pixels to 64"),
@@ -54,6 +60,15 @@ OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.lo
         ),
         (["--ckpt_path=none.ckpt"], "ckpt_path='none.ckpt' is not a file"),
         (["--config=none.yaml"], "none.yaml"),
+        (["--trainer.devices=abc"], "devices"),
+        (["--trainer.val_check_interval=1000"], "val_check_interval"),
+        (["--trainer.num_nodes=1000000"], "--trainer.num_nodes=1000000"),
+        (["--seed_everything=4294967296"], "--seed_everything"),
+        (["--model.learning_rate=1e38"], "learning_rate"),
+        (["--optimizer=Adam", "--optimizer.lr=1e38"], "overflow"),
+        ([f"--estimator.steps={10**30}"], "at most"),
+        ([f"--data.train_draws={10**12}"], "train_draws"),
+        (["--data.size={a: 1, a: 2}"], "size"),
     ],
 )
 def test_each_mistake_gets_one_clear_error(cli, arguments, message) -> None:
@@ -65,6 +80,151 @@ def test_each_mistake_gets_one_clear_error(cli, arguments, message) -> None:
     assert message in told
     assert "Traceback" not in err
     assert not list(Path().rglob("*.ckpt"))
+
+
+def error_of(cli, config: bytes | str, *arguments: str) -> str:
+    """The one line that a config file is answered by."""
+    Path("own.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
+    status, _, err = cli("fit", "--config=own.yaml", *arguments)
+    assert status in (1, 2)
+    (told,) = [line for line in err.splitlines() if "error: " in line]
+    assert "Traceback" not in err
+    return told
+
+
+@pytest.mark.parametrize("value", ["", "3", "true", "[]", "[1, 2]"])
+@pytest.mark.parametrize("section", ["trainer", "policy", "checkpoint"])
+def test_a_section_is_a_mapping(section, value) -> None:
+    with pytest.raises(yaml.YAMLError, match=rf"own.yaml: {section}"):
+        load_yaml(f"model: HopfieldMemory\n{section}: {value}\n", "own.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "3", "[1, 2]", "!!int a: 3", "policy:"])
+def test_a_config_is_a_mapping_of_options(cli, text) -> None:
+    assert "config" in error_of(cli, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("data: ImagePatterns\nmodel: HopfieldMemory\ndata: MNISTSplits\n", "data"),
+        ("model:\n  class_path: HopfieldMemory\n  init_args:\n    gain: 1.0\n    gain: 1.0\n", "gain"),
+        ("trainer: {max_epochs: 1, 'max_epochs': 2}\n", "max_epochs"),
+        ("trainer:\n  callbacks:\n    - class_path: EquilibriumMonitor\n      class_path: Timer\n", "class_path"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_named_with_its_file_and_line(text, key) -> None:
+    with pytest.raises(yaml.YAMLError, match=rf"(?s){key!r}.*own.yaml.*line \d+"):
+        load_yaml(text, "own.yaml")
+
+
+def test_keys_that_a_merge_overrides_are_not_there_twice() -> None:
+    text = "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\nc: [*a, *a]\n"
+    assert load_yaml(text)["b"] == {"x": 3, "y": 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "policy: &a {truncation_tol: *a}",
+        "model: &a [*a]",
+        "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]),
+        "trainer: " + "[" * 5000 + "]" * 5000,
+    ],
+)
+def test_aliases_and_nesting_have_an_end(text) -> None:
+    with pytest.raises(yaml.YAMLError):
+        load_yaml(text, "own.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_config_that_is_not_utf_8_is_named(cli, encoding) -> None:
+    assert "own.yaml" in error_of(cli, "# caf\u00e9\nmodel: HopfieldMemory\n".encode(encoding))
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: HopfieldMemory(gain=1e-300), "gain"),
+        (lambda: HopfieldMemory(num_hidden=10**6), "num_hidden"),
+        (lambda: MLP([10**6, 10**6, 10]), "sizes"),
+        (lambda: ContractiveCell(10, 3, num_hidden=10**5), "num_hidden"),
+        (lambda: ContractiveCell(10, 3, bound=1e-300), "bound"),
+        (lambda: LinearClassifier(10**9, 10**9), "num_features"),
+        (lambda: ExampleWeights(10**12), "num_examples"),
+        (lambda: ImagePatterns(train_draws=10**12), "train_draws"),
+        (lambda: ImagePatterns(eval_draws=10**8), "eval_draws"),
+        (lambda: ImagePatterns(source="folder", data_dir=".", size=10**6), "size"),
+        (lambda: ImagePatterns(corruption_seed=2**32), "corruption_seed"),
+        (lambda: RBP(seed=2**32), "seed"),
+        (lambda: NeumannRBP(steps=10**5000), "steps"),
+        (lambda: Picard(tol=1e31), "tol"),
+        (lambda: check_trainer(Namespace(devices="1" + "0" * 30)), "devices"),
+        (lambda: check_trainer(Namespace(num_nodes=10**6)), "num_nodes"),
+        (lambda: check_trainer(Namespace(accumulate_grad_batches=0)), "accumulate_grad_batches"),
+        (lambda: check_trainer(Namespace(check_val_every_n_epoch=0)), "check_val_every_n_epoch"),
+    ],
+)
+def test_absurd_sizes_are_refused_by_name_and_limit(make, argument) -> None:
+    with pytest.raises(UserError, match=rf"{argument}.*\d"):
+        make()
+
+
+KINDS = {"hopfield": "HopfieldMemory", "hypergrad": "HyperparameterOptimizer", "cora": "CitationGNN"}
+GRAPH = ["--data=CitationGraph", "--data.dataset=torch_geometric.datasets.KarateClub", "--data.split=per_class"]
+GRAPH += ["--data.per_class=2", "--data.num_val=6", "--data.num_test=10"]
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "config", "data"),
+    [
+        *((subcommand, "hopfield", ["--data=MNISTSplits"]) for subcommand in ("fit", "validate", "test", "audit")),
+        ("predict", "hopfield", GRAPH),
+        ("fit", "hypergrad", GRAPH),
+        ("test", "hypergrad", GRAPH),
+        ("fit", "cora", ["--data=ImagePatterns"]),
+        ("predict", "cora", ["--data=MNISTSplits"]),
+    ],
+)
+def test_data_of_another_model_are_refused_by_both_names(cli, subcommand, config, data) -> None:
+    options = ["--trainer.accelerator=cpu", "--trainer.callbacks=null", "--trainer.logger=false"]
+    status, _, err = cli(subcommand, f"--config={CONFIG.with_name(config)}.yaml", *data, *options)
+    assert status == 1
+    assert "Traceback" not in err
+    told = err.splitlines()[-1]
+    assert KINDS[config] in told
+    assert data[0].removeprefix("--data=") in told
+
+
+@pytest.mark.parametrize("option", ["--trainer.max_steps=0", "--trainer.log_every_n_steps=0"])
+def test_a_run_of_no_steps_or_no_logs_is_one(cli, option) -> None:
+    status, _, err = cli("fit", *TINY, option)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("modules", "one_line"),
+    [
+        (["rbp_lightning.cli.main", "lightning.pytorch.trainer"], True),
+        (["rbp_lightning.cli.main", "jsonargparse._core", "codecs"], True),
+        (["lightning.pytorch.trainer", "torch.optim.adam"], True),
+        (["lightning.pytorch.trainer", "rbp_lightning.layer"], False),
+        (["rbp_lightning.cli.main", "pathlib"], False),
+        (["lightning.pytorch.trainer", "own.network", "torch.nn.functional"], False),
+        (["own.network"], False),
+    ],
+)
+def test_what_others_refuse_is_one_line_and_a_bug_is_not(modules, one_line) -> None:
+    function = None
+    for module in reversed(modules):
+        namespace = {"__name__": module, "inner": function}
+        text = "def outer():\n    if inner is None:\n        raise RuntimeError('no such value')\n    inner()"
+        exec(compile(text, "outer.py", "exec"), namespace)
+        function = namespace["outer"]
+    with pytest.raises(RuntimeError) as raised:
+        function()
+    error = raised.value.with_traceback(raised.value.__traceback__.tb_next)  # without this test
+    assert find_mistake(error) is (error if one_line else None)
 
 
 @pytest.mark.parametrize(

@@ -992,7 +992,7 @@ def test_describe_lists_every_argument() -> None:
             "steps": 7,
             "solver": {
                 "class_path": "rbp_lightning.solvers.picard.Picard",
-                "init_args": {"max_steps": 30, "tol": 1e-3, "check_every": 10, "atol": None},
+                "init_args": {"max_steps": 30, "tol": 1e-3, "check_every": 10, "atol": None, "per_leaf": True},
             },
         },
     }

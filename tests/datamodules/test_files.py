@@ -8,9 +8,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from datamodules.files import data_directory, obtain
+from datamodules.files import MOST_BYTES, data_directory, obtain, read_bytes
 from datamodules.mnist_files import SHA256, mnist_files, read_idx
 from rbp_lightning import UserError
+from tests.limits import NO_FILES, bounded, make_no_file
 
 CONTENT = b"some data" * 1000
 SUM = hashlib.sha256(CONTENT).hexdigest()
@@ -126,6 +127,65 @@ def test_what_is_no_idx_file_is_refused(tmp_path, content) -> None:
     (tmp_path / "file.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"file\.gz is not a gzipped IDX file"):
         read_idx(tmp_path / "file.gz")
+
+
+def idx(*shape: int) -> bytes:
+    """The header of an array."""
+    return bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(2**32 - 1,) * 3, (2**31, 2, 1), (2**16, 2**16), (0,), (0, 28, 28), (2**32 - 1, 2**32 - 1, 0), (), (1,) * 255],
+)
+def test_an_idx_header_of_no_array_or_of_too_large_a_one_is_refused(tmp_path, shape) -> None:
+    (tmp_path / "file.gz").write_bytes(gzip.compress(idx(*shape) + bytes(100), mtime=0))
+    with bounded(10, 5), pytest.raises(UserError, match=r"file\.gz is not a gzipped IDX file"):
+        read_idx(tmp_path / "file.gz")
+
+
+@pytest.mark.parametrize("members", [1, 5])
+def test_of_a_gzip_bomb_no_more_is_decompressed_than_its_header_says(tmp_path, members) -> None:
+    large = gzip.compress(bytes(2**26), compresslevel=1, mtime=0)
+    (tmp_path / "file.gz").write_bytes(gzip.compress(idx(10, 28, 28), mtime=0) + large * members)
+    with bounded(20, 5), pytest.raises(UserError, match=r"file\.gz is not a gzipped IDX file .*holds more"):
+        read_idx(tmp_path / "file.gz")
+
+
+def test_a_short_file_takes_no_memory_for_the_rest_that_its_header_says(tmp_path) -> None:
+    (tmp_path / "file.gz").write_bytes(gzip.compress(idx(MOST_BYTES) + bytes(100), mtime=0))
+    with bounded(20, 5), pytest.raises(UserError, match=r"file\.gz is not a gzipped IDX file .*holds less"):
+        read_idx(tmp_path / "file.gz")
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_is_refused_at_once(tmp_path, kind, server) -> None:
+    """A pipe is in the way of a download as well."""
+    served, url = server
+    (served / "file").write_bytes(CONTENT)
+    make_no_file(tmp_path / "file", kind)
+    for urls in ([], [url]):
+        with bounded(10, 5), pytest.raises(UserError, match=f"{tmp_path}/file is not a file"):
+            obtain({"file": SUM}, [tmp_path], urls)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
+    (tmp_path / "file").symlink_to("/proc/self/mem")  # whose first page nobody may read, not even root
+    with pytest.raises(UserError, match=f"{tmp_path}/file cannot be read"):
+        obtain({"file": SUM}, [tmp_path], [])
+
+
+def test_a_file_larger_than_the_limit_is_named(tmp_path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    assert read_bytes(tmp_path / "file", len(CONTENT)) == CONTENT
+    with pytest.raises(UserError, match=f"{tmp_path}/file has more than {len(CONTENT) - 1} bytes"):
+        read_bytes(tmp_path / "file", len(CONTENT) - 1)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_a_name_that_no_file_can_have_is_missing(tmp_path, name) -> None:
+    with pytest.raises(UserError, match=r"^Missing "):
+        obtain({name: SUM}, [tmp_path], ["http://127.0.0.1:9"])
 
 
 def test_default_folder(monkeypatch) -> None:

@@ -192,10 +192,10 @@ def test_bad_folders_are_refused_by_name(tmp_path) -> None:
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=2)
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"a\.png is not an image"):
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
     (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
+    with pytest.raises(UserError, match=r"a\.png is not an image"):
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
 
 

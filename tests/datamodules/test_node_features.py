@@ -1,12 +1,18 @@
 """Principal components and their cache."""
 
+import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from joblib._store_backends import CacheWarning
 
 from datamodules import node_features
 from datamodules.node_features import principal_components
 from rbp_lightning import UserError
+from tests.limits import NO_FILES, bounded, make_no_file
 
 
 def features(seed: int = 0) -> torch.Tensor:
@@ -40,33 +46,72 @@ def test_they_are_computed_once(tmp_path, monkeypatch) -> None:
         principal_components(features(), 4, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text"])
-def test_a_damaged_cache_is_computed_again(tmp_path, damage) -> None:
-    first = principal_components(features(), 3, tmp_path)
-    (path,) = tmp_path.rglob("output.pkl")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged = {"truncate": content[: len(content) // 2], "flip": content, "empty": b"", "text": b"no pickle"}
+def cached(folder: Path) -> Path:
+    """Fills the cache, and returns its file."""
+    principal_components(features(), 3, folder)
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text", "longer", "other input", "nan"])
+def test_a_cache_that_is_not_of_these_features_is_made_again(tmp_path, damage) -> None:
+    first = principal_components(features(), 3, tmp_path / "first")
+    path, other = cached(tmp_path / "cache"), cached(tmp_path / "other")
+    content, values = path.read_bytes(), np.full(first.shape, np.nan, np.float32).tobytes()
+    principal_components(features(1), 3, tmp_path / "of other features")
+    (of_others,) = (tmp_path / "of other features").iterdir()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    damaged = {
+        "truncate": content[: len(content) // 2],
+        "flip": bytes(flipped),
+        "empty": b"",
+        "text": b"no cache",
+        "longer": content + b"x",
+        "other input": of_others.read_bytes(),
+        "nan": hashlib.sha256(bytes.fromhex(path.stem) + values).digest() + values,  # by somebody who knows the format
+    }
     path.write_bytes(damaged[damage])
-    assert torch.equal(principal_components(features(), 3, tmp_path), first)
-    assert path.read_bytes() != damaged[damage]
-    assert torch.equal(principal_components(features(), 3, tmp_path), first)
+    assert torch.equal(principal_components(features(), 3, path.parent), first)
+    assert path.read_bytes() == content == other.read_bytes()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("folder", ["file/pca", "."])
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_a_cache_that_is_no_file_is_made_again(tmp_path, kind) -> None:
+    path = cached(tmp_path / "cache")
+    path.unlink()
+    make_no_file(path, kind)
+    with bounded(30, 5):
+        assert torch.equal(
+            principal_components(features(), 3, path.parent), principal_components(features(), 3, tmp_path / "other")
+        )
+    assert path.is_file() != (kind == "folder")  # which is in the way, and may be somebody's
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("folder", ["file/pca", "file", "a\0b", "a" * 300, "/proc/pca"])
 def test_without_a_place_to_write_they_are_computed(tmp_path, folder) -> None:
     (tmp_path / "file").write_text("no folder")
-    (tmp_path / "datamodules").write_text("where joblib would make a folder")
     assert principal_components(features(), 3, tmp_path / folder).shape == (40, 3)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_cache_that_becomes_unwritable_is_done_without(tmp_path, monkeypatch) -> None:
-    def refuse(*args, **kwargs) -> None:
-        raise OSError("read-only file system")
+def test_half_of_what_is_being_written_is_never_read(tmp_path) -> None:
+    values, path, enough = features().numpy(), tmp_path / "cache" / "file", threading.Event()
 
-    monkeypatch.setattr("joblib._store_backends.numpy_pickle.dump", refuse)
-    with pytest.warns(CacheWarning, match="Unable to cache to disk"):
-        assert principal_components(features(), 3, tmp_path).shape == (40, 3)
+    def write() -> None:
+        while not enough.is_set():
+            node_features._write(path, bytes(32), values)
+
+    node_features._write(path, bytes(32), values)
+    with ThreadPoolExecutor() as pool:
+        writers = [pool.submit(write) for _ in range(2)]
+        found = [node_features._read(path, bytes(32), values.shape) for _ in range(1000)]
+        enough.set()
+    assert [writer.exception() for writer in writers] == [None, None]
+    assert all(np.array_equal(components, values) for components in found)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_too_many_are_refused(tmp_path) -> None:

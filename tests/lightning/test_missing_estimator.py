@@ -152,7 +152,7 @@ def test_numbers_of_numpy_and_enumerations_do_not_keep_a_checkpoint_from_being_r
         ({"class_path": "not_imported.Estimator"}, "import its module first"),
         ({"class_path": ["rbp_lightning"]}, "needs a class_path"),
         ({}, "needs a class_path"),
-        ({"class_path": "rbp_lightning.estimators.bptt.BPTT", "init_args": [1]}, "init_args that are a dict"),
+        ({"class_path": "rbp_lightning.estimators.bptt.BPTT", "init_args": [1]}, "init_args by name"),
         ({"class_path": "rbp_lightning.estimators.bptt.BPTT", "init_args": {"step": 1}}, r"not take .*\['step'\]"),
         ({"class_path": "rbp_lightning.estimators.tbptt.TBPTT", "init_args": {"steps": "many"}}, "steps='many'"),
         (
@@ -163,7 +163,7 @@ def test_numbers_of_numpy_and_enumerations_do_not_keep_a_checkpoint_from_being_r
             {"class_path": "rbp_lightning.estimators.bptt.BPTT", "init_args": {"solver": {"class_path": "os.system"}}},
             "'os.system' is no FixedPointSolver",
         ),
-        (describe(OfTensor(torch.ones(2))), r"made with scale=tensor\(\[1., 1.\]\)"),
+        (describe(OfTensor(torch.ones(2))), r"made with scale='tensor\(\[1., 1.\]\)"),
     ],
 )
 def test_a_description_makes_imported_estimators_and_solvers_alone(

@@ -378,7 +378,7 @@ def test_what_hyperparameters_do_not_fit_is_refused() -> None:
         (lambda: MLP([4]), r"sizes=\[4\] must list at least two layers"),
         (lambda: MLP([4, 0]), "sizes=0 must be a whole number of at least 1"),
         (lambda: MLP([4, 2], log_scale=float("nan")), "log_scale=nan must be a number"),
-        (lambda: MomentumSGD(["a"], 0.0, 0.5), r"learning_rate=0.0 must be a number in \(0, inf\)"),
+        (lambda: MomentumSGD(["a"], 0.0, 0.5), r"learning_rate=0.0 must be a number in \(0, "),
         (lambda: MomentumSGD(["a"], 0.1, 1.0), "momentum=1.0 must be below 1"),
         (lambda: MomentumSGD(["a"], 0.1, -0.5), "momentum=-0.5 must be a number"),
         (lambda: WeightDecay(0.0), "initial=0.0 must be a number"),

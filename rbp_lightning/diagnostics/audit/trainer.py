@@ -69,6 +69,7 @@ class AuditTrainer(Trainer):
         audit = GradientAudit(found[0], error, steps)
         if ckpt_path is not None:
             checkpoint = load_checkpoint(ckpt_path)
+            self.precision_plugin.convert_module(model)  # copying into a module of less precision rounds
             model.load_state_dict(checkpoint["state_dict"])
             model.on_load_checkpoint(checkpoint)
         # Nothing that acts on a training, neither the Trainer's nor the module's own: checkpoints, searches, monitors.

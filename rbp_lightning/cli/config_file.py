@@ -1,0 +1,123 @@
+"""Reading configurations: as YAML in which nothing is said twice, from files that are text."""
+
+import io
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from rbp_lightning.errors import UserError
+
+YAML = "strict_yaml"
+"""The parsers' name for it."""
+
+MOST_ENTRIES = 100_000
+"""Most entries of a configuration, those that an alias repeats included."""
+
+
+_SECTIONS = {"trainer", "policy", "checkpoint", "audit", *LightningCLI.subcommands()}
+"""Sections of options that belong to no class, and those of the subcommands."""
+
+
+class ConfigParser(LightningArgumentParser):
+    """Lightning's parser, which says which file is no text."""
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parses a file.
+
+        Args:
+            cfg_path: The file.
+            args: As for ``ArgumentParser.parse_path``.
+            kwargs: As for ``ArgumentParser.parse_path``.
+
+        Raises:
+            UserError: If it is not UTF-8.
+        """
+        try:
+            parsed: Namespace = super().parse_path(cfg_path, *args, **kwargs)
+            return parsed
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"--config: {cfg_path} is no text in UTF-8 (byte {error.start}, {error.reason}): save it as UTF-8."
+            ) from error
+
+
+def load_yaml(text: str, path: str | None = None) -> Any:
+    """Loads YAML as jsonargparse does.
+
+    Args:
+        text: A configuration, or the value of an option.
+        path: The configuration's file; empty where it is given as text, and ``None`` for the value of an option.
+
+    Raises:
+        YAMLError: If it is no YAML, a key occurs twice in a mapping, aliases nest without an end or make it huge, or a
+            configuration does not consist of options.
+
+    Example:
+        >>> load_yaml("steps: 3")
+        {'steps': 3}
+    """
+    stream = io.StringIO(text)
+    stream.name = path or "the text"  # for the errors
+    try:
+        node = yaml.compose(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if node is not None:
+            _count_entries(node, {})
+        content = get_loader("yaml")(text)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # such as !!int abc
+        raise yaml.YAMLError(f"a value is not of its type ({error})") from error
+
+    if path is not None:
+        _check_options(content, path)
+    return content
+
+
+def _check_options(content: Any, path: str) -> None:
+    where = f"{path}: " if path else ""
+    if not isinstance(content, dict):
+        raise yaml.YAMLError(f"{where}it has no options: a configuration is a mapping such as 'model: HopfieldMemory'")
+    # The options of a subcommand may be in a section of its own.
+    inner = [part for part in content.values() if isinstance(part, dict) and "class_path" not in part]
+    for options in (content, *inner):
+        for section in _SECTIONS & options.keys():
+            if not isinstance(options[section], dict | str):  # a string is the path of a file
+                given = f"{section}: {repr(options[section])[:40]}"
+                raise yaml.YAMLError(f"{where}{given} is no mapping of its options: give some, or leave it out")
+
+
+def _count_entries(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Counts a node and all that is in it, and refuses what is wrong with it; 0 marks a node that is being counted."""
+    if id(node) in counts:
+        if counts[id(node)] == 0:
+            raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it is in", node.start_mark)
+        return counts[id(node)]
+    counts[id(node)] = 0
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        _check_keys([key for key, _ in node.value])
+        children = [child for entry in node.value for child in entry]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    total = 1 + sum(_count_entries(child, counts) for child in children)
+    if total > MOST_ENTRIES:
+        problem = f"more than {MOST_ENTRIES} entries, with what its aliases repeat"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    counts[id(node)] = total
+    return total
+
+
+def _check_keys(keys: list[yaml.Node]) -> None:
+    seen: dict[tuple[str, str], yaml.Node] = {}
+    for key in keys:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        if first := seen.get((key.tag, key.value)):
+            problem = f"{key.value!r} is there twice, first in line {first.start_mark.line + 1}: remove one of them"
+            raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        seen[key.tag, key.value] = key
+
+
+set_loader(YAML, load_yaml, (yaml.YAMLError,))

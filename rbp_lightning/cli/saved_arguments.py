@@ -1,0 +1,143 @@
+"""A checkpoint's model arguments laid over a config's: what a file says is data, and names nothing that is run."""
+
+import enum
+import inspect
+import sys
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from rbp_lightning.checkpoint_file import shown
+from rbp_lightning.cli.classes import parameter_type
+from rbp_lightning.errors import UserError
+
+_CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
+
+
+class SavedArguments:
+    """Takes plain values from a checkpoint, and everything that could be looked up, imported or opened from the config.
+
+    A number, a boolean, ``None`` or a list of them is taken from the checkpoint. A text is taken where the parameter's
+    type is a ``Literal`` or an enumeration that has it. Wherever else the two differ is an error.
+
+    Args:
+        source: How messages name the checkpoint.
+
+    Attributes:
+        overridden: Name, saved value and given value of each value that was taken.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.overridden: list[tuple[str, Any, Any]] = []
+
+    def over_class(self, given: Mapping[str, Any], saved: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+        """Lays the arguments of a class over those of the same class.
+
+        Args:
+            given: ``class_path`` and ``init_args``, as a config has them.
+            saved: The same, as a checkpoint has them; only arguments that the config has as well.
+            name: The dotted name of the argument that the class is for.
+
+        Returns:
+            The config's class with the arguments to make it with. Every text in it is the config's, or a choice.
+
+        Raises:
+            UserError: If they differ in more than plain values.
+        """
+        owner = imported_class(given["class_path"])
+        merged = dict(given)
+        for key, prefix in (("init_args", "init_args."), ("dict_kwargs", "")):
+            there, here = ({} if part.get(key) is None else part[key] for part in (saved, given))
+            if not isinstance(there, dict) or there.keys() - here.keys():
+                self._refuse(name, given, saved)
+            for argument, value in there.items():
+                annotation = parameter_type(owner, argument) if owner is not None else None
+                where = f"{name}.{prefix}{argument}" if name else argument
+                here = {**here, argument: self._over(here[argument], value, annotation, where)}
+            if here:
+                merged[key] = here
+        return merged
+
+    def _over(self, given: Any, saved: Any, annotation: Any, name: str) -> Any:
+        if _same(given, saved):
+            return given
+        if isinstance(given, dict) and isinstance(saved, dict):
+            if _names_one_class(given, saved):
+                return self.over_class(given, saved, name)
+            if given.keys() == saved.keys() and "class_path" not in given:
+                return {key: self._over(given[key], saved[key], annotation, f"{name}.{key}") for key in given}
+        elif _is_plain(saved, _choices(annotation)) and not _holds_dict(given):
+            self.overridden.append((name, saved, given))
+            return saved
+        elif isinstance(given, list) and isinstance(saved, list | tuple) and len(given) == len(saved):
+            pairs = enumerate(zip(given, saved, strict=True))
+            return [self._over(here, there, annotation, f"{name}[{index}]") for index, (here, there) in pairs]
+        return self._refuse(name, given, saved)
+
+    def _refuse(self, name: str, given: Any, saved: Any) -> typing.NoReturn:
+        option = name.replace(".init_args", "")
+        raise UserError(
+            f"{self.source} says model.{option}={shown(saved)}, and the command line {shown(given)}: a checkpoint "
+            f"chooses no classes, paths or texts. Set --model.{option} to what it was trained with or, if you trust "
+            "whoever made the file, --trust_checkpoint=true."
+        )
+
+
+def imported_class(path: object) -> type | None:
+    """Returns the class of a path if it is imported already; nothing is imported to find it.
+
+    Args:
+        path: What a config or a checkpoint has for a ``class_path``.
+
+    Example:
+        >>> imported_class("torch.nn.Linear").__name__
+        'Linear'
+    """
+    module, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    # A module's __getattr__ could import; its own names are there.
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return found if inspect.isclass(found) else None
+
+
+def _names_one_class(given: dict[str, Any], saved: dict[str, Any]) -> bool:
+    if "class_path" not in given or "class_path" not in saved or saved.keys() - _CLASS_KEYS:
+        return False
+    here, there = given["class_path"], saved["class_path"]
+    if not isinstance(there, str):
+        return False
+    return bool(here == there) or (imported_class(here) is not None and imported_class(here) is imported_class(there))
+
+
+def _same(given: Any, saved: Any) -> bool:
+    if isinstance(given, bool) != isinstance(saved, bool):
+        return False
+    if isinstance(given, list) and isinstance(saved, list | tuple):
+        return len(given) == len(saved) and all(map(_same, given, saved))
+    if isinstance(given, dict) and isinstance(saved, dict):
+        return given.keys() == saved.keys() and all(_same(given[key], saved[key]) for key in given)
+    plain = isinstance(saved, int | float | str | None)
+    return plain and (given == saved or (given != given and saved != saved))
+
+
+def _is_plain(value: Any, choices: set[str]) -> bool:
+    """Whether a value is a number, ``None`` or a choice, or a list of them."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(one, choices) for one in value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return value is None or isinstance(value, float) or (isinstance(value, str) and value in choices)
+
+
+def _holds_dict(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_dict, value)))
+
+
+def _choices(annotation: Any) -> set[str]:
+    """The texts that a type lists."""
+    if inspect.isclass(annotation) and issubclass(annotation, enum.Enum):
+        return set(annotation.__members__)
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return {one for one in arguments if isinstance(one, str)}
+    return {text for argument in arguments for text in _choices(argument)}

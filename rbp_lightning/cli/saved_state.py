@@ -1,0 +1,59 @@
+"""What a run would take over from a checkpoint beside the model: paths of files that it may delete, and counters."""
+
+from pathlib import PurePath
+from typing import Any
+
+from rbp_lightning.checkpoint_file import is_local, shown
+from rbp_lightning.errors import UserError
+
+_PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+
+
+def check_saved_state(content: dict[str, Any], source: str) -> None:
+    """Checks the states of callbacks and loops in a checkpoint.
+
+    A ``ModelCheckpoint`` deletes the file that its state calls the previous one, and everything in it if it is a
+    folder, where the path lies lexically in its own folder or is one of another file system.
+
+    Args:
+        content: The checkpoint.
+        source: How messages name it.
+
+    Raises:
+        UserError: If a path is no plain local one, or a counter is no count.
+    """
+    states = content.get("callbacks", {})
+    for name, value in {"callbacks": states, "loops": content.get("loops", {})}.items():
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: its {name} are no dict: name another checkpoint.")
+    for name, state in states.items():
+        ranked = state.get("best_k_models", {}) if isinstance(state, dict) else None
+        if not isinstance(ranked, dict):
+            raise UserError(
+                f"{source}: its state of {shown(name)} is no dict, as Lightning's are: name another checkpoint."
+            )
+        for path in [*(state.get(one) for one in _PATHS), *ranked]:
+            if not (path is None or _is_plain(path)):
+                raise UserError(
+                    f"{source} would have its callbacks delete {shown(path)}: name a checkpoint whose run's folder is "
+                    "on this machine, by a path without '..' inside."
+                )
+    _check_counters(content.get("loops", {}), "loops", source)
+
+
+def _is_plain(path: object) -> bool:
+    if not isinstance(path, str) or not is_local(path) or not path.isprintable():
+        return False
+    parts = PurePath(path).parts
+    up = next((index for index, part in enumerate(parts) if part != ".."), len(parts))
+    return ".." not in parts[up:]
+
+
+def _check_counters(node: Any, name: str, source: str, counted: bool = False) -> None:
+    """Looks at how far each loop is: one that starts far below 0 would run for ever."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            inner = counted or key in ("current", "total", "_batches_that_stepped")
+            _check_counters(value, f"{name}.{shown(key)[1:-1]}", source, inner)
+    elif counted and not (isinstance(node, int) and 0 <= node < 2**63):
+        raise UserError(f"{source}: its {name}={shown(node)} is no count: name another checkpoint.")

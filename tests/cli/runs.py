@@ -1,0 +1,86 @@
+"""Command lines that run in processes of their own, for signals and other ends that one process cannot survive."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.cli.options import ROOT
+
+
+class Run:
+    """A command line that is running.
+
+    Args:
+        zygote: The process that starts it.
+        folder: Where it runs.
+        arguments: Its arguments.
+        environment: What its environment has beside that of the tests.
+    """
+
+    number = 0
+
+    def __init__(self, zygote: "Zygote", folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
+        Run.number += 1
+        self.output = folder / f"run{Run.number}"
+        self.zygote = zygote
+        request = {"folder": str(folder), "name": self.output.name, "arguments": arguments, "environment": environment}
+        self.pid: int = zygote.ask(request)
+
+    def signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def until(self, reached: Callable[[], Any], seconds: float = 120) -> None:
+        """Waits until a condition holds."""
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < deadline, self.error()
+            assert Path(f"/proc/{self.pid}/stat").read_text().split()[2] != "Z", self.error()
+            time.sleep(0.005)
+
+    def end(self, seconds: float = 120) -> int | None:
+        """Waits for its end; returns its status, or ``None`` if it did not end by itself."""
+        status: int | None = self.zygote.ask({"wait": {"pid": self.pid, "seconds": seconds}})
+        return status
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.end()
+
+    def error(self) -> str:
+        """What it has printed to its standard error."""
+        printed = self.output.with_suffix(".err")
+        return printed.read_text() if printed.exists() else ""
+
+    def lines(self) -> list[str]:
+        """Its errors, those of processes that it has started included."""
+        return [line for line in self.error().splitlines() if "error: " in line]
+
+
+class Zygote:
+    """Starts command lines without the seconds that their imports take."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        program = [sys.executable, str(Path(__file__).with_name("zygote.py"))]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(program, env=environment, **pipes)
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait()

@@ -1,0 +1,148 @@
+"""What some solves of each line are checked for."""
+
+import random
+import threading
+
+import numpy
+import pytest
+import torch
+
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    AdaptiveNeumann,
+    ConvergenceError,
+    ConvergenceWarning,
+    ExactAdjoint,
+    FailurePolicy,
+    NeumannRBP,
+    Picard,
+    Status,
+    ignoring,
+)
+from rbp_lightning.estimators import base
+from rbp_lightning.estimators.spot_checks import SpotChecks
+
+SOLVER = Picard(200, 1e-6)
+ESTIMATORS = [
+    BPTT(SOLVER),
+    TBPTT(5, SOLVER),
+    RBP(60, 1e-6, solver=SOLVER),
+    NeumannRBP(20, SOLVER),
+    CGRBP(20, solver=SOLVER),
+    AdaptiveNeumann(1e-4, solver=SOLVER),
+    ExactAdjoint(solver=SOLVER),
+]
+EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: type(one).__name__)
+
+
+@pytest.fixture(autouse=True)
+def _lines_not_seen_before(monkeypatch) -> None:
+    monkeypatch.setattr(base, "_taped_checks", SpotChecks())
+    monkeypatch.setattr(base, "_untaped_checks", SpotChecks())
+
+
+@pytest.mark.parametrize("taped", [True, False])
+def test_a_dropout_mask_that_is_drawn_twice_alike_is_no_convergence(taped: bool) -> None:
+    estimator = NeumannRBP(5, Picard(30, 1e-4, check_every=1))
+    for seed in range(200):
+        torch.manual_seed(seed)
+        with torch.set_grad_enabled(taped), ignoring():
+            found = estimator(lambda h: torch.nn.functional.dropout(0.3 * h + 1, 0.9), torch.zeros(8))
+        assert found.status is Status.MAX_STEPS or found.steps <= 3
+        assert not (found.converged and found.steps > 3)
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: torch.rand(()).item(), random.random, numpy.random.random], ids=["torch", "random", "numpy"]
+)
+def test_draws_of_any_generator_are_told(draw) -> None:
+    """Long runs of one branch pass for converged."""
+    policy = FailurePolicy(not_converged="raise")
+    with policy, pytest.raises(ConvergenceError, match="random"):
+        NeumannRBP(solver=Picard(100, 0.2, check_every=1))(
+            lambda h: 0.1 * h + (1 if draw() < 0.5 else 2), torch.zeros(4)
+        )
+
+
+@pytest.mark.parametrize("name", ["unused", "within the tolerance", "another thread"])
+def test_draws_that_do_not_matter_are_no_failure(name: str) -> None:
+    def update(h: torch.Tensor) -> torch.Tensor:
+        noise = random.random()
+        return 0.5 * h + 1 + (1e-6 * noise if name == "within the tolerance" else 0.0)
+
+    ended = threading.Event()
+
+    def draws() -> None:
+        while not ended.is_set():
+            random.random()
+
+    thread = threading.Thread(target=draws)
+    if name == "another thread":
+        thread.start()
+    try:
+        for _ in range(5):
+            found = NeumannRBP(solver=Picard(100, 1e-4))(
+                (lambda h: 0.5 * h + 1) if name == "another thread" else update, torch.zeros(4)
+            )
+            assert found.converged
+    finally:
+        ended.set()
+
+
+def test_a_generator_of_another_kind_is_no_obstacle() -> None:
+    before = numpy.random.get_bit_generator()
+    numpy.random.set_bit_generator(numpy.random.PCG64(0))
+    try:
+        assert NeumannRBP()(torch.cos, torch.zeros(())).converged
+    finally:
+        numpy.random.set_bit_generator(before)
+
+
+def test_one_that_seeds_its_draws_is_no_random_update() -> None:
+    def update(h: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+        return 0.5 * h + torch.rand(4)
+
+    assert NeumannRBP(solver=Picard(100, 1e-5))(update, torch.zeros(4)).converged
+
+
+@EVERY_ESTIMATOR
+def test_a_parameter_with_other_data_at_the_backward_pass_is_told(estimator) -> None:
+    weight = torch.full((4,), 0.5, requires_grad=True)
+    found = estimator(lambda h: weight * h + 1, torch.zeros(4))
+    weight.data = torch.full((4,), 0.1)
+    with pytest.warns(ConvergenceWarning, match="other data"):
+        found.state.sum().backward()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_one_that_was_replaced_often_is_told(times: int) -> None:
+    weight = torch.full((4,), 0.5, requires_grad=True)
+    with FailurePolicy(adjoint="raise"):
+        found = NeumannRBP()(lambda h: weight * h + 1, torch.zeros(4))
+    for _ in range(times):
+        weight.data = torch.full((4,), 0.1)
+    with pytest.raises(ConvergenceError, match="other data"):
+        found.state.sum().backward()
+
+
+def test_a_sparse_leaf_is_left_out() -> None:
+    matrix = (0.3 * torch.eye(3)).to_sparse().requires_grad_()
+    NeumannRBP()(lambda h: torch.sparse.mm(matrix, h) + 1, torch.zeros(3, 1)).state.sum().backward()
+    assert matrix.grad is not None
+
+
+@EVERY_ESTIMATOR
+def test_a_parameter_that_was_left_alone_or_only_reallocated_is_not(estimator) -> None:
+    weight = torch.full((4,), 0.5, requires_grad=True)
+    found = estimator(lambda h: weight * h + 1, torch.zeros(4))
+    size, values = weight.untyped_storage().nbytes(), weight.detach().clone()
+    weight.untyped_storage().resize_(0)
+    weight.untyped_storage().resize_(size)
+    with torch.no_grad():
+        weight.data.copy_(values)
+    with FailurePolicy(adjoint="ignore", not_converged="raise"):
+        found.state.sum().backward()
