@@ -88,7 +88,7 @@ def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str
     if given := re.fullmatch(r"Given value: (.*)", reason):
         reason = f"{given[1]} is no value for it"
     if not known:
-        return f"{where}{reason}."
+        return f"{where}{reason or 'nothing was given, such as an empty text or standard input'}."
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
     # The last class path is the wrong one only if each key before it has its own.
     wrong = unknown[1] if unknown else owners[-1] if len(owners) == len(keys) else ""

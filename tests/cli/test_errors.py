@@ -1,5 +1,6 @@
 """Mistakes in the input are one line; the user's own errors keep their traceback."""
 
+import io
 import re
 import subprocess
 import sys
@@ -368,3 +369,10 @@ def test_exit_status_and_traceback_in_a_shell(tmp_path) -> None:
     assert finished.returncode == 1
     assert re.search(r'models/own.py", line \d+, in training_step', finished.stderr)
     assert finished.stderr.splitlines()[-1].startswith("FileNotFoundError")
+
+
+def test_an_empty_standard_input_is_named(cli, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    status, _, err = cli("fit", "--model", "-")
+    assert status == 2
+    assert "--model: nothing was given" in err

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import random
 import resource
 import signal
@@ -112,6 +113,7 @@ def limits(seconds: int) -> Iterator[None]:
 def test_an_odd_configuration_runs_or_is_refused_in_one_line(config, cases, figures, cli, monkeypatch, request) -> None:
     if SMALL[config]["data"]["init_args"].get("source") != "digits":
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # which the value "-" asks for
     outcomes: Counter[str] = Counter()
     failures = []
     for seed in range(cases(2, 200)):
