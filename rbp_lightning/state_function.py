@@ -13,8 +13,8 @@ from rbp_lightning.pytree import FLOATS, State, Vector
 Update: TypeAlias = Callable[[State], State]
 """The map F(h) whose fixed point is wanted; inputs and parameters are what it closes over."""
 
-
 _CALLERS = (__name__, "rbp_lightning.estimators.random_draws")
+"""The modules that call an update."""
 
 
 class StateFunction:

@@ -11,8 +11,8 @@ class Status(str, Enum):
     - ``CONVERGED``: the residual is within the tolerance.
     - ``STALLED``: the residual stopped falling above the tolerance, at a level that rounding in the dtype explains.
       More steps would not help, so it is no failure.
-    - ``MAX_STEPS``: the steps ran out above the tolerance; or the update draws random numbers, whatever two of them
-      happened to agree on.
+    - ``MAX_STEPS``: the steps ran out above the tolerance; or the update was found to be random, so that a small
+      residual means nothing.
     - ``DIVERGED``: the steps grew up to the end, or the iterates ceased to be finite.
     - ``NAN``: the first step was not finite.
 

@@ -123,7 +123,7 @@ class GradientEstimator(Callback, ABC):
             initial_state = warm_start.state_like(initial_state)
         context = current_context()
         observers = observers_of_solve() if taped else []
-        record_all = bool(observers) and any(observer.record for observer in observers)
+        record_all = any(observer.record for observer in observers)
         checks = _taped_checks if taped else _untaped_checks
         checked = checks.next(context.place) is not None or context.place in checks.found
         watch = DrawWatch(update) if checked and self.solver.tol > 0 and callable(update) else None

@@ -22,7 +22,7 @@ def judged_solve(
         image: Leaves of the fixed point.
         context: Who decides about failures, and where the solve was called.
         record: Where the backward pass leaves how it solved the adjoint equation.
-        is_random: Whether the update is known to draw random numbers, so that it cannot have converged.
+        is_random: Whether the update is known to be random, so that it cannot have converged.
 
     Raises:
         ConvergenceError: If the solve failed and the policy is to raise.

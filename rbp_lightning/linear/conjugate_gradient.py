@@ -16,14 +16,14 @@ class ConjugateGradient(LinearSolver):
 
     The normal equations are positive definite whatever J is, as long as 1 is no eigenvalue of it. This is the CGLS form
     (Bjorck, Numerical Methods for Least Squares Problems, 1996, algorithm 7.4.1), which updates the residual of the
-    equation itself instead of that of the normal equations: it loses fewer digits, and the residual falls with every
-    step. Samples advance side by side, each with step lengths of its own, and rest once they have converged. A step
-    costs one product with J and one with J^T.
+    equation itself instead of that of the normal equations: it loses fewer digits, and the norm of the residual over
+    all leaves falls with every step. Samples advance side by side, each with step lengths of its own, and rest once
+    they have converged. A step costs one product with J and one with J^T.
 
     Args:
         steps: Most steps, at least 1.
-        tol: Residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``. Samples rest at 0.9
-            of it, since the updated residual differs from the true one by rounding.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``. Samples rest at 0.9 of it,
+            since the updated residual differs from the true one by rounding.
         check_every: Steps between two convergence checks.
 
     Raises:
