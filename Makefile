@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASKS := $(VENV)/.tasks
 DEV := $(VENV)/.dev
+JAX := .venv-jax
+# It asks for NumPy 1, of which it makes no use where it is measured; with its dependencies it would bring that.
+SILVA := silva-networks==1.2.2
 # A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable
 
-.PHONY: demo test fuzz check bench clean
+.PHONY: demo test fuzz check bench bench-jax clean
 
 # The networks are too small for more than one thread to help.
 demo: $(TASKS)
@@ -30,12 +33,22 @@ check: $(DEV)
 
 # glibc is told to keep freed memory: otherwise fetching it again decides the times of the Hopfield network.
 # `make bench AGAINST=PATH` compares with another checkout, too.
-bench: export MALLOC_TRIM_THRESHOLD_ := 2000000000
-bench: export MALLOC_MMAP_THRESHOLD_ := 2000000000
+bench bench-jax: export MALLOC_TRIM_THRESHOLD_ := 2000000000
+bench bench-jax: export MALLOC_MMAP_THRESHOLD_ := 2000000000
 bench: $(TASKS)
 	$(INSTALL) ".[tasks,peers]"
+	$(BIN)/pip install --quiet --no-deps $(SILVA)
 	$(BIN)/python -m benchmarks peers
 	$(if $(AGAINST),$(BIN)/python -m benchmarks against "$(AGAINST)")
+
+bench-jax: $(TASKS) $(JAX)/.packages
+	$(BIN)/python -m benchmarks jax --python $(JAX)/bin/python
+
+# JAX has requirements of its own, so it is kept apart.
+$(JAX)/.packages: Makefile
+	$(PYTHON) -m venv $(JAX)
+	$(JAX)/bin/pip install --quiet jax==0.10.2 jaxopt==0.8.5 optimistix==0.1.0 lineax==0.1.1
+	touch $@
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -49,4 +62,4 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
 	touch $(TASKS) $@
 
 clean:
-	rm -rf $(VENV) logs recall.png
+	rm -rf $(VENV) $(JAX) logs recall.png

@@ -1,5 +1,6 @@
-"""Names that the doctests use without importing them."""
+"""Names that the doctests use without importing them, and collections of garbage that are quick."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -12,3 +13,9 @@ import rbp_lightning
 def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace["torch"] = torch
     doctest_namespace.update({name: getattr(rbp_lightning, name) for name in rbp_lightning.__all__})
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the collections of garbage from going through all that has been loaded by now."""
+    gc.collect()
+    gc.freeze()

@@ -6,21 +6,27 @@ from benchmarks.against.compare import against
 from benchmarks.command_line import run
 from benchmarks.compiled.compare import compiled
 from benchmarks.cost import cost
+from benchmarks.growth.grow import growth
 from benchmarks.import_time import import_time
+from benchmarks.jax_peers.compare import jax
 from benchmarks.memory import memory
 from benchmarks.monitor import monitor
 from benchmarks.peers.compare import peers
 from benchmarks.propagation import propagation
+from benchmarks.solver_steps import solvers
 
 QUESTIONS: dict[str, Any] = {
     "against": against,
     "compiled": compiled,
     "cost": cost,
+    "growth": growth,
     "import_time": import_time,
+    "jax": jax,
     "memory": memory,
     "monitor": monitor,
     "peers": peers,
     "propagation": propagation,
+    "solvers": solvers,
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import Timer, timer
 
 from rbp_lightning.errors import UserError
 
@@ -17,26 +17,34 @@ def check_repeats(repeats: int) -> None:
         raise UserError(f"--repeats={repeats} gives no spread: it must be at least 2.")
 
 
-def call_timer(run: Callable[[], object]) -> Timer:
-    """A timer of calls on one thread, which waits for the device and warms up by two calls."""
-    return Timer("run()", globals={"run": run})
+def call_timer(run: Callable[[], object], clock: Callable[[], float] = timer) -> Timer:
+    """A timer of calls on one thread, which warms up by two calls.
+
+    Args:
+        run: What to call.
+        clock: Tells the time; by default it is the world's, and waits for the device.
+    """
+    return Timer("run()", timer=clock, globals={"run": run})
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = timer
+) -> dict[str, list[float]]:
     """Times computations in turn.
 
     Args:
         runs: The computations.
         repeats: How often each is timed.
+        clock: As ``call_timer`` takes it.
 
     Returns:
         Seconds of each, in the order of the repeats.
     """
-    timers = {name: call_timer(run) for name, run in runs.items()}
+    timers = {name: call_timer(run, clock) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
-        for name, timer in timers.items():
-            times[name].append(timer.timeit(1).mean)
+        for name, one in timers.items():
+            times[name].append(one.timeit(1).mean)
     return times
 
 

@@ -22,7 +22,20 @@ from rbp_lightning.estimators import (
 from rbp_lightning.failures import Failure
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.layer import FixedPointLayer
-from rbp_lightning.linear import JacobianOperator, LinearSolution, LinearSolver, norm_bounds, spectral_radius
+from rbp_lightning.linear import (
+    GMRES,
+    BiCGSTAB,
+    ConjugateGradient,
+    Dense,
+    JacobianOperator,
+    LinearSolution,
+    LinearSolver,
+    NeumannSeries,
+    NormalCG,
+    Richardson,
+    norm_bounds,
+    spectral_radius,
+)
 from rbp_lightning.nn import (
     FrobeniusNormBound,
     InfinityNormBound,
@@ -32,24 +45,43 @@ from rbp_lightning.nn import (
     jacobian_penalty,
 )
 from rbp_lightning.reporting import ignoring
-from rbp_lightning.solvers import FixedPointSolver, Picard
+from rbp_lightning.solvers import (
+    Anderson,
+    Auto,
+    Broyden,
+    Damped,
+    FixedPointAdjoint,
+    FixedPointSolver,
+    NewtonKrylov,
+    Picard,
+    ReducedRankExtrapolation,
+)
 from rbp_lightning.status import Status
 from rbp_lightning.version import __version__
 
 __all__ = [
     "BPTT",
     "CGRBP",
+    "GMRES",
     "RBP",
     "TBPTT",
     "AdaptiveNeumann",
+    "Anderson",
     "AuditTrainer",
+    "Auto",
+    "BiCGSTAB",
+    "Broyden",
+    "ConjugateGradient",
     "ConvergenceError",
     "ConvergenceWarning",
+    "Damped",
+    "Dense",
     "EquilibriumMonitor",
     "ExactAdjoint",
     "Failure",
     "FailurePolicy",
     "FixedPoint",
+    "FixedPointAdjoint",
     "FixedPointLayer",
     "FixedPointSolver",
     "FrobeniusNormBound",
@@ -63,7 +95,12 @@ __all__ = [
     "MissingEstimatorError",
     "NeedsEstimator",
     "NeumannRBP",
+    "NeumannSeries",
+    "NewtonKrylov",
+    "NormalCG",
     "Picard",
+    "ReducedRankExtrapolation",
+    "Richardson",
     "SolveObserver",
     "SparseMatrix",
     "SpectralNormBound",

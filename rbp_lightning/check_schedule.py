@@ -52,6 +52,8 @@ class CheckSchedule:
 
     Attributes:
         next_check: The step of the next check.
+        steps_left: How many more steps it takes if the residual declines as it did between the last two checks;
+            infinite where it does not decline.
         largest: The largest residual of the last check, NaN if any is.
         stalled: Whether the residual has stopped falling at a level that rounding explains.
 
@@ -71,6 +73,7 @@ class CheckSchedule:
         self._floor = rounding_floor(epsilon)
         self._predicts = tol > 0 and check_every >= 6
         self.next_check = check_every // 3 if self._predicts else check_every
+        self.steps_left = math.inf
         self.largest = 0.0
         self._checks = 0
         self._first: Tensor | None = None
@@ -115,7 +118,7 @@ class CheckSchedule:
             return False
         self._checks += 1
         following = (step // self.check_every + 1) * self.check_every
-        left = self._steps_left(step, largest)
+        left = self.steps_left = self._steps_left(step, largest)
         trusted = self._predicts and left < math.inf and self._checks <= step // self.check_every + 2
         self.next_check = step + math.ceil(min(left, 2 * self.check_every)) if trusted else following
         return left == 0 or self._has_stalled(step, largest)

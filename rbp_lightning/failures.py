@@ -18,6 +18,7 @@ class Failure(Enum):
     GRADIENT = "a parameter's gradient is not finite"
     ADJOINT = "the adjoint solve did not converge"
     TRUNCATED = "the adjoint's Neumann series was truncated early"
+    NOT_POSITIVE_DEFINITE = "I - J is not symmetric positive definite"
     NO_CONTRACTION = "the update is no contraction"
     SPECTRAL_RADIUS = "the spectral radius is at or above 1"
     COUPLED_SAMPLES = "the samples of a batch act on each other"
@@ -42,6 +43,7 @@ _POLICIES = {
     Failure.GRADIENT: "diverged",
     Failure.ADJOINT: "adjoint",
     Failure.TRUNCATED: "adjoint",
+    Failure.NOT_POSITIVE_DEFINITE: "adjoint",
     Failure.NO_CONTRACTION: "adjoint",
     Failure.SPECTRAL_RADIUS: "spectral_radius",
     Failure.COUPLED_SAMPLES: "coupled_samples",
@@ -58,6 +60,7 @@ _REMEDIES = {
     "no estimator is reliable)",
     Failure.TRUNCATED: "increase steps, use an estimator that solves to a tolerance (CGRBP, AdaptiveNeumann), or "
     "increase the policy's truncation_tol where truncation is intended",
+    Failure.NOT_POSITIVE_DEFINITE: "use GMRES, or CGRBP and its NormalCG, which need no symmetry",
     Failure.NO_CONTRACTION: "bound the norm of the weights (rbp_lightning.nn), or use CGRBP",
     Failure.SPECTRAL_RADIUS: "the Neumann series and RBP do not converge there: bound the norm of the weights "
     "(rbp_lightning.nn), add jacobian_penalty to the loss, or damp the update",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,21 @@ class HoldsSolution(Protocol):
     """What the backward pass leaves its solution on."""
 
     solution: LinearSolution | None
+
+
+class Residual(NamedTuple):
+    """The residual of a step.
+
+    Attributes:
+        step: Its number.
+        relative: Residual per sample, relative to the norm of F(h) or to ``atol / tol`` if that is more; the largest
+            one of the leaves where each is judged by itself.
+        absolute: ||F(h) - h|| per sample.
+    """
+
+    step: int
+    relative: Tensor
+    absolute: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,15 +48,15 @@ class FixedPoint:
         size: Norm ||F(h)|| of the state, or of that leaf, then, per sample.
         status: How the solve ended; of a batch, the worst sample's status.
         sample_status: How it ended per sample: int64, each the ``code`` of a ``Status``.
-        history: Steps at which the residual was observed, with the residual per sample, relative to the norm of the
-            state or to ``atol / tol`` if that is more.
+        history: The residuals, relative and absolute, of the steps at which they were observed; of all steps where
+            ``history=True`` asked for them.
         tol: The solver's tolerance.
         record: Where the backward pass leaves how it solved the adjoint equation.
 
     Example:
         >>> fixed_point = NeumannRBP()(torch.cos, torch.zeros(()))
         >>> fixed_point.steps, fixed_point.converged, fixed_point.state.detach()
-        (37, True, tensor(0.7391))
+        (12, True, tensor(0.7391))
     """
 
     state: State
@@ -50,7 +65,7 @@ class FixedPoint:
     size: Tensor = field(repr=False)
     status: Status
     sample_status: Tensor
-    history: Sequence[tuple[int, Tensor]] = field(repr=False)
+    history: Sequence[Residual] = field(repr=False)
     tol: float = field(repr=False)
     record: HoldsSolution | None = field(default=None, repr=False)
 
@@ -74,7 +89,7 @@ class FixedPoint:
     def sample_steps(self) -> Tensor:
         """Steps after which each sample was first seen within the tolerance, int64; ``steps`` where it never was."""
         counts = torch.full_like(self.sample_status, self.steps)
-        for step, residual in reversed(self.history):
+        for step, residual, _ in reversed(self.history):
             counts = torch.where(residual <= self.tol, step, counts)
         return torch.where(self.samples(Status.DIVERGED, Status.NAN), self.steps, counts)
 

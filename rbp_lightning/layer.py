@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rbp_lightning.errors import UserError, check_count, check_instance
-from rbp_lightning.estimators import GradientEstimator, NeumannRBP
+from rbp_lightning.estimators import GradientEstimator, Implicit
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.pytree import State
 
@@ -16,7 +16,7 @@ class FixedPointLayer(nn.Module):
 
     Args:
         cell: A module ``cell(h, *inputs)`` that returns the next state, of the structure and shapes of h.
-        estimator: Finds the fixed point and decides how gradients flow; ``None`` is ``NeumannRBP()``.
+        estimator: Finds the fixed point and decides how gradients flow; ``None`` is ``Implicit()``.
         batch_dims: How many leading dimensions of the state index independent samples.
 
     Raises:
@@ -38,8 +38,8 @@ class FixedPointLayer(nn.Module):
         super().__init__()
         self.cell = check_instance(self, "cell", cell, nn.Module, "a torch.nn.Module that maps (h, *inputs) to h")
         if estimator is not None:
-            check_instance(self, "estimator", estimator, GradientEstimator, "one, such as NeumannRBP()")
-        self.estimator: GradientEstimator = NeumannRBP() if estimator is None else estimator
+            check_instance(self, "estimator", estimator, GradientEstimator, "one, such as Implicit()")
+        self.estimator: GradientEstimator = Implicit() if estimator is None else estimator
         self.batch_dims = check_count(self, "batch_dims", batch_dims, 0)
 
     def solve(self, *inputs: Any, initial_state: State | None = None, max_steps: int | None = None) -> FixedPoint:

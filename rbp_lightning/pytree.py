@@ -182,6 +182,37 @@ def denormalize(vector: Vector, size: Tensor, like: Vector) -> list[Tensor]:
     return [(size * leaf).to(other.dtype) for leaf, other in zip(vector, like, strict=True)]
 
 
+def ravel(vector: Vector, batch_dims: int) -> Tensor:
+    """Joins the leaves of a state into one vector per sample, in float32 at least.
+
+    Args:
+        vector: Leaves of the state.
+        batch_dims: The number of leading dimensions that index independent samples.
+
+    Returns:
+        The vectors, ``[*batch, size]``; a view where there is one leaf.
+    """
+    wide = to_float32(vector)
+    if len(wide) == 1 and wide[0].dim() == batch_dims + 1:
+        return wide[0]
+    flat = [leaf.reshape(*leaf.shape[:batch_dims], -1) for leaf in wide]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
+
+
+def unravel(flat: Tensor, like: Vector) -> list[Tensor]:
+    """Splits vectors that ``ravel`` joined.
+
+    Args:
+        flat: The vectors, ``[*batch, size]``.
+        like: Leaves whose shapes and dtypes are wanted.
+    """
+    batch = flat.shape[:-1].numel()
+    pieces = (
+        torch.split(flat, [leaf.numel() // batch if batch else 0 for leaf in like], dim=-1) if len(like) > 1 else [flat]
+    )
+    return [piece.reshape(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, like, strict=True)]
+
+
 def divide(part: Tensor, whole: Tensor) -> Tensor:
     """Quotient of two norms, per sample; ``part`` itself where the whole is 0."""
     return torch.where(whole == 0, part, part / whole)

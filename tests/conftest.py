@@ -1,7 +1,8 @@
-"""Fixtures: where the real data files are, and the command line."""
+"""Fixtures: where the real data files are, and the command line, in this process or another."""
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import datamodules  # noqa: F401  # as in train.py
 import models  # noqa: F401
 from rbp_lightning.cli import console
+from tests.cli.runs import Zygote
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +25,14 @@ def data_dir(tmp_path_factory) -> str:
     for name in ("mnist", "planetoid"):
         (links / name).symlink_to(folder / name)
     return str(links)
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Starts programs in processes of their own."""
+    zygote = Zygote()
+    yield zygote
+    zygote.end()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from rbp_lightning import (
     ExactAdjoint,
     FixedPoint,
     FixedPointLayer,
+    Implicit,
     NeumannRBP,
     Picard,
     SpectralNormBound,
@@ -154,7 +155,7 @@ def test_an_evaluation_may_run_deeper_than_the_training(layer: FixedPointLayer) 
 def test_the_default_estimator_and_the_start() -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(TanhCell())
-    assert isinstance(layer.estimator, NeumannRBP)
+    assert isinstance(layer.estimator, Implicit)
     state = layer.solve(inputs()).state
     again = layer.solve(inputs(), initial_state=state.detach())
     assert again.steps < 12

@@ -1,6 +1,7 @@
 """What is imported, and what a wheel holds and does outside the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,13 +102,10 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_outside_the_checkout(environment: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(MODULE)
+    (tmp_path / "mine.py").write_text(f"{MODULE}\nimport rbp_lightning\nprint('from', rbp_lightning.__file__)\n")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("raise RuntimeError('these are the models of somebody else')\n")
-    script = "import rbp_lightning; print(rbp_lightning.__file__)"
-    where = run(environment / "bin" / "python", "-c", script, folder=tmp_path)
-    assert Path(where.strip()).is_relative_to(environment)
-    run(
+    printed = run(
         environment / "bin" / "rbp-lightning",
         "fit",
         "--model=mine.Regression",
@@ -117,34 +116,48 @@ def test_a_training_outside_the_checkout(environment: Path, tmp_path: Path) -> N
         "--trainer.enable_progress_bar=false",
         folder=tmp_path,
     )
+    (where,) = set(re.findall(r"^from (.*)$", printed, re.MULTILINE))
+    assert Path(where).is_relative_to(environment)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    script = f"import torch; print(torch.load({str(checkpoint)!r}, weights_only=False)['global_step'])"
-    assert run(environment / "bin" / "python", "-c", script, folder=tmp_path).strip() == "8"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 8
 
 
 @pytest.mark.parametrize(
     "module", ["models", "datamodules", "torch_geometric", "sklearn", "scipy", "matplotlib", "tqdm.auto"]
 )
-def test_importing_the_library_does_not_import(module: str, imported: set[str]) -> None:
-    assert module not in imported
+def test_importing_the_library_does_not_import(module: str, imported: tuple[set[str], set[str]]) -> None:
+    assert module not in imported[0]
 
 
-def test_no_module_of_the_library_imports_what_draws() -> None:
+def test_no_module_of_the_library_imports_what_draws(imported: tuple[set[str], set[str]]) -> None:
     """torchmetrics imports matplotlib where it is installed, which hides it from the test above."""
+    _, ours = imported
+    assert {"torch", "lightning", "rbp_lightning"} <= ours
+    assert not ours & {"matplotlib", "scipy", "sklearn", "torch_geometric", "torchmetrics", "tqdm"}
+
+
+@pytest.fixture(scope="module")
+def imported() -> tuple[set[str], set[str]]:
+    """What ``import rbp_lightning`` imports beyond what Lightning and PyTorch do, and what modules of its own ask for.
+
+    The latter include those of the command line.
+    """
     script = (
-        "import builtins\n"
+        "import builtins, lightning.pytorch, sys, torch\n"
+        "known = set(sys.modules)\n"
         "inner, ours = builtins.__import__, set()\n"
         "def watch(name, namespace=None, *rest):\n"
         "    if str((namespace or {}).get('__name__')).startswith('rbp_lightning'):\n"
         "        ours.add(name.partition('.')[0])\n"
         "    return inner(name, namespace, *rest)\n"
         "builtins.__import__ = watch\n"
-        "import rbp_lightning, rbp_lightning.cli\n"
+        "import rbp_lightning\n"
+        "print(*set(sys.modules) - known)\n"
+        "import rbp_lightning.cli\n"
         "print(*ours)\n"
     )
-    ours = set(run(sys.executable, "-c", script, folder=ROOT).split())
-    assert {"torch", "lightning", "rbp_lightning"} <= ours
-    assert not ours & {"matplotlib", "scipy", "sklearn", "torch_geometric", "torchmetrics", "tqdm"}
+    beyond, ours = run(sys.executable, "-c", script, folder=ROOT).splitlines()
+    return set(beyond.split()), set(ours.split())
 
 
 @pytest.mark.slow
@@ -164,10 +177,3 @@ def test_without_matplotlib_there_is_all_but_the_pictures(tmp_path: Path) -> Non
     assert "not drawn, install matplotlib" in printed
     assert list(tmp_path.rglob("audit.csv"))
     assert not list(tmp_path.rglob("audit.png"))
-
-
-@pytest.fixture(scope="module")
-def imported() -> set[str]:
-    """What ``import rbp_lightning`` imports beyond what Lightning and PyTorch do."""
-    script = "import lightning.pytorch, torch, sys; known = set(sys.modules); import rbp_lightning; "
-    return set(run(sys.executable, "-c", script + "print(*set(sys.modules) - known)", folder=ROOT).split())

@@ -1,8 +1,6 @@
 """This checkout against another one, such as one of an earlier commit."""
 
-import json
 import statistics
-import subprocess
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,11 +11,12 @@ from typing import Any
 import torch
 from jsonargparse.typing import PositiveInt
 
+from benchmarks.asked_process import AskedProcess
 from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
 from benchmarks.peers.cora import cora
 from benchmarks.peers.graphs import GRAPH_NETWORKS
 from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, radius_of
-from benchmarks.peers.methods import MAX_STEPS, OURS, terms
+from benchmarks.peers.methods import MAX_STEPS, PAPER, terms
 from benchmarks.report import markdown, median_and_quartiles, write_csv
 from benchmarks.timing import check_repeats
 from rbp_lightning.errors import UserError
@@ -30,7 +29,7 @@ SECONDS = 0.1
 """Time that a measurement takes at least, by as many calls as that needs."""
 
 
-class Worker:
+class Worker(AskedProcess):
     """An interpreter that has the library of a checkout imported.
 
     Args:
@@ -38,14 +37,7 @@ class Worker:
     """
 
     def __init__(self, checkout: Path) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(checkout)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+        super().__init__([sys.executable, str(Path(__file__).with_name("worker.py")), str(checkout)], "A checkout")
 
     def seconds(self, calls: int, **request: Any) -> float:
         """Mean seconds of a solve and its gradient.
@@ -57,14 +49,7 @@ class Worker:
         Raises:
             UserError: If the checkout cannot do it.
         """
-        assert self.process.stdin is not None  # they are pipes
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(json.dumps({"calls": calls, **request}) + "\n")
-            self.process.stdin.flush()
-            return float(self.process.stdout.readline())
-        except (BrokenPipeError, ValueError) as error:
-            raise UserError("A checkout failed; its message is above.") from error
+        return float(self.ask(calls=calls, **request))
 
 
 def tolerances(name: CaseName) -> tuple[dict[str, Calibrated], float]:
@@ -78,7 +63,7 @@ def tolerances(name: CaseName) -> tuple[dict[str, Calibrated], float]:
     """
     case, wide = make_case(name), make_case(name, torch.float64)
     radius, exact = radius_of(wide), exact_gradient(wide)
-    outcomes = (calibrate(case, exact, one, method, radius, ERROR) for one, method in OURS.items())
+    outcomes = (calibrate(case, exact, one, method, radius, [ERROR])[0] for one, method in PAPER.items())
     return {one.name: one for one in outcomes if isinstance(one, Calibrated)}, radius
 
 
@@ -156,7 +141,7 @@ def against(
     names = list(dict.fromkeys(name for name, _ in found))
     rows = [
         [one, *(median_and_quartiles(found[name, one], 3) if (name, one) in found else "" for name in names)]
-        for one in OURS
+        for one in PAPER
     ]
     print(markdown(["processor time here / there", *names], rows))
     worst, values = max(found.items(), key=lambda item: statistics.median(item[1]))

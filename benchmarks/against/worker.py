@@ -55,7 +55,9 @@ def make_estimator(name: str, max_steps: int, tol: float, terms: int) -> Any:
         return rbp_lightning.RBP(max_steps, tol, start="gradient", solver=solver)
     if name == "CGRBP":
         return rbp_lightning.CGRBP(max_steps, tol, solver=solver)
-    return rbp_lightning.NeumannRBP(terms, solver)
+    if name == "NeumannRBP":
+        return rbp_lightning.NeumannRBP(terms, solver)
+    raise ValueError(f"How {name} is made in every checkout is not said here.")
 
 
 def seconds(case: dict[str, Any], estimator: dict[str, Any], calls: int) -> float:

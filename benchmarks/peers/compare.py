@@ -1,7 +1,8 @@
-"""This project against torchdeq, torchopt, xitorch and loops by hand."""
+"""This project against other packages of PyTorch and loops by hand."""
 
 import statistics
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.devices import DeviceName, available
 from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
-from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, radius_of, seconds
+from benchmarks.peers.measure import Calibrated, Setting, calibrate, exact_gradient, radius_of, seconds
 from benchmarks.peers.methods import BY_HAND, OURS
 from benchmarks.peers.peers import installed
 from benchmarks.report import markdown, median_and_quartiles, write_csv
@@ -22,27 +23,43 @@ REFERENCE = next(iter(BY_HAND))
 Ratios = dict[str, list[float] | str]
 """Of each method, its ratios to the loop by hand, or why there are none."""
 
+Found = dict[float, dict[str, Ratios]]
+"""Ratios by error and case."""
 
-def compare(name: CaseName, target: float, repeats: int, device: torch.device) -> tuple[Ratios, dict[str, Calibrated]]:
+COLUMNS = ("case", "target", "method", "tol", "error", "ratio", "failure")
+
+
+def compare(
+    name: CaseName, targets: Sequence[float], repeats: int, device: torch.device
+) -> Iterator[tuple[float, Ratios, dict[str, Calibrated]]]:
     """Compares all methods on a case.
 
     Args:
         name: The case.
-        target: Relative error of the gradient.
+        targets: Relative errors of the gradient.
         repeats: How often each is timed.
         device: Where.
 
-    Returns:
-        The ratios, and how the methods were calibrated.
+    Yields:
+        Each error, the ratios there, and how the methods were calibrated.
     """
     with device:
         case, wide = make_case(name), make_case(name, torch.float64)
     radius, exact = radius_of(wide), exact_gradient(wide)
     methods = {**BY_HAND, **OURS, **installed()}
-    outcomes = {one: calibrate(case, exact, one, method, radius, target) for one, method in methods.items()}
-    calibrated = {one: outcome for one, outcome in outcomes.items() if isinstance(outcome, Calibrated)}
-    found = ratios(seconds(case, list(calibrated.values()), radius, repeats), REFERENCE)
-    return {one: outcome if isinstance(outcome, str) else found[one] for one, outcome in outcomes.items()}, calibrated
+    outcomes = {one: calibrate(case, exact, one, method, radius, targets) for one, method in methods.items()}
+    for place, target in enumerate(targets):
+        here = {one: each[place] for one, each in outcomes.items()}
+        calibrated = {one: outcome for one, outcome in here.items() if isinstance(outcome, Calibrated)}
+        if REFERENCE not in calibrated:
+            print(f"{name}, error {target:g}: left out. {REFERENCE}: {here[REFERENCE]}", file=sys.stderr)
+            continue
+        found = ratios(seconds(case, list(calibrated.values()), radius, repeats), REFERENCE)
+        yield (
+            target,
+            {one: outcome if isinstance(outcome, str) else found[one] for one, outcome in here.items()},
+            calibrated,
+        )
 
 
 def cell(outcome: list[float] | str) -> str:
@@ -52,41 +69,45 @@ def cell(outcome: list[float] | str) -> str:
     return median_and_quartiles(outcome)
 
 
-def table(found: dict[str, Ratios]) -> str:
-    """Lays the ratios out as Markdown, a column each case."""
+def table(target: float, found: dict[str, Ratios]) -> str:
+    """Lays the ratios at an error out as Markdown, a column each case."""
     methods = list(next(iter(found.values())))
-    return markdown(["", *found], [[one, *(cell(outcomes[one]) for outcomes in found.values())] for one in methods])
+    rows = [[one, *(cell(outcomes[one]) for outcomes in found.values())] for one in methods]
+    return markdown([f"error of at most {target:g}", *found], rows)
 
 
-def plot(found: dict[str, Ratios], path: Path) -> None:
-    """Draws the medians with quartiles into a PNG file."""
-    figure = Figure(figsize=(2.2 * len(found) + 2, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    methods = list(next(iter(found.values())))
-    for panel, (name, outcomes) in zip(panels, found.items(), strict=True):
-        for place, values in enumerate(outcomes.values()):
-            if not isinstance(values, str):
-                low, middle, high = statistics.quantiles(values, n=4)
-                color = "C1" if methods[place] in OURS else "C0"
-                panel.barh(place, middle, xerr=[[middle - low], [high - middle]], color=color)
-        panel.axvline(1, color="black", linewidth=0.5)
-        panel.set_yticks(range(len(methods)), methods)
-        panel.set_xscale("log")
-        panel.set_title(name, fontsize=9)
-    panels[0].invert_yaxis()
+def plot(found: Found, path: Path) -> None:
+    """Draws the medians with quartiles into a PNG file, a row each error."""
+    columns = max(len(outcomes) for outcomes in found.values())
+    figure = Figure(figsize=(2.2 * columns + 2, 3.6 * len(found)), layout="constrained")
+    grid = figure.subplots(len(found), columns, sharey=True, squeeze=False)
+    for panels, (target, cases) in zip(grid, found.items(), strict=True):
+        for panel in panels[len(cases) :]:
+            panel.set_visible(False)
+        for panel, (name, outcomes) in zip(panels, cases.items(), strict=False):
+            for place, (method, values) in enumerate(outcomes.items()):
+                if not isinstance(values, str):
+                    low, middle, high = statistics.quantiles(values, n=4)
+                    color = "C1" if method in OURS else "C0"
+                    panel.barh(place, middle, xerr=[[middle - low], [high - middle]], color=color)
+            panel.axvline(1, color="black", linewidth=0.5)
+            panel.set_yticks(range(len(outcomes)), list(outcomes))
+            panel.set_xscale("log")
+            panel.set_title(f"{name}, {target:g}", fontsize=9)
+    grid[0][0].invert_yaxis()
     figure.supxlabel(f"time, as a multiple of {REFERENCE}", fontsize=9)
     figure.savefig(path, dpi=120)
 
 
-def rows_of(name: str, outcomes: Ratios, calibrated: dict[str, Calibrated]) -> list[dict[str, str]]:
+def rows_of(target: float, name: str, outcomes: Ratios, settings: Mapping[str, Setting]) -> list[dict[str, str]]:
     """Rows of the CSV file: one for each ratio, and one for each method that has none."""
     rows = []
     for one, outcome in outcomes.items():
-        row = dict.fromkeys(("case", "method", "tol", "error", "ratio", "failure"), "") | {"case": name, "method": one}
+        row = dict.fromkeys(COLUMNS, "") | {"case": name, "target": f"{target:g}", "method": one}
         if isinstance(outcome, str):
             rows.append({**row, "failure": outcome})
         else:
-            row |= {"tol": f"{calibrated[one].tol:.3g}", "error": f"{calibrated[one].error:.2e}"}
+            row |= {"tol": f"{settings[one].tol:.3g}", "error": f"{settings[one].error:.2e}"}
             rows += [{**row, "ratio": f"{ratio:.4f}"} for ratio in outcome]
     return rows
 
@@ -94,20 +115,21 @@ def rows_of(name: str, outcomes: Ratios, calibrated: dict[str, Calibrated]) -> l
 def peers(
     cases: list[CaseName] = ALL_CASES,
     device: DeviceName = "cpu",
-    error: PositiveFloat = 1e-3,
+    errors: list[PositiveFloat] = [1e-3, 1e-5],
     repeats: PositiveInt = 20,
     out: Path = Path("logs/peers"),
 ) -> None:
-    """This project against torchdeq, torchopt, xitorch and loops by hand.
+    """This project against other packages of PyTorch and loops by hand.
 
     Each method gets the loosest tolerance at which its gradient has the wanted relative error against the exact
-    gradient in float64. Then they take turns, and the time of each is divided by that of the loop by hand next to it.
-    Prints a table of medians with quartiles, and leaves it beside a CSV file with every ratio and a picture.
+    gradient in float64. Then they take turns, and the time of each, on a CPU that of the processor, is divided by that
+    of the loop by hand next to it. Prints a table of medians with quartiles for each error, and leaves them beside a
+    CSV file with every ratio and a picture.
 
     Args:
         cases: Networks to compare on.
         device: Where to run.
-        error: Relative error of the gradient of every method.
+        errors: Relative errors of the gradient, each of which every method is compared at.
         repeats: How often each method is timed, at least 2.
         out: Folder to write to.
 
@@ -117,19 +139,21 @@ def peers(
     check_repeats(repeats)
     where = available(device)
     torch.set_num_threads(1)
-    found: dict[str, Ratios] = {}
+    found: Found = {}
     rows = []
     for name in cases:
         try:
-            found[name], calibrated = compare(name, error, repeats, where)
+            for target, outcomes, calibrated in compare(name, errors, repeats, where):
+                found.setdefault(target, {})[name] = outcomes
+                cells = ", ".join(f"{one} {cell(outcome)}" for one, outcome in outcomes.items())
+                print(f"{name}, error {target:g}: {cells}", flush=True)
+                rows += rows_of(target, name, outcomes, calibrated)
         except UserError as reason:  # a data set that is not there
             print(f"{name}: left out. {reason}", file=sys.stderr)
-            continue
-        print(f"{name}: " + ", ".join(f"{one} {cell(outcome)}" for one, outcome in found[name].items()), flush=True)
-        rows += rows_of(name, found[name], calibrated)
     if not found:
         raise UserError("No case could be compared.")
     write_csv(out / "peers.csv", rows)
-    (out / "peers.md").write_text(table(found) + "\n")
+    text = "\n\n".join(table(target, outcomes) for target, outcomes in found.items())
+    (out / "peers.md").write_text(text + "\n")
     plot(found, out / "peers.png")
-    print(table(found))
+    print(text)

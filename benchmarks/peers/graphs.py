@@ -31,10 +31,18 @@ class Graph:
         size = len(self.features)
         return SparseMatrix(target, source, self.weights.to(source.device, dtype), (size, size))
 
+    def edges(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The entries of the matrix by name, sorted by row."""
+        order = self.edge_index[1].argsort(stable=True)
+        source, target = self.edge_index[:, order]
+        return {"target": target, "source": source, "weight": self.weights[order].to(dtype)}
+
 
 def contractive(graph: Graph, dtype: torch.dtype) -> Case:
     """A contractive graph network with 64 units: Z <- relu(A Z W) + X U, where W has norm 0.9."""
     features = SparseMatrix.from_dense(graph.features.to(torch.get_default_device(), dtype))
+    words = graph.features.to(dtype).to_sparse()
+    row, column = words.indices()
     adjacency = graph.adjacency(dtype)
     randn = normal_numbers(0, dtype)
     weight = 0.9 * torch.linalg.qr(randn(64, 64).double())[0].to(dtype)
@@ -45,6 +53,7 @@ def contractive(graph: Graph, dtype: torch.dtype) -> Case:
         lambda state, weight, drive: torch.relu(adjacency @ (state @ weight)) + drive,
         torch.zeros(len(graph.features), 64, dtype=dtype),
         batch_dims=0,
+        constants=graph.edges(dtype) | {"row": row, "column": column, "value": words.values()},
     )
 
 
@@ -72,6 +81,7 @@ def gated(graph: Graph, dtype: torch.dtype) -> Case:
         step,
         torch.zeros(len(graph.features), 64, dtype=dtype),
         batch_dims=0,
+        constants=graph.edges(dtype) | {"features": features},
     )
 
 

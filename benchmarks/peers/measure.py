@@ -1,12 +1,14 @@
 """How exact a method is, and how long it takes."""
 
+import functools
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.benchmark import timer
 
 from benchmarks.peers.methods import MAX_STEPS, Method
 from benchmarks.peers.networks import Case
@@ -19,20 +21,29 @@ TOLERANCES = [0.1 / STEP**count for count in range(28)]
 
 
 @dataclass(frozen=True)
-class Calibrated:
-    """A method at the loosest tolerance at which it is as exact as asked for.
+class Setting:
+    """The loosest tolerance at which a method is as exact as asked for.
 
     Attributes:
-        name: Its name.
-        method: The method.
         tol: The tolerance.
         error: Relative error of the gradient there.
     """
 
-    name: str
-    method: Method
     tol: float
     error: float
+
+
+@dataclass(frozen=True)
+class Calibrated(Setting):
+    """A method with its setting.
+
+    Attributes:
+        name: Its name.
+        method: The method.
+    """
+
+    name: str
+    method: Method
 
 
 def gradient(case: Case, state: Tensor) -> Tensor:
@@ -61,37 +72,27 @@ def exact_gradient(case: Case) -> Tensor:
     return gradient(case, estimator(update, case.start, batch_dims=case.batch_dims).state)
 
 
-def calibrate(case: Case, exact: Tensor, name: str, method: Method, radius: float, target: float) -> Calibrated | str:
+def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
     """Finds the loosest tolerance at which a method is as exact as asked for.
 
     Args:
-        case: The case.
-        exact: Its exact gradient.
-        name: The method's name.
-        method: The method.
-        radius: Spectral radius of the case.
-        target: Relative error of the gradient.
+        error_at: From a tolerance to the relative error of the method's gradient.
+        target: The error that is asked for.
 
     Returns:
-        The calibrated method, or why there is none.
+        The setting, or why there is none.
     """
-
-    def error_at(tol: float) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = gradient(case, method(case, tol, radius))
-        return float((found.double() - exact).norm() / exact.norm())
-
-    error = float("nan")
+    least = float("inf")
     for tol in TOLERANCES:
         try:
             error = error_at(tol)
         except Exception as reason:  # a peer's own, whatever it is
-            return f"fails: {type(reason).__name__}: {str(reason).splitlines()[0][:80]}"
+            return f"fails: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:80]}"
         if error <= target:
             break
+        least = min(least, error)
     else:
-        return f"error {error:.0e} at best"
+        return f"error {least:.0e} at best"
     loose = tol * STEP
     for _ in range(5):
         between = (tol * loose) ** 0.5
@@ -103,11 +104,41 @@ def calibrate(case: Case, exact: Tensor, name: str, method: Method, radius: floa
             tol, error = between, found
         else:
             loose = between
-    return Calibrated(name, method, tol, error)
+    return Setting(tol, error)
+
+
+def calibrate(
+    case: Case, exact: Tensor, name: str, method: Method, radius: float, targets: Sequence[float]
+) -> list[Calibrated | str]:
+    """Finds the loosest tolerances at which a method is as exact as asked for.
+
+    Args:
+        case: The case.
+        exact: Its exact gradient.
+        name: The method's name.
+        method: The method.
+        radius: Spectral radius of the case.
+        targets: Relative errors of the gradient.
+
+    Returns:
+        For each error the calibrated method, or why there is none.
+    """
+
+    @functools.cache
+    def error_at(tol: float) -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = gradient(case, method(case, tol, radius))
+        return float((found.double() - exact).norm() / exact.norm())
+
+    outcomes = [loosest(error_at, target) for target in targets]
+    return [one if isinstance(one, str) else Calibrated(one.tol, one.error, name, method) for one in outcomes]
 
 
 def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: int) -> dict[str, list[float]]:
-    """Times methods in turn, each a solve and its gradient.
+    """Times methods in turn, each a solve and its gradient; on a CPU by the processor's time.
+
+    Other programs have no share in that.
 
     Args:
         case: The case.
@@ -119,6 +150,7 @@ def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: i
     def run(one: Calibrated) -> None:
         gradient(case, one.method(case, one.tol, radius))
 
+    clock = time.process_time if case.start.device.type == "cpu" else timer
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return interleaved({one.name: partial(run, one) for one in methods}, repeats)
+        return interleaved({one.name: functools.partial(run, one) for one in methods}, repeats, clock)

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.networks import Case
-from rbp_lightning import BPTT, CGRBP, RBP, GradientEstimator, NeumannRBP, Picard
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    GMRES,
+    RBP,
+    Anderson,
+    Auto,
+    GradientEstimator,
+    Implicit,
+    NeumannRBP,
+    Picard,
+)
 from rbp_lightning.solvers import Update
 
 Method = Callable[[Case, float, float], Tensor]
@@ -93,9 +104,16 @@ def terms(tol: float, radius: float) -> int:
 
 BY_HAND: dict[str, Method] = {"Picard + RBP by hand": rbp_by_hand, "unrolled by hand": unrolled_by_hand}
 
-OURS: dict[str, Method] = {
+PAPER: dict[str, Method] = {
     "RBP": ours(lambda solver, tol, radius: RBP(MAX_STEPS, tol, start="gradient", solver=solver)),
     "NeumannRBP": ours(lambda solver, tol, radius: NeumannRBP(terms(tol, radius), solver)),
     "CGRBP": ours(lambda solver, tol, radius: CGRBP(MAX_STEPS, tol, solver=solver)),
     "BPTT": ours(lambda solver, tol, radius: BPTT(solver)),
+}
+"""The paper's estimators, with Picard iteration."""
+
+OURS: dict[str, Method] = {
+    "Implicit, the default": ours(lambda solver, tol, radius: Implicit(Auto(MAX_STEPS, tol), Auto(MAX_STEPS, tol))),
+    "Anderson, GMRES": ours(lambda solver, tol, radius: Implicit(GMRES(MAX_STEPS, tol), Anderson(MAX_STEPS, tol))),
+    **PAPER,
 }

@@ -4,7 +4,7 @@ Nothing here is of this project, so that any version of it can be measured on th
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Case:
         step: F, from a state and what was prepared to the next state.
         start: The initial state.
         batch_dims: The number of leading dimensions that index independent samples.
+        constants: What ``prepare`` and ``step`` use beside, by name, for who writes them anew elsewhere.
     """
 
     parameters: list[Tensor]
@@ -28,6 +29,7 @@ class Case:
     step: Callable[..., Tensor]
     start: Tensor
     batch_dims: int
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, prepared: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
         """F as a map of states alone."""
@@ -67,6 +69,7 @@ def tanh(scale: float) -> Callable[[torch.dtype], Case]:
             lambda state, weight, drive: torch.tanh(state @ weight + drive),
             torch.zeros(64, 256, dtype=dtype),
             batch_dims=1,
+            constants={"inputs": inputs},
         )
 
     return make
@@ -87,7 +90,7 @@ def hopfield(dtype: torch.dtype) -> Case:
     def step(state: Tensor, drive: Tensor, between: Tensor) -> Tensor:
         return 0.5 * state + drive + torch.sigmoid(0.5 * state) @ between
 
-    return Case([weight], prepare, step, torch.zeros(10, 1808, dtype=dtype), batch_dims=1)
+    return Case([weight], prepare, step, torch.zeros(10, 1808, dtype=dtype), 1, {"images": images})
 
 
 def convolution(dtype: torch.dtype) -> Case:
@@ -102,6 +105,7 @@ def convolution(dtype: torch.dtype) -> Case:
         lambda state, kernel, drive: torch.tanh(conv2d(state, kernel, padding=1) + drive),
         torch.zeros(16, 16, 16, 16, dtype=dtype),
         batch_dims=1,
+        constants={"inputs": inputs},
     )
 
 
@@ -119,7 +123,9 @@ def training(dtype: torch.dtype) -> Case:
         velocity = 0.5 * velocity + gradient
         return torch.stack([weight - 0.5 * velocity, velocity])
 
-    return Case([log_decay], lambda log_decay: (log_decay.exp(),), step, torch.zeros(2, 64, 10, dtype=dtype), 0)
+    constants = {"inputs": inputs, "targets": targets}
+    start = torch.zeros(2, 64, 10, dtype=dtype)
+    return Case([log_decay], lambda log_decay: (log_decay.exp(),), step, start, 0, constants)
 
 
 # The scales were found by iteration on the spectral radius.

@@ -1,4 +1,4 @@
-"""The same by torchdeq, torchopt and xitorch, of which those are compared that are installed."""
+"""The same by other packages, of which those are compared that are installed."""
 
 import functools
 from importlib.util import find_spec
@@ -8,20 +8,22 @@ from torch import Tensor
 
 from benchmarks.peers.methods import MAX_STEPS, Method, picard_by_hand
 from benchmarks.peers.networks import Case
+from benchmarks.peers.silva import SILVA
 
 
-def torchdeq(solver: str) -> Method:
+def torchdeq(solver: str, max_steps: int = MAX_STEPS) -> Method:
     """Torchdeq's implicit differentiation, with relative tolerances and one solver for both passes, made once.
 
     Args:
         solver: Its name for the solver.
+        max_steps: Most steps of either pass.
     """
 
     @functools.cache
     def made(tol: float) -> torch.nn.Module:
         from torchdeq import get_deq
 
-        limits = {"f_max_iter": MAX_STEPS, "b_max_iter": MAX_STEPS, "f_tol": tol, "b_tol": tol}
+        limits = {"f_max_iter": max_steps, "b_max_iter": max_steps, "f_tol": tol, "b_tol": tol}
         modes = {"f_stop_mode": "rel", "b_stop_mode": "rel"}
         found: torch.nn.Module = get_deq(f_solver=solver, b_solver=solver, ift=True, no_stat=True, **limits, **modes)
         return found
@@ -82,9 +84,11 @@ def installed() -> dict[str, Method]:
         "torchdeq": {
             "torchdeq, fixed point": torchdeq("fixed_point_iter"),
             "torchdeq, Anderson": torchdeq("anderson"),
+            "torchdeq, Broyden": torchdeq("broyden", 200),  # makes room for two states each step that it may take
         },
         "torchopt": {"torchopt, normal CG": torchopt},
         "xitorch": {"xitorch, Anderson": xitorch},
+        "silva_networks": SILVA,
     }
     return {
         name: method for package, methods in peers.items() if find_spec(package) for name, method in methods.items()

@@ -3,6 +3,8 @@
 from pathlib import PurePath
 from typing import Any
 
+from torch import Tensor
+
 from rbp_lightning.checkpoint_file import is_local, shown
 from rbp_lightning.errors import UserError
 
@@ -10,7 +12,7 @@ _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 
 
 def check_saved_state(content: dict[str, Any], source: str) -> None:
-    """Checks the states of callbacks and loops in a checkpoint.
+    """Checks the states of callbacks, loops and learning-rate schedulers in a checkpoint.
 
     A ``ModelCheckpoint`` deletes the file that its state calls the previous one, and everything in it if it is a
     folder, where the path lies lexically in its own folder or is one of another file system.
@@ -39,6 +41,11 @@ def check_saved_state(content: dict[str, Any], source: str) -> None:
                     "on this machine, by a path without '..' inside."
                 )
     _check_counters(content.get("loops", {}), "loops", source)
+    schedulers = content.get("lr_schedulers", [])
+    if not isinstance(schedulers, list):
+        raise UserError(f"{source}: its lr_schedulers are no list: name another checkpoint.")
+    for index, scheduler in enumerate(schedulers):
+        _check_numbers(scheduler, f"lr_schedulers.{index}", source)
 
 
 def _is_plain(path: object) -> bool:
@@ -57,3 +64,16 @@ def _check_counters(node: Any, name: str, source: str, counted: bool = False) ->
             _check_counters(value, f"{name}.{shown(key)[1:-1]}", source, inner)
     elif counted and not (isinstance(node, int) and 0 <= node < 2**63):
         raise UserError(f"{source}: its {name}={shown(node)} is no count: name another checkpoint.")
+
+
+def _check_numbers(node: Any, name: str, source: str, depth: int = 5) -> None:
+    """Looks at the state of a learning-rate scheduler, which computes with what is in it long after it was loaded."""
+    if isinstance(node, dict | list | tuple) and depth > 0:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            _check_numbers(value, f"{name}.{shown(key).strip(chr(39))}", source, depth - 1)
+            if key in ("last_epoch", "_step_count") and not (isinstance(value, int) and -1 <= value < 2**63):
+                raise UserError(f"{source}: its {name}.{key}={shown(value)} is no count: name another checkpoint.")
+    elif isinstance(node, dict | list | tuple | complex) or (
+        isinstance(node, Tensor) and (node.is_complex() or node.numel() != 1)
+    ):
+        raise UserError(f"{source}: its {name}={shown(node)} is no number: name another checkpoint.")

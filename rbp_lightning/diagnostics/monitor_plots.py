@@ -10,7 +10,7 @@ from torch import Tensor
 from rbp_lightning.diagnostics.log_figure import log_figure, log_histogram
 from rbp_lightning.errors import UserError
 from rbp_lightning.fixed_point import FixedPoint
-from rbp_lightning.linear import ConjugateGradient, JacobianOperator
+from rbp_lightning.linear import JacobianOperator, NormalCG
 from rbp_lightning.pytree import Vector, norm, to_float32
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class MonitorPlots:
             operator: The Jacobian at the fixed point.
         """
         self._operator = operator
-        steps = [step for step, _ in fixed_point.history]
-        residuals = torch.stack([residual.flatten() for _, residual in fixed_point.history]).double().cpu()
+        steps = [one.step for one in fixed_point.history]
+        residuals = torch.stack([one.relative.flatten() for one in fixed_point.history]).double().cpu()
         residuals = residuals.clamp_min(LEAST_DRAWN)
         figure, axes = _axes("step", "relative residual")
         for quantile, label in ((1.0, "worst sample"), (0.5, "median sample")):
@@ -98,7 +98,7 @@ class MonitorPlots:
         )
         steps = [1, 2, 4, 8, 16, ADJOINT_PRODUCTS // 2]
         with contextlib.suppress(UserError):  # the update may have no product with J
-            solutions = [ConjugateGradient(count, tol=0.0).solve(operator, gradient) for count in steps]
+            solutions = [NormalCG(count, tol=0.0).solve(operator, gradient) for count in steps]
             left = (
                 torch.stack([solution.residual.max() for solution in solutions]).double().cpu().clamp_min(LEAST_DRAWN)
             )

@@ -15,15 +15,15 @@ class AdaptiveNeumann(Implicit):
 
     Args:
         tol: Bound on the relative error of the adjoint of each sample, above 0.
-        max_steps: Most terms beyond the first, and most conjugate-gradient steps, at least 1.
+        max_steps: Most terms beyond the first, and most steps of a Krylov method, at least 1.
         contraction_factor: A bound on ||J|| that is known to hold, such as 1 - alpha of personalised PageRank, in
             (0, 1); ``None`` finds one.
         norm_steps: Most steps that finding one takes, at least 1, of one product with J and one with J^T each.
-        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by conjugate gradients, to a
-            residual of ``tol``, with a warning that the error is not bounded; ``"policy"`` leaves them to the
-            policy's ``adjoint``, and their gradient at g, that of one step.
+        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by GMRES, and where that
+            stagnates by conjugate gradients from there, to a residual of ``tol``, with a warning that the error is not
+            bounded; ``"policy"`` leaves them to the policy's ``adjoint``, and their gradient at g, that of one step.
         check_every: Terms between two checks of the bound, as ``Picard``'s.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

@@ -3,6 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +20,16 @@ from rbp_lightning.estimators.judged_solve import judged_solve
 from rbp_lightning.estimators.log_hyperparameters import log_hyperparameters
 from rbp_lightning.estimators.observer import SolveObserver, observers_of_solve
 from rbp_lightning.estimators.parameter_storage import watch_parameters
+from rbp_lightning.estimators.progress import showing_progress
 from rbp_lightning.estimators.random_draws import DrawWatch
 from rbp_lightning.estimators.spot_checks import SpotChecks
+from rbp_lightning.estimators.unshared import unshare
 from rbp_lightning.estimators.warm_start import WarmStart
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import State, Vector
 from rbp_lightning.reporting import current_context
-from rbp_lightning.solvers import FixedPointSolver, Picard, Solve, Update
+from rbp_lightning.solvers import Auto, FixedPointSolver, Solve, Update
 
 
 class GradientEstimator(Callback, ABC):
@@ -37,7 +40,7 @@ class GradientEstimator(Callback, ABC):
     ``FixedPoint``, so one estimator serves nested solves, threads and several solves before a backward pass.
 
     Args:
-        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
 
     Example:
         >>> class LastStep(GradientEstimator):
@@ -48,14 +51,14 @@ class GradientEstimator(Callback, ABC):
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> LastStep()(lambda h: weight * h + 1, torch.zeros(())).state.backward()
         >>> weight.grad  # 2 of the true 4
-        tensor(2.0000)
+        tensor(2.)
     """
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
         super().__init__()
         if solver is not None:
             check_instance(self, "solver", solver, FixedPointSolver, "one, such as Picard()")
-        self.solver = Picard() if solver is None else solver
+        self.solver = Auto() if solver is None else solver
 
     @abstractmethod
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
@@ -77,6 +80,8 @@ class GradientEstimator(Callback, ABC):
         batch_dims: int = 0,
         warm_start: WarmStart | None = None,
         max_steps: int | None = None,
+        history: bool = False,
+        progress: bool = False,
     ) -> FixedPoint:
         """Iterates an update to its fixed point.
 
@@ -92,6 +97,9 @@ class GradientEstimator(Callback, ABC):
                 replaces by its own.
             max_steps: Most applications of F in this solve; ``None`` takes the solver's. An evaluation may well run
                 deeper than the training.
+            history: Whether the residuals of all steps are wanted, in ``FixedPoint.history``, rather than those that
+                the convergence checks need.
+            progress: Whether to show the residual in a progress bar, for a long solve.
 
         Returns:
             The fixed point, and how the solve ended.
@@ -101,7 +109,7 @@ class GradientEstimator(Callback, ABC):
             ConvergenceError: If the solve fails and the policy is to raise.
         """
         run: Callable[..., FixedPoint] = self._untraced if torch.compiler.is_compiling() else self._run
-        return run(update, initial_state, batch_dims, warm_start, max_steps)
+        return run(update, initial_state, batch_dims, warm_start, max_steps, history, progress)
 
     def _run(
         self,
@@ -110,6 +118,8 @@ class GradientEstimator(Callback, ABC):
         batch_dims: int,
         warm_start: WarmStart | None,
         max_steps: int | None,
+        history: bool,
+        progress: bool,
     ) -> FixedPoint:
         refuse_transforms()
         batch_dims = check_count(self, "batch_dims", batch_dims, 0)
@@ -123,22 +133,24 @@ class GradientEstimator(Callback, ABC):
             initial_state = warm_start.state_like(initial_state)
         context = current_context()
         observers = observers_of_solve() if taped else []
-        record_all = any(observer.record for observer in observers)
+        record_all = history or any(observer.record for observer in observers)
         checks = _taped_checks if taped else _untaped_checks
         checked = checks.next(context.place) is not None or context.place in checks.found
         watch = DrawWatch(update) if checked and self.solver.tol > 0 and callable(update) else None
         solve = Solve(watch or update, initial_state, batch_dims, self.solver, max_steps, record_all)
         record = AdjointRecord(type(self).__name__, context, observers, warm_start) if taped else None
+        with showing_progress(type(self).__name__, self.solver.tol) if progress else nullcontext() as solve.at_check:
+            if record is not None:
+                _keep_saved_tensors()
+                image = self.differentiate(solve, record)
+            else:
+                image = solve.values(solve.freezing_failures(lambda: solve.iterate(solve.max_steps)))
+                image = [leaf.clone() for leaf in image]
         if record is not None:
-            _keep_saved_tensors()
-            image = self.differentiate(solve, record)
             if image[0] is solve.last_taped[1][0]:
                 image = attach_adjoint(lambda gradient: gradient, image, solve.values(image))
             if checked:
                 watch_parameters(type(self).__name__, image, solve.last_taped[0], context)
-        else:
-            image = solve.values(solve.freezing_failures(lambda: solve.iterate(solve.max_steps)))
-            image = [leaf.clone() for leaf in image]
         # A draw need not matter, and another thread may have made it.
         is_random = watch is not None and watch.draws and solve.is_stochastic(DRAWS, self.solver.tol)
         if is_random:
@@ -178,6 +190,7 @@ class GradientEstimator(Callback, ABC):
         if len(estimators) > 1:
             names = " and ".join(type(estimator).__name__ for estimator in estimators)
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
+        unshare(trainer, pl_module)
         pl_module.estimator = self  # type: ignore[assignment]
         if stage == "fit":
             log_hyperparameters(trainer, pl_module, {"estimator": describe(self)})

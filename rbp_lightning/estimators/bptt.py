@@ -1,11 +1,12 @@
 """Back-propagation through time."""
 
+from rbp_lightning.errors import UserError
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.attach_adjoint import attach_adjoint
 from rbp_lightning.estimators.base import GradientEstimator
 from rbp_lightning.estimators.tape_watch import TapeWatch
 from rbp_lightning.pytree import Vector, where
-from rbp_lightning.solvers import FixedPointSolver, Solve
+from rbp_lightning.solvers import FixedPointSolver, Picard, Solve
 
 
 class BPTT(GradientEstimator):
@@ -19,6 +20,9 @@ class BPTT(GradientEstimator):
     Args:
         solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
 
+    Raises:
+        UserError: If the solver cannot be put on a tape, as those that accelerate cannot.
+
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)
         >>> BPTT(Picard(tol=1e-7))(lambda h: weight * h + 1, torch.zeros(())).state.backward()
@@ -27,7 +31,12 @@ class BPTT(GradientEstimator):
     """
 
     def __init__(self, solver: FixedPointSolver | None = None) -> None:
-        super().__init__(solver)
+        super().__init__(Picard() if solver is None else solver)
+        if not self.solver.differentiable:
+            raise UserError(
+                f"BPTT: solver={type(self.solver).__name__} cannot be put on a tape, where its derivatives would lag "
+                "behind its iterates: use Picard, or an estimator that tapes no solver, such as Implicit."
+            )
 
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver on the tape."""

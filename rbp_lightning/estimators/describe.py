@@ -53,7 +53,7 @@ def as_call(configured: object) -> str:
         configured: An object that keeps its constructor arguments in attributes of the same name.
 
     Example:
-        >>> as_call(NeumannRBP(steps=5))
+        >>> as_call(NeumannRBP(5, Picard()))
         'NeumannRBP(steps=5, solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None, per_leaf=True))'
     """
     return described_call(describe(configured))

@@ -13,7 +13,7 @@ class ExactAdjoint(Implicit):
     Args:
         dense_size: Most elements of a sample for a dense solution, at least 0.
         max_products: Most products with J^T of GMRES, which solves for larger ones, at least 1.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

@@ -1,5 +1,6 @@
 """Implicit differentiation by a linear solver."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from rbp_lightning.linear.base import LinearSolver
 from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector, denormalize, normalize
 from rbp_lightning.reporting import in_context
-from rbp_lightning.solvers import FixedPointSolver, Solve
+from rbp_lightning.solvers import FixedPointAdjoint, FixedPointSolver, Solve
 
 
 class Implicit(GradientEstimator):
@@ -25,8 +26,9 @@ class Implicit(GradientEstimator):
     nothing more, and evaluates the update once for each product.
 
     Args:
-        linear_solver: Solves (I - J^T) z = g, such as ``ConjugateGradient()``.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+        linear_solver: Solves (I - J^T) z = g: a linear solver such as ``GMRES()``, or a forward solver such as
+            ``Anderson()``, since z = J^T z + g is a fixed point too; ``None`` is ``Auto(tol=1e-4)``.
+        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is no solver of its kind.
@@ -39,12 +41,18 @@ class Implicit(GradientEstimator):
         tensor(4.0000)
     """
 
-    def __init__(self, linear_solver: LinearSolver, solver: FixedPointSolver | None = None) -> None:
+    def __init__(
+        self,
+        linear_solver: LinearSolver | FixedPointSolver | None = None,
+        solver: FixedPointSolver | None = None,
+    ) -> None:
         super().__init__(solver)
+        if linear_solver is None or isinstance(linear_solver, FixedPointSolver):
+            linear_solver = FixedPointAdjoint(linear_solver)
         if not isinstance(linear_solver, LinearSolver):
             raise UserError(
-                f"{type(self).__name__}: linear_solver={linear_solver!r} is no LinearSolver: pass one of "
-                "rbp_lightning.linear, such as ConjugateGradient()."
+                f"{type(self).__name__}: linear_solver={linear_solver!r} is no solver: pass one of "
+                "rbp_lightning.linear, such as GMRES(), or a forward solver."
             )
         self.linear_solver = linear_solver
 
@@ -81,7 +89,11 @@ def _solve(
     low_precision = operator.epsilon > torch.finfo(torch.float32).eps
     scaled, size = normalize(gradient, always=low_precision or record.warm_start is not None)
     start = None if record.warm_start is None else record.warm_start.adjoint_like(scaled)
-    solution = linear_solver.solve(operator, scaled, start)
+    # A backward pass may run under autocast, which is for the update.
+    device = gradient[0].device.type
+    autocast = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+        solution = linear_solver.solve(operator, scaled, start)
     vector = solution.vector
 
     def measured() -> Tensor:

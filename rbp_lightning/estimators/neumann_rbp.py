@@ -13,7 +13,7 @@ class NeumannRBP(Implicit):
 
     Args:
         steps: K, the number of products with J^T; the sum has K + 1 terms.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If ``steps`` is negative or not a whole number.

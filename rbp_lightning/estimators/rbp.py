@@ -22,7 +22,7 @@ class RBP(Implicit):
         seed: Seed of the draw. It is the same in every solve, and neither depends on other random numbers nor changes
             them.
         check_every: Steps between two convergence checks, as ``Picard``'s.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

@@ -17,7 +17,7 @@ class TBPTT(GradientEstimator):
 
     Args:
         steps: How many steps are taped, from 1 to the solver's ``max_steps``; they count towards ``max_steps``.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Picard()``.
+        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If ``steps`` is out of its range.

@@ -1,6 +1,7 @@
 """A Neumann series that stops when its error is known to be small."""
 
 import hashlib
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,14 +11,18 @@ from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
-from rbp_lightning.linear.conjugate_gradient import ConjugateGradient
+from rbp_lightning.linear.gmres import GMRES
 from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.linear.normal_cg import NormalCG
 from rbp_lightning.linear.spectrum import norm_bounds
-from rbp_lightning.pytree import Vector, add, divide, norm, scale
+from rbp_lightning.pytree import Vector, add, divide, norm, scale, where
 from rbp_lightning.reporting import notify, report
 
 ROUNDING = 4
 """Rounding error of a product that is allowed for, in units of the precision."""
+
+GMRES_STEPS = 200
+"""Steps after which GMRES is taken to stagnate."""
 
 
 class AdaptiveNeumannSeries(LinearSolver):
@@ -34,13 +39,13 @@ class AdaptiveNeumannSeries(LinearSolver):
 
     Args:
         tol: Bound on the relative error of each sample, above 0.
-        max_steps: Most terms beyond the first, and most conjugate-gradient steps, at least 1.
+        max_steps: Most terms beyond the first, and most steps of a Krylov method, at least 1.
         contraction_factor: A bound on ||J|| that is known to hold, such as 1 - alpha of personalised PageRank, in
             (0, 1); ``None`` finds one.
         norm_steps: Most steps that finding one takes, at least 1, of one product with J and one with J^T each.
-        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by conjugate gradients, to a
-            residual of ``tol``, with a warning that the error is not bounded; ``"policy"`` leaves them to the
-            policy's ``adjoint``, and their z at g.
+        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by GMRES, and where that
+            stagnates by conjugate gradients from there, to a residual of ``tol``, with a warning that the error is not
+            bounded; ``"policy"`` leaves them to the policy's ``adjoint``, and their z at g.
         check_every: Terms between two checks of the bound.
 
     Raises:
@@ -84,8 +89,8 @@ class AdaptiveNeumannSeries(LinearSolver):
                 f"{bounded.numel()} samples), so the error of the Neumann series is not bounded"
             )
             if self.fallback == "krylov":
-                notify(Failure.NO_CONTRACTION, f"{what}, and conjugate gradients take its place")
-                solution = ConjugateGradient(self.max_steps, self.tol, self.check_every).solve(operator, others)
+                notify(Failure.NO_CONTRACTION, f"{what}, and GMRES takes its place")
+                solution = self._krylov(operator, others)
                 steps, adjoint = max(steps, solution.steps), add(adjoint, solution.vector)
                 residual = torch.where(bounded, residual, solution.residual)
                 bound = torch.where(bounded, bound, float("nan"))
@@ -95,6 +100,23 @@ class AdaptiveNeumannSeries(LinearSolver):
                 residual = torch.where(bounded, residual, operator.adjoint_residual(others, others))
                 bound = torch.where(bounded, bound, float("inf"))
         return LinearSolution(adjoint, steps, operator.products - before, residual, self.tol, bound)
+
+    def _krylov(self, operator: JacobianOperator, gradient: Vector) -> LinearSolution:
+        """GMRES, and where that stagnates conjugate gradients from what it has."""
+        steps = min(self.max_steps, GMRES_STEPS)
+        first = GMRES(steps, self.tol, check_every=self.check_every).solve(operator, gradient)
+        if first.converged:
+            return first
+        failed = ~(first.residual <= self.tol)
+        mask = failed.to(first.residual)
+        conjugate = NormalCG(self.max_steps, self.tol, self.check_every)
+        second = conjugate.solve(operator, scale(mask, gradient), scale(mask, first.vector))
+        return replace(
+            second,
+            vector=where(failed, second.vector, first.vector),
+            residual=torch.where(failed, second.residual, first.residual),
+            steps=first.steps + second.steps,
+        )
 
     def _factor(self, operator: JacobianOperator, gradient: Vector) -> Tensor:
         size = norm(gradient, operator.batch_dims)

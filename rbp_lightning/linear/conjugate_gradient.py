@@ -1,24 +1,64 @@
-"""Conjugate gradients on the normal equations."""
+"""Conjugate gradients, for symmetric Jacobians."""
+
+from dataclasses import replace
 
 import torch
+from torch import Tensor
+from torch.linalg import vecdot
 
-from rbp_lightning.check_schedule import CheckSchedule
-from rbp_lightning.errors import check_count, check_number
-from rbp_lightning.linear.base import LinearSolution, LinearSolver, rounding_floors
+from rbp_lightning.failures import Failure
+from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.linear.jacobian import JacobianOperator
-from rbp_lightning.linear.relative_residual import RelativeResidual
-from rbp_lightning.pytree import Vector, add, inner, scale, subtract
-from rbp_lightning.status import Status
+from rbp_lightning.linear.recurrence import Recurrence, RecurrentSolver
+from rbp_lightning.pytree import Vector
+from rbp_lightning.reporting import report
+
+COSINE = 0.1
+"""Cosine of the angle between two residuals, which is 0 for a symmetric J, at which a sample goes no further."""
+
+ROUNDING = 16
+"""Rounding error of an inner product with J that is allowed for, in units of the precision."""
 
 
-class ConjugateGradient(LinearSolver):
-    """Conjugate gradients on (I - J)(I - J^T) z = (I - J) g (paper, section 3.2).
+class _CG(Recurrence):
+    direction: Tensor
+    previous: Tensor  # residual
+    square: Tensor  # of its norm
 
-    The normal equations are positive definite whatever J is, as long as 1 is no eigenvalue of it. This is the CGLS form
-    (Bjorck, Numerical Methods for Least Squares Problems, 1996, algorithm 7.4.1), which updates the residual of the
-    equation itself instead of that of the normal equations: it loses fewer digits, and the norm of the residual over
-    all leaves falls with every step. Samples advance side by side, each with step lengths of its own, and rest once
-    they have converged. A step costs one product with J and one with J^T.
+    def __init__(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> None:
+        super().__init__(operator, gradient, start)
+        self.asymmetric = self.indefinite = self.residual.new_zeros(operator.batch_shape, dtype=torch.bool)
+
+    def advance(self, active: Tensor) -> Tensor:
+        square = vecdot(self.residual, self.residual)
+        if self.begins:
+            self.direction = self.residual
+        else:
+            overlap = vecdot(self.residual, self.previous)
+            leaning = overlap.square() > COSINE**2 * square * self.square
+            self.asymmetric = self.asymmetric | (active & leaning)
+            ratio = torch.where(self.square != 0, square / self.square, 0)
+            self.direction = torch.addcmul(self.residual, ratio[..., None], self.direction)
+        self.square, self.previous = square, self.residual
+        image = self.product(self.direction)
+        curvature = vecdot(self.direction, image)
+        self.indefinite = self.indefinite | (active & (curvature <= 0))
+        able = ~(self.indefinite | self.asymmetric)
+        self.move(torch.where(active & able, square / curvature, 0), self.direction, image)
+        return able
+
+
+class ConjugateGradient(RecurrentSolver):
+    """Conjugate gradients for a symmetric positive definite I - J (Saad, 2003, algorithm 6.18).
+
+    J is symmetric where F is the gradient of a function: an energy's (Hopfield networks), a loss's (training by
+    gradient descent). With eigenvalues below 1, as at a fixed point that Picard iteration finds, I - J is positive
+    definite as well. A step costs one product with J^T, and as many as the square root of the condition of I - J are
+    needed, where ``NormalCG`` needs as many as the condition itself, of twice the cost.
+
+    A sample goes no further once I - J is found indefinite, or J far from symmetric, since residuals are not
+    orthogonal. Where a sample does not converge, two more products with J^T tell whether its J is symmetric at all:
+    ``v . J^T J^T v`` is then ``||J^T v||^2``. What was found is reported.
 
     Args:
         steps: Most steps, at least 1.
@@ -35,43 +75,39 @@ class ConjugateGradient(LinearSolver):
         [tensor([2., 2.])]
     """
 
-    def __init__(self, steps: int = 20, tol: float = 1e-4, check_every: int = 10) -> None:
-        self.steps = check_count(self, "steps", steps, 1)
-        self.tol = check_number(self, "tol", tol, 0.0)
-        self.check_every = check_count(self, "check_every", check_every, 1)
+    def begin(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> Recurrence:
+        """The recurrence of the solve."""
+        return _CG(operator, gradient, start)
 
-    def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Takes steps until every sample has converged or ``steps`` are spent."""
-        batch_dims, before = operator.batch_dims, operator.products
-        solution: Vector = [torch.zeros_like(leaf) for leaf in gradient] if start is None else start
-        residual = gradient if start is None else subtract(gradient, subtract(start, operator.vjp(start)))
-        direction = normal = subtract(residual, operator.jvp(residual))
-        normal_square = inner(normal, normal, batch_dims)
-        relative = RelativeResidual(gradient, batch_dims, operator.per_leaf)
-        left = relative(residual, solution)
-        # Below rounding there is nothing left to divide by.
-        rest = max(0.9 * self.tol, operator.epsilon)
-        schedule = CheckSchedule(self.check_every, rest if self.tol > 0 else 0.0, operator.epsilon)
-        for step in range(1, self.steps + 1):
-            image = subtract(direction, operator.vjp(direction))
-            image_square = inner(image, image, batch_dims)
-            # Not ``>``: a sample with NaN has to keep it.
-            active = ~(left <= rest) & (image_square != 0)
-            length = torch.where(active, normal_square / image_square, 0)
-            solution = add(solution, scale(length, direction))
-            residual = subtract(residual, scale(length, image))
-            left = relative(residual, solution)
-            check = self.tol > 0 and schedule.should_check(step)
-            finished = check and schedule.is_finished(step, left)
-            if finished or step == self.steps:
-                break
-            normal = subtract(residual, operator.jvp(residual))
-            previous_square, normal_square = normal_square, inner(normal, normal, batch_dims)
-            ratio = torch.where(previous_square != 0, normal_square / previous_square, 0)
-            direction = add(normal, scale(ratio, direction))
-        # The updated residual does not know of rounding.
-        true_residual = operator.adjoint_residual(gradient, solution)
-        known = Status.STALLED if schedule.stalled else None
-        floor = rounding_floors(gradient, solution, operator) if finished else None
-        products = operator.products - before
-        return LinearSolution(solution, step, products, true_residual, self.tol, known=known, floor=floor)
+    def finish(self, recurrence: Recurrence, solution: LinearSolution) -> LinearSolution:
+        """Reports the samples that conjugate gradients are not for."""
+        if solution.converged:
+            return solution
+        assert isinstance(recurrence, _CG)
+        operator = recurrence.operator
+        before = operator.products
+        _explain(operator, ~(solution.residual <= self.tol), recurrence)
+        return replace(solution, products=solution.products + operator.products - before)
+
+
+def _explain(operator: JacobianOperator, failed: Tensor, recurrence: _CG) -> None:
+    """Reports which of the samples that have not converged are none for conjugate gradients."""
+    vector = operator.random_unit_vector(0)
+    image = operator.flat_vjp(vector)
+    second = operator.flat_vjp(image)
+    square = vecdot(image, image)
+    allowed = ROUNDING * operator.epsilon * (square + second.norm(dim=-1))
+    # Rounding alone, of many steps in low precision, makes residuals lean as well.
+    asymmetric = failed & ((vecdot(vector, second) - square).abs() > allowed)
+    indefinite = failed & recurrence.indefinite & ~asymmetric
+    counts = torch.stack([asymmetric.sum(), indefinite.sum()]).tolist()
+    reasons = ("J is not symmetric", "I - J has an eigenvalue that is not positive")
+    found = [
+        f"{reason} in {count} of {failed.numel()} samples"
+        for reason, count in zip(reasons, counts, strict=True)
+        if count
+    ]
+    if found:
+        report(
+            Failure.NOT_POSITIVE_DEFINITE, f"ConjugateGradient: {' and '.join(found)}, so it does not converge there"
+        )

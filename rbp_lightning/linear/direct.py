@@ -1,10 +1,11 @@
 """The adjoint to rounding, at any price."""
 
-import torch
-from torch import Tensor
+from dataclasses import replace
 
-from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.errors import check_count
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
+from rbp_lightning.linear.dense import Dense, rounding_tol
+from rbp_lightning.linear.gmres import GMRES
 from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector
 
@@ -15,8 +16,8 @@ RESTART = 100
 class Direct(LinearSolver):
     """Solves the adjoint equation as exactly as the precision allows: the reference for other solvers.
 
-    A state of up to ``dense_size`` elements in a sample is solved for by a QR decomposition of its matrix I - J^T,
-    which takes that many products to make; a larger one by SciPy's GMRES, all samples together.
+    A state of up to ``dense_size`` elements in a sample is solved for by ``Dense``, a larger one by ``GMRES`` with a
+    large Krylov space.
 
     Args:
         dense_size: Most elements of a sample for a dense solution, at least 0.
@@ -36,41 +37,9 @@ class Direct(LinearSolver):
         self.max_products = check_count(self, "max_products", max_products, 1)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Solves by QR or by GMRES."""
-        before = operator.products
-        solve = self._dense if operator.size <= self.dense_size else self._gmres
-        adjoint = operator.unravel(solve(operator, operator.ravel(gradient)))
-        residual = operator.adjoint_residual(gradient, adjoint)
-        products = operator.products - before
-        # What rounding leaves of a solution to working precision grows with the dimension.
-        tol = 100 * operator.epsilon * operator.size**0.5
-        return LinearSolution(adjoint, products, products, residual, tol)
-
-    @staticmethod
-    def _dense(operator: JacobianOperator, right: Tensor) -> Tensor:
-        # torch.linalg.solve was seen wrong on a CPU with several threads from some 160 unknowns on (PyTorch 2.13).
-        matrix = torch.eye(operator.size, dtype=right.dtype, device=right.device) - operator.dense().mT
-        orthogonal, triangular = torch.linalg.qr(matrix)
-        projected = orthogonal.mT @ right[..., None]
-        solution: Tensor = torch.linalg.solve_triangular(triangular, projected, upper=True)
-        return solution.squeeze(-1)
-
-    def _gmres(self, operator: JacobianOperator, right: Tensor) -> Tensor:
-        try:
-            from scipy.sparse.linalg import LinearOperator, gmres
-        except ImportError as error:
-            raise UserError(
-                f"Direct: a state of {operator.size} elements (dense_size={self.dense_size}) is solved by SciPy's "
-                "GMRES: install scipy, or increase dense_size."
-            ) from error
-
-        def product(vector: object) -> object:
-            tensor = torch.as_tensor(vector).to(right).reshape(right.shape)
-            return (tensor - operator.flat_vjp(tensor)).cpu().numpy().ravel()
-
-        flat = right.cpu().numpy().ravel()
-        matrix = LinearOperator((flat.size, flat.size), matvec=product, dtype=flat.dtype)
-        restarts = max(1, self.max_products // RESTART)
-        tol = 10 * torch.finfo(right.dtype).eps
-        solution, _ = gmres(matrix, flat, rtol=tol, restart=min(RESTART, flat.size), maxiter=restarts)
-        return torch.from_numpy(solution).to(right).reshape(right.shape)
+        """Solves by QR or by GMRES; ``start`` is of no use."""
+        if operator.size <= self.dense_size:
+            return Dense(self.dense_size).solve(operator, gradient)
+        steps = max(1, self.max_products * RESTART // (RESTART + 1))  # a restart takes a product as well
+        solution = GMRES(steps, 10 * operator.epsilon, RESTART).solve(operator, gradient)
+        return replace(solution, tol=rounding_tol(operator), known=None)

@@ -3,18 +3,12 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from rbp_lightning.check_schedule import FALLING, CheckSchedule
 from rbp_lightning.errors import check_choice, check_count, check_number, check_seed
-from rbp_lightning.linear.base import LinearSolution, LinearSolver, rounding_floors
+from rbp_lightning.linear.base import LinearSolution, LinearSolver
+from rbp_lightning.linear.iteration import iterate_adjoint
 from rbp_lightning.linear.jacobian import JacobianOperator
-from rbp_lightning.linear.relative_residual import RelativeResidual
-from rbp_lightning.pytree import Vector, add, scale, subtract
-from rbp_lightning.status import Status
-
-SOLUTION_RATIO = 16
-"""How many times as large as g the solution may be for its rounding error to be known as such."""
+from rbp_lightning.pytree import Vector, norm, scale
 
 
 class Richardson(LinearSolver):
@@ -56,31 +50,13 @@ class Richardson(LinearSolver):
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Iterates until every sample has converged or ``steps`` are spent."""
-        batch_dims, before = operator.batch_dims, operator.products
-        relative = RelativeResidual(gradient, batch_dims, operator.per_leaf)
-        adjoint = self._first(gradient, relative.size, batch_dims) if start is None else start
-        schedule = CheckSchedule(self.check_every, self.tol, SOLUTION_RATIO * operator.epsilon)
-        known = floor = None
-        for step in range(1, self.steps + 1):
-            previous, adjoint = adjoint, add(operator.vjp(adjoint), gradient)
-            check = self.tol > 0 and schedule.should_check(step)
-            if check or step == self.steps:
-                residual = relative(subtract(adjoint, previous), previous)
-            if check and schedule.is_finished(step, residual):
-                known, adjoint = Status.STALLED if schedule.stalled else Status.CONVERGED, previous
-                break
-        else:
-            if self.tol > 0:
-                last, residual = residual, operator.adjoint_residual(gradient, adjoint)
-                # In low precision a few steps may be too few to tell.
-                not_falling = residual > FALLING * last
-                floor = torch.where(not_falling, rounding_floors(gradient, adjoint, operator), 0.0)
-        products = operator.products - before
-        return LinearSolution(adjoint, step, products, residual, self.tol, known=known, floor=floor)
+        first = self._first(gradient, operator.batch_dims) if start is None else start
+        return iterate_adjoint(operator, gradient, first, self.steps, self.tol, self.check_every)
 
-    def _first(self, gradient: Vector, size: Tensor, batch_dims: int) -> Vector:
+    def _first(self, gradient: Vector, batch_dims: int) -> Vector:
         if self.start == "gradient":
             return gradient
+        size = norm(gradient, batch_dims)
         count = sum(leaf.shape[batch_dims:].numel() for leaf in gradient)
         generator = torch.Generator().manual_seed(self.seed)
         # Drawn on the CPU, so that every device sees the same numbers.

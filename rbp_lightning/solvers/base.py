@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.errors import check_count, check_instance, check_number
 from rbp_lightning.pytree import Vector
 
@@ -37,6 +38,12 @@ class FixedPointSolver(ABC):
         >>> NeumannRBP(solver=Halfway(max_steps=60))(lambda h: 1 - h, torch.zeros(())).state.detach()
         tensor(0.5000)
     """
+
+    differentiable = True
+    """Whether the derivatives of its iterates tend to that of the fixed point as those of plain steps do."""
+
+    probes = False
+    """Whether some of what it applies F to are probes."""
 
     def __init__(
         self,
@@ -73,3 +80,26 @@ class FixedPointSolver(ABC):
         Returns:
             Leaves of the next iterate, and what to remember.
         """
+
+    def is_probe(self, memory: Any) -> bool:
+        """Whether F is applied next to a probe of the solver, which is no iterate and is not judged.
+
+        Args:
+            memory: What the last step, or ``init``, returned.
+        """
+        return False
+
+    def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Any) -> Any:
+        """Learns from a convergence check that did not end the solve, before the step that follows it.
+
+        Args:
+            step: Number of the step that was checked.
+            schedule: Has the prediction of the steps left; its next check may be moved.
+            vector: Leaves of the iterate h.
+            image: Leaves of F(h).
+            memory: What the last step, or ``init``, returned.
+
+        Returns:
+            What to remember.
+        """
+        return memory

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rbp_lightning.check_schedule import FALLING, rounding_floor
+from rbp_lightning.fixed_point import Residual
 from rbp_lightning.pytree import Vector, change_and_size, leaf_norms, subtract
 from rbp_lightning.status import Status
 
@@ -58,7 +59,7 @@ class ConvergenceTest:
         per_leaf: Whether each leaf of a state is judged by its own norm, and the worst one counts.
 
     Attributes:
-        history: Steps that were observed, with their residuals.
+        history: The residuals of the steps that were observed.
         last: The newest observation.
 
     Example:
@@ -70,7 +71,7 @@ class ConvergenceTest:
 
     def __init__(self, tol: float, atol: float, batch_dims: int, epsilon: float, per_leaf: bool = True) -> None:
         self.tol, self.batch_dims, self.epsilon, self.per_leaf = tol, batch_dims, epsilon, per_leaf
-        self.history: list[tuple[int, Tensor]] = []
+        self.history: list[Residual] = []
         self.first: Observation | None = None
         self.before: Observation | None = None
         self.last: Observation | None = None
@@ -102,8 +103,13 @@ class ConvergenceTest:
             change, size = (torch.linalg.vector_norm(norms, dim=0) for norms in (change, size))
         self.before, self.last = self.last, Observation(step, change, size, residual, leaves)
         self.first = self.first or self.last
-        self.history.append((step, residual))
+        self.history.append(Residual(step, residual, change))
         return residual
+
+    def forget_last(self) -> None:
+        """Drops the last observation."""
+        self.last = self.before
+        self.history.pop()
 
     def codes(self, stalled: bool) -> Tensor:
         """How each sample ended: int64, each the ``code`` of a ``Status``.

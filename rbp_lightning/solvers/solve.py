@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -41,6 +42,7 @@ class Solve:
         start: Leaves of the initial state.
         frozen: The samples that have failed.
         settled: Whether the loop has found every sample converged or stalled, so that nothing need be observed.
+        at_check: Takes the number of each step that was checked, and the largest residual.
         tap: Takes the number of each step and F(h), and returns what to continue with.
         last_taped: What F was applied to last, and F of it, as they are on the tape.
         measured: Leaves of the iterate whose residual was observed last.
@@ -65,6 +67,8 @@ class Solve:
         self.test = ConvergenceTest(solver.tol, atol, batch_dims, precision(self.start), solver.per_leaf)
         self.frozen = FrozenSamples(self.start, batch_dims)
         self.settled = self._stalled = False
+        self._left_at = 0
+        self.at_check: Callable[[int, float], None] | None = None
         self.tap: Callable[[int, Vector], Vector] | None = None
         self.last_taped: tuple[Vector, Vector] = self.start, self.start
         self.measured: Vector = self.start
@@ -119,16 +123,18 @@ class Solve:
             Leaves of the last F(h).
         """
         vector: Vector = self.start
-        image = vector
-        plain = type(self.solver).step is Picard.step  # h <- F(h)
-        memory = None if plain else self.solver.init(vector, self.batch_dims)
+        found = image = vector
+        solver = self.solver
+        plain = type(solver).step is Picard.step  # h <- F(h)
+        memory = None if plain else solver.init(vector, self.batch_dims)
         if self.frozen.mask is not None and self.frozen.all():
             max_steps = min(max_steps, 1)  # more steps would change nothing
         observed_from = max_steps - 1 + steps_after if steps_after < 2 else max_steps + 1
         for step in range(1, max_steps + 1):
+            probe = not plain and solver.is_probe(memory)
             if step == 1:
                 applied, image = self._first_step(vector, first_taped)
-                schedule = CheckSchedule(self.solver.check_every, self.solver.tol, self.test.epsilon)
+                schedule = CheckSchedule(solver.check_every, solver.tol, self.test.epsilon)
             else:
                 applied, image = self.apply(vector)
                 if step <= 3 and any(one is other for one, other in zip(applied, image, strict=True)):
@@ -136,18 +142,36 @@ class Solve:
             if self.tap is not None:
                 self.last_taped = vector, image
                 image = self.tap(step, image)
-            if step == 1 or step == schedule.next_check:
-                self._observe(step, applied, image)
-                if self._check(schedule, step, applied):
-                    break
-            elif self.record or step >= observed_from:
-                self._observe(step, applied, image)
+            if not probe:
+                found = image
+                if step == 1 or step >= schedule.next_check:
+                    if step > 1:
+                        schedule.next_check = step
+                    self._observe(step, applied, image)
+                    if self._check(schedule, step, applied, plain):
+                        break
+                    if self.at_check is not None:
+                        self.at_check(step, schedule.largest)
+                    if step > 1 and not plain and math.isfinite(schedule.largest):
+                        with self._own_precision():
+                            memory = solver.after_check(step, schedule, vector, image, memory)
+                elif self.record or step >= observed_from or solver.probes:
+                    self._observe(step, applied, image)
             if step == max_steps:
                 break
-            vector, memory = (image, None) if plain else self.solver.step(vector, image, memory)
+            if plain:
+                vector = image
+            else:
+                with self._own_precision():
+                    vector, memory = solver.step(vector, image, memory)
         if self.tap is None:
-            self.last_taped = vector, image
-        return image
+            self.last_taped = vector, found
+        return found
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """Keeps autocast, which is for the update, from the solver's arithmetic."""
+        device = self.start[0].device.type
+        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
     def _first_step(self, vector: Vector, taped: bool) -> tuple[Vector, Vector]:
         if self.frozen.mask is not None:
@@ -164,14 +188,15 @@ class Solve:
             steps_after: How many steps the caller takes.
 
         Returns:
-            Detached leaves of where the tape is to begin: of an iterate that has converged, or else of the last F(h).
+            Detached leaves of where the tape is to begin: the last F(h), or of several steps an iterate that has
+            converged.
         """
         with torch.no_grad():
             image = self.iterate(max(self.max_steps - steps_after, 0), steps_after, first_taped=True)
-        if self.settled and self.solver.tol > 0:
-            image = self.measured
-        if steps_after > 1:  # what has converged may yet be left: an unstable mode takes time to grow
-            self.settled = False
+        if steps_after > 1:
+            if self.settled and self.solver.tol > 0:
+                image = self.measured
+            self.settled = False  # what has converged may yet be left: an unstable mode takes time to grow
         return [leaf.detach() for leaf in image]
 
     def last_steps(self, vector: Vector, count: int) -> Vector:
@@ -195,6 +220,33 @@ class Solve:
                 self.test.epsilon = precision([*vector, *image])
             if not self.settled and (index >= count - 2 or self.record or self.test.first is None):
                 self._observe(self.steps, applied, image)
+            elif self.settled and self.solver.tol > 0:
+                image = self._step_after_convergence(applied, image)
+        return image
+
+    def _step_after_convergence(self, vector: Vector, image: Vector) -> Vector:
+        """Observes a step after convergence, or takes one from what has converged where this iterate has not.
+
+        A step may increase the residual where the update is no contraction in the norm.
+
+        Args:
+            vector: Leaves of h.
+            image: Leaves of F(h).
+
+        Returns:
+            Leaves of F of the iterate that stays.
+        """
+        converged, allowed = self.measured, self.test.last
+        assert allowed is not None  # it has converged
+        self._observe(self.steps, vector, image)
+        assert self.test.last is not None
+        if bool((self.test.last.residual <= allowed.residual.clamp_min(self.solver.tol)).all()):
+            return image
+        self.test.forget_last()
+        taped = vector[0].requires_grad
+        self.measured = vector = [leaf.detach().requires_grad_(taped) for leaf in converged]
+        image = self.function(vector)
+        self.last_taped = vector, image
         return image
 
     def _observe(self, step: int, vector: Vector, image: Vector) -> None:
@@ -203,14 +255,21 @@ class Solve:
         self.measured = vector
         self.test.observe(step, vector, image)
 
-    def _check(self, schedule: CheckSchedule, step: int, vector: Vector) -> bool:
-        """Whether to stop; freezes what has ceased to be finite, and keeps the best iterates."""
+    def _check(self, schedule: CheckSchedule, step: int, vector: Vector, plain: bool) -> bool:
+        """Whether to stop; freezes what has ceased to be finite, and keeps the best iterates.
+
+        An accelerated step may leave the domain of F; the next one, which the solver takes back, decides.
+        """
         assert self.test.last is not None  # the step was observed
         residual, change = self.test.last.residual, self.test.last.change
         if self.frozen.mask is not None:
             residual = residual.masked_fill(self.frozen.mask, 0.0)
         finished = schedule.is_finished(step, residual)
         if not math.isfinite(schedule.largest):
+            if not plain and self._left_at != step - 1:
+                self._left_at = schedule.next_check = step
+                schedule.next_check += 1
+                return False
             self.frozen.freeze(~residual.isfinite(), self.test.codes(stalled=False))
             if self.frozen.all():
                 return True

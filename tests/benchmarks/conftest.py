@@ -1,5 +1,7 @@
-"""Fixtures: where the data are, or that there are none."""
+"""Fixtures: where the data are, or that there are none; and what memory is measured beside."""
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,11 @@ def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def cora(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real files of Cora."""
     monkeypatch.setenv("RBP_DATA_DIR", data_dir)
+
+
+@pytest.fixture(scope="module")
+def fewer_objects() -> Iterator[None]:
+    """Keeps the collections of garbage from going through all that tests have loaded."""
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -2,7 +2,6 @@
 
 import csv
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,14 @@ from benchmarks import memory
 from benchmarks.peak_memory import peak_bytes
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning", "ignore:.*self.trainer")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning", "ignore:.*self.trainer"),
+    pytest.mark.usefixtures("fewer_objects"),
+]
 
 CPU = torch.device("cpu")
 STATE = 64 * 256 * 4
 """Bytes of a state of the cell whose memory is measured."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fewer_objects() -> Iterator[None]:
-    """Keeps the collections of garbage from going through all that tests have loaded."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def test_peak_bytes_counts_temporaries_and_what_is_released() -> None:

@@ -10,20 +10,20 @@ from PIL import Image
 
 from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
 from benchmarks.peers.compare import peers
-from benchmarks.peers.measure import Calibrated, calibrate, exact_gradient, gradient, radius_of
+from benchmarks.peers.measure import Calibrated, Setting, calibrate, exact_gradient, gradient, loosest, radius_of
 from benchmarks.peers.methods import BY_HAND, OURS, terms
 from benchmarks.peers.networks import tanh, training
 from rbp_lightning import UserError
 
 
 def test_the_table_and_every_ratio_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    peers(["tanh, radius 0.38"], repeats=2, out=tmp_path)
+    peers(["tanh, radius 0.38"], errors=[1e-2, 1e-3], repeats=2, out=tmp_path)
     with (tmp_path / "peers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name in (*BY_HAND, *OURS):
         mine = [row for row in rows if row["method"] == name]
-        assert len(mine) == 2
-        assert all(float(row["error"]) <= 1e-3 and float(row["ratio"]) > 0 for row in mine)
+        assert [row["target"] for row in mine] == ["0.01", "0.01", "0.001", "0.001"]
+        assert all(float(row["error"]) <= float(row["target"]) and float(row["ratio"]) > 0 for row in mine)
     assert {float(row["ratio"]) for row in rows if row["method"] == "Picard + RBP by hand"} == {1.0}
     table = (tmp_path / "peers.md").read_text()
     assert table in capsys.readouterr().out
@@ -75,20 +75,28 @@ def test_every_method_finds_the_exact_gradient(make, name: str) -> None:
 
 
 def test_a_method_that_fails_or_is_too_coarse_is_named() -> None:
-    case, wide = tanh(0.4)(torch.float32), tanh(0.4)(torch.float64)
-    exact = exact_gradient(wide)
-
     def broken(case, tol, radius):
         raise ValueError("no such thing")
 
-    def coarse(case, tol, radius):
-        return 2 * BY_HAND["Picard + RBP by hand"](case, tol, radius)
+    case = tanh(0.4)(torch.float32)
+    assert calibrate(case, torch.ones(1), "broken", broken, 0.4, [1e-3]) == ["fails: ValueError: no such thing"]
+    assert loosest(lambda tol: 3 + tol, 1e-3) == "error 3e+00 at best"
+    assert loosest(lambda tol: max(tol, 2e-6), 1e-6) == "error 2e-06 at best"
 
-    assert calibrate(case, exact, "broken", broken, 0.4, 1e-3) == "fails: ValueError: no such thing"
-    assert str(calibrate(case, exact, "coarse", coarse, 0.4, 1e-3)).startswith("error 3e+00")
-    found = calibrate(case, exact, "by hand", BY_HAND["Picard + RBP by hand"], 0.4, 1e-3)
-    assert isinstance(found, Calibrated)
-    assert found.error <= 1e-3
+
+def test_the_loosest_tolerance_that_is_exact_enough() -> None:
+    found = loosest(lambda tol: 5 * tol, 1e-5)
+    assert isinstance(found, Setting)
+    assert found.error == 5 * found.tol
+    assert 0.95e-5 < found.error <= 1e-5
+
+
+def test_a_method_is_calibrated_for_several_errors() -> None:
+    case, exact = tanh(0.4)(torch.float32), exact_gradient(tanh(0.4)(torch.float64))
+    found = calibrate(case, exact, "by hand", BY_HAND["Picard + RBP by hand"], 0.4, [1e-3, 1e-5])
+    assert all(isinstance(one, Calibrated) for one in found)
+    assert all(one.error <= target for one, target in zip(found, [1e-3, 1e-5], strict=True))
+    assert found[1].tol < found[0].tol
 
 
 def test_the_terms_of_a_series() -> None:

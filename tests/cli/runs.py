@@ -1,4 +1,7 @@
-"""Command lines that run in processes of their own, for signals and other ends that one process cannot survive."""
+"""Programs that run in processes of their own, for signals and other ends that one process cannot survive.
+
+What a program starts anew, as ``ddp`` does, is not waited for: that is for ``subprocess`` and its pipes.
+"""
 
 import json
 import os
@@ -14,23 +17,31 @@ from tests.cli.options import ROOT
 
 
 class Run:
-    """A command line that is running.
+    """A program that is running.
 
     Args:
         zygote: The process that starts it.
         folder: Where it runs.
         arguments: Its arguments.
         environment: What its environment has beside that of the tests.
+        program: Its file, the command line's unless told otherwise.
     """
 
     number = 0
 
-    def __init__(self, zygote: "Zygote", folder: Path, arguments: list[str], environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        zygote: "Zygote",
+        folder: Path,
+        arguments: list[str],
+        environment: dict[str, str],
+        program: Path = ROOT / "train.py",
+    ) -> None:
         Run.number += 1
         self.output = folder / f"run{Run.number}"
         self.zygote = zygote
         request = {"folder": str(folder), "name": self.output.name, "arguments": arguments, "environment": environment}
-        self.pid: int = zygote.ask(request)
+        self.pid: int = zygote.ask({**request, "program": str(program)})
 
     def signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
@@ -52,6 +63,10 @@ class Run:
         self.signal(signal.SIGKILL)
         self.end()
 
+    def printed(self) -> str:
+        """What it has printed to its standard output."""
+        return self.output.with_suffix(".out").read_text()
+
     def error(self) -> str:
         """What it has printed to its standard error."""
         printed = self.output.with_suffix(".err")
@@ -63,7 +78,7 @@ class Run:
 
 
 class Zygote:
-    """Starts command lines without the seconds that their imports take."""
+    """Starts programs without the seconds that their imports take."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -346,6 +346,14 @@ def test_a_counter_that_is_none_is_refused(count: Any, sound: Path) -> None:
             NamedCheckpoint(str(sound))
 
 
+@pytest.mark.parametrize("odd", [0.1j, torch.ones(2), torch.ones(2, device="meta"), [[[[[[1]]]]]]], ids=str)
+def test_a_scheduler_s_state_that_is_no_number_is_refused(odd: Any, sound: Path) -> None:
+    for key in ("last_epoch", "_step_count", "base_lrs", "more"):
+        change(sound, lr_schedulers=[{"last_epoch": 1, "_step_count": 2, key: odd}])
+        with pytest.raises(UserError, match=rf"its lr_schedulers\.0\.{key}"):
+            NamedCheckpoint(str(sound)).model_config(given())
+
+
 @pytest.mark.parametrize("wrong", [torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2, dtype=torch.complex64), 3])
 def test_weights_of_another_kind_are_refused(wrong: Any, sound: Path) -> None:
     model = Other()

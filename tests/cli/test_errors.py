@@ -39,7 +39,7 @@ OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.lo
         (["--nonsense=3"], "unrecognized arguments: --nonsense=3. See --help"),
         (["--config=misspelt.yaml"], "option 'trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"),
         (["--config=broken.yaml"], "did not find expected node content"),
-        (["--estimator.steps=-1"], "ConjugateGradient: steps=-1 must be a whole number of at least 1."),
+        (["--estimator.steps=-1"], "NormalCG: steps=-1 must be a whole number of at least 1."),
         (["--estimator.steps=many"], "--estimator.steps: expected int. Got value: many."),
         (["--estimator.solver.tol=-1"], "Picard: tol=-1.0 must be a number in [0, "),
         (["--estimator.solver.max_steps=0"], "Picard: max_steps=0 must be a whole number of at least 1."),

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,6 @@ FOREVER = ["--trainer.max_epochs=100000", "--model.seconds=0.02"]
 LAST = "checkpoints/last.ckpt"
 VERSION = Path("logs/n/version_0")
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp_fork"]
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.end()
 
 
 @pytest.fixture

@@ -43,6 +43,19 @@ def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
     assert [event.value for event in events.Scalars("hp_metric")][-2:] == exact
 
 
+def test_a_linear_solver_is_named_in_an_option_or_a_file(cli) -> None:
+    options = ["--estimator=Implicit", "--estimator.linear_solver=GMRES", "--estimator.linear_solver.restart=7"]
+    status, out, err = cli("fit", *TINY, *options, "--print_config")
+    assert status == 0, err
+    estimator = yaml.safe_load(out)["estimator"]
+    assert estimator["init_args"]["linear_solver"]["init_args"]["restart"] == 7
+    Path("own.yaml").write_text("estimator: {class_path: Implicit, init_args: {linear_solver: {class_path: GMRES}}}")
+    status, _, err = cli("fit", *TINY, "--config=own.yaml", "--trainer.max_epochs=1")
+    assert status == 0, err
+    saved = yaml.safe_load((RUN / "config.yaml").read_text())["estimator"]["init_args"]["linear_solver"]
+    assert saved["class_path"].endswith("GMRES")
+
+
 def test_results_of_a_checkpoint_lie_in_its_run(cli) -> None:
     assert cli("fit", *TINY)[0] == 0
     before = files("*")

@@ -1,4 +1,4 @@
-"""Programs that start at once: a process that has imported everything, and forks one for each command line.
+"""Programs that start at once: a process that has imported everything, and forks one for each program.
 
 A line of JSON says what to run, or whose end to wait for; a line answers with the process's number or its status.
 """
@@ -23,7 +23,7 @@ import rbp_lightning.cli  # noqa: E402, F401
 
 
 def start(request: dict[str, Any]) -> int:
-    """Runs ``train.py`` in a folder, with its output in the files ``out`` and ``err`` there."""
+    """Runs a program in a folder, with its output in the files ``out`` and ``err`` there."""
     if pid := os.fork():
         return pid
     os.setsid()
@@ -31,7 +31,7 @@ def start(request: dict[str, Any]) -> int:
     for number, name in enumerate((os.devnull, request["name"] + ".out", request["name"] + ".err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
     os.environ |= request["environment"]
-    sys.argv = [str(ROOT / "train.py"), *request["arguments"]]
+    sys.argv = [request["program"], *request["arguments"]]
     status: Any = 0
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -15,6 +15,7 @@ SHORT = {
     "predict": ["--trainer.limit_predict_batches=2"],
 }
 SHORT["fit"] += ["--trainer.log_every_n_steps=1"]  # Lightning warns of an epoch that is shorter
+SHORT["fit"] += ["--trainer.num_sanity_val_steps=0"]  # the epoch ends with a validation
 
 
 @pytest.mark.parametrize("subcommand", SHORT)

@@ -190,7 +190,7 @@ def test_an_update_may_return_a_tensor_that_it_closes_over(entry: Entry) -> None
         fixed_point = entry.short(lambda h: closed_over, torch.zeros(2))
         fixed_point.state.sum().backward()
     assert fixed_point.state.tolist() == [2.0, 3.0]
-    assert closed_over.grad.tolist() == [1.0, 1.0]
+    assert closed_over.grad.tolist() == pytest.approx([1.0, 1.0], rel=1e-6)
 
 
 @EVERY
@@ -248,8 +248,6 @@ def test_samples_without_a_gradient_stay_without(entry: Entry) -> None:
 
 @EVERY
 def test_nan_in_the_gradient_stays_where_it_is_and_is_told(entry: Entry) -> None:
-    if getattr(entry.short, "dense_size", None) == 0:
-        pytest.skip("solves for all samples together")
     drive = torch.ones(3, 2, requires_grad=True)
     state = entry.exact(lambda h: 0.5 * h.flip(1) + drive, torch.zeros(3, 2), batch_dims=1).state
     for bad in (float("nan"), float("inf")):
@@ -346,8 +344,8 @@ def test_what_is_no_solver_is_refused(entry: Entry, solver: Any) -> None:
 
 
 def test_what_is_no_linear_solver_is_refused() -> None:
-    for wrong in ("direct", Direct, Picard()):
-        with pytest.raises(UserError, match="is no LinearSolver"):
+    for wrong in ("direct", Direct, Picard):
+        with pytest.raises(UserError, match="is no solver"):
             Implicit(wrong)
 
 
@@ -371,7 +369,7 @@ def test_an_estimator_is_a_description(entry: Entry) -> None:
             for one, another in zip(gradients(other, cell), expected, strict=True):
                 assert torch.equal(one, another)
     assert entry.kind.__name__ in repr(entry.short)
-    assert "Picard(max_steps=100" in repr(entry.short)
+    assert f"{type(entry.short.solver).__name__}(max_steps=100" in repr(entry.short)
     assert vars(entry.short).keys() == before.keys()
     for name, value in vars(entry.short).items():
         assert value is before[name][0]

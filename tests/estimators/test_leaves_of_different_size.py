@@ -57,7 +57,7 @@ def test_the_residual_is_that_of_the_worst_leaf() -> None:
         )
     slow = found.state[1]
     torch.testing.assert_close(found.absolute_residual, (1 - 0.1 * slow).abs())
-    torch.testing.assert_close(found.residual, found.history[-1][1])
+    torch.testing.assert_close(found.residual, found.history[-1].relative)
 
 
 @pytest.mark.parametrize("estimator", [RBP(60, 1e-4), CGRBP(60, 1e-4)], ids=["RBP", "CGRBP"])

@@ -68,7 +68,9 @@ def test_observers_of_a_solve_that_ends_at_its_first_step_have_its_jacobian() ->
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("estimator", [BPTT(), TBPTT(5), NeumannRBP()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize(
+    "estimator", [BPTT(), TBPTT(5, Picard()), NeumannRBP(solver=Picard())], ids=lambda one: type(one).__name__
+)
 def test_the_jacobian_that_observers_have_is_0_for_a_frozen_sample(estimator) -> None:
     seen = []
 
@@ -138,4 +140,4 @@ def test_a_policy_stays_in_force_where_a_trainer_fails_before_its_setup(tmp_path
         with pytest.raises(ValueError):  # noqa: PT011
             Trainer(callbacks=[Fails(), NeumannRBP(), policy], max_epochs=1, **QUIET).fit(BoringModel())
         with pytest.raises(ConvergenceError):
-            NeumannRBP()(lambda h: 2 * h + 1, torch.zeros(2))
+            NeumannRBP(solver=Picard())(lambda h: 2 * h + 1, torch.zeros(2))

@@ -5,14 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from experiments import cora_epoch
 from rbp_lightning import UserError
 from tests.benchmarks.test_compiled import NUMBER, SPREAD
 
 
+@pytest.fixture
+def narrow(cora: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real files of Cora, for a network of few hidden units."""
+    config = yaml.safe_load(cora_epoch.CONFIG.read_text())
+    config["model"]["init_args"]["cell"]["init_args"]["num_hidden"] = 16
+    (tmp_path / "cora.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(cora_epoch, "CONFIG", tmp_path / "cora.yaml")
+
+
 @pytest.mark.data
-@pytest.mark.usefixtures("cora")
+@pytest.mark.usefixtures("narrow")
 def test_the_released_way_and_neumann_rbp_are_the_same_gradient() -> None:
     found = {}
     for method in (cora_epoch.RELEASED, "NeumannRBP(20)"):
@@ -28,7 +38,7 @@ def test_the_released_way_and_neumann_rbp_are_the_same_gradient() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.usefixtures("cora")
+@pytest.mark.usefixtures("narrow")
 def test_the_table_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cora_epoch.csv"
     cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)

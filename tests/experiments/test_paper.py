@@ -18,8 +18,9 @@ from tests.cells import tanh_cell
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of solves that are cut short
 
 SHORT = {
-    associative_memory: "--trainer.max_epochs=2 --data.eval_draws=2",
-    documents: "--trainer.max_epochs=5 --estimator.solver.max_steps=21",
+    associative_memory: "--trainer.max_epochs=2 --data.eval_draws=2 --model.num_hidden=16",
+    documents: "--trainer.max_epochs=2 --trainer.check_val_every_n_epoch=2 --estimator.solver.max_steps=21 "
+    "--model.cell.num_hidden=16",
     hyperparameters: "--trainer.max_epochs=3 --estimator.solver.max_steps=100",
 }
 

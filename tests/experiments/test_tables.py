@@ -52,7 +52,8 @@ def test_recall(twice: Callable[..., str], tmp_path: Path) -> None:
 @pytest.mark.data
 @pytest.mark.usefixtures("cora")
 def test_citation(twice: Callable[..., str], tmp_path: Path) -> None:
-    overrides = "--trainer.max_epochs=2 --trainer.check_val_every_n_epoch=1"
+    overrides = "--trainer.max_epochs=2 --trainer.check_val_every_n_epoch=1 --estimator.solver.max_steps=10"
+    overrides += " --trainer.callbacks=null"  # the monitor is another test's
     options = {"configs": ["configs/paper/cora.yaml"], "baseline": True, "estimators": ["RBP:3", "BPTT"], "seeds": 2}
     table = twice(citation, overrides, **options).splitlines()
     assert table[0] == "| gradient | configs/paper/cora.yaml | seeds |"
@@ -66,7 +67,8 @@ def test_citation(twice: Callable[..., str], tmp_path: Path) -> None:
 @pytest.mark.data
 @pytest.mark.usefixtures("cora")
 def test_warm_start(twice: Callable[..., str], tmp_path: Path) -> None:
-    table = twice(warm_start, "--trainer.max_epochs=6 --trainer.check_val_every_n_epoch=1", seeds=1)
+    overrides = "--trainer.max_epochs=3 --trainer.check_val_every_n_epoch=3 --model.cell.num_hidden=16"
+    table = twice(warm_start, overrides, seeds=1)
     steps = [float(found) for found in re.findall(r"^\| [a-z ]+ \| ([\d.]+) \| ", table, re.MULTILINE)]
     assert len(steps) == 3
     assert steps[0] == 100
@@ -85,7 +87,7 @@ def test_hypergradient(twice: Callable[..., str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_hypergradient_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hypergradient_error([1, 50], inner_steps=1000, lengths=[20], png=tmp_path / "error.png")
+    hypergradient_error([1, 50], inner_steps=300, lengths=[20], png=tmp_path / "error.png")
     printed = capsys.readouterr().out
     for estimator in ("RBP", "NeumannRBP", "CGRBP", "TBPTT"):
         pairs = re.findall(rf"regression, {estimator}: ([\d.e+-]+), ([\d.e+-]+)$", printed, re.MULTILINE)

@@ -38,7 +38,7 @@ from rbp_lightning import (
     NeumannRBP,
     Picard,
 )
-from rbp_lightning.linear import ConjugateGradient
+from rbp_lightning.linear import NormalCG
 from tests.training import QUIET
 
 SOLVER = Picard(8, tol=0)
@@ -51,7 +51,7 @@ ESTIMATORS: dict[str, GradientEstimator] = {
     "CGRBP": CGRBP(5, solver=SOLVER),
     "AdaptiveNeumann": AdaptiveNeumann(0.1, solver=SOLVER),
     "ExactAdjoint": ExactAdjoint(solver=SOLVER),
-    "Implicit": Implicit(ConjugateGradient(5), SOLVER),
+    "Implicit": Implicit(NormalCG(5), SOLVER),
 }
 
 METHODS = ("fork", "forkserver", "spawn")

@@ -49,7 +49,17 @@ from rbp_lightning import (
     observing,
     spectral_radius,
 )
-from rbp_lightning.linear import AdaptiveNeumannSeries, ConjugateGradient, Direct, NeumannSeries, Richardson
+from rbp_lightning.linear import (
+    GMRES,
+    AdaptiveNeumannSeries,
+    BiCGSTAB,
+    ConjugateGradient,
+    Dense,
+    Direct,
+    NeumannSeries,
+    NormalCG,
+    Richardson,
+)
 from tests.fuzz.odd_values import (
     BAD_STATES,
     GOOD_STATES,
@@ -67,7 +77,7 @@ USERS = (str(Path(__file__).parent), str(Path(nn.__file__).parent / "modules"))
 
 MADE = [BPTT, TBPTT, RBP, NeumannRBP, CGRBP, AdaptiveNeumann, ExactAdjoint, Implicit]
 BOUNDS = [SpectralNormBound, FrobeniusNormBound, InfinityNormBound]
-LINEAR = [Richardson, NeumannSeries, ConjugateGradient, AdaptiveNeumannSeries, Direct]
+LINEAR = [Richardson, NeumannSeries, GMRES, BiCGSTAB, ConjugateGradient, NormalCG, AdaptiveNeumannSeries, Dense, Direct]
 
 
 def too_long(*_: Any) -> None:
@@ -100,7 +110,7 @@ def estimator_of(random: Random) -> Any:
     kind = random.choice(MADE)
     solver = random.choice([Picard(40), Picard(5), Picard(30, tol=0), Picard(60, 1e-3, 1), Picard(20, 0.5, 50, 0.0)])
     if kind is Implicit:
-        return Implicit(random.choice([Direct(), Richardson(8), NeumannSeries(3), ConjugateGradient(4)]), solver)
+        return Implicit(random.choice([Direct(), Richardson(8), NeumannSeries(3), NormalCG(4), GMRES(4)]), solver)
     return kind(solver=solver, **({"steps": random.choice([1, 3, 5])} if kind in (TBPTT, NeumannRBP, RBP) else {}))
 
 

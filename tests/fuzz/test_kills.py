@@ -19,13 +19,6 @@ from tests.cli.runs import Run, Zygote
 SHARED_MEMORY = Path("/dev/shm")
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.end()
-
-
 @pytest.fixture
 def elsewhere() -> Iterator[Path]:
     """A folder on another file system."""

@@ -1,9 +1,6 @@
 """Training in processes that are started by fork, forkserver and spawn, of every task with every estimator."""
 
-import os
 import pickle
-import subprocess
-import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from datamodules import CitationGraph, ImagePatterns, MNISTSplits
 from rbp_lightning import EquilibriumMonitor, FailurePolicy, Picard, SparseMatrix, WarmStart
-from rbp_lightning.linear import AdaptiveNeumannSeries, ConjugateGradient, Direct, NeumannSeries, Richardson
+from rbp_lightning.linear import GMRES, AdaptiveNeumannSeries, Dense, Direct, NeumannSeries, NormalCG, Richardson
+from tests.cli.runs import Run, Zygote
 from tests.fuzz.process_tasks import ESTIMATORS, METHODS, TASKS
-from tests.training import ROOT
 
 
 def handed_over(value: Any) -> Any:
@@ -37,7 +34,7 @@ def test_every_task_can_be_handed_over(task: str) -> None:
         assert another.requires_grad == one.requires_grad
 
 
-CONFIGURED = [*ESTIMATORS.values(), Picard(), Direct(), NeumannSeries(), Richardson(), ConjugateGradient()]
+CONFIGURED = [*ESTIMATORS.values(), Picard(), Direct(), NeumannSeries(), Richardson(), NormalCG(), GMRES(), Dense()]
 CONFIGURED += [AdaptiveNeumannSeries(), FailurePolicy(), EquilibriumMonitor(), ImagePatterns(), MNISTSplits()]
 CONFIGURED += [CitationGraph()]
 
@@ -72,7 +69,7 @@ def test_a_sparse_matrix_can_be_handed_over() -> None:
     assert torch.equal(inputs.grad[:, 0], torch.tensor([3.0, 2.0]).double())
 
 
-def test_training_in_processes_started_in_every_way(cases: Any, figures: Any, tmp_path: Path) -> None:
+def test_training_in_processes_started_in_every_way(zygote: Zygote, cases: Any, figures: Any, tmp_path: Path) -> None:
     # In the short run each task and each estimator once by fork; tests/lightning has a spawned run.
     names = list(ESTIMATORS)
     rotating = [(task, names[number % len(names)]) for number, task in enumerate(list(TASKS) * 2)][: len(names)]
@@ -80,15 +77,9 @@ def test_training_in_processes_started_in_every_way(cases: Any, figures: Any, tm
     methods = cases(METHODS[:1], METHODS)
     for method in methods:
         arguments = [",".join((*pair, method)) for pair in pairs]
-        finished = subprocess.run(
-            [sys.executable, "-m", "tests.fuzz.process_tasks", "done", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=cases(300, 7200),
-        )
-        assert (tmp_path / "done").exists(), f"{method}: {finished.stderr[-3000:]}"
+        run = Run(zygote, tmp_path, ["done", *arguments], {}, Path(__file__).with_name("process_tasks.py"))
+        run.end(cases(300, 7200))
+        assert (tmp_path / "done").exists(), f"{method}: {run.error()[-3000:]}"
         (tmp_path / "done").unlink()
     for task, name in pairs:
         results = [torch.load(tmp_path / f"{task} {name} {method} {rank}.pt") for method in methods for rank in (0, 1)]

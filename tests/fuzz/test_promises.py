@@ -9,29 +9,30 @@ from torch import Tensor
 from rbp_lightning import (
     BPTT,
     CGRBP,
+    GMRES,
     RBP,
     TBPTT,
     AdaptiveNeumann,
+    Anderson,
+    Auto,
+    BiCGSTAB,
+    Broyden,
+    Damped,
     ExactAdjoint,
     FixedPoint,
+    FixedPointSolver,
     GradientEstimator,
+    Implicit,
     NeumannRBP,
     Picard,
+    ReducedRankExtrapolation,
     ignoring,
 )
-from rbp_lightning.solvers import FixedPointSolver
 
 SAMPLES, SIZE = 64, 6
 
 SLACK = 1 + 1e-6
 """For what rounding does to a residual in float64."""
-
-
-class Damped(FixedPointSolver):
-    """h <- (h + F(h)) / 2."""
-
-    def step(self, vector, image, memory):
-        return [(h + f) / 2 for h, f in zip(vector, image, strict=True)], memory
 
 
 def maps(draw: random.Random) -> Tensor:
@@ -49,8 +50,9 @@ def maps(draw: random.Random) -> Tensor:
 
 
 def solvers_of(draw: random.Random) -> FixedPointSolver:
-    solver = draw.choice([Picard, Picard, Damped])
-    return solver(draw.choice([8, 40, 400, 3000]), 10 ** draw.uniform(-10, -1), draw.choice([1, 3, 10]), atol=0.0)
+    kind = draw.choice([Picard, Picard, Auto, Auto, Anderson, ReducedRankExtrapolation, Broyden])
+    solver = kind(draw.choice([8, 40, 400, 3000]), 10 ** draw.uniform(-10, -1), draw.choice([1, 3, 10]), atol=0.0)
+    return draw.choice([solver, solver, solver, Damped(solver)])
 
 
 def estimators_of(draw: random.Random) -> GradientEstimator:
@@ -62,7 +64,11 @@ def estimators_of(draw: random.Random) -> GradientEstimator:
             lambda: CGRBP(steps, tol, solver=solver),
             lambda: AdaptiveNeumann(tol, steps, solver=solver),
             lambda: ExactAdjoint(solver=solver),
-            lambda: BPTT(solver),
+            lambda: Implicit(Auto(steps, tol), solver),
+            lambda: Implicit(Anderson(steps, tol), solver),
+            lambda: Implicit(GMRES(steps, tol), solver),
+            lambda: Implicit(BiCGSTAB(steps, tol), solver),
+            lambda: BPTT(solver if solver.differentiable else Picard(solver.max_steps, solver.tol, atol=0.0)),
             lambda: TBPTT(min(steps, 7), solver),
         ]
     )()
@@ -104,7 +110,7 @@ def check_adjoint(found: FixedPoint, matrices: Tensor, gradient: Tensor, adjoint
 def test_a_report_is_of_what_is_returned(cases, figures) -> None:
     missed = {"states": 0, "adjoints": 0}
     tried = 0
-    for seed in range(cases(60, 1000)):
+    for seed in range(cases(120, 1000)):
         draw = random.Random(seed)
         matrices, estimator = maps(draw), estimators_of(draw)
         generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ from rbp_lightning import (
     estimator_from_checkpoint,
 )
 from rbp_lightning.estimators.describe import describe, from_description
-from rbp_lightning.linear import ConjugateGradient, Richardson
+from rbp_lightning.linear import NormalCG, Richardson
 from rbp_lightning.solvers import FixedPointSolver
 from tests.training import Tanh, fit, vectors
 
@@ -117,7 +117,7 @@ class OfTensor(NeumannRBP):
 
 
 ESTIMATORS = [BPTT(Picard(33, 1e-4, 5, 1e-9)), TBPTT(3), RBP(9, 1e-3, "gradient", 3), NeumannRBP(4, Halving(Picard(9)))]
-ESTIMATORS += [AdaptiveNeumann(1e-2, 50, 0.8), ExactAdjoint(), CGRBP(), Implicit(ConjugateGradient(3, 1e-2))]
+ESTIMATORS += [AdaptiveNeumann(1e-2, 50, 0.8), ExactAdjoint(), CGRBP(), Implicit(NormalCG(3, 1e-2))]
 ESTIMATORS += [Implicit(Richardson(4), Halving(Picard(8, 1e-3), (0.25, 0.75)))]
 
 
@@ -215,4 +215,4 @@ def test_a_class_is_found_once_its_module_is_imported(tmp_path: Path, monkeypatc
         estimator_from_checkpoint(path)
     assert "estimator_of_a_user" not in sys.modules
     importlib.import_module("estimator_of_a_user")
-    assert repr(estimator_from_checkpoint(path)).startswith("Own(steps=3, solver=Picard(")
+    assert repr(estimator_from_checkpoint(path)).startswith("Own(steps=3, solver=Auto(")

@@ -1,4 +1,4 @@
-"""Training in processes that are spawned, which get copies of everything by pickle."""
+"""Training in processes of a fork server, which get everything by pickle, and tensors in shared memory."""
 
 import pickle
 from pathlib import Path
@@ -20,20 +20,22 @@ from rbp_lightning import (
     NeumannRBP,
     WarmStart,
 )
-from rbp_lightning.linear import ConjugateGradient
+from rbp_lightning.linear import NormalCG
 from tests.training import run_script
 
 ESTIMATORS = [BPTT(), TBPTT(), RBP(60), NeumannRBP(), CGRBP(), AdaptiveNeumann(), ExactAdjoint()]
-ESTIMATORS += [Implicit(ConjugateGradient())]
+ESTIMATORS += [Implicit(NormalCG())]
 
 SCRIPT = """
     import torch
     from lightning.pytorch import seed_everything
+    from lightning.pytorch.strategies import DDPStrategy
     from rbp_lightning import EquilibriumMonitor, FailurePolicy, RBP
     from tests.training import Tanh, fit, vectors
 
     if __name__ == "__main__":
-        for devices, batch_size, options in ((1, 8, {}), (2, 4, {"strategy": "ddp_spawn"})):
+        forked = DDPStrategy(start_method="forkserver", process_group_backend="gloo")
+        for devices, batch_size, options in ((1, 8, {}), (2, 4, {"strategy": forked})):
             seed_everything(0, verbose=False)
             module, data = Tanh().double(), vectors(8, batch_size=batch_size, dtype=torch.float64)
             callbacks = [RBP(60), FailurePolicy(diverged="skip"), EquilibriumMonitor(1, 0)]
@@ -43,7 +45,7 @@ SCRIPT = """
 
 
 @pytest.mark.slow
-def test_two_spawned_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:
+def test_two_processes_of_a_fork_server_train_to_the_weights_of_one(tmp_path: Path) -> None:
     finished = run_script(SCRIPT, tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
     one, two = (torch.load(tmp_path / f"{devices}.pt") for devices in (1, 2))

@@ -31,6 +31,7 @@ from models.consistency import consistency_loss
 from models.propagation import prepared_graph
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, Picard, UserError, WarmStart
 from rbp_lightning.cli import main
+from tests.cli.runs import Run
 from tests.graphs import RandomGraph, random_graph
 
 ROOT = Path(__file__).parents[2]
@@ -503,17 +504,16 @@ class TellSteps(Callback):
 
 
 @pytest.mark.slow
-def test_two_processes_share_pubmed_and_come_out_as_one(tmp_path, data_dir, monkeypatch) -> None:
+def test_two_processes_share_pubmed_and_come_out_as_one(zygote, tmp_path, data_dir, monkeypatch) -> None:
     monkeypatch.setenv("RBP_DATA_DIR", data_dir)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     main(pubmed_arguments(tmp_path / "one", "--trainer.devices=1"))
     tell = "--trainer.callbacks+=tests.models.test_citation_gnn.TellSteps"
     shared = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--data.num_parts=2", tell]
-    command = [sys.executable, str(ROOT / "train.py"), *pubmed_arguments(tmp_path / "two", *shared)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "STEPS_FOLDER": str(tmp_path / "two")}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, cwd=ROOT)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    assert "is no multiple" not in finished.stderr
+    environment = {"RBP_DATA_DIR": data_dir, "STEPS_FOLDER": str(tmp_path / "two")}
+    run = Run(zygote, tmp_path, pubmed_arguments(tmp_path / "two", *shared), environment)
+    assert run.end(500) == 0, run.error()[-3000:]
+    assert "is no multiple" not in run.error()
     assert best_accuracy(tmp_path / "two") == pytest.approx(best_accuracy(tmp_path / "one"), abs=0.015)
     # No process was idle, and none did the work of the other.
     of_each = [[int(word) for word in (tmp_path / "two" / f"rank{rank}").read_text().split()] for rank in (0, 1)]

@@ -3,7 +3,6 @@
 import copy
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from models import MLP, ExampleWeights, HyperparameterOptimizer, LabelSmoothing,
 from models.hyperparameter_optimization.inner_progress import InnerProgress
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, FailurePolicy, GradientEstimator, NeumannRBP, Picard, UserError
 from rbp_lightning.cli import main
+from tests.cli.runs import Run, Zygote
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "hypergrad.yaml"
@@ -347,12 +347,11 @@ def command(subcommand: str, folder: Path, *arguments: str) -> list[str]:
     return [subcommand, f"--config={CONFIG}", f"--trainer.logger.save_dir={folder}", *SMALL, *arguments]
 
 
-def in_two_processes(arguments: list[str]) -> str:
-    """Runs the command line and returns what was printed."""
-    program = [sys.executable, str(ROOT / "train.py"), *arguments, "--trainer.devices=2", "--trainer.strategy=ddp_fork"]
-    finished = subprocess.run(program, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
+def in_two_processes(zygote: Zygote, folder: Path, arguments: list[str]) -> str:
+    """Runs the command line in a folder, and returns what was printed."""
+    run = Run(zygote, folder, [*arguments, "--trainer.devices=2", "--trainer.strategy=ddp_fork"], {})
+    assert run.end(300) == 0, run.error()[-3000:]
+    return run.printed()
 
 
 def newest(folder: Path, name: str) -> Path:
@@ -361,13 +360,13 @@ def newest(folder: Path, name: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["TBPTT", "CGRBP"])  # CGRBP has the products of the others as well
-def test_two_processes_equal_one(estimator: str, tmp_path: Path, monkeypatch) -> None:
+def test_two_processes_equal_one(estimator: str, zygote: Zygote, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     # Minibatches of 299 examples and of the one that is left over, of which the second process has no share.
     same = [f"--estimator={estimator}", "--estimator.steps=4", "--estimator.solver.max_steps=10"]
     same += ["--trainer.max_epochs=3", "--trainer.precision=64-true", "--model.batch_size=299"]
     main(command("fit", tmp_path / "one", *same, "--trainer.devices=1"))
-    printed = in_two_processes(command("fit", tmp_path / "two", *same))
+    printed = in_two_processes(zygote, tmp_path, command("fit", tmp_path / "two", *same))
     one, two = (torch.load(newest(tmp_path / folder, "last.ckpt"), weights_only=True) for folder in ("one", "two"))
     assert two["global_step"] == one["global_step"] == 3
     for name, tensor in one["state_dict"].items():
@@ -376,14 +375,16 @@ def test_two_processes_equal_one(estimator: str, tmp_path: Path, monkeypatch) ->
 
 
 @pytest.mark.slow
-def test_two_processes_predict_the_classes_of_an_odd_number_of_images(tmp_path: Path, monkeypatch) -> None:
+def test_two_processes_predict_the_classes_of_an_odd_number_of_images(
+    zygote: Zygote, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     main(command("fit", tmp_path, "--trainer.max_epochs=1", "--trainer.devices=1"))
     predict = command("predict", tmp_path, f"--ckpt_path={newest(tmp_path, 'last.ckpt')}")
     main([*predict, "--trainer.devices=1"])
     found = [newest(tmp_path, "classes.txt").read_text()]
     newest(tmp_path, "classes.txt").unlink()
-    in_two_processes(predict)
+    in_two_processes(zygote, tmp_path, predict)
     found.append(newest(tmp_path, "classes.txt").read_text())
     assert len(found[0].split()) == 101
     assert found[1] == found[0]

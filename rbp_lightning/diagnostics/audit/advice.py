@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from rbp_lightning.diagnostics.audit.measurement import Measurement
-from rbp_lightning.diagnostics.audit.reference import REFERENCE_SOLVER, Reference
+from rbp_lightning.diagnostics.audit.reference import MAX_STEPS, Reference
 
 TAPED = ("BPTT", "TBPTT")
 """Beginnings of the names of estimators whose gradient is that of the steps as they are."""
@@ -66,7 +66,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
             "point: "
         )
         stable = "bound the norm of its weights (rbp_lightning.nn), add jacobian_penalty, or damp it"
-        if unsettled[0].steps >= REFERENCE_SOLVER.max_steps:
+        if unsettled[0].steps >= MAX_STEPS:
             advice += stable
         else:  # as many as it is meant to take
             advice += "give it more steps" + (f", or {stable}" if radius >= 1 else "")

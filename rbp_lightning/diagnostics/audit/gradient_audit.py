@@ -9,12 +9,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import track
 
 from rbp_lightning.diagnostics.audit.advice import advise, summaries
+from rbp_lightning.diagnostics.audit.forward import (
+    ForwardMeasurement,
+    advise_solver,
+    measure_forward,
+    solvers_like,
+    taped_solver,
+)
 from rbp_lightning.diagnostics.audit.measurement import Measurement, measure
 from rbp_lightning.diagnostics.audit.reference import Reference, reference
-from rbp_lightning.diagnostics.audit.report import pareto, print_table, write_files
+from rbp_lightning.diagnostics.audit.report import pareto, print_solvers, print_table, write_files
 from rbp_lightning.diagnostics.log_figure import can_draw, log_figure
 from rbp_lightning.errors import UserError
-from rbp_lightning.estimators import BPTT, CGRBP, RBP, TBPTT, AdaptiveNeumann, GradientEstimator, NeumannRBP
+from rbp_lightning.estimators import BPTT, CGRBP, RBP, TBPTT, AdaptiveNeumann, GradientEstimator, Implicit, NeumannRBP
+from rbp_lightning.linear import GMRES, BiCGSTAB
+from rbp_lightning.solvers import Auto
 
 
 def candidates(
@@ -25,13 +34,13 @@ def candidates(
     Args:
         configured: The estimator of the run that is audited; it is among them.
         steps: Numbers of steps of those that have one.
-        error: Relative error that ``AdaptiveNeumann`` is to reach.
+        error: Relative error that those with a tolerance are to reach.
 
     Yields:
         A name and an estimator.
     """
     solver = configured.solver
-    yield "BPTT", BPTT(solver)
+    yield "BPTT", BPTT(taped_solver(solver))
     for count in steps:
         if count <= solver.max_steps:
             yield f"TBPTT(steps={count})", TBPTT(count, solver)
@@ -41,6 +50,11 @@ def candidates(
         yield f"NeumannRBP(steps={count})", NeumannRBP(count, solver)
     for count in steps:
         yield f"CGRBP(steps={count})", CGRBP(count, tol=0.0, solver=solver)
+    for count in steps:
+        yield f"Implicit(GMRES(steps={count}))", Implicit(GMRES(count, tol=0.0, restart=min(count, 50)), solver)
+    for count in steps:
+        yield f"Implicit(BiCGSTAB(steps={count}))", Implicit(BiCGSTAB(count, tol=0.0), solver)
+    yield f"Implicit(Auto(tol={error:g}))", Implicit(Auto(max_steps=200, tol=error), solver)
     yield f"AdaptiveNeumann(tol={error:g})", AdaptiveNeumann(tol=error, max_steps=200, solver=solver)
     yield f"{type(configured).__name__} as configured", configured
 
@@ -58,6 +72,7 @@ class GradientAudit(Callback):
         self.estimator, self.error, self.steps = estimator, error, steps
         self.references: list[Reference] = []
         self.measurements: list[Measurement] = []
+        self.solvers: list[ForwardMeasurement] = []
         self.advice = ""
         self._folder: str | None = None
 
@@ -88,6 +103,8 @@ class GradientAudit(Callback):
         batch = len(self.references)
         self.references.append(reference(module, arguments))
         chosen = list(candidates(self.estimator, self.steps, self.error))
+        for name, solver in solvers_like(self.estimator.solver):
+            self.solvers.append(measure_forward(module, name, solver, arguments, batch))
         for name, estimator in track(chosen, f"gradients of batch {batch}", transient=True):
             exact = self.references[-1].gradient
             self.measurements.append(measure(module, name, estimator, arguments, batch, exact))
@@ -95,11 +112,12 @@ class GradientAudit(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports."""
         measured = summaries(self.measurements)
-        self.advice = advise(self.references, measured, self.error)
+        self.advice = advise(self.references, measured, self.error) + advise_solver(self.solvers)
         print_table(self.references, measured)
+        print_solvers(self.solvers)
         if self._folder is not None:
             folder = Path(self._folder)
-            write_files(folder, self.references, self.measurements, measured, self.advice)
+            write_files(folder, self.references, self.measurements, measured, self.solvers, self.advice)
             drawn = folder / "audit.png" if can_draw() else "not drawn, install matplotlib for that"
             print(f"Measurements: {folder / 'audit.csv'}, {folder / 'audit.json'}; error against cost: {drawn}")
         if can_draw():

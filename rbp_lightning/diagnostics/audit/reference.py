@@ -10,18 +10,19 @@ from lightning.pytorch import LightningModule
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from rbp_lightning.diagnostics.audit.forward import taped_solver
 from rbp_lightning.diagnostics.audit.gradient import copy_of, gradient_of, loss_of
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import BPTT, ExactAdjoint, GradientEstimator, SolveObserver
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear import JacobianOperator, LinearSolution, norm_bounds, spectral_radius
-from rbp_lightning.solvers import Picard
+from rbp_lightning.solvers import FixedPointSolver
 
 SETTLED = 1e-8
 """Relative residual, in float64, up to which a forward solve counts as settled."""
 
-REFERENCE_SOLVER = Picard(max_steps=10_000, tol=1e-12)
-"""Forward solver of the reference, where the module's own has a tolerance."""
+MAX_STEPS, TOL = 10_000, 1e-12
+"""Of the forward solver of the reference, where the module's own has a tolerance."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
     """
     configured: GradientEstimator = module.estimator  # type: ignore[assignment]
     # A tolerance of 0 makes the number of steps a part of the problem.
-    solver = REFERENCE_SOLVER if configured.solver.tol > 0 else configured.solver
+    solver = configured.solver
+    if solver.tol > 0:
+        solver = copy.copy(solver)
+        solver.max_steps, solver.tol, solver.atol = MAX_STEPS, TOL, None
     inspection, exact = _Inspection(), ExactAdjoint(solver=solver)
     wide = copy_of(module).double()
     wide_arguments = [_in_float64(argument) for argument in arguments]
@@ -103,11 +107,11 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
             )
         settled = inspection.residual <= SETTLED
         if settled:
-            _check_loss(module, arguments, Picard(max(inspection.steps, 10), tol=0), loss)
+            _check_loss(module, arguments, solver, loss)
             adjoints = _Inspection()
             gradient, _ = gradient_of(wide, exact, wide_arguments, lambda: adjoints)
         else:
-            gradient, _ = gradient_of(wide, BPTT(configured.solver), wide_arguments)
+            gradient, _ = gradient_of(wide, BPTT(taped_solver(configured.solver)), wide_arguments)
     except RuntimeError as error:
         if "dtype" not in str(error) and "Double" not in str(error):
             raise
@@ -127,7 +131,7 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
     )
 
 
-def _check_loss(module: LightningModule, arguments: Sequence[Any], solver: Picard, wide_loss: float) -> None:
+def _check_loss(module: LightningModule, arguments: Sequence[Any], solver: FixedPointSolver, wide_loss: float) -> None:
     """Refuses a module whose loss is another one in its own precision, at the same fixed points."""
     loss = float(loss_of(copy_of(module), ExactAdjoint(solver=solver), arguments).detach())
     precisions = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from rbp_lightning.diagnostics.audit.forward import ForwardMeasurement
 from rbp_lightning.diagnostics.audit.measurement import Measurement
 from rbp_lightning.diagnostics.audit.reference import Reference
 from rbp_lightning.diagnostics.log_figure import can_draw
@@ -53,11 +54,32 @@ def print_table(references: Sequence[Reference], measured: Sequence[Measurement]
     console.print(table)
 
 
+def print_solvers(solvers: Sequence[ForwardMeasurement]) -> None:
+    """Prints a row for each forward solver and batch, if there are any.
+
+    Args:
+        solvers: The forward solvers.
+    """
+    if not solvers:
+        return
+    console = Console()
+    console.width = max(console.width, 100)
+    table = Table(box=SIMPLE_HEAD, title="Forward solvers")
+    for column in ("solver", "batch", "steps", "residual", "converged", "ms"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "solver" else "right")
+    for row in solvers:
+        converged = "yes" if row.converged else "no"
+        residual, milliseconds = f"{row.residual:.1e}", f"{1000 * row.seconds:.1f}"
+        table.add_row(row.solver, str(row.batch), str(row.steps), residual, converged, milliseconds)
+    console.print(table)
+
+
 def write_files(
     folder: Path,
     references: Sequence[Reference],
     measurements: Sequence[Measurement],
     measured: Sequence[Measurement],
+    solvers: Sequence[ForwardMeasurement],
     advice: str,
 ) -> None:
     """Writes ``audit.csv`` (each measurement), ``audit.json`` (everything) and ``audit.png`` (error against cost).
@@ -69,6 +91,7 @@ def write_files(
         references: The reference of each batch.
         measurements: Of all estimators on all batches.
         measured: The estimators, of all batches.
+        solvers: The forward solvers on all batches.
         advice: The sentence.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +105,7 @@ def write_files(
         "references": compared,
         "gradients": [asdict(one) for one in measured],
         "measurements": rows,
+        "solvers": [asdict(one) for one in solvers],
         "advice": advice,
     }
     (folder / "audit.json").write_text(json.dumps(content, indent=2))
@@ -120,7 +144,8 @@ def pareto(measured: Sequence[Measurement]) -> "Figure":
     axes = figure.add_subplot()
     lines: dict[str, list[Measurement]] = {}
     for row in measured:
-        lines.setdefault(row.gradient.partition("(")[0].partition(" as ")[0], []).append(row)
+        name = row.gradient.removeprefix("Implicit(")
+        lines.setdefault(name.partition("(")[0].partition(" as ")[0], []).append(row)
     for name, rows in lines.items():
         rows.sort(key=lambda row: row.products)
         axes.loglog([row.products for row in rows], [row.relative_error for row in rows], "o-", label=name)

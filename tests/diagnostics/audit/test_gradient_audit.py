@@ -9,7 +9,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data as Graph
 
-from rbp_lightning import BPTT, Implicit, LinearSolution, LinearSolver, NeumannRBP, Picard
+from rbp_lightning import (
+    BPTT,
+    Auto,
+    Damped,
+    FixedPointSolver,
+    Implicit,
+    LinearSolution,
+    LinearSolver,
+    NeumannRBP,
+    Picard,
+)
+from rbp_lightning.diagnostics.audit.forward import SOLVERS
 from tests.cells import loss_of
 from tests.diagnostics.audit.audited import Exact, audit
 
@@ -30,14 +41,24 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     assert list(rows) == [
         "BPTT",
         *(f"{kind}(steps={steps})" for kind in ("TBPTT", "RBP", "NeumannRBP", "CGRBP") for steps in (1, 5, 20)),
+        *(f"Implicit({kind}(steps={steps}))" for kind in ("GMRES", "BiCGSTAB") for steps in (1, 5, 20)),
+        "Implicit(Auto(tol=0.01))",
         "AdaptiveNeumann(tol=0.01)",
         "NeumannRBP as configured",
     ]
+    forward = [row.solver for row in found.solvers if row.batch == 1]
+    assert forward == [*(kind.__name__ for kind in SOLVERS), "Picard as configured"]
+    assert all(row.converged and row.residual <= 1e-7 for row in found.solvers)
+    steps_of = {row.solver: row.steps for row in found.solvers}
+    assert steps_of["Picard"] == steps_of["Picard as configured"] > 1.5 * steps_of["ReducedRankExtrapolation"]
+    assert f"with solver={min(forward, key=lambda name: steps_of[name])}" in found.advice
     # What each number of steps costs, and what it is worth: the residual error of a series falls by J each time.
     assert [rows[f"TBPTT(steps={steps})"].products for steps in (1, 5, 20)] == [1, 5, 20]
     assert [rows[f"NeumannRBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
     assert [rows[f"RBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
     assert [rows[f"CGRBP(steps={steps})"].products for steps in (1, 5, 20)] == [4, 12, 42]
+    assert rows["Implicit(GMRES(steps=5))"].relative_error < 1e-4  # as many steps as a sample has unknowns, and one
+    assert rows["Implicit(Auto(tol=0.01))"].relative_error < 0.05
     for kind in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"):
         errors = [rows[f"{kind}(steps={steps})"].relative_error for steps in (1, 5, 20)]
         assert errors[0] > errors[1] >= errors[2]  # 4 steps of conjugate gradients solve for 4 unknowns
@@ -63,6 +84,16 @@ def test_the_errors_are_measured_against_the_dense_gradient() -> None:
     assert row.relative_error == pytest.approx(float((gradient - exact).norm() / exact.norm()), rel=1e-3)
     assert row.cosine == pytest.approx(float(torch.nn.functional.cosine_similarity(gradient, exact, dim=0)), rel=1e-5)
     assert row.sign_agreement == pytest.approx(float((gradient.sign() == exact.sign()).double().mean()))
+
+
+@pytest.mark.parametrize("solver", [Picard(500, 1e-7, atol=1e-2), Damped(Auto(500, 1e-7), 0.9)], ids=["atol", "damped"])
+def test_the_reference_is_solved_to_its_own_tolerance(solver: FixedPointSolver) -> None:
+    found = audit(Exact(), NeumannRBP(20, solver), steps=[2])
+    (reference,) = found.references
+    assert reference.settled
+    assert reference.residual <= 1e-12
+    (unrolled,) = [row for row in found.measurements if row.gradient == "BPTT"]
+    assert unrolled.relative_error < 0.1  # of plain steps, though the solver accelerates
 
 
 def test_a_map_that_does_not_converge_is_told() -> None:

@@ -1,0 +1,1 @@
+"""How the cost of a solve and its gradient grows."""

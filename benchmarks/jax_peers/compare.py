@@ -1,0 +1,188 @@
+"""The loop by hand in PyTorch against JAX: by hand, by jaxopt and by optimistix."""
+
+import functools
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from benchmarks.jax_peers.arrays import save
+from benchmarks.jax_peers.asked_worker import AskedWorker
+from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
+from benchmarks.peers.compare import REFERENCE, Found, Ratios, cell, rows_of, table
+from benchmarks.peers.measure import Calibrated, Setting, calibrate, exact_gradient, gradient, loosest, radius_of
+from benchmarks.peers.methods import BY_HAND, OURS, Method
+from benchmarks.peers.networks import Case
+from benchmarks.report import markdown, write_csv
+from benchmarks.timing import call_timer, check_repeats, ratios
+from rbp_lightning.errors import UserError
+
+IN_PYTORCH: dict[str, Method] = {
+    REFERENCE: BY_HAND[REFERENCE],
+    **{name: OURS[name] for name in ("Implicit, the default", "RBP")},
+}
+
+SECONDS = 0.1
+"""Time that a measurement takes at least, by as many calls as that needs."""
+
+ROUNDING = 1e-5
+"""How far three steps in JAX may be from those in PyTorch, relative to the state; both are in float32."""
+
+Measured = Callable[[int], float]
+"""From a number of calls to the mean of their seconds."""
+
+
+def in_turn(runs: Mapping[str, Measured], repeats: int) -> dict[str, list[float]]:
+    """Times computations in turn.
+
+    Args:
+        runs: The computations.
+        repeats: How often.
+
+    Returns:
+        Seconds of each, in the order of the repeats.
+    """
+    calls = {name: max(1, round(SECONDS / run(1))) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(run(calls[name]))
+    return times
+
+
+def here(case: Case, one: Calibrated, radius: float) -> Measured:
+    """Times a method in PyTorch by the processor's time, which other programs have no share in."""
+    timer = call_timer(lambda: gradient(case, one.method(case, one.tol, radius)), time.process_time)
+    return lambda calls: timer.timeit(calls).mean
+
+
+def there(worker: AskedWorker, method: str, tol: float) -> Measured:
+    """Times a method in JAX, in the same way."""
+    return lambda calls: float(worker.answer("seconds", method=method, tol=tol, calls=calls))
+
+
+def error_there(worker: AskedWorker, method: str, tol: float) -> float:
+    """Relative error of the gradient by a method in JAX."""
+    return float(worker.answer("error", method=method, tol=tol))
+
+
+def compiled(worker: AskedWorker, name: CaseName, case: Case, exact: Tensor) -> dict[str, float]:
+    """Hands a case over, and has all methods compiled for it.
+
+    Args:
+        worker: The interpreter with JAX.
+        name: The case.
+        case: Its arrays in PyTorch.
+        exact: Its exact gradient.
+
+    Returns:
+        Seconds of the compilation of each method.
+
+    Raises:
+        UserError: If F is another one there.
+    """
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "case.npz"
+        save(file, case, exact)
+        difference = float(worker.answer("load", name=name, file=str(file)))
+    if not difference <= ROUNDING:
+        raise UserError(f"Three steps in JAX are {difference:.0e} from those in PyTorch.")
+    return {method: float(worker.answer("compile", method=method)) for method in worker.answer("methods")}
+
+
+def compare(
+    name: CaseName, targets: Sequence[float], repeats: int, worker: AskedWorker
+) -> Iterator[tuple[float, Ratios, dict[str, Setting], dict[str, float]]]:
+    """Compares all methods on a case.
+
+    Args:
+        name: The case.
+        targets: Relative errors of the gradient.
+        repeats: How often each is timed.
+        worker: The interpreter with JAX.
+
+    Yields:
+        Each error, the ratios there, the settings of the methods, and what compiling them took.
+    """
+    case, wide = make_case(name), make_case(name, torch.float64)
+    radius, exact = radius_of(wide), exact_gradient(wide)
+    compilation = compiled(worker, name, case, exact)
+    outcomes: dict[str, list[Any]] = {
+        one: calibrate(case, exact, one, method, radius, targets) for one, method in IN_PYTORCH.items()
+    }
+    for method in compilation:
+        error_at = functools.cache(functools.partial(error_there, worker, method))
+        outcomes[method] = [loosest(error_at, target) for target in targets]
+    for place, target in enumerate(targets):
+        at_target = {one: each[place] for one, each in outcomes.items()}
+        settings = {one: outcome for one, outcome in at_target.items() if isinstance(outcome, Setting)}
+        runs = {
+            one: here(case, setting, radius) if isinstance(setting, Calibrated) else there(worker, one, setting.tol)
+            for one, setting in settings.items()
+        }
+        if REFERENCE not in runs:
+            print(f"{name}, error {target:g}: left out. {REFERENCE}: {at_target[REFERENCE]}", file=sys.stderr)
+            continue
+        found = ratios(in_turn(runs, repeats), REFERENCE)
+        yield target, {one: found.get(one, outcome) for one, outcome in at_target.items()}, settings, compilation
+
+
+def jax(
+    python: Path = Path(".venv-jax/bin/python"),
+    cases: list[CaseName] = ALL_CASES,
+    errors: list[PositiveFloat] = [1e-3, 1e-5],
+    repeats: PositiveInt = 20,
+    out: Path = Path("logs/jax"),
+) -> None:
+    """The loop by hand in PyTorch against JAX: by hand, by jaxopt and by optimistix.
+
+    JAX runs in an interpreter of its own, on one thread of a CPU, and gets the same arrays. As in the comparison with
+    peers each method gets the loosest tolerance at which its gradient has the wanted relative error. Then they take
+    turns, and the processor time of each is divided by that of PyTorch's loop by hand next to it; compilation, which
+    comes once, is timed apart. Prints tables of medians with quartiles, and leaves them beside a CSV file with every
+    ratio.
+
+    Args:
+        python: The interpreter with JAX, as ``make bench-jax`` makes it.
+        cases: Networks to compare on.
+        errors: Relative errors of the gradient, each of which every method is compared at.
+        repeats: How often each method is timed, at least 2.
+        out: Folder to write to.
+
+    Raises:
+        UserError: If no case could be compared, or an argument is not possible here.
+    """
+    check_repeats(repeats)
+    torch.set_num_threads(1)
+    found: Found = {}
+    compilations: dict[str, dict[str, float]] = {}
+    rows = []
+    with AskedWorker(python) as worker, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in cases:
+            try:
+                for target, outcomes, settings, compilation in compare(name, errors, repeats, worker):
+                    found.setdefault(target, {})[name] = outcomes
+                    compilations[name] = compilation
+                    cells = ", ".join(f"{one} {cell(outcome)}" for one, outcome in outcomes.items())
+                    print(f"{name}, error {target:g}: {cells}", flush=True)
+                    rows += rows_of(target, name, outcomes, settings)
+            except UserError as reason:  # a data set that is not there
+                print(f"{name}: left out. {reason}", file=sys.stderr)
+    if not found:
+        raise UserError("No case could be compared.")
+    write_csv(out / "jax.csv", rows)
+    seconds = [
+        [one, *(f"{each[one]:.1f}" for each in compilations.values())] for one in next(iter(compilations.values()))
+    ]
+    tables = [table(target, outcomes) for target, outcomes in found.items()]
+    text = "\n\n".join([*tables, markdown(["seconds to compile", *compilations], seconds)])
+    (out / "jax.md").write_text(text + "\n")
+    print(text)

@@ -1,0 +1,56 @@
+"""The dense solution of the adjoint equation."""
+
+import math
+
+import torch
+
+from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.linear.back_substitution import back_substitution
+from rbp_lightning.linear.base import LinearSolution, LinearSolver
+from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.pytree import Vector
+
+
+class Dense(LinearSolver):
+    """Solves by a QR decomposition of the matrix I - J^T of each sample (Golub and Van Loan, 2013, section 5.3.3).
+
+    It takes as many products with J^T as a sample has elements to make the matrices, which are kept in memory: for
+    small states, and as a reference.
+
+    Args:
+        max_size: Most elements of a sample, at least 1; a larger state is refused.
+
+    Raises:
+        UserError: If ``max_size`` is out of its range, or a sample has more elements.
+
+    Example:
+        >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
+        >>> Dense().solve(operator, [torch.ones(2)]).vector
+        [tensor([2., 2.])]
+    """
+
+    def __init__(self, max_size: int = 4096) -> None:
+        self.max_size = check_count(self, "max_size", max_size, 1)
+
+    def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
+        """Makes the matrices and solves with them; ``start`` is of no use."""
+        if operator.size > self.max_size:
+            raise UserError(
+                f"Dense: max_size={self.max_size}, but a sample has {operator.size} elements: use GMRES(), or increase "
+                "max_size if so many products and matrices of that size are affordable."
+            )
+        before = operator.products
+        right = operator.ravel(gradient)
+        # torch.linalg.solve was seen wrong on a CPU with several threads from some 160 unknowns on (PyTorch 2.13).
+        matrix = torch.eye(operator.size, dtype=right.dtype, device=right.device) - operator.dense().mT
+        orthogonal, triangular = torch.linalg.qr(matrix)
+        projected = (orthogonal.mT @ right[..., None]).squeeze(-1)
+        vector = operator.unravel(back_substitution(triangular, projected))
+        residual = operator.adjoint_residual(gradient, vector)
+        products = operator.products - before
+        return LinearSolution(vector, products, products, residual, rounding_tol(operator))
+
+
+def rounding_tol(operator: JacobianOperator) -> float:
+    """Relative residual that rounding leaves of a solution to working precision: it grows with the dimension."""
+    return 100 * operator.epsilon * math.sqrt(operator.size)

@@ -1,0 +1,78 @@
+"""The loop z <- J^T z + g, which forward solvers can accelerate."""
+
+from typing import Any, Protocol
+
+import torch
+
+from rbp_lightning.check_schedule import FALLING, CheckSchedule
+from rbp_lightning.linear.base import LinearSolution, rounding_floors
+from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.linear.relative_residual import RelativeResidual
+from rbp_lightning.pytree import Vector, add, subtract
+from rbp_lightning.status import Status
+
+SOLUTION_RATIO = 16
+"""How many times as large as g the solution may be for its rounding error to be known as such."""
+
+
+class Stepper(Protocol):
+    """How the next iterate is made, as ``FixedPointSolver`` has it."""
+
+    def init(self, vector: Vector, batch_dims: int) -> Any:
+        """What is remembered before the first step."""
+
+    def step(self, vector: Vector, image: Vector, memory: Any) -> tuple[Vector, Any]:
+        """The next iterate, and what to remember."""
+
+    def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Any) -> Any:
+        """What to remember after a convergence check."""
+
+
+def iterate_adjoint(
+    operator: JacobianOperator,
+    gradient: Vector,
+    start: Vector,
+    steps: int,
+    tol: float,
+    check_every: int,
+    stepper: Stepper | None = None,
+) -> LinearSolution:
+    """Iterates z <- J^T z + g until every sample has converged.
+
+    The change J^T z + g - z is the residual of the adjoint equation at z, so that z is returned once it has converged.
+    The residual of a number of steps without a tolerance is that of the last z but one.
+
+    Args:
+        operator: Products with J and J^T.
+        gradient: Leaves of g.
+        start: Leaves of the first z.
+        steps: Most products with J^T, at least 1.
+        tol: Relative residual at which a sample has converged; 0 takes exactly ``steps``.
+        check_every: Steps between two convergence checks.
+        stepper: How the next z is made; ``None`` takes J^T z + g.
+    """
+    before = operator.products
+    relative = RelativeResidual(gradient, operator.batch_dims, operator.per_leaf)
+    schedule = CheckSchedule(check_every, tol, SOLUTION_RATIO * operator.epsilon)
+    known = floor = None
+    adjoint: Vector = start
+    memory = None if stepper is None else stepper.init(start, operator.batch_dims)
+    for step in range(1, steps + 1):
+        previous, adjoint = adjoint, add(operator.vjp(adjoint), gradient)
+        check = tol > 0 and schedule.should_check(step)
+        if check or step == steps:
+            residual = relative(subtract(adjoint, previous), previous)
+        if check and schedule.is_finished(step, residual):
+            known, adjoint = Status.STALLED if schedule.stalled else Status.CONVERGED, previous
+            break
+        if stepper is not None and step < steps:
+            if check and step > 1:
+                memory = stepper.after_check(step, schedule, previous, adjoint, memory)
+            adjoint, memory = stepper.step(previous, adjoint, memory)
+    else:
+        if tol > 0:
+            last, residual = residual, operator.adjoint_residual(gradient, adjoint)
+            # In low precision a few steps may be too few to tell.
+            not_falling = residual > FALLING * last
+            floor = torch.where(not_falling, rounding_floors(gradient, adjoint, operator), 0.0)
+    return LinearSolution(adjoint, step, operator.products - before, residual, tol, known=known, floor=floor)

@@ -1,0 +1,42 @@
+"""What a solve shows of itself on request."""
+
+import threading
+
+import pytest
+import torch
+
+from rbp_lightning import Auto, FixedPointSolver, NeumannRBP, Picard, ignoring
+
+
+@pytest.mark.parametrize("solver", [Picard(200, 1e-6), Auto(200, 1e-6)], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("taped", [False, True])
+def test_the_history_has_each_step(solver: FixedPointSolver, taped: bool) -> None:
+    slopes, states = torch.tensor([[0.9, 0.2], [0.5, 0.1]]), []
+
+    def update(h: torch.Tensor) -> torch.Tensor:
+        states.append(h.detach())
+        return slopes * h + 1
+
+    with torch.set_grad_enabled(taped):
+        found = NeumannRBP(0, solver)(update, torch.zeros(2, 2), batch_dims=1, history=True)
+    assert [one.step for one in found.history] == list(range(1, found.steps + 1))
+    for one, state in zip(found.history, states, strict=True):
+        image = slopes * state + 1
+        torch.testing.assert_close(one.absolute, (image - state).norm(dim=1))
+        torch.testing.assert_close(one.relative, (image - state).norm(dim=1) / image.norm(dim=1))
+    assert len(NeumannRBP(0, solver)(update, torch.zeros(2, 2), batch_dims=1).history) < found.steps
+
+
+def test_a_progress_bar_ends_with_its_solve(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(h: torch.Tensor) -> torch.Tensor:
+        raise ValueError("the update's own")
+
+    with torch.no_grad(), ignoring():
+        NeumannRBP(0, Picard(13, 1e-9))(lambda h: 0.9 * h + 1, torch.zeros(3), progress=True)
+        with pytest.raises(ValueError, match="the update's own"):
+            NeumannRBP(0)(failing, torch.zeros(3), progress=True)
+    for thread in threading.enumerate():
+        if "Refresh" in type(thread).__name__:
+            thread.join(5)  # it ends at its next refresh
+            assert not thread.is_alive()
+    assert "NeumannRBP: step 3, residual 3.0e-01" in capsys.readouterr().out

@@ -1,0 +1,25 @@
+"""Running a solver by hand."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rbp_lightning import FixedPointSolver
+
+
+def iterates(solver: FixedPointSolver, update: Callable[[Tensor], Tensor], start: Tensor, count: int) -> list[Tensor]:
+    """The first iterates of a solver, the start among them.
+
+    Args:
+        solver: The solver.
+        update: The map F, of vectors per sample.
+        start: Where to start, ``[batch, size]``.
+        count: How many steps to take.
+    """
+    memory, found = solver.init([start], 1), [start]
+    with torch.no_grad():
+        for _ in range(count):
+            vector, memory = solver.step([found[-1]], [update(found[-1])], memory)
+            found.append(vector[0])
+    return found
