@@ -10,7 +10,7 @@ from torch import Tensor
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.linear.graph import graph_nodes
 from rbp_lightning.linear.relative_residual import RelativeResidual
-from rbp_lightning.pytree import State, Vector, flatten_state, subtract, to_float32
+from rbp_lightning.pytree import State, Vector, flatten_state, ravel, subtract
 from rbp_lightning.state_function import StateFunction, Update, precision
 
 _REENTRANT_CHECKPOINT = ("Checkpointing is not compatible with", "torch.utils.checkpoint is incompatible with")
@@ -177,8 +177,8 @@ class JacobianOperator:
         return [torch.zeros_like(other) if product is None else product for product, other in pairs]
 
     def ravel(self, vector: Vector) -> Tensor:
-        """Leaves as one vector per sample, ``[*batch, size]``."""
-        return torch.cat([leaf.reshape(*self.batch_shape, -1) for leaf in vector], dim=-1)
+        """Leaves as one vector per sample, ``[*batch, size]``, in float32 at least."""
+        return ravel(vector, self.batch_dims)
 
     def unravel(self, flat: Tensor) -> list[Tensor]:
         """One vector per sample, ``[*batch, size]``, as leaves."""
@@ -203,7 +203,7 @@ class JacobianOperator:
             Vectors, float32 or wider, of shape ``[*batch, size]``.
         """
         generator = torch.Generator().manual_seed(seed % 2**63)
-        like = self.ravel(to_float32([leaf.detach() for leaf in self._inputs]))
+        like = self.ravel([leaf.detach() for leaf in self._inputs])
         drawn = torch.randn(like.shape, generator=generator, dtype=like.dtype)
         return torch.nn.functional.normalize(drawn.to(like.device), dim=-1)
 
