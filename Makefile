@@ -1,22 +1,27 @@
-# `make demo` and `make test` install what they need. Both work offline but for the package index.
+# `make demo`, `make test` and `make docs` install what they need. All work offline but for the package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TASKS := $(VENV)/.tasks
 DEV := $(VENV)/.dev
+DOCS := $(VENV)/.docs
 JAX := .venv-jax
 # It asks for NumPy 1, of which it makes no use where it is measured; with its dependencies it would bring that.
 SILVA := silva-networks==1.2.2
 # A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable
 
-.PHONY: demo test fuzz check bench bench-jax clean
+.PHONY: demo test fuzz check docs bench bench-jax clean
 
 # The networks are too small for more than one thread to help.
 demo: $(TASKS)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python train.py fit --config configs/hopfield.yaml
 	cp "$$(ls -t logs/hopfield/*/recall.png | head -n 1)" recall.png
 	@echo "Clean, corrupted and recalled digits (rows): recall.png"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python train.py fit --config configs/prefix_sums.yaml
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python train.py test --config configs/prefix_sums.yaml --ckpt_path best
+	cp "$$(ls -t logs/prefix_sums/*/test/thinking_512.png | head -n 1)" thinking.png
+	@echo "Running parity of 512 bits, step by step downwards, learned from 16 (red: still wrong): thinking.png"
 
 test: $(DEV)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --dist worksteal
@@ -30,6 +35,10 @@ check: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+# The site, in site/; a warning is an error, and so is a link that leads nowhere.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 # glibc is told to keep freed memory: otherwise fetching it again decides the times of the Hopfield network.
 # `make bench AGAINST=PATH` compares with another checkout, too.
@@ -58,8 +67,12 @@ $(TASKS): pyproject.toml constraints.txt | $(BIN)/pip
 	touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) ".[tasks,dev]"
+	$(INSTALL) ".[tasks,deploy,dev]"
 	touch $(TASKS) $@
 
+$(DOCS): pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(JAX) logs recall.png
+	rm -rf $(VENV) $(JAX) logs site recall.png thinking.png

@@ -6,19 +6,24 @@ from benchmarks.against.compare import against
 from benchmarks.command_line import run
 from benchmarks.compiled.compare import compiled
 from benchmarks.cost import cost
+from benchmarks.gradients import gradients
 from benchmarks.growth.grow import growth
 from benchmarks.import_time import import_time
 from benchmarks.jax_peers.compare import jax
 from benchmarks.memory import memory
 from benchmarks.monitor import monitor
 from benchmarks.peers.compare import peers
+from benchmarks.peers.derivatives import derivatives
 from benchmarks.propagation import propagation
+from benchmarks.reversible import reversible
 from benchmarks.solver_steps import solvers
 
 QUESTIONS: dict[str, Any] = {
     "against": against,
     "compiled": compiled,
     "cost": cost,
+    "derivatives": derivatives,
+    "gradients": gradients,
     "growth": growth,
     "import_time": import_time,
     "jax": jax,
@@ -26,6 +31,7 @@ QUESTIONS: dict[str, Any] = {
     "monitor": monitor,
     "peers": peers,
     "propagation": propagation,
+    "reversible": reversible,
     "solvers": solvers,
 }
 

@@ -2,6 +2,9 @@
 
 from datamodules.citation_graph import CitationGraph
 from datamodules.image_patterns import ImagePatterns
+from datamodules.mazes import Mazes
 from datamodules.mnist_splits import MNISTSplits
+from datamodules.prefix_sums import PrefixSums
+from datamodules.sudoku import Sudoku
 
-__all__ = ["CitationGraph", "ImagePatterns", "MNISTSplits"]
+__all__ = ["CitationGraph", "ImagePatterns", "MNISTSplits", "Mazes", "PrefixSums", "Sudoku"]

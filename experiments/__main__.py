@@ -7,7 +7,9 @@ from experiments.citation import citation
 from experiments.cora_epoch import cora_epoch
 from experiments.hypergradient import hypergradient
 from experiments.hypergradient_error import hypergradient_error
+from experiments.hypergradient_products import hypergradient_products
 from experiments.paper.report import paper
+from experiments.reasoning import reasoning
 from experiments.recall import recall
 from experiments.trust import trust
 from experiments.warm_start import warm_start
@@ -17,7 +19,9 @@ EXPERIMENTS: dict[str, Any] = {
     "cora_epoch": cora_epoch,
     "hypergradient": hypergradient,
     "hypergradient_error": hypergradient_error,
+    "hypergradient_products": hypergradient_products,
     "paper": paper,
+    "reasoning": reasoning,
     "recall": recall,
     "trust": trust,
     "warm_start": warm_start,

@@ -83,7 +83,7 @@ def table(rows: list[Row], estimators: list[str]) -> str:
 
 
 def hypergradient(
-    config: str = "configs/paper/hypergrad.yaml",
+    task: str = "configs/paper/hypergrad.yaml",
     estimators: list[str] = DEFAULT,
     seeds: PositiveInt = 1,
     overrides: str = "",
@@ -99,12 +99,12 @@ def hypergradient(
     code did.
 
     Args:
-        config: Config to run.
+        task: Config to run.
         estimators: Estimators to compare, NAME or NAME:STEPS.
         seeds: How many seeds, from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """
-    ours = config_keys(config, overrides)
+    ours = config_keys(task, overrides)
     wanted = [{**ours, "estimator": name, "seed": str(seed)} for seed in range(seeds) for name in estimators]
     print(table(run_missing(csv, wanted, MEASURED, optimize), estimators))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.report import markdown
 from models.hyperparameters import Examples, WeightDecay
-from models.inner_training import InnerObjective, MomentumSGD, SGDUpdate
+from models.inner_training import InnerObjective, MomentumSGD, SGDUpdate, TrainingState
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard
 
 PROBLEMS = {"ridge regression": "squared_error", "logistic regression": "cross_entropy"}
@@ -24,9 +24,10 @@ class Problem:
     Args:
         loss: ``"squared_error"`` or ``"cross_entropy"``.
         size: Number of training and of validation examples, each.
+        momentum: Momentum of the inner training.
     """
 
-    def __init__(self, loss: str, size: int = 200) -> None:
+    def __init__(self, loss: str, size: int = 200, momentum: float = 0.5) -> None:
         digits = load_digits()
         order = np.random.default_rng(0).permutation(len(digits.target))
         images = torch.from_numpy(digits.images[order] / 16)
@@ -43,24 +44,49 @@ class Problem:
         self.decay = WeightDecay(initial=0.02)
         self.decay.bind(parameters)
         self.objective = InnerObjective(self.network, [self.decay], loss).double()
-        self.sgd = MomentumSGD(list(parameters), learning_rate=0.8, momentum=0.5).double()
+        self.sgd = MomentumSGD(list(parameters), learning_rate=0.8, momentum=momentum).double()
 
     def _loss(self, parameters: dict[str, Tensor], examples: Examples, plain: bool = True) -> Tensor:
         loss = self.objective.plain if plain else self.objective
         return loss(parameters, examples, len(examples["labels"]))
 
-    def hypergradient(self, estimator: GradientEstimator) -> tuple[Tensor, Tensor]:
+    def hypergradient(
+        self,
+        estimator: GradientEstimator,
+        batch_size: int | None = None,
+        seed: int = 0,
+        minibatch_steps: int | None = None,
+        start: TrainingState | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Of the validation loss after the inner training, by an estimator.
+
+        Args:
+            estimator: The estimator.
+            batch_size: Examples in a minibatch; ``None`` takes all.
+            seed: Seed of the minibatches.
+            minibatch_steps: Number of steps on minibatches, before those on all examples; ``None`` means all steps.
+            start: Where the inner training starts; ``None`` is zero.
 
         Returns:
             With respect to the logarithms of the L2 coefficients, and of the learning rates, of shape ``[2]`` each.
         """
-        size = len(self.training["labels"])
-        update = SGDUpdate(self.objective, self.sgd, self.training, size, 0)
-        state = estimator(update, update.start(self.network)).state
+        batch_size = batch_size or len(self.training["labels"])
+        update = SGDUpdate(self.objective, self.sgd, self.training, batch_size, seed, minibatch_steps)
+        state = estimator(update, start or update.start(self.network)).state
         loss = self._loss(state["parameters"], self.validation)
         decay, rate = torch.autograd.grad(loss, [self.decay.log_coefficients, self.sgd.log_learning_rates])
         return decay, rate
+
+    def optimum(self, steps: int) -> TrainingState:
+        """The state after an inner training on all examples.
+
+        Args:
+            steps: How many steps it takes.
+        """
+        update = SGDUpdate(self.objective, self.sgd, self.training, len(self.training["labels"]), 0)
+        with torch.no_grad():
+            state: TrainingState = BPTT(Picard(steps, tol=0))(update, update.start(self.network)).state
+        return state
 
     def exact(self) -> Tensor:
         """The true hypergradient with respect to the logarithms of the L2 coefficients, of shape ``[2]``.

@@ -49,8 +49,8 @@ def table(rows: list[Row], estimators: list[str]) -> str:
 
 
 def recall(
-    config: str = "configs/hopfield.yaml",
-    estimators: list[Literal["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP"]] = ESTIMATORS,  # type: ignore[assignment]
+    task: str = "configs/hopfield.yaml",
+    estimators: list[Literal["BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP", "EquilibriumPropagation"]] = ESTIMATORS,  # type: ignore[assignment]
     seeds: PositiveInt = 3,
     overrides: str = "",
     csv: Path = Path("logs/recall.csv"),
@@ -62,14 +62,14 @@ def recall(
     and not done again unless the config changed; delete the file when the code did.
 
     Args:
-        config: Config to train.
+        task: Config to train.
         estimators: Estimators to compare.
         seeds: How many seeds, from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """
     wanted = [
-        {**config_keys(config, overrides), "estimator": name, "seed": str(seed)}
+        {**config_keys(task, overrides), "estimator": name, "seed": str(seed)}
         for name in estimators
         for seed in range(seeds)
     ]

@@ -70,7 +70,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def warm_start(
-    config: str = "configs/paper/cora.yaml",
+    task: str = "configs/paper/cora.yaml",
     seeds: PositiveInt = 5,
     overrides: str = "",
     csv: Path = Path("logs/warm_start.csv"),
@@ -83,12 +83,12 @@ def warm_start(
     changed.
 
     Args:
-        config: Config to train.
+        task: Config to train.
         seeds: How many seeds, from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """
-    ours = config_keys(config, overrides)
+    ours = config_keys(task, overrides)
     wanted = [{**ours, "variant": variant, "seed": str(seed)} for seed in range(seeds) for variant in VARIANTS]
     rows = run_missing(csv, wanted, ["steps", "val_accuracy", "test_accuracy", "seconds"], train_and_test)
     print(table(rows))

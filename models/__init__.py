@@ -1,6 +1,13 @@
 """LightningModules, one per task."""
 
 from models.citation_gnn import CitationGNN
+from models.equilibrium_reasoner import (
+    AttentionCell,
+    ConvolutionalCell,
+    EquilibriumReasoner,
+    ReasoningCell,
+    TwoLevelCell,
+)
 from models.hopfield import HopfieldMemory
 from models.hyperparameter_optimization import HyperparameterOptimizer, RandomSearch
 from models.hyperparameters import ClassWeights, ExampleWeights, Hyperparameter, LabelSmoothing, WeightDecay
@@ -10,9 +17,12 @@ from models.propagation import ContractiveCell, GRUPropagation, PageRankCell, Pr
 
 __all__ = [
     "MLP",
+    "AttentionCell",
     "CitationGNN",
     "ClassWeights",
     "ContractiveCell",
+    "ConvolutionalCell",
+    "EquilibriumReasoner",
     "ExampleWeights",
     "GRUPropagation",
     "HopfieldMemory",
@@ -23,5 +33,7 @@ __all__ = [
     "PageRankCell",
     "PropagationCell",
     "RandomSearch",
+    "ReasoningCell",
+    "TwoLevelCell",
     "WeightDecay",
 ]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from models.cell_config import cell_config
 from models.consistency import consistency_loss
 from models.node_classifier import NodeClassifier
 from models.propagation import PropagationCell
-from models.propagation.cell_config import cell_config
 from models.propagation.prepared_graph import PreparedGraph, PrepareGraph
 from rbp_lightning import (
     FixedPoint,

@@ -1,17 +1,15 @@
 """Associative memory."""
 
-import math
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn.functional import l1_loss
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryHammingDistance, MultilabelExactMatch
 
 from models.batches import BatchesOfOneKind
+from models.cosine_decay import adam_with_cosine_decay
 from models.hopfield_cell import HopfieldCell
 from models.recall_pictures import RecallPictures
 from rbp_lightning import FixedPoint, GradientEstimator, NeumannRBP, UserError
@@ -33,6 +31,8 @@ class HopfieldMemory(BatchesOfOneKind):
         weight_scale: Standard deviation of the initial weights, at least 0.
         learning_rate: Adam's initial learning rate, above 0, with a cosine decay to 0 over the run. ``--optimizer`` on
             the command line, with or without ``--lr_scheduler``, replaces both.
+        dynamics: ``"leaky"`` as in the paper, or ``"energy"``, which has the same fixed points and a symmetric Jacobian
+            there, for ``EquilibriumPropagation``.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -52,11 +52,12 @@ class HopfieldMemory(BatchesOfOneKind):
         gain: float = 2.0,
         weight_scale: float = 0.02,
         learning_rate: float = 3e-3,
+        dynamics: Literal["leaky", "energy"] = "leaky",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         check_count(self, "num_pixels", num_pixels, 2)
-        self.cell = HopfieldCell(num_pixels, num_hidden, decay, gain, weight_scale)
+        self.cell = HopfieldCell(num_pixels, num_hidden, decay, gain, weight_scale, dynamics)
         self.learning_rate = check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
         # A Trainer's estimator replaces it.
         self.estimator: GradientEstimator = NeumannRBP()
@@ -151,12 +152,4 @@ class HopfieldMemory(BatchesOfOneKind):
         Raises:
             UserError: If the run's length is not limited.
         """
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise UserError(
-                "HopfieldMemory: the learning rate decay needs to know the run's length: set max_epochs or max_steps."
-            )
-        # A resumed run may have more epochs. CosineAnnealingLR would keep to the length of the first one.
-        scheduler = LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / max(steps, 1), 1)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return adam_with_cosine_decay(self, self.learning_rate)

@@ -1,10 +1,12 @@
 """The continuous Hopfield network as an update for a fixed-point solver."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from models.parametrized_weight import ParametrizedWeight
-from rbp_lightning.errors import check_count, check_entries, check_number
+from rbp_lightning.errors import check_choice, check_count, check_entries, check_number
 from rbp_lightning.solvers import Update
 
 
@@ -34,12 +36,20 @@ class HopfieldCell(ParametrizedWeight):
     self-loops. The input units are clamped to an image. The others, hidden units before output units, follow
     h <- (1 - a) h + W sigmoid(b h), where the input from the clamped units is the same at every step.
 
+    With s = sigmoid(b h), and x the input from the clamped units, the change of h is -dE/ds of Hopfield's energy
+    E = a (integral of h ds) - s W s / 2 - x s. The ``"energy"`` dynamics multiply it by 4 s (1 - s), the slope of each
+    activation as a share of the largest, and so are gradient descent, h <- h - (4 / b) dE/dh. Their fixed points are
+    the same, and their Jacobian there is symmetric, as ``EquilibriumPropagation`` and ``ConjugateGradient`` want it;
+    that of the leaky ones is the product of a symmetric matrix and the slopes, but for 1 - a. A unit near saturation
+    moves slowly.
+
     Args:
         num_pixels: Number of pixels of an image, at least 1; also the number of input units and of output units.
         num_hidden: Number of hidden units, at least 0.
         decay: a, in (0, 1]: the fraction of its state that a unit loses in a step.
         gain: b, above 0: slope of the activation.
         weight_scale: Standard deviation of the initial weights, at least 0.
+        dynamics: ``"leaky"`` as in the paper, or ``"energy"``.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -52,7 +62,13 @@ class HopfieldCell(ParametrizedWeight):
     """
 
     def __init__(
-        self, num_pixels: int, num_hidden: int, decay: float = 0.5, gain: float = 2.0, weight_scale: float = 0.02
+        self,
+        num_pixels: int,
+        num_hidden: int,
+        decay: float = 0.5,
+        gain: float = 2.0,
+        weight_scale: float = 0.02,
+        dynamics: Literal["leaky", "energy"] = "leaky",
     ) -> None:
         num_pixels = check_count(self, "num_pixels", num_pixels, 1)
         num_hidden = check_count(self, "num_hidden", num_hidden, 0)
@@ -62,6 +78,7 @@ class HopfieldCell(ParametrizedWeight):
         check_entries(self, units * units, num_pixels=num_pixels, num_hidden=num_hidden)
         scale = check_number(self, "weight_scale", weight_scale, 0.0)
         super().__init__(scale * torch.randn(units, units), SymmetricWithoutSelfLoops())
+        self.dynamics = check_choice(self, "dynamics", dynamics, ("leaky", "energy"))
         self.num_pixels, self.num_hidden, self.decay, self.gain = num_pixels, num_hidden, decay, gain
 
     @property
@@ -81,4 +98,11 @@ class HopfieldCell(ParametrizedWeight):
         weight = self.weight[:, self.num_pixels :]
         drive = torch.sigmoid(self.gain * (2 * images - 1)) @ weight[: self.num_pixels]
         between = weight[self.num_pixels :]
-        return lambda state: (1 - self.decay) * state + drive + torch.sigmoid(self.gain * state) @ between
+        if self.dynamics == "leaky":
+            return lambda state: (1 - self.decay) * state + drive + torch.sigmoid(self.gain * state) @ between
+
+        def descend(state: Tensor) -> Tensor:
+            rates = torch.sigmoid(self.gain * state)
+            return state + 4 * rates * (1 - rates) * (drive + rates @ between - self.decay * state)
+
+        return descend

@@ -52,7 +52,8 @@ _POLICIES = {
 
 _REMEDIES = {
     Failure.NOT_CONVERGED: "increase max_steps or loosen tol, or make the update a stronger contraction",
-    Failure.RANDOM: "draw random numbers, such as dropout masks, once outside the update and keep them for the solve",
+    Failure.RANDOM: "draw random numbers, such as dropout masks, once for a solve: outside the update, or by "
+    "rbp_lightning.nn.held",
     Failure.DIVERGED: "the update is not a contraction, so scale its weights down or damp it",
     Failure.NAN: "look for NaN in the inputs and the parameters, and lower the learning rate",
     Failure.GRADIENT: "look for NaN and infinities in the inputs, and lower the learning rate",

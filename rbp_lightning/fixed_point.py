@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -52,6 +52,9 @@ class FixedPoint:
             ``history=True`` asked for them.
         tol: The solver's tolerance.
         record: Where the backward pass leaves how it solved the adjoint equation.
+        states: The states after the steps that ``states_at`` named.
+        penalty: That of a ``FixedPointLayer`` with one, in training mode.
+        aux: What an update with ``has_aux`` returns beside the state, at the fixed point.
 
     Example:
         >>> fixed_point = NeumannRBP()(torch.cos, torch.zeros(()))
@@ -68,6 +71,9 @@ class FixedPoint:
     history: Sequence[Residual] = field(repr=False)
     tol: float = field(repr=False)
     record: HoldsSolution | None = field(default=None, repr=False)
+    states: Sequence[State] = field(default=(), repr=False)
+    penalty: Tensor | None = field(default=None, repr=False)
+    aux: Any = field(default=None, repr=False)
 
     @cached_property
     def residual(self) -> Tensor:
@@ -100,4 +106,4 @@ class FixedPoint:
             statuses: Any of these.
         """
         codes = torch.tensor([status.code for status in statuses], device=self.sample_status.device)
-        return torch.isin(self.sample_status, codes)
+        return (self.sample_status[..., None] == codes).any(-1)  # vmap has no isin

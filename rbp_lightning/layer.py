@@ -1,5 +1,7 @@
 """A fixed point as a layer."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,16 +10,30 @@ from torch import Tensor, nn
 from rbp_lightning.errors import UserError, check_count, check_instance
 from rbp_lightning.estimators import GradientEstimator, Implicit
 from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.kept_solves import KeptSolves
+from rbp_lightning.nn import held
 from rbp_lightning.pytree import State
+from rbp_lightning.state_function import Update
 
 
 class FixedPointLayer(nn.Module):
     """A layer whose output is the fixed point h* = cell(h*, *inputs).
 
+    Over a solve, ``held`` holds what the cell draws at random, such as dropout masks, and the parametrized weights.
+
     Args:
         cell: A module ``cell(h, *inputs)`` that returns the next state, of the structure and shapes of h.
-        estimator: Finds the fixed point and decides how gradients flow; ``None`` is ``Implicit()``.
+        estimator: Finds the fixed point and decides how gradients flow; ``None`` is ``Implicit()``, and in a
+            LightningModule the Trainer's estimator, if it has one.
         batch_dims: How many leading dimensions of the state index independent samples.
+        order: The highest order of derivatives that is wanted, at least 1.
+        initial_state: A module ``initial_state(*inputs)`` that makes the state to start at; ``None`` is zeros of the
+            first input's shape and dtype. What it learns, only ``BPTT`` passes on to it.
+        warm_start: Whether to start at the last fixed point, each sample at that of its place in the batch, as long as
+            the shapes are the same; trainings and evaluations apart. It is part of the ``state_dict``.
+        eval_max_steps: Most applications of the cell in evaluation mode; ``None`` takes the solver's.
+        penalty: A function ``penalty(update, state)``, such as ``jacobian_penalty``, whose value in training mode is in
+            ``FixedPoint.penalty``, to be weighted and added to the loss.
 
     Raises:
         UserError: If an argument is not as described.
@@ -34,21 +50,42 @@ class FixedPointLayer(nn.Module):
         torch.Size([4, 8])
     """
 
-    def __init__(self, cell: nn.Module, estimator: GradientEstimator | None = None, batch_dims: int = 1) -> None:
+    def __init__(
+        self,
+        cell: nn.Module,
+        estimator: GradientEstimator | None = None,
+        batch_dims: int = 1,
+        order: int = 1,
+        initial_state: nn.Module | None = None,
+        warm_start: bool = False,
+        eval_max_steps: int | None = None,
+        penalty: Callable[[Update, State], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.cell = check_instance(self, "cell", cell, nn.Module, "a torch.nn.Module that maps (h, *inputs) to h")
         if estimator is not None:
             check_instance(self, "estimator", estimator, GradientEstimator, "one, such as Implicit()")
+        self.takes_estimator = estimator is None
         self.estimator: GradientEstimator = Implicit() if estimator is None else estimator
         self.batch_dims = check_count(self, "batch_dims", batch_dims, 0)
+        self.order = check_count(self, "order", order, 1)
+        if initial_state is not None:
+            check_instance(self, "initial_state", initial_state, nn.Module, "a module that makes it from the inputs")
+        self.initial_state = initial_state
+        check_instance(self, "warm_start", warm_start, bool, "true or false")
+        self.kept_solves = KeptSolves() if warm_start else None
+        self.eval_max_steps = None if eval_max_steps is None else check_count(self, "eval_max_steps", eval_max_steps, 1)
+        if penalty is not None and not callable(penalty):
+            raise UserError(f"FixedPointLayer: penalty={penalty!r} is no function: pass one, such as jacobian_penalty.")
+        self.penalty = penalty
 
     def solve(self, *inputs: Any, initial_state: State | None = None, max_steps: int | None = None) -> FixedPoint:
         """Finds the fixed point.
 
         Args:
             inputs: What the cell takes beside the state.
-            initial_state: Where to start; ``None`` is zeros of the first input's shape and dtype.
-            max_steps: Most applications of the cell; ``None`` takes the solver's.
+            initial_state: Where to start; ``None`` leaves it to the layer.
+            max_steps: Most applications of the cell; ``None`` leaves it to the layer.
 
         Returns:
             The fixed point, and how the solve ended.
@@ -56,19 +93,39 @@ class FixedPointLayer(nn.Module):
         Raises:
             UserError: If there is neither an initial state nor an input to take its shape from.
         """
-        if initial_state is None:
-            if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].layout is not torch.strided:
-                raise UserError("FixedPointLayer: its first input is no dense tensor: pass an initial_state.")
-            initial_state = torch.zeros_like(inputs[0])
+        update = held(lambda state: self.cell(state, *inputs), self.cell)
         fixed_point: FixedPoint = self.estimator(
-            lambda state: self.cell(state, *inputs), initial_state, batch_dims=self.batch_dims, max_steps=max_steps
+            update,
+            self._start(inputs) if initial_state is None else initial_state,
+            batch_dims=self.batch_dims,
+            warm_start=None if self.kept_solves is None else self.kept_solves.of_mode(self.training),
+            max_steps=self.eval_max_steps if max_steps is None and not self.training else max_steps,
+            order=self.order,
         )
-        return fixed_point
+        if self.penalty is None or not self.training:
+            return fixed_point
+        return replace(fixed_point, penalty=self.penalty(update, fixed_point.state))
 
     def forward(self, *inputs: Any, initial_state: State | None = None, max_steps: int | None = None) -> State:
         """Returns the state at the fixed point; arguments as ``solve`` takes them."""
         return self.solve(*inputs, initial_state=initial_state, max_steps=max_steps).state
 
+    def _start(self, inputs: tuple[Any, ...]) -> State:
+        if self.initial_state is not None:
+            return self.initial_state(*inputs)
+        if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].layout is not torch.strided:
+            raise UserError("FixedPointLayer: its first input is no dense tensor: pass an initial_state.")
+        return torch.zeros_like(inputs[0])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Loads weights that were saved with warm starts as well, which it has no use for without them."""
+        if self.kept_solves is None:
+            state_dict.pop(f"{prefix}kept_solves._extra_state", None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def extra_repr(self) -> str:
-        """Estimator and batch dimensions, for ``repr``."""
-        return f"estimator={self.estimator!r}, batch_dims={self.batch_dims}"
+        """Its options, for ``repr``."""
+        shown = {"estimator": self.estimator, "batch_dims": self.batch_dims}
+        defaults = {"order": 1, "eval_max_steps": None, "penalty": None}
+        shown |= {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

@@ -4,6 +4,7 @@ A state is a tensor or any pytree of floating-point tensors. Its first ``batch_d
 leaf, index independent samples; norms and inner products are taken over all the others.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -66,7 +67,7 @@ def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec
                 f"batch_dims={batch_dims}, but the leaves of the initial state have the shapes {shapes}: the first "
                 f"{batch_dims} dimensions must be the same in all of them."
             )
-    if torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return leaves, structure
     # A tape cannot save tensors that were made in inference mode.
     return [leaf.clone() if leaf.is_inference() else leaf for leaf in leaves], structure
@@ -207,10 +208,8 @@ def unravel(flat: Tensor, like: Vector) -> list[Tensor]:
         flat: The vectors, ``[*batch, size]``.
         like: Leaves whose shapes and dtypes are wanted.
     """
-    batch = flat.shape[:-1].numel()
-    pieces = (
-        torch.split(flat, [leaf.numel() // batch if batch else 0 for leaf in like], dim=-1) if len(like) > 1 else [flat]
-    )
+    sizes = [math.prod(leaf.shape[flat.dim() - 1 :]) for leaf in like]
+    pieces = torch.split(flat, sizes, dim=-1) if len(like) > 1 else [flat]
     return [piece.reshape(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, like, strict=True)]
 
 

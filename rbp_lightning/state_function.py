@@ -1,7 +1,8 @@
 """An update as a map of lists of leaves."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +14,12 @@ from rbp_lightning.pytree import FLOATS, State, Vector
 Update: TypeAlias = Callable[[State], State]
 """The map F(h) whose fixed point is wanted; inputs and parameters are what it closes over."""
 
-_CALLERS = (__name__, "rbp_lightning.estimators.random_draws")
+_CALLERS = (
+    __name__,
+    "rbp_lightning.estimators.random_draws",
+    "rbp_lightning.estimators.transforms",
+    "rbp_lightning.nn.same_draws",
+)
 """The modules that call an update."""
 
 
@@ -110,7 +116,8 @@ class StateFunction:
             UserError: If it does.
         """
         before = [leaf.detach().clone() for leaf in vector]
-        self(vector)
+        with torch.no_grad():
+            self(vector)
         if not all(torch.equal(leaf, one) for leaf, one in zip(vector, before, strict=True)):
             raise UserError(
                 "The update writes its result into one tensor each time, which by then is its argument: it must return "
@@ -182,3 +189,12 @@ def precision(vector: Vector) -> float:
     if torch.is_autocast_enabled(device):
         dtypes.add(torch.get_autocast_dtype(device))
     return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+def outside_autocast(device: str) -> AbstractContextManager[Any]:
+    """Keeps autocast, which is for the update, from a solver's arithmetic.
+
+    Args:
+        device: A device's type.
+    """
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

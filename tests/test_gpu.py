@@ -35,8 +35,10 @@ from rbp_lightning import (
     FailurePolicy,
     FixedPointLayer,
     GradientEstimator,
+    JacobianOperator,
     NeumannRBP,
     Picard,
+    held,
     ignoring,
 )
 from tests.cells import loss_of, tanh_cell
@@ -195,3 +197,17 @@ def test_a_monitored_training_and_an_audit_are_those_of_the_cpu() -> None:
         errors.append({row.gradient: row.relative_error for row in found.measurements})
     assert figures[1] == pytest.approx(figures[0], rel=1e-2, abs=1e-5)
     assert errors[1] == pytest.approx(errors[0], rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # of kernels of their own
+def test_products_through_attention_are_of_one_map(dropout: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(64, 4, dropout, batch_first=True, device="cuda", dtype=dtype)
+    update = held(lambda h: attention(h, h, h, need_weights=False)[0], attention)
+    left, right, state = torch.randn(3, 2, 16, 64, device="cuda", dtype=dtype)
+    operator = JacobianOperator.at(update, state, batch_dims=1)
+    transposed, product = operator.vjp([left])[0], operator.jvp([right])[0]
+    one, other = (transposed * right).double(), (left * product).double()
+    scale = float((one.square().sum() + other.square().sum()).sqrt())
+    assert float(one.sum()) == pytest.approx(float(other.sum()), abs=200 * torch.finfo(dtype).eps * scale)

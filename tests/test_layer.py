@@ -3,11 +3,14 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from rbp_lightning import (
     BPTT,
@@ -22,8 +25,12 @@ from rbp_lightning import (
     SpectralNormBound,
     Status,
     UserError,
+    WarmStart,
+    ignoring,
+    jacobian_penalty,
 )
 from tests.cells import Cell, dense, loss_of, relative_error
+from tests.training import QUIET
 
 
 class TanhCell(nn.Module):
@@ -162,9 +169,141 @@ def test_the_default_estimator_and_the_start() -> None:
     torch.testing.assert_close(again.state, state, rtol=1e-4, atol=1e-5)
 
 
+# --- where it starts, how far it goes
+
+
+class FromInput(nn.Module):
+    """An initial state that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+def test_the_initial_state_can_be_learned() -> None:
+    torch.manual_seed(0)
+    layer = FixedPointLayer(TanhCell(), BPTT(Picard(3, tol=0)), initial_state=FromInput())
+    x = inputs()
+    h = 0.5 * x
+    for _ in range(3):
+        h = layer.cell(h, x)
+    torch.testing.assert_close(layer(x), h)
+    loss_of(layer(x)).backward()
+    exact = torch.func.grad(lambda gain: loss_of(layer(x, initial_state=gain * x)))(torch.tensor(0.5))
+    torch.testing.assert_close(layer.initial_state.gain.grad, exact.detach())
+
+
+def test_a_warm_start_is_that_of_each_place_and_part_of_the_state_dict(tmp_path) -> None:
+    torch.manual_seed(0)
+    layer = FixedPointLayer(TanhCell(), Implicit(solver=Picard(200, 1e-6, check_every=1)), warm_start=True)
+    x = inputs()
+    cold, warm = layer.solve(x).steps, layer.solve(x).steps
+    assert warm <= 3 < cold
+    swapped = layer.solve(x.flip(0))  # each sample at another one's place
+    assert warm < swapped.steps
+    assert layer.solve(x[:2]).steps > 3  # another shape
+    layer.solve(x)
+    assert layer.eval().solve(x).steps == cold  # evaluations have their own
+    torch.save(layer.state_dict(), tmp_path / "weights")
+    other = FixedPointLayer(TanhCell(), layer.estimator, warm_start=True)
+    other.load_state_dict(torch.load(tmp_path / "weights", weights_only=True))
+    assert other.solve(x).steps == layer.train().solve(x).steps <= 3
+    layer.kept_solves.clear()
+    assert layer.solve(x).steps == cold
+
+
+def test_weights_load_with_warm_starts_and_without() -> None:
+    torch.manual_seed(0)
+    warm, cold = FixedPointLayer(TanhCell(), warm_start=True), FixedPointLayer(TanhCell())
+    warm(inputs())
+    nn.Sequential(cold).load_state_dict(nn.Sequential(warm).state_dict())
+    assert torch.equal(cold.cell.linear.weight, warm.cell.linear.weight)
+    again = FixedPointLayer(TanhCell(), warm_start=True)
+    again.load_state_dict(cold.state_dict())
+    assert torch.equal(again(inputs()), cold(inputs()))
+
+
+def test_an_evaluation_has_a_budget_of_its_own() -> None:
+    torch.manual_seed(0)
+    layer = FixedPointLayer(TanhCell(), BPTT(Picard(4, tol=0)), eval_max_steps=40)
+    assert layer.solve(inputs()).steps == 4
+    assert layer.eval().solve(inputs()).steps == 40
+    assert layer.solve(inputs(), max_steps=7).steps == 7
+
+
+# --- what is held
+
+
+def test_dropout_in_the_cell_has_one_mask_a_solve() -> None:
+    torch.manual_seed(0)
+    cell = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh())
+
+    class Driven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = cell
+
+        def forward(self, h: Tensor, x: Tensor) -> Tensor:
+            return 0.5 * self.inner(h) + x
+
+    layer = FixedPointLayer(Driven(), CGRBP(30, 1e-6, solver=Picard(100, 1e-6)))
+    for _ in range(3):
+        solved = layer.solve(inputs())  # a random update would be reported
+        solved.state.sum().backward()
+        assert solved.converged
+        assert solved.adjoint.converged
+    assert not torch.equal(layer(inputs()), layer(inputs()))
+    layer.eval()
+    assert torch.equal(layer(inputs()), layer(inputs()))
+
+
+def test_a_penalty_is_that_of_the_state_in_training() -> None:
+    torch.manual_seed(0)
+    layer = FixedPointLayer(TanhCell(), penalty=partial(jacobian_penalty, samples=64))
+    x = inputs()
+    solved = layer.solve(x)
+    jacobian = torch.autograd.functional.jacobian(lambda h: layer.cell(h, x).reshape(-1), solved.state.detach())
+    assert float(solved.penalty.detach()) == pytest.approx(float(jacobian.square().sum() / 12), rel=0.3)
+    solved.penalty.backward()
+    assert float(layer.cell.linear.weight.grad.norm()) > 0
+    assert layer.eval().solve(x).penalty is None
+
+
+# --- in a Trainer
+
+
+class WithLayers(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.fixed = FixedPointLayer(TanhCell()), FixedPointLayer(TanhCell(), NeumannRBP(3))
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        return loss_of(self.fixed(self.free(batch)))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def test_a_trainer_swaps_the_estimator_of_layers_that_were_given_none() -> None:
+    model, estimator = WithLayers(), CGRBP(30, 1e-5)
+    own = model.fixed.estimator
+    with ignoring():
+        Trainer(max_steps=1, callbacks=[estimator], **QUIET).fit(model, DataLoader(inputs(), batch_size=3))
+    assert model.free.estimator is estimator
+    assert model.fixed.estimator is own
+
+
 @pytest.mark.parametrize(
     ("make", "what"),
     [
+        (lambda: FixedPointLayer(TanhCell(), order=0), "order=0"),
+        (lambda: FixedPointLayer(TanhCell(), initial_state=torch.zeros(4)), r"initial_state=.* is no Module"),
+        (lambda: FixedPointLayer(TanhCell(), warm_start=WarmStart()), r"warm_start=.* is no bool"),
+        (lambda: FixedPointLayer(TanhCell(), eval_max_steps=0), "eval_max_steps=0"),
+        (lambda: FixedPointLayer(TanhCell(), penalty=0.1), r"penalty=0.1 is no function"),
         (lambda: FixedPointLayer(torch.tanh), r"cell=.* is no Module"),
         (lambda: FixedPointLayer(TanhCell), r"cell=.* is no Module"),
         (lambda: FixedPointLayer(TanhCell(), CGRBP), r"estimator=.* is no GradientEstimator"),

@@ -1,4 +1,4 @@
-"""What README.md and the pages of docs/ name exists, and their commands and examples run."""
+"""What README.md, CONTRIBUTING.md and the pages of docs/ name exists, and their commands and examples run."""
 
 import re
 import runpy
@@ -16,12 +16,20 @@ from benchmarks.__main__ import QUESTIONS
 from experiments.__main__ import EXPERIMENTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = {path.name: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = {path.name: path.read_text() for path in FILES}
 OWN = PAGES["your_own.md"]
 
 # The commands train with the sizes of their configs; one epoch of few draws is enough here.
 SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
 FEW_DRAWS = ["--data.train_draws=2", "--data.eval_draws=1"]
+FEW_PUZZLES = ["--data.num_train=256", "--data.num_val=2", "--data.num_test=2", "--model.eval_steps=[4]"]
+FEW = {
+    "configs/hopfield.yaml": FEW_DRAWS,
+    "configs/prefix_sums.yaml": FEW_PUZZLES,
+    "configs/sudoku.yaml": FEW_PUZZLES,
+}
+"""What makes the data of a config few."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of trainings that are cut short
 
@@ -34,7 +42,8 @@ def blocks(language: str, text: str) -> list[str]:
 
 def commands(start: str) -> list[str]:
     """All commands of the pages that start so."""
-    lines = [line for text in PAGES.values() for block in blocks("sh", text) for line in block.splitlines()]
+    code = [block.replace("\\\n", " ") for text in PAGES.values() for block in blocks("sh", text)]
+    lines = [line for block in code for line in block.splitlines()]
     lines += re.findall(rf"`({start}[^`]*)`", "".join(PAGES.values()))
     named = {" ".join(line.partition(" #")[0].split()) for line in lines}
     return sorted(line for line in named if line.startswith(start))
@@ -65,12 +74,14 @@ SEVERAL = [command for command in TRAIN if "--trainer.devices" in command]
 def test_command(command: str, checkout: Path, cli, monkeypatch, request) -> None:
     subcommand, *options = shlex.split(command)[2:]
     trains = subcommand == "fit" and not any("help" in option for option in options)
+    config = options[options.index("--config") + 1] if "--config" in options else ""
     if trains:
-        options += SHORT + (FEW_DRAWS if "configs/hopfield.yaml" in options else [])
-    if not {"configs/hopfield.yaml", "configs/hypergrad.yaml"} & set(options) and "--config" in options:
+        options += SHORT + FEW.get(config, [])
+    if config and config not in (*FEW, "configs/hypergrad.yaml"):
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
     if {"last", "best"} & set(options):
-        assert cli("fit", "--config", "configs/hopfield.yaml", *SHORT, *FEW_DRAWS)[0] == 0
+        assert cli("fit", "--config", config, *SHORT, *FEW[config])[0] == 0
+        options += FEW[config] if subcommand == "test" else []
     status, out, err = cli(subcommand, *options)
     assert status == 0, err
     assert out
@@ -107,15 +118,14 @@ def test_make_targets_extras_and_the_modules_of_python_m_exist() -> None:
 
 
 def test_files_and_headings_that_are_linked_exist() -> None:
-    for page, text in PAGES.items():
-        folder = ROOT if page == "README.md" else ROOT / "docs"
-        for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+    for file in FILES:
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[file.name]):
             path, _, heading = target.partition("#")
-            linked = folder / path if path else folder / page
-            assert linked.exists(), f"{page}: {target}"
+            linked = file.parent / path if path else file
+            assert linked.exists(), f"{file.name}: {target}"
             titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if heading else []
             names = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
-            assert heading in ["", *names], f"{page}: {target}"
+            assert heading in ["", *names], f"{file.name}: {target}"
 
 
 def test_configs_and_names_of_the_library_exist() -> None:

@@ -81,17 +81,18 @@ def unrolled_by_hand(case: Case, tol: float, radius: float) -> Tensor:
     return picard_by_hand(case.update(case.prepare(*case.parameters)), case.start, tol)
 
 
-def ours(make: Callable[[Picard, float, float], GradientEstimator]) -> Method:
+def ours(make: Callable[[Picard, float, float], GradientEstimator], order: int = 1) -> Method:
     """A method of this project, with one estimator for all solves.
 
     Args:
         make: Makes the estimator from a solver, the tolerance and the spectral radius.
+        order: The highest order of derivatives that is wanted.
     """
     made = functools.cache(lambda tol, radius: make(Picard(MAX_STEPS, tol), tol, radius))
 
     def method(case: Case, tol: float, radius: float) -> Tensor:
         update = case.update(case.prepare(*case.parameters))
-        state: Tensor = made(tol, radius)(update, case.start, batch_dims=case.batch_dims).state
+        state: Tensor = made(tol, radius)(update, case.start, batch_dims=case.batch_dims, order=order).state
         return state
 
     return method

@@ -60,7 +60,7 @@ def check_distinct(hyperparameters: Iterable[Hyperparameter]) -> None:
         raise UserError(f"{NAME}: {', '.join(sorted(duplicates))} occurs twice among the hyperparameters: keep one.")
 
 
-def check_linearization(owner: object, batches: int | Literal["all"]) -> int | Literal["all"]:
+def check_linearization(owner: object, batches: int | Literal["all", "fresh"]) -> int | Literal["all", "fresh"]:
     """Returns the argument ``linearization_batches``, or says what is wrong with it.
 
     Args:
@@ -68,11 +68,11 @@ def check_linearization(owner: object, batches: int | Literal["all"]) -> int | L
         batches: The value.
 
     Raises:
-        UserError: If it is neither ``"all"`` nor a whole number of at least 1.
+        UserError: If it is neither ``"all"`` nor ``"fresh"`` nor a whole number of at least 1.
     """
     if isinstance(batches, str):
-        check_choice(owner, "linearization_batches", batches, ["all"])
-        return "all"
+        check_choice(owner, "linearization_batches", batches, ("all", "fresh"))
+        return batches
     return check_count(owner, "linearization_batches", batches, 1)
 
 

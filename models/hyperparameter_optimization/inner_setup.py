@@ -37,7 +37,7 @@ def set_up_inner_training(
     """
     check_choice(owner, "loss", loss, LOSSES)
     check_number(owner, "inner_learning_rate", inner_learning_rate, 0.0, low_allowed=False)
-    check_number(owner, "inner_momentum", inner_momentum, 0.0, low_allowed=False)
+    check_number(owner, "inner_momentum", inner_momentum, 0.0)
     network = MLP() if network is None else copy.deepcopy(network)
     trained = check_network(network)
     for hyperparameter in hyperparameters:

@@ -47,7 +47,8 @@ class HyperparameterOptimizer(TrainedClassifier):
         num_classes: Number of classes, at least 2.
         batch_size: Examples in a minibatch of the inner training, over all processes.
         inner_learning_rate: Initial learning rate of every tensor, above 0.
-        inner_momentum: Initial momentum of every tensor, in (0, 1).
+        inner_momentum: Initial momentum of every tensor, in [0, 1). 0 trains by plain gradient descent, which has no
+            momentum to learn; with ``learn_optimizer=False`` its Jacobian is symmetric, as ``Nystrom`` wants it.
         learn_optimizer: Whether to learn learning rates and momenta as well.
         loss: ``"cross_entropy"``, or ``"squared_error"`` between scores and one-hot labels, for both loops.
         outer_objective: Split whose plain loss is the outer loss: ``"validation"``, or ``"training"`` as in the paper's
@@ -57,7 +58,8 @@ class HyperparameterOptimizer(TrainedClassifier):
         inner_seed: Seed of the order of the examples and of what the network draws at random.
         linearization_batches: Size of the last step of the inner training, in minibatches. Implicit estimators
             linearise at that step; the others differentiate it like any step. ``"all"`` means the whole training split,
-            as in the paper's released code; 1 makes it a step like the others.
+            as in the paper's released code; 1 makes it a step like the others. ``"fresh"`` does that as well, and takes
+            the next minibatch whenever the step is evaluated again, as ``StochasticNeumannSeries`` wants it.
         learning_rate: Learning rate of Adam on the hyperparameters. ``--optimizer`` replaces it.
         inner_curves_every: Outer steps between two inner loss curves in TensorBoard.
 
@@ -86,7 +88,7 @@ class HyperparameterOptimizer(TrainedClassifier):
         outer_objective: Literal["validation", "training"] = "validation",
         inner_start: Literal["restart", "last"] = "restart",
         inner_seed: int = 0,
-        linearization_batches: int | Literal["all"] = "all",
+        linearization_batches: int | Literal["all", "fresh"] = "all",
         learning_rate: float = 0.05,
         inner_curves_every: int = 10,
     ) -> None:
@@ -126,8 +128,8 @@ class HyperparameterOptimizer(TrainedClassifier):
             restart: Whether to start from the initial parameters whatever ``inner_start`` says.
 
         Returns:
-            The last state: ``parameters`` and ``velocities`` of the trained tensors by name, with a gradient where
-            gradients are enabled. Its status says whether the training settled, which it need not.
+            The last state: ``parameters`` and, with a momentum, ``velocities`` of the trained tensors by name, with a
+            gradient where gradients are enabled. Its status says whether the training settled, which it need not.
 
         Raises:
             UserError: If the split does not fit the hyperparameters, or the estimator's solver does not fit a training
@@ -146,8 +148,8 @@ class HyperparameterOptimizer(TrainedClassifier):
             training,
             self.batch_size,
             seed,
-            minibatch_steps=solver.max_steps - 1,
-            linearization_size=num_examples if batches == "all" else batches * self.batch_size,
+            minibatch_steps=None if batches == "fresh" else solver.max_steps - 1,
+            linearization_size=batches * self.batch_size if isinstance(batches, int) else None,
             on_step=on_step,
         )
         network = self.trained if resume else self.objective.network

@@ -22,7 +22,8 @@ class MomentumSGD(nn.Module):
     Args:
         names: Names of the parameters to train.
         learning_rate: Initial exp(theta), above 0.
-        momentum: Initial sigmoid(phi), in (0, 1).
+        momentum: Initial sigmoid(phi), in [0, 1). 0 makes it plain gradient descent: it is not learned, and the state
+            has no velocities. One learning rate for all tensors then has a symmetric Jacobian.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -37,32 +38,40 @@ class MomentumSGD(nn.Module):
     def __init__(self, names: list[str], learning_rate: float, momentum: float) -> None:
         super().__init__()
         check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
-        if check_number(self, "momentum", momentum, 0.0, 1.0, low_allowed=False) == 1:
+        if check_number(self, "momentum", momentum, 0.0, 1.0) == 1:
             raise UserError("MomentumSGD: momentum=1.0 must be below 1: at 1 the gradient has no effect.")
         self.names = names
         self.log_learning_rates = nn.Parameter(torch.full((len(names),), learning_rate).log())
-        self.momentum_logits = nn.Parameter(torch.full((len(names),), momentum).logit())
+        self.momentum_logits: nn.Parameter | None = None
+        if momentum > 0:
+            self.momentum_logits = nn.Parameter(torch.full((len(names),), momentum).logit())
 
     def forward(self, state: Mapping[str, Tensors], gradient: Tensors) -> dict[str, dict[str, Tensor]]:
         """Takes a step.
 
         Args:
-            state: ``parameters`` and ``velocities``.
+            state: ``parameters``, and with a momentum ``velocities``.
             gradient: Gradient of the loss with respect to the parameters, by name.
 
         Returns:
             The next state.
         """
+        rates = self.log_learning_rates.exp().unbind()
+        if self.momentum_logits is None:
+            named = zip(self.names, rates, strict=True)
+            return {"parameters": {name: state["parameters"][name] - rate * gradient[name] for name, rate in named}}
         velocities, parameters = {}, {}
-        rates, momenta = self.log_learning_rates.exp(), self.momentum_logits.sigmoid()
-        for name, rate, momentum in zip(self.names, rates.unbind(), momenta.unbind(), strict=True):
+        momenta = self.momentum_logits.sigmoid()
+        for name, rate, momentum in zip(self.names, rates, momenta.unbind(), strict=True):
             velocities[name] = momentum * state["velocities"][name] - (1 - momentum) * gradient[name]
             parameters[name] = state["parameters"][name] + rate * velocities[name]
         return {"parameters": parameters, "velocities": velocities}
 
     def values(self) -> dict[str, Tensor]:
         """Returns the learning rate and the momentum of each tensor."""
-        kinds = {"learning_rate": self.log_learning_rates.exp(), "momentum": self.momentum_logits.sigmoid()}
+        kinds = {"learning_rate": self.log_learning_rates.exp()}
+        if self.momentum_logits is not None:
+            kinds["momentum"] = self.momentum_logits.sigmoid()
         return {
             f"{kind}/{name}": value
             for kind, values in kinds.items()

@@ -14,7 +14,7 @@ from models.inner_training.shard import local_shard
 from rbp_lightning.nn.replicated import replicated
 
 TrainingState: TypeAlias = Mapping[str, Tensors]
-"""State of the inner training: ``parameters`` and ``velocities``, each by parameter name."""
+"""State of the inner training: ``parameters``, and with a momentum ``velocities``, each by parameter name."""
 
 OnStep: TypeAlias = Callable[[int, Tensor, TrainingState], None]
 """Called after each step with the number of steps so far, the loss before the step, and the state after it."""
@@ -64,13 +64,15 @@ class SGDUpdate:
         self.steps = 0
 
     def start(self, network: nn.Module) -> TrainingState:
-        """Returns the state at which the training of a network's own parameters starts: zero velocities.
+        """Returns the state at which the training of a network's own parameters starts: velocities, if any, are zero.
 
         Args:
             network: The network.
         """
         own = dict(network.named_parameters())
         parameters = {name: own[name].detach().clone() for name in self.sgd.names}
+        if self.sgd.momentum_logits is None:
+            return {"parameters": parameters}
         velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         return {"parameters": parameters, "velocities": velocities}
 

@@ -65,7 +65,7 @@ class AdjointRecord:
     def _judge(self, solution: LinearSolution, parameters: FindParameters) -> None:
         if solution.tol and solution.converged:
             return
-        tolerated = self.context.handler.truncation_tol
+        tolerated = 1.0 if solution.intended else self.context.handler.truncation_tol
         # A policy of 1 tolerates everything; what is left out may be more than g itself.
         limit = solution.tol or (tolerated if tolerated < 1 else torch.finfo(solution.residual.dtype).max)
         if solution.worst <= limit:

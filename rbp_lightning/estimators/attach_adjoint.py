@@ -1,13 +1,13 @@
-"""Replacing a gradient in the backward pass."""
+"""Replacing or observing a gradient in the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from rbp_lightning.errors import UserError
+from rbp_lightning.estimators.derivative_limit import refuse_order
+from rbp_lightning.estimators.transforms import for_each_in_batch, is_batched
 from rbp_lightning.pytree import Vector
 
 
@@ -23,7 +23,6 @@ def attach_adjoint(function: Callable[[Vector], Vector], vector: Vector, values:
 
     Raises:
         NotImplementedError: In the backward pass, if it is run with ``create_graph=True``.
-        UserError: In the backward pass, if it is batched.
 
     Example:
         >>> weight = torch.ones(2, requires_grad=True)
@@ -34,44 +33,51 @@ def attach_adjoint(function: Callable[[Vector], Vector], vector: Vector, values:
     return list(_AttachAdjoint.apply(function, values, *vector))  # type: ignore[no-untyped-call]
 
 
+def watch_gradient(observe: Callable[[Vector], object], vector: Vector, values: Vector | None = None) -> list[Tensor]:
+    """Returns copies of some tensors, whose gradient is observed in the backward pass.
+
+    Args:
+        observe: Takes the gradients, unless they are batched.
+        vector: The tensors.
+        values: What the copies hold; ``None`` for what the tensors hold.
+
+    Raises:
+        NotImplementedError: In the backward pass, if it is run with ``create_graph=True``.
+
+    Example:
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> watch_gradient(print, [weight])[0].sum().backward()
+        (tensor([1., 1.]),)
+    """
+    return list(_WatchGradient.apply(observe, values, *vector))  # type: ignore[no-untyped-call]
+
+
 class _AttachAdjoint(torch.autograd.Function):
     """A copy, whose backward replaces the gradient by what the function returns."""
 
+    # Without a setup_context, for which PyTorch would inspect the signature at every call.
     @staticmethod
     def forward(
-        ctx: Any, function: Callable[[Vector], Vector], values: Vector | None, *leaves: Tensor
+        ctx: Any, function: Callable[[Vector], Any], values: Vector | None, *leaves: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.function = function
         return tuple(leaf.clone() for leaf in (leaves if values is None else values))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_transforms(*gradients)
         # ``once_differentiable`` would leave parts of a second derivative out in silence.
         if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "The gradient of a fixed point has no derivative here: do not pass create_graph=True."
-            )
-        return None, None, *ctx.function(gradients)
+            refuse_order(1)
+        return None, None, *for_each_in_batch(lambda *leaves: ctx.function(leaves), gradients)
 
 
-def refuse_transforms(*tensors: Tensor) -> None:
-    """Refuses to run within a transform of torch.func, or on tensors that are batched by one.
+class _WatchGradient(_AttachAdjoint):
+    """A copy, whose backward hands the gradient to the function."""
 
-    Args:
-        tensors: Tensors to look at.
-
-    Raises:
-        UserError: If there is one.
-        NotImplementedError: In forward mode, whose tangent a solve would not bring to convergence.
-    """
-    batched = any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
-    if batched or torch._C._functorch.peek_interpreter_stack() is not None:
-        raise UserError(
-            "A solve cannot be transformed by torch.func (grad, vjp, jacrev, vmap, ...) or is_grads_batched: use "
-            "torch.autograd.grad, one call for each vector."
-        )
-    if forward_ad._current_level >= 0:
-        raise NotImplementedError(
-            "A solve has no forward-mode derivative: use torch.autograd.grad, one call for each vector."
-        )
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            refuse_order(1)
+        if not is_batched(gradients):
+            ctx.function(gradients)
+        return None, None, *gradients

@@ -1,35 +1,33 @@
 """The interface of gradient estimators."""
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 import torch._functorch.config
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils._pytree import tree_unflatten
 
-from rbp_lightning.errors import UserError, check_count, check_instance
+from rbp_lightning.errors import UserError, check_instance
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
-from rbp_lightning.estimators.attach_adjoint import attach_adjoint, refuse_transforms
+from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
 from rbp_lightning.estimators.describe import as_call, describe
-from rbp_lightning.estimators.judged_solve import judged_solve
 from rbp_lightning.estimators.log_hyperparameters import log_hyperparameters
-from rbp_lightning.estimators.observer import SolveObserver, observers_of_solve
-from rbp_lightning.estimators.parameter_storage import watch_parameters
-from rbp_lightning.estimators.progress import showing_progress
-from rbp_lightning.estimators.random_draws import DrawWatch
-from rbp_lightning.estimators.spot_checks import SpotChecks
+from rbp_lightning.estimators.options import Options
+from rbp_lightning.estimators.run_solve import run_solve
+from rbp_lightning.estimators.state_form import StateForm, first_of_pair
+from rbp_lightning.estimators.traced_solve import traced_solve
 from rbp_lightning.estimators.unshared import unshare
 from rbp_lightning.estimators.warm_start import WarmStart
 from rbp_lightning.fixed_point import FixedPoint
-from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import State, Vector
-from rbp_lightning.reporting import current_context
 from rbp_lightning.solvers import Auto, FixedPointSolver, Solve, Update
+from rbp_lightning.solvers.fixed_steps import FixedSteps
+from rbp_lightning.tracing import is_traced
+
+# A trace of the solve would put its data-dependent loop into the graph; the update may itself be compiled.
+_untraced: Callable[..., FixedPoint] = torch.compiler.disable(run_solve)  # type: ignore[no-untyped-call]
 
 
 class GradientEstimator(Callback, ABC):
@@ -73,6 +71,25 @@ class GradientEstimator(Callback, ABC):
             the iterate whose residual is reported.
         """
 
+    def differentiate_to_order(self, solve: Solve, record: AdjointRecord, request: DerivativeRequest) -> Attach:
+        """Finds the fixed point where derivatives of order 2 or more, or transforms of torch.func, are asked for.
+
+        The solve runs outside the transforms; what is returned is called inside them, with F on leaves and the leaves
+        of the initial state as they are there.
+
+        Args:
+            solve: The solve.
+            record: Takes how the adjoint is solved.
+            request: What is asked for.
+
+        Raises:
+            NotImplementedError: If the estimator has neither.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has first derivatives in reverse mode alone: use Implicit, or another estimator of "
+            "this package, for derivatives of order 2, forward mode and transforms of torch.func."
+        )
+
     def __call__(
         self,
         update: Update,
@@ -82,14 +99,18 @@ class GradientEstimator(Callback, ABC):
         max_steps: int | None = None,
         history: bool = False,
         progress: bool = False,
+        order: int = 1,
+        states_at: Sequence[int] = (),
+        has_aux: bool = False,
     ) -> FixedPoint:
         """Iterates an update to its fixed point.
 
         Args:
             update: The map F, from a state to the next one. Gradients reach every tensor it uses: parameters, injected
                 inputs, anything it closes over.
-            initial_state: Where to start: a floating-point tensor or a pytree of them. Only ``BPTT`` passes a
-                gradient on to it; a fixed point does not depend on where it was started.
+            initial_state: Where to start: a floating-point or complex tensor, or a pytree of them, in which dataclasses
+                and ``None`` may occur. Only ``BPTT`` passes a gradient on to it; a fixed point does not depend on where
+                it was started.
             batch_dims: How many leading dimensions of every leaf index independent samples. Convergence is judged, and
                 adjoint equations are solved, for each of them apart. The default treats the state as one vector, which
                 is right for nodes of one graph.
@@ -100,74 +121,68 @@ class GradientEstimator(Callback, ABC):
             history: Whether the residuals of all steps are wanted, in ``FixedPoint.history``, rather than those that
                 the convergence checks need.
             progress: Whether to show the residual in a progress bar, for a long solve.
+            order: The highest order of derivatives that is wanted, at least 1; a higher one is refused where it is
+                asked for. Each order takes one more application of F and, in every derivative, one more linear solve.
+                From 2 on, ``TBPTT`` and ``BPTT`` do not report what they leave out.
+            states_at: Numbers of steps after which the states are wanted as well, in ``FixedPoint.states``, for losses
+                along the way. Each is differentiable as if it were the fixed point, and takes the memory of one; where
+                the solve has ended before, it is the fixed point.
+            has_aux: Whether the update returns a pair, of the next state and anything else. F is applied once more, to
+                the fixed point, for ``FixedPoint.aux``, which is differentiable.
 
         Returns:
-            The fixed point, and how the solve ended.
+            The fixed point, and how the solve ended. Within ``torch.func.vmap`` its counts and status are those of the
+            whole batch.
 
         Raises:
             UserError: If an argument or the update is not as described.
+            NotImplementedError: If the estimator has no such derivatives.
             ConvergenceError: If the solve fails and the policy is to raise.
         """
-        run: Callable[..., FixedPoint] = self._untraced if torch.compiler.is_compiling() else self._run
-        return run(update, initial_state, batch_dims, warm_start, max_steps, history, progress)
+        options = Options.checked(self, batch_dims, warm_start, max_steps, history, progress, order, states_at)
+        step = first_of_pair(update) if has_aux else update
+        form = StateForm.if_needed(initial_state, options.batch_dims)
+        if form is None:
+            fixed_point = self._solved(step, initial_state, options)
+        else:
+            plain = self._solved(form.plain_update(step), form.plain(initial_state), options)
+            fixed_point = form.original_result(plain)
+        return replace(fixed_point, aux=update(fixed_point.state)[1]) if has_aux else fixed_point
 
-    def _run(
-        self,
-        update: Update,
-        initial_state: State,
-        batch_dims: int,
-        warm_start: WarmStart | None,
-        max_steps: int | None,
-        history: bool,
-        progress: bool,
-    ) -> FixedPoint:
-        refuse_transforms()
-        batch_dims = check_count(self, "batch_dims", batch_dims, 0)
-        taped = torch.is_grad_enabled()
-        if max_steps is not None:
-            max_steps = check_count(self, "max_steps", max_steps, 1)
-            if taped:
-                self.check_max_steps(max_steps)
-        if warm_start is not None:
-            check_instance(self, "warm_start", warm_start, WarmStart, "one that this problem alone uses, or None")
-            initial_state = warm_start.state_like(initial_state)
-        context = current_context()
-        observers = observers_of_solve() if taped else []
-        record_all = history or any(observer.record for observer in observers)
-        checks = _taped_checks if taped else _untaped_checks
-        checked = checks.next(context.place) is not None or context.place in checks.found
-        watch = DrawWatch(update) if checked and self.solver.tol > 0 and callable(update) else None
-        solve = Solve(watch or update, initial_state, batch_dims, self.solver, max_steps, record_all)
-        record = AdjointRecord(type(self).__name__, context, observers, warm_start) if taped else None
-        with showing_progress(type(self).__name__, self.solver.tol) if progress else nullcontext() as solve.at_check:
-            if record is not None:
-                _keep_saved_tensors()
-                image = self.differentiate(solve, record)
-            else:
-                image = solve.values(solve.freezing_failures(lambda: solve.iterate(solve.max_steps)))
-                image = [leaf.clone() for leaf in image]
-        if record is not None:
-            if image[0] is solve.last_taped[1][0]:
-                image = attach_adjoint(lambda gradient: gradient, image, solve.values(image))
-            if checked:
-                watch_parameters(type(self).__name__, image, solve.last_taped[0], context)
-        # A draw need not matter, and another thread may have made it.
-        is_random = watch is not None and watch.draws and solve.is_stochastic(DRAWS, self.solver.tol)
-        if is_random:
-            checks.found.add(context.place)
-        fixed_point = judged_solve(type(self).__name__, solve, image, context, record, is_random)
-        if warm_start is not None:
-            warm_start.keep_state(fixed_point)
-        if observers:
-            operator = JacobianOperator(_refuse_evaluation, *solve.last_taped, batch_dims, self.solver.per_leaf)
-            for observer in observers:
-                observer.on_solve_end(fixed_point, operator)
-            image = attach_adjoint(_notifying(observers), image)
-            fixed_point = replace(fixed_point, state=tree_unflatten(image, solve.structure))
-        return fixed_point
+    def _solved(self, update: Update, initial_state: State, options: Options) -> FixedPoint:
+        if not is_traced():
+            return run_solve(self, update, initial_state, options)
+        traced = traced_solve(self, update, initial_state, options)
+        if traced is not None:
+            return traced
+        # The compiler prints the next line where fullgraph=True keeps it from leaving the solve out of its graph.
+        return _untraced(self, update, initial_state, options)  # fullgraph=True: give the solvers tol=0
 
-    # A trace of the solve would put its data-dependent loop into the graph; the update may itself be compiled.
-    _untraced = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+    def taped_steps(self, step: int) -> int:
+        """How many steps are taped for a state on the way.
+
+        Args:
+            step: Number of the step that the state comes after.
+        """
+        return 1
+
+    def differentiate_traced(self, solve: FixedSteps) -> Vector | None:
+        """Does what ``differentiate`` does where a solver's tolerance is 0, within a graph: reads no values.
+
+        A class that has a ``differentiate`` of its own and none of this is left out of graphs.
+
+        Args:
+            solve: The steps.
+
+        Returns:
+            The differentiable leaves of the fixed point; ``None`` if that cannot be done, before any step is taken.
+        """
+        return None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "differentiate" in vars(cls) and "differentiate_traced" not in vars(cls):
+            cls.differentiate_traced = GradientEstimator.differentiate_traced  # type: ignore[method-assign]
 
     def check_max_steps(self, max_steps: int) -> None:
         """Refuses a number of steps that is too small for the estimator.
@@ -180,7 +195,7 @@ class GradientEstimator(Callback, ABC):
         """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Becomes the module's estimator, and is logged with its hyperparameters.
+        """Becomes the estimator of the module, and of layers in it that were given none; is logged as hyperparameters.
 
         Raises:
             UserError: If the Trainer has more than one estimator.
@@ -192,6 +207,9 @@ class GradientEstimator(Callback, ABC):
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
         unshare(trainer, pl_module)
         pl_module.estimator = self  # type: ignore[assignment]
+        for module in pl_module.modules():
+            if getattr(module, "takes_estimator", False):  # a FixedPointLayer
+                module.estimator = self  # type: ignore[assignment]
         if stage == "fit":
             log_hyperparameters(trainer, pl_module, {"estimator": describe(self)})
 
@@ -202,34 +220,3 @@ class GradientEstimator(Callback, ABC):
     def __repr__(self) -> str:
         """The class with its arguments."""
         return as_call(self)
-
-
-DRAWS = 8
-"""How often an update that draws random numbers is applied again, to see whether they matter."""
-
-# A module that draws dropout masks in training does not in an evaluation.
-_taped_checks, _untaped_checks = SpotChecks(), SpotChecks()
-
-
-@functools.cache
-def _keep_saved_tensors() -> None:
-    """Has compiled updates keep the tensors that they save, in this process.
-
-    One that was differentiated once without ``retain_graph`` would have given them away, and refuse the products of
-    implicit estimators later on, also by way of the disk cache.
-    """
-    torch._functorch.config.donated_buffer = False
-
-
-def _refuse_evaluation(vector: Vector) -> Vector:
-    """Stands for the update where observers have its Jacobian: evaluating it could change what they are to observe."""
-    raise NotImplementedError("observing evaluates no update again")
-
-
-def _notifying(observers: Sequence[SolveObserver]) -> Callable[[Vector], Vector]:
-    def notify(gradient: Vector) -> Vector:
-        for observer in observers:
-            observer.on_gradient(gradient)
-        return gradient
-
-    return notify

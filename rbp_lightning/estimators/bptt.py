@@ -1,12 +1,17 @@
 """Back-propagation through time."""
 
+import torch
+
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
-from rbp_lightning.estimators.attach_adjoint import attach_adjoint
+from rbp_lightning.estimators.attach_adjoint import watch_gradient
 from rbp_lightning.estimators.base import GradientEstimator
+from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
 from rbp_lightning.estimators.tape_watch import TapeWatch
+from rbp_lightning.estimators.unrolled import unrolled
 from rbp_lightning.pytree import Vector, where
 from rbp_lightning.solvers import FixedPointSolver, Picard, Solve
+from rbp_lightning.solvers.fixed_steps import FixedSteps
 
 
 class BPTT(GradientEstimator):
@@ -38,6 +43,10 @@ class BPTT(GradientEstimator):
                 "behind its iterates: use Picard, or an estimator that tapes no solver, such as Implicit."
             )
 
+    def taped_steps(self, step: int) -> int:
+        """All of them, and with a tolerance the one that measures the residual."""
+        return step + 1 if self.solver.tol > 0 else step
+
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver on the tape."""
         watched = self.solver.tol > 0 and not any(leaf.requires_grad for leaf in solve.start)
@@ -49,7 +58,7 @@ class BPTT(GradientEstimator):
             solve.test.history.clear()  # of a run in which samples failed
             if watched:
                 solve.tap = watch.after_step
-            image = solve.iterate(solve.max_steps)
+            image = self.iterate(solve)
             solve.tap = None
             return solve.steps - before, watch, image
 
@@ -62,4 +71,35 @@ class BPTT(GradientEstimator):
             return watch.after_tape(steps, image, values)
         if self.solver.tol == 0 or image is solve.measured:  # which can be differentiated twice
             return [leaf.clone() for leaf in image]
-        return attach_adjoint(lambda gradient: gradient, image, values)
+        return watch_gradient(lambda gradient: None, image, values)
+
+    def differentiate_to_order(self, solve: Solve, record: AdjointRecord, request: DerivativeRequest) -> Attach:
+        """Runs the solver without a tape, and has as many steps taken on it."""
+
+        def run() -> tuple[int, Vector]:
+            before = solve.steps
+            solve.test.history.clear()  # of a run in which samples failed
+            image = solve.iterate(solve.max_steps, first_taped=True)
+            return solve.steps - before, image
+
+        with torch.no_grad():
+            steps, image = solve.freezing_failures(run)
+        measured = self.solver.tol > 0 and steps > 1
+        if measured:
+            steps -= 1  # the state that is returned is the one before the last
+        return unrolled(solve, request, None, steps, solve.values(image), self.solver, ends_with_image=not measured)
+
+    def iterate(self, solve: Solve) -> Vector:
+        """Runs the solver with gradients enabled.
+
+        Args:
+            solve: The solve.
+
+        Returns:
+            Leaves of the last F(h).
+        """
+        return solve.iterate(solve.max_steps)
+
+    def differentiate_traced(self, solve: FixedSteps) -> Vector:
+        """Runs the solver on the tape."""
+        return solve.iterate(solve.max_steps)

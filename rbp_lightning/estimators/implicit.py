@@ -10,12 +10,16 @@ from rbp_lightning.errors import UserError
 from rbp_lightning.estimators.adjoint_record import AdjointRecord, parameters_of
 from rbp_lightning.estimators.attach_adjoint import attach_adjoint
 from rbp_lightning.estimators.base import GradientEstimator
+from rbp_lightning.estimators.chord_steps import Inverse, chord_steps
 from rbp_lightning.estimators.coupled_samples import samples_are_coupled
+from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
+from rbp_lightning.estimators.fixed_adjoint import traced_adjoint
 from rbp_lightning.linear.base import LinearSolver
 from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector, denormalize, normalize
 from rbp_lightning.reporting import in_context
 from rbp_lightning.solvers import FixedPointAdjoint, FixedPointSolver, Solve
+from rbp_lightning.solvers.fixed_steps import FixedSteps
 
 
 class Implicit(GradientEstimator):
@@ -58,6 +62,41 @@ class Implicit(GradientEstimator):
 
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver without a tape, tapes one more step and replaces the gradient behind it."""
+        linear_solver = self.linear_solver_for(solve)
+        taped, image = self._linearised(solve)
+
+        def adjoint(gradient: Vector) -> Vector:
+            return _product(linear_solver, taped.fresh(), gradient, record, image)
+
+        return attach_adjoint(adjoint, image, solve.values(image))
+
+    def differentiate_to_order(self, solve: Solve, record: AdjointRecord, request: DerivativeRequest) -> Attach:
+        """Runs the solver without a tape, and has chord steps taken from the fixed point."""
+        linear_solver = self.linear_solver_for(solve)
+        taped, image = self._linearised(solve)
+        transposed = taped.transposed()
+        inverse = Inverse(
+            apply=lambda vector: _product(linear_solver, transposed.fresh(), vector, record, image),
+            apply_transposed=lambda vector: _product(linear_solver, taped.fresh(), vector, record, image),
+            vmap_levels=request.vmap_levels,
+        )
+        state = solve.values(image)
+        return lambda function, _: chord_steps(function, request.lift(state), inverse, request.order)
+
+    def differentiate_traced(self, solve: FixedSteps) -> Vector | None:
+        """Does so with a linear solver whose number of steps is fixed."""
+        return traced_adjoint(self.linear_solver, solve)
+
+    def linear_solver_for(self, solve: Solve) -> LinearSolver:
+        """The linear solver of one solve, which may learn from it.
+
+        Args:
+            solve: The solve, before it begins.
+        """
+        return self.linear_solver
+
+    def _linearised(self, solve: Solve) -> tuple[JacobianOperator, Vector]:
+        """The Jacobian at the fixed point, and F there, on the tape."""
         start = solve.without_tape(steps_after=1)
         for leaf in start:
             leaf.requires_grad_()
@@ -66,14 +105,14 @@ class Implicit(GradientEstimator):
         function, frozen = solve.function, solve.frozen
         # Forward mode evaluates the map again, which is another one where samples are frozen.
         evaluated = function if frozen.mask is None else lambda leaves: frozen.apply(function, leaves)[1]
-        linear_solver = self.linear_solver
-        taped = JacobianOperator(evaluated, vector, image, solve.batch_dims, self.solver.per_leaf)
+        return JacobianOperator(evaluated, vector, image, solve.batch_dims, self.solver.per_leaf), image
 
-        def adjoint(gradient: Vector) -> Vector:
-            with in_context(record.context):  # the operator belongs to this backward pass, as do its counts
-                return _solve(linear_solver, taped.fresh(), gradient, record, image)
 
-        return attach_adjoint(adjoint, image, solve.values(image))
+def _product(
+    linear_solver: LinearSolver, operator: JacobianOperator, gradient: Vector, record: AdjointRecord, image: Vector
+) -> Vector:
+    with in_context(record.context):  # the operator belongs to this backward pass, as do its counts
+        return _solve(linear_solver, operator, gradient, record, image)
 
 
 def _solve(
@@ -88,7 +127,8 @@ def _solve(
     # and makes the adjoint of the last solve a start for this one.
     low_precision = operator.epsilon > torch.finfo(torch.float32).eps
     scaled, size = normalize(gradient, always=low_precision or record.warm_start is not None)
-    start = None if record.warm_start is None else record.warm_start.adjoint_like(scaled)
+    warm_start = None if operator.is_transposed else record.warm_start  # which holds adjoints
+    start = None if warm_start is None else warm_start.adjoint_like(scaled)
     # A backward pass may run under autocast, which is for the update.
     device = gradient[0].device.type
     autocast = torch.is_autocast_enabled(device)
@@ -100,6 +140,6 @@ def _solve(
         return operator.adjoint_residual(scaled, vector)
 
     record.keep(solution, measured, parameters)
-    if record.warm_start is not None:
-        record.warm_start.keep_adjoint(solution)
+    if warm_start is not None:
+        warm_start.keep_adjoint(solution)
     return vector if size is None else denormalize(vector, size, gradient)

@@ -99,3 +99,13 @@ def observing(make: MakeObserver) -> Iterator[None]:
         yield
     finally:
         stop_observing(token)
+
+
+@contextmanager
+def not_observing() -> Iterator[None]:
+    """Context in which solves are not observed."""
+    token = _makers.set(())
+    try:
+        yield
+    finally:
+        stop_observing(token)

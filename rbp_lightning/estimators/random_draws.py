@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from rbp_lightning.estimators.spot_checks import SpotChecks
 from rbp_lightning.pytree import State
+from rbp_lightning.reporting import Place
+from rbp_lightning.solvers import Solve
 from rbp_lightning.state_function import Update
 
 WATCHED = (2, 3)
@@ -56,6 +59,46 @@ class DrawWatch:
         image = self._update(state)
         self._moved.append(before != _generators(state))
         return image
+
+
+class RandomnessCheck:
+    """Looks now and then whether the update of a solve is random.
+
+    Args:
+        update: The map F.
+        place: The line that called the solve.
+        taped: Whether gradients are enabled: a module that draws dropout masks in training does not in an evaluation.
+        tol: The solver's tolerance; a number of steps that was asked for needs no fixed point.
+
+    Attributes:
+        due: Whether this solve is one of those that are checked.
+        update: F, to be solved with.
+    """
+
+    def __init__(self, update: Update, place: Place, taped: bool, tol: float) -> None:
+        self._place, self._tol = place, tol
+        self._checks = _taped_checks if taped else _untaped_checks
+        self.due = self._checks.next(place) is not None or place in self._checks.found
+        self._watch = DrawWatch(update) if self.due and tol > 0 and callable(update) else None
+        self.update = self._watch or update
+
+    def is_random(self, solve: Solve) -> bool:
+        """Whether it is, once the solve has ended; applies F again if it has drawn.
+
+        Args:
+            solve: The solve.
+        """
+        # A draw need not matter, and another thread may have made it.
+        if self._watch is None or not self._watch.draws or not solve.is_stochastic(DRAWS, self._tol):
+            return False
+        self._checks.found.add(self._place)
+        return True
+
+
+DRAWS = 8
+"""How often an update that draws random numbers is applied again, to see whether they matter."""
+
+_taped_checks, _untaped_checks = SpotChecks(), SpotChecks()
 
 
 def _generators(state: State) -> list[Any]:

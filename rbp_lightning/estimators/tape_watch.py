@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rbp_lightning.estimators.adjoint_record import AdjointRecord, parameters_of
-from rbp_lightning.estimators.attach_adjoint import attach_adjoint
+from rbp_lightning.estimators.attach_adjoint import watch_gradient
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.linear.truncation import truncation_error
@@ -48,7 +48,7 @@ class TapeWatch:
             step: Number of the taped step, from 1.
             vector: Leaves of the state after it.
         """
-        return vector if step > FOLLOWED else attach_adjoint(self._watch(step, vector), vector)
+        return vector if step > FOLLOWED else watch_gradient(self._watch(step, vector), vector)
 
     def after_tape(self, steps: int, vector: Vector, values: Vector | None = None) -> list[Tensor]:
         """Observes the gradient that arrives.
@@ -59,23 +59,21 @@ class TapeWatch:
             values: What is returned in place of the leaves; ``None`` for what they hold.
         """
 
-        def keep(gradient: Vector) -> Vector:
+        def keep(gradient: Vector) -> None:
             self._terms = {steps + 1: gradient}
-            return gradient
 
-        return attach_adjoint(keep, vector, values)
+        return watch_gradient(keep, vector, values)
 
-    def _watch(self, step: int, vector: Vector) -> Callable[[Vector], Vector]:
+    def _watch(self, step: int, vector: Vector) -> Callable[[Vector], None]:
         epsilon = precision(vector)
         # The function hangs on the graph and must not hold it, but may hold its leaves, which are wanted to skip steps.
         skips = step == 1 and self._record.context.handler.action(Failure.TRUNCATED) == "skip"
         parameters = parameters_of(vector) if skips else None
 
-        def keep(gradient: Vector) -> Vector:
+        def keep(gradient: Vector) -> None:
             self._terms[step] = gradient
             if step == 1:
                 self._finish(epsilon, parameters)
-            return gradient
 
         return keep
 

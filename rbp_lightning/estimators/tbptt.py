@@ -1,11 +1,16 @@
 """Truncated back-propagation through time."""
 
+import torch
+
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.base import GradientEstimator
+from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
 from rbp_lightning.estimators.tape_watch import TapeWatch
+from rbp_lightning.estimators.unrolled import unrolled
 from rbp_lightning.pytree import Vector
-from rbp_lightning.solvers import FixedPointSolver, Solve
+from rbp_lightning.solvers import FixedPointSolver, Picard, Solve
+from rbp_lightning.solvers.fixed_steps import FixedSteps
 
 
 class TBPTT(GradientEstimator):
@@ -42,6 +47,10 @@ class TBPTT(GradientEstimator):
                 "increase max_steps."
             )
 
+    def taped_steps(self, step: int) -> int:
+        """As many as for the fixed point."""
+        return self.steps
+
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Runs the solver without a tape, and the last steps on it."""
         start = solve.without_tape(steps_after=self.steps)
@@ -57,3 +66,14 @@ class TBPTT(GradientEstimator):
 
         watch, image = solve.freezing_failures(taped_steps)
         return watch.after_tape(self.steps, image, solve.values(image))
+
+    def differentiate_to_order(self, solve: Solve, record: AdjointRecord, request: DerivativeRequest) -> Attach:
+        """Runs the solver without a tape, and has the last steps taken on it."""
+        start = solve.without_tape(steps_after=self.steps)
+        with torch.no_grad():
+            image = solve.freezing_failures(lambda: solve.last_steps(start, self.steps))
+        return unrolled(solve, request, start, self.steps, solve.values(image), Picard(), ends_with_image=True)
+
+    def differentiate_traced(self, solve: FixedSteps) -> Vector:
+        """Runs the solver without a tape, and the last steps on it."""
+        return solve.last_steps(solve.without_tape(steps_after=self.steps), self.steps)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class LinearSolution:
         known: How it ended where the solver has read that already; ``None`` has ``status`` read the figures.
         floor: Residual per sample up to which it has stalled at rounding and not failed, where the solver found nothing
             left to do; ``None`` where it did not.
+        intended: Whether what is left out is the method's own bias, which whoever chose the method has chosen as well:
+            a policy does not act on it.
 
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)
@@ -49,6 +52,7 @@ class LinearSolution:
     error_estimate: Tensor | None = None
     known: Status | None = None
     floor: Tensor | None = None
+    intended: bool = False
 
     @cached_property
     def worst(self) -> float:
@@ -108,7 +112,22 @@ class LinearSolver(ABC):
         """
 
 
-def rounding_floors(gradient: Vector, vector: Vector, operator: JacobianOperator) -> Tensor:
+class AdjointMap(Protocol):
+    """Products with J^T, or what stands for them, as ``JacobianOperator`` has them."""
+
+    batch_dims: int
+    per_leaf: bool
+    epsilon: float
+    products: int
+
+    def vjp(self, cotangent: Vector) -> list[Tensor]:
+        """J^T v."""
+
+    def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
+        """How far z is from solving (I - J^T) z = g, per sample."""
+
+
+def rounding_floors(gradient: Vector, vector: Vector, operator: AdjointMap) -> Tensor:
     """Residuals, relative to g, up to which rounding can keep z from its tolerance, per sample.
 
     Near spectral radius 1 z is many times as large as g, and so is the rounding error of a product with it.

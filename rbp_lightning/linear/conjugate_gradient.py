@@ -10,14 +10,12 @@ from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.linear.recurrence import Recurrence, RecurrentSolver
+from rbp_lightning.linear.symmetry import is_asymmetric
 from rbp_lightning.pytree import Vector
 from rbp_lightning.reporting import report
 
 COSINE = 0.1
 """Cosine of the angle between two residuals, which is 0 for a symmetric J, at which a sample goes no further."""
-
-ROUNDING = 16
-"""Rounding error of an inner product with J that is allowed for, in units of the precision."""
 
 
 class _CG(Recurrence):
@@ -92,13 +90,8 @@ class ConjugateGradient(RecurrentSolver):
 
 def _explain(operator: JacobianOperator, failed: Tensor, recurrence: _CG) -> None:
     """Reports which of the samples that have not converged are none for conjugate gradients."""
-    vector = operator.random_unit_vector(0)
-    image = operator.flat_vjp(vector)
-    second = operator.flat_vjp(image)
-    square = vecdot(image, image)
-    allowed = ROUNDING * operator.epsilon * (square + second.norm(dim=-1))
     # Rounding alone, of many steps in low precision, makes residuals lean as well.
-    asymmetric = failed & ((vecdot(vector, second) - square).abs() > allowed)
+    asymmetric = failed & is_asymmetric(operator)
     indefinite = failed & recurrence.indefinite & ~asymmetric
     counts = torch.stack([asymmetric.sum(), indefinite.sum()]).tolist()
     reasons = ("J is not symmetric", "I - J has an eigenvalue that is not positive")

@@ -5,7 +5,7 @@ import math
 import torch
 
 from rbp_lightning.errors import UserError, check_count
-from rbp_lightning.linear.back_substitution import back_substitution
+from rbp_lightning.linear.back_substitution import solve_by_qr
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
 from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector
@@ -41,11 +41,8 @@ class Dense(LinearSolver):
             )
         before = operator.products
         right = operator.ravel(gradient)
-        # torch.linalg.solve was seen wrong on a CPU with several threads from some 160 unknowns on (PyTorch 2.13).
         matrix = torch.eye(operator.size, dtype=right.dtype, device=right.device) - operator.dense().mT
-        orthogonal, triangular = torch.linalg.qr(matrix)
-        projected = (orthogonal.mT @ right[..., None]).squeeze(-1)
-        vector = operator.unravel(back_substitution(triangular, projected))
+        vector = operator.unravel(solve_by_qr(matrix, right))
         residual = operator.adjoint_residual(gradient, vector)
         products = operator.products - before
         return LinearSolution(vector, products, products, residual, rounding_tol(operator))

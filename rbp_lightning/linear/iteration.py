@@ -5,8 +5,7 @@ from typing import Any, Protocol
 import torch
 
 from rbp_lightning.check_schedule import FALLING, CheckSchedule
-from rbp_lightning.linear.base import LinearSolution, rounding_floors
-from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.linear.base import AdjointMap, LinearSolution, rounding_floors
 from rbp_lightning.linear.relative_residual import RelativeResidual
 from rbp_lightning.pytree import Vector, add, subtract
 from rbp_lightning.status import Status
@@ -29,7 +28,7 @@ class Stepper(Protocol):
 
 
 def iterate_adjoint(
-    operator: JacobianOperator,
+    operator: AdjointMap,
     gradient: Vector,
     start: Vector,
     steps: int,
@@ -43,7 +42,7 @@ def iterate_adjoint(
     The residual of a number of steps without a tolerance is that of the last z but one.
 
     Args:
-        operator: Products with J and J^T.
+        operator: Products with J^T.
         gradient: Leaves of g.
         start: Leaves of the first z.
         steps: Most products with J^T, at least 1.

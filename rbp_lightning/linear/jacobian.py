@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.linear.graph import graph_nodes
@@ -20,6 +22,7 @@ _NO_SECOND_DERIVATIVE = (
     "does not currently support double backward",
     "The gradient of a fixed point has no derivative",  # of a solve within the update
 )
+_FUSED_ATTENTION = "_scaled_dot_product_"
 
 
 class JacobianOperator:
@@ -39,6 +42,7 @@ class JacobianOperator:
         epsilon: Relative precision of a product.
         batch_shape: Shape of the batch dimensions.
         size: Number of elements of a sample.
+        is_transposed: Whether it is the operator of J^T.
 
     Example:
         >>> operator = JacobianOperator.at(torch.square, torch.tensor([1.0, 2.0]), batch_dims=0)
@@ -54,15 +58,20 @@ class JacobianOperator:
         batch_dims: int,
         per_leaf: bool = True,
     ) -> None:
-        self.batch_dims, self.per_leaf = batch_dims, per_leaf
+        self.per_leaf = per_leaf
         self.products = 0
+        self.is_transposed = False
         self.epsilon = precision([*inputs, *outputs])
         self._function, self._inputs, self._outputs = function, list(inputs), list(outputs)
         device = outputs[0].device.type
         self._autocast = (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
         self._jvp: Callable[[Vector], list[Tensor]] | None = None
-        self.batch_shape = inputs[0].shape[:batch_dims]
-        self._shapes = [leaf.shape[batch_dims:] for leaf in inputs]
+        self._set_batch_dims(batch_dims)
+
+    def _set_batch_dims(self, batch_dims: int) -> None:
+        self.batch_dims = batch_dims
+        self.batch_shape = self._inputs[0].shape[:batch_dims]
+        self._shapes = [leaf.shape[batch_dims:] for leaf in self._inputs]
         self.size = sum(shape.numel() for shape in self._shapes)
 
     @classmethod
@@ -91,9 +100,37 @@ class JacobianOperator:
 
     def as_one_sample(self) -> "JacobianOperator":
         """The same operator for a batch whose samples act on each other."""
-        operator = JacobianOperator(self._function, self._inputs, self._outputs, 0, self.per_leaf)
-        operator.epsilon, operator._autocast = self.epsilon, self._autocast
+        operator = self.fresh()
+        operator._set_batch_dims(0)
         return operator
+
+    def transposed(self) -> "JacobianOperator":
+        """The operator of J^T: its products with J and J^T change places."""
+        operator = self.fresh()
+        operator.is_transposed = not self.is_transposed
+        return operator
+
+    def retaped(self) -> "JacobianOperator":
+        """The operator at the same state with F evaluated again, as on the next minibatch; its count goes on."""
+        operator = copy.copy(self)
+        operator._inputs = [leaf.detach().requires_grad_() for leaf in self._inputs]
+        with torch.enable_grad(), torch.autocast(*self._autocast):
+            operator._outputs = list(self._function(operator._inputs))
+        operator._jvp = None
+        return operator
+
+    def difference(self, step: Vector) -> list[Tensor]:
+        """F(h + d) - F(h), by one evaluation of F without a tape.
+
+        Args:
+            step: Leaves of d.
+
+        Returns:
+            Its leaves, in the dtypes of d.
+        """
+        with torch.no_grad(), torch.autocast(*self._autocast):
+            image = self._function([leaf + move.to(leaf.dtype) for leaf, move in zip(self._inputs, step, strict=True)])
+        return _cast(subtract(image, [leaf.detach() for leaf in self._outputs]), step)
 
     def vjp(self, cotangent: Vector) -> list[Tensor]:
         """Product J^T v.
@@ -108,6 +145,9 @@ class JacobianOperator:
             UserError: If the update uses a reentrant checkpoint.
         """
         self.products += 1
+        return self._push_forward(cotangent) if self.is_transposed else self._pull_back(cotangent)
+
+    def _pull_back(self, cotangent: Vector) -> list[Tensor]:
         try:
             product = pull_back(self._outputs, self._inputs, cotangent)
         except RuntimeError as error:
@@ -119,7 +159,8 @@ class JacobianOperator:
         """Product J v.
 
         J v is the derivative with respect to u of (J^T u) . v, so it comes from the tape, without a second evaluation
-        of the update. Where an operation cannot be differentiated twice, the update is evaluated in forward mode.
+        of the update. Fused kernels of attention cannot be differentiated twice: for these products the step is taped
+        once more with PyTorch's math kernel. Where another operation cannot, the update is evaluated in forward mode.
 
         Args:
             tangent: Leaves of v.
@@ -131,6 +172,9 @@ class JacobianOperator:
             UserError: If the update can be differentiated in neither way.
         """
         self.products += 1
+        return self._pull_back(tangent) if self.is_transposed else self._push_forward(tangent)
+
+    def _push_forward(self, tangent: Vector) -> list[Tensor]:
         if self._jvp is None:
             self._jvp = self._jvp_from_tape() or self._jvp_forward_mode
         return _cast(self._jvp(tangent), tangent)
@@ -145,20 +189,29 @@ class JacobianOperator:
         residual = subtract(gradient, subtract(adjoint, self.vjp(adjoint)))
         return RelativeResidual(gradient, self.batch_dims, self.per_leaf)(residual, adjoint)
 
-    def _jvp_from_tape(self) -> Callable[[Vector], list[Tensor]] | None:
-        duals = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
+    def _jvp_from_tape(self, again: tuple[Vector, Vector] | None = None) -> Callable[[Vector], list[Tensor]] | None:
+        inputs, outputs = again or (self._inputs, self._outputs)
+        duals = [torch.zeros_like(output, requires_grad=True) for output in outputs]
         try:
             with torch.enable_grad():
-                transposed = pull_back(self._outputs, self._inputs, duals, create_graph=True)
-            pull_back(transposed, duals, self._inputs)
+                transposed = pull_back(outputs, inputs, duals, create_graph=True)
+            pull_back(transposed, duals, inputs)
         except RuntimeError as error:
             _refuse_reentrant_checkpoint(error)
+            if again is None and _FUSED_ATTENTION in str(error):
+                with suppress(NotImplementedError):  # of an update that must not be evaluated again
+                    return self._jvp_from_tape(self._taped_with_math_attention())
             if not any(reason in str(error) for reason in _NO_SECOND_DERIVATIVE):
                 raise
             return None
         if _drops_a_derivative(transposed):
             return None
         return lambda tangent: pull_back(transposed, duals, tangent)
+
+    def _taped_with_math_attention(self) -> tuple[Vector, Vector]:
+        with torch.enable_grad(), torch.autocast(*self._autocast), sdpa_kernel(SDPBackend.MATH):
+            inputs = [leaf.detach().requires_grad_() for leaf in self._inputs]
+            return inputs, self._function(inputs)
 
     def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
         try:

@@ -31,16 +31,25 @@ class NeumannSeries(LinearSolver):
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Sums the first terms."""
-        before = operator.products
+        before, tape = operator.products, operator
         terms: deque[Vector] = deque([gradient], maxlen=3)
         total = [leaf.clone() for leaf in gradient]
         for _ in range(self.steps):
-            term = operator.vjp(terms[-1])
+            tape = self.next_tape(tape)
+            term = tape.vjp(terms[-1])
             terms.append(term)
             for leaf, other in zip(total, term, strict=True):
                 leaf += other  # in place, which touches less memory
         residual, estimate = truncation_error(
             list(terms), gradient, self.steps, operator.batch_dims, operator.epsilon, total
         )
-        products = operator.products - before
-        return LinearSolution(total, self.steps, products, residual, error_estimate=estimate)
+        operator.products = tape.products
+        return LinearSolution(total, self.steps, tape.products - before, residual, error_estimate=estimate)
+
+    def next_tape(self, operator: JacobianOperator) -> JacobianOperator:
+        """What the next product is taken with: the same tape each time.
+
+        Args:
+            operator: What the last one was taken with.
+        """
+        return operator

@@ -1,16 +1,30 @@
-"""What makes an update a contraction, and products that are constant over a solve."""
+"""What makes an update a contraction, what is held over a solve, and products that are constant over one."""
 
+from rbp_lightning.nn.contractive import contractive
+from rbp_lightning.nn.convolution_bounds import (
+    FrobeniusConvolutionBound,
+    InfinityConvolutionBound,
+    SpectralConvolutionBound,
+)
+from rbp_lightning.nn.held import held
 from rbp_lightning.nn.norm_bounds import FrobeniusNormBound, InfinityNormBound, SpectralNormBound
 from rbp_lightning.nn.penalties import column_sum_penalty, jacobian_penalty
 from rbp_lightning.nn.replicated import replicated
 from rbp_lightning.nn.sparse import SparseMatrix
+from rbp_lightning.nn.stochastic_depth import StochasticDepth
 
 __all__ = [
+    "FrobeniusConvolutionBound",
     "FrobeniusNormBound",
+    "InfinityConvolutionBound",
     "InfinityNormBound",
     "SparseMatrix",
+    "SpectralConvolutionBound",
     "SpectralNormBound",
+    "StochasticDepth",
     "column_sum_penalty",
+    "contractive",
+    "held",
     "jacobian_penalty",
     "replicated",
 ]

@@ -4,7 +4,7 @@ The bounds are parametrizations for ``torch.nn.utils.parametrize.register_parame
 updates Z <- phi(W Z A) + U. Features are in rows and nodes in columns (a Linear layer has them the other way round,
 with the same W), phi acts on each entry with slopes of at most 1, and A, if any, is constant. Two states end up at most
 ||W|| ||A|| times as far apart, so this is a contraction where ||W|| < 1 and ||A|| <= 1; the classes say in which norms.
-Every reading of a parametrized weight computes it anew: read it once, outside the update.
+Every reading of a parametrized weight computes it anew: ``held`` computes it once a solve, as ``FixedPointLayer`` does.
 """
 
 import torch
@@ -14,18 +14,37 @@ from rbp_lightning.errors import UserError, check_instance, check_number
 from rbp_lightning.pytree import FLOATS, to_float32
 
 
-class _NormBound(nn.Module):
-    """What the bounds share: the checks, and at least float32 to compute in."""
+class NormBound(nn.Module):
+    """What the bounds share: the checks, and at least float32 to compute in.
+
+    Args:
+        bound: Largest norm, above 0.
+
+    Raises:
+        UserError: If ``bound`` is not a positive number.
+    """
 
     def __init__(self, bound: float) -> None:
         super().__init__()
         self.bound = check_number(self, "bound", bound, 0.0, low_allowed=False)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Brings a matrix within the bound, up to rounding in its dtype.
+        """Brings a weight within the bound, up to rounding in its dtype.
 
         Raises:
-            UserError: If ``weight`` is no floating-point matrix.
+            UserError: If ``weight`` is not what the bound is for.
+        """
+        self.check(weight)
+        return self._bounded(*to_float32([weight])).to(weight.dtype)
+
+    def check(self, weight: Tensor) -> None:
+        """Refuses what is no floating-point matrix.
+
+        Args:
+            weight: The weight.
+
+        Raises:
+            UserError: If it is none.
         """
         check_instance(self, "weight", weight, Tensor, "a matrix")
         if weight.dim() != 2 or weight.dtype not in FLOATS or weight.layout is not torch.strided:
@@ -33,7 +52,6 @@ class _NormBound(nn.Module):
                 f"{type(self).__name__}: weight has shape {tuple(weight.shape)}, dtype {weight.dtype} and layout "
                 f"{weight.layout}: it must be a matrix, dense and in floating point."
             )
-        return self._bounded(*to_float32([weight])).to(weight.dtype)
 
     def _bounded(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -42,8 +60,12 @@ class _NormBound(nn.Module):
         # Within the bound this divides by exactly 1, and never by a norm, which may be 0.
         return weight / (norm / self.bound).clamp_min(1)
 
+    def extra_repr(self) -> str:
+        """The bound, for ``repr``."""
+        return f"bound={self.bound:g}"
 
-class SpectralNormBound(_NormBound):
+
+class SpectralNormBound(NormBound):
     """Parametrization W min(1, bound / ||W||_2): the largest singular value is at most the bound.
 
     With ||A||_2 <= 1, as of the symmetric normalisation of an adjacency matrix, Z <- phi(W Z A) + U is a contraction
@@ -70,7 +92,7 @@ class SpectralNormBound(_NormBound):
         return self._scaled(weight, torch.where(finite, norm, float("nan")))
 
 
-class FrobeniusNormBound(_NormBound):
+class FrobeniusNormBound(NormBound):
     """Parametrization W min(1, bound / ||W||_F): the root of the sum of squares is at most the bound.
 
     As ||W||_2 <= ||W||_F, it makes the same updates contractions as ``SpectralNormBound``. It is cheaper and stricter:
@@ -93,7 +115,7 @@ class FrobeniusNormBound(_NormBound):
         return self._scaled(weight, torch.linalg.matrix_norm(weight))
 
 
-class InfinityNormBound(_NormBound):
+class InfinityNormBound(NormBound):
     """Parametrization by the nearest matrix whose rows have absolute sums of at most the bound: ||W||_inf <= bound.
 
     With absolute column sums of A of at most 1, Z <- phi(W Z A) + U is a contraction in the largest |Z_ij| if the bound

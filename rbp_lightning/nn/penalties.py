@@ -1,13 +1,15 @@
 """Penalties on the Jacobian of an update, to be added to the loss.
 
 They make the Jacobian J = dF/dh smaller at one state, and guarantee nothing. Their gradient reaches all that the update
-uses except the state; that of an operator marked ``once_differentiable`` is silently missing.
+uses except the state; that of an operator marked ``once_differentiable`` is silently missing. Of an update that draws
+random numbers, pass the one of the solve, as ``held`` returns it. Attention is computed by PyTorch's math kernel here.
 """
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rbp_lightning.errors import check_count, check_instance, check_number
+from rbp_lightning.errors import UserError, check_count, check_instance, check_number
 from rbp_lightning.linear.jacobian import pull_back
 from rbp_lightning.pytree import State, Vector, flatten_state, inner, to_float32
 from rbp_lightning.state_function import StateFunction, Update
@@ -65,7 +67,7 @@ def column_sum_penalty(update: Update, state: State, bound: float = 0.9) -> Tens
         The penalty, a scalar to be weighted and added to the loss.
 
     Raises:
-        UserError: If ``bound`` or ``state`` is not as described.
+        UserError: If ``bound`` or ``state`` is not as described, or it is called within torch.func.
 
     Example:
         >>> weight = torch.tensor([[0.5, 0.0], [-2.0, 1.4]])
@@ -83,6 +85,11 @@ def column_sum_penalty(update: Update, state: State, bound: float = 0.9) -> Tens
 
 def _taped_step(update: Update, state: State) -> tuple[Vector, Vector]:
     """Leaves of the state, cut off from its history, and of the step taped from there."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UserError(
+            "A penalty tapes a step of its own, which torch.func does not allow: use it outside of torch.func."
+        )
     leaves, structure = flatten_state(state, batch_dims=0)
     inputs = [leaf.detach().requires_grad_() for leaf in leaves]
-    return inputs, StateFunction(update, structure)(inputs)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+        return inputs, StateFunction(update, structure)(inputs)

@@ -7,6 +7,7 @@ from rbp_lightning.solvers.broyden import Broyden
 from rbp_lightning.solvers.damped import Damped
 from rbp_lightning.solvers.fixed_point_adjoint import FixedPointAdjoint
 from rbp_lightning.solvers.newton_krylov import NewtonKrylov
+from rbp_lightning.solvers.nudged_adjoint import NudgedAdjoint
 from rbp_lightning.solvers.picard import Picard
 from rbp_lightning.solvers.reduced_rank_extrapolation import ReducedRankExtrapolation
 from rbp_lightning.solvers.solve import Solve
@@ -20,6 +21,7 @@ __all__ = [
     "FixedPointAdjoint",
     "FixedPointSolver",
     "NewtonKrylov",
+    "NudgedAdjoint",
     "Picard",
     "ReducedRankExtrapolation",
     "Solve",

@@ -30,7 +30,9 @@ def affine_weights(gram: Tensor, newest: int, regularization: float) -> Tensor:
         >>> affine_weights(vectors @ vectors.T, newest=1, regularization=1e-6)
         tensor([0.3333, 0.6667])
     """
-    factors, ones, alone = _constants(gram.shape[-1], newest, regularization, gram.dtype, gram.device)
+    # A graph's tensors are not to be kept.
+    constants = _new_constants if torch.compiler.is_compiling() else _constants
+    factors, ones, alone = constants(gram.shape[-1], newest, regularization, gram.dtype, gram.device)
     triangle, info = torch.linalg.cholesky_ex(gram * factors)
     weights = torch.cholesky_solve(ones.expand(*gram.shape[:-1], 1), triangle).squeeze(-1)
     total = weights.sum(-1, keepdim=True)
@@ -38,11 +40,17 @@ def affine_weights(gram: Tensor, newest: int, regularization: float) -> Tensor:
     return torch.where(sound, weights / total, alone)
 
 
+def _new_constants(
+    count: int, newest: int, added: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of the regularised matrix, ones, and the weights of the newest u alone."""
+    identity = torch.eye(count, dtype=dtype, device=device)
+    return 1 + added * identity, identity.new_ones(count, 1), identity[newest].clone()
+
+
 @functools.lru_cache(maxsize=256)
 def _constants(
     count: int, newest: int, added: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of the regularised matrix, ones, and the weights of the newest u alone."""
     with torch.inference_mode(False):
-        identity = torch.eye(count, dtype=dtype, device=device)
-        return 1 + added * identity, identity.new_ones(count, 1), identity[newest].clone()
+        return _new_constants(count, newest, added, dtype, device)

@@ -25,6 +25,7 @@ class InverseJacobian:
         left: The u_i.
         right: The v_i.
         plain: Whether the step before was a plain one, ``[*batch, 1]``.
+        begun: Whether there is room for them.
         count: How many u_i there are.
         last: h and F(h) - h of the step before, ``[*batch, n]``; ``None`` before the first one.
     """
@@ -34,6 +35,7 @@ class InverseJacobian:
     left: History = field(init=False)
     right: History = field(init=False)
     plain: Tensor = field(init=False)
+    begun: bool = False
     count: int = 0
     last: tuple[Tensor, Tensor] | None = None
 
@@ -45,6 +47,22 @@ class InverseJacobian:
         """
         self.left, self.right = History(like, self.most), History(like, self.most)
         self.plain = torch.ones_like(like[..., :1], dtype=torch.bool)
+        self.begun = True
+
+    def transposed(self, room: int) -> "InverseJacobian":
+        """B^T, on which the steps of another solve can build.
+
+        Args:
+            room: How many more u_i there may be; at most as many as here.
+        """
+        other = InverseJacobian(self.batch_dims, self.count + min(room, self.most))
+        if self.count:
+            left, right = self.left.first(self.count), self.right.first(self.count)
+            other.begin(left[..., 0, :])
+            other.left.first(self.count).copy_(right)
+            other.right.first(self.count).copy_(left)
+            other.count = self.count
+        return other
 
     def times(self, vector: Tensor) -> Tensor:
         """B v."""
@@ -143,9 +161,9 @@ class Broyden(FixedPointSolver):
         following = ravel(image, memory.batch_dims)
         before = ravel(vector, memory.batch_dims).to(following.dtype)
         change = following - before
-        if memory.last is None:
+        if not memory.begun:
             memory.begin(following)
-        else:
+        if memory.last is not None:
             lost = ~vecdot(change, change).isfinite()[..., None]
             before, change = (torch.where(lost, *pair) for pair in zip(memory.last, (before, change), strict=True))
             memory.correct(before, change, lost)

@@ -77,7 +77,6 @@ class ConvergenceTest:
         self.last: Observation | None = None
         self._least_size = atol / tol if tol > 0 else 0.0
 
-    @torch.no_grad()
     def observe(self, step: int, vector: Vector, image: Vector) -> Tensor:
         """Records a change, without waiting for the device.
 

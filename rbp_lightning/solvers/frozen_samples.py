@@ -106,6 +106,17 @@ class FrozenSamples:
         """
         return codes if self.mask is None or self._codes is None else torch.where(self.mask, self._codes, codes)
 
+    def mapped(self, function: Callable[[Tensor], Tensor], batch_dims: int) -> "FrozenSamples":
+        """The same frozen samples, of tensors in another form.
+
+        Args:
+            function: Brings a tensor into that form.
+            batch_dims: The number of leading dimensions that index independent samples there.
+        """
+        other = FrozenSamples([function(leaf) for leaf in self._best], batch_dims)
+        other.mask = None if self.mask is None else function(self.mask)
+        return other
+
     def all(self) -> bool:
         """Whether every sample is frozen; waits for the device if some are."""
         return self.mask is not None and bool(self.mask.all())

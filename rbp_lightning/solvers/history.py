@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from rbp_lightning.tracing import is_traced
+
 
 class History:
-    """Some vectors per sample, changed in place.
+    """Some vectors per sample.
 
     Args:
         like: One of them, ``[*batch, n]``.
@@ -21,7 +23,7 @@ class History:
 
     def __init__(self, like: Tensor, length: int) -> None:
         self._block = like.new_zeros(*like.shape[:-1], length, like.shape[-1])
-        self._slots = self._block.unbind(-2)
+        self._slots = () if is_traced() else self._block.unbind(-2)  # in a graph nothing is changed in place
 
     def first(self, count: int) -> Tensor:
         """The first ones, ``[*batch, count, n]``."""
@@ -34,7 +36,10 @@ class History:
             slot: Which one.
             value: The new one.
         """
-        self._slots[slot].copy_(value)
+        if self._slots:
+            self._slots[slot].copy_(value)
+        else:
+            self._block = torch.select_scatter(self._block, value, -2, slot)
 
     def put_difference(self, slot: int, left: Tensor, right: Tensor) -> None:
         """Replaces one by a difference.
@@ -44,4 +49,7 @@ class History:
             left: What to subtract from.
             right: What to subtract.
         """
-        torch.sub(left, right, out=self._slots[slot])
+        if self._slots:
+            torch.sub(left, right, out=self._slots[slot])
+        else:
+            self.put(slot, left - right)

@@ -1,8 +1,7 @@
 """One forward solve: the loop that all solvers share."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from rbp_lightning.solvers.base import FixedPointSolver
 from rbp_lightning.solvers.convergence import ConvergenceTest
 from rbp_lightning.solvers.frozen_samples import FrozenSamples
 from rbp_lightning.solvers.picard import Picard
-from rbp_lightning.state_function import StateFunction, Update, continues, precision
+from rbp_lightning.state_function import StateFunction, Update, continues, outside_autocast, precision
 from rbp_lightning.status import Status
 
 Result = TypeVar("Result")
@@ -42,8 +41,12 @@ class Solve:
         start: Leaves of the initial state.
         frozen: The samples that have failed.
         settled: Whether the loop has found every sample converged or stalled, so that nothing need be observed.
+        growth_fails: Whether a sample that grows from step to step at the end has failed.
         at_check: Takes the number of each step that was checked, and the largest residual.
+        at_end: Takes what the solver remembers after its last step.
         tap: Takes the number of each step and F(h), and returns what to continue with.
+        keep_at: Numbers of steps whose F(h) is kept.
+        kept: These, by the number of the step; a solve may end before.
         last_taped: What F was applied to last, and F of it, as they are on the tape.
         measured: Leaves of the iterate whose residual was observed last.
     """
@@ -67,9 +70,13 @@ class Solve:
         self.test = ConvergenceTest(solver.tol, atol, batch_dims, precision(self.start), solver.per_leaf)
         self.frozen = FrozenSamples(self.start, batch_dims)
         self.settled = self._stalled = False
+        self.growth_fails = solver.tol > 0  # else a number of steps was asked for
         self._left_at = 0
         self.at_check: Callable[[int, float], None] | None = None
+        self.at_end: Callable[[Any], None] | None = None
         self.tap: Callable[[int, Vector], Vector] | None = None
+        self.keep_at: Collection[int] = ()
+        self.kept: dict[int, Vector] = {0: self.start}
         self.last_taped: tuple[Vector, Vector] = self.start, self.start
         self.measured: Vector = self.start
 
@@ -144,6 +151,8 @@ class Solve:
                 image = self.tap(step, image)
             if not probe:
                 found = image
+                if step in self.keep_at:
+                    self.kept[step] = image
                 if step == 1 or step >= schedule.next_check:
                     if step > 1:
                         schedule.next_check = step
@@ -153,7 +162,7 @@ class Solve:
                     if self.at_check is not None:
                         self.at_check(step, schedule.largest)
                     if step > 1 and not plain and math.isfinite(schedule.largest):
-                        with self._own_precision():
+                        with outside_autocast(vector[0].device.type):
                             memory = solver.after_check(step, schedule, vector, image, memory)
                 elif self.record or step >= observed_from or solver.probes:
                     self._observe(step, applied, image)
@@ -162,16 +171,13 @@ class Solve:
             if plain:
                 vector = image
             else:
-                with self._own_precision():
+                with outside_autocast(vector[0].device.type):
                     vector, memory = solver.step(vector, image, memory)
         if self.tap is None:
             self.last_taped = vector, found
+        if self.at_end is not None:
+            self.at_end(memory)
         return found
-
-    def _own_precision(self) -> AbstractContextManager[Any]:
-        """Keeps autocast, which is for the update, from the solver's arithmetic."""
-        device = self.start[0].device.type
-        return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
     def _first_step(self, vector: Vector, taped: bool) -> tuple[Vector, Vector]:
         if self.frozen.mask is not None:
@@ -253,7 +259,8 @@ class Solve:
         if self.frozen.mask is None:
             self._last = vector, image
         self.measured = vector
-        self.test.observe(step, vector, image)
+        with torch.no_grad():
+            self.test.observe(step, vector, image)
 
     def _check(self, schedule: CheckSchedule, step: int, vector: Vector, plain: bool) -> bool:
         """Whether to stop; freezes what has ceased to be finite, and keeps the best iterates.
@@ -293,7 +300,7 @@ class Solve:
         codes = self.test.codes(self._stalled)
         if int(codes.max()) >= Status.DIVERGED.code:
             failed = codes >= Status.DIVERGED.code
-            if self.solver.tol == 0:  # a number of steps was asked for, and growth is no failure of that
+            if not self.growth_fails:
                 assert self.test.last is not None  # every solve observes its last step
                 failed &= ~self.test.last.residual.isfinite()
             if self.frozen.mask is not None:

@@ -45,6 +45,12 @@ def test_every_argument_has_its_help(function: Callable[..., None]) -> None:
     assert all(entry.description for entry in described.params)
 
 
+@pytest.mark.parametrize("function", [*benchmarks.QUESTIONS.values(), *experiments.EXPERIMENTS.values()])
+def test_every_argument_reaches_its_function(function: Callable[..., None]) -> None:
+    """The command line has options of these names, which take the place of an argument in silence."""
+    assert not {"config", "print_config", "help"} & set(inspect.signature(function).parameters)
+
+
 def test_help(ask) -> None:
     status, printed = ask(experiments, "paper", "--help")
     assert status == 0

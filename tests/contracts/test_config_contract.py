@@ -23,12 +23,16 @@ SHORT["fit"] += ["--trainer.num_sanity_val_steps=0"]  # the epoch ends with a va
 def test_config(config: Path, subcommand: str, cli, monkeypatch, request) -> None:
     whole = yaml.safe_load(config.read_text())
     images = whole["data"]["class_path"].endswith("ImagePatterns")
+    puzzles = whole["model"]["class_path"].endswith("EquilibriumReasoner")
     random_search = "RandomSearch" in config.read_text()
-    if whole["data"]["init_args"].get("source") != "digits":
+    if whole["data"]["init_args"].get("source") != "digits" and not puzzles:
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
     small = ["--data.eval_draws=1"] if images else []
     if whole["model"]["class_path"].endswith("HyperparameterOptimizer"):
         small += ["--estimator.steps=2", "--estimator.solver.max_steps=5"]
+
+    if puzzles:
+        small += ["--model.eval_steps=[2,4]", "--data.num_train=256", "--data.num_val=4", "--data.num_test=4"]
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -41,5 +45,6 @@ def test_config(config: Path, subcommand: str, cli, monkeypatch, request) -> Non
     assert [str(warning.message) for warning in told] == []
     assert ("| learned |" in out) == (random_search and subcommand == "fit")
     assert bool(list(Path().rglob("recall.png"))) == images
-    assert bool(list(Path().rglob("classes.txt"))) == (subcommand == "predict" and not images)
+    assert bool(list(Path().rglob("thinking_*.png"))) == puzzles
+    assert bool(list(Path().rglob("classes.txt"))) == (subcommand == "predict" and not images and not puzzles)
     assert bool(list(Path().rglob("best.ckpt"))) == (subcommand == "fit")

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch_geometric.data import Data
 
 import datamodules
-from datamodules import CitationGraph, ImagePatterns, MNISTSplits
+from datamodules import CitationGraph, ImagePatterns, Mazes, MNISTSplits, PrefixSums, Sudoku
+from datamodules.puzzles import Puzzles
 from rbp_lightning import UserError
 from tests.graphs import RandomGraph
 
@@ -34,6 +35,18 @@ def patterns(data: ImagePatterns) -> list[list[Any]]:
 
 def images(data: MNISTSplits) -> list[list[Any]]:
     return [[digest(image) for image in split["images"]] for split in data.splits.values()]
+
+
+def puzzles(data: Puzzles) -> list[list[Any]]:
+    return [
+        [digest(puzzle) for split in sizes.values() for puzzle in split["inputs"]] for sizes in data.splits.values()
+    ]
+
+
+def generated(kind: type[Puzzles], **arguments: Any) -> Callable[..., LightningDataModule]:
+    """Makes a few puzzles, for which no files are needed."""
+    few = {"num_train": 20, "num_val": 4, "num_test": 4, "batch_size": 8}
+    return lambda data_dir, **others: kind(**few, **arguments, **others)
 
 
 @dataclass
@@ -70,6 +83,10 @@ CASES = {
     "MNISTSplits": Case(SPLITS, images, "split_seed"),
     "MNISTSplits-noise": Case(partial(SPLITS, label_noise=0.5), images, "split_seed"),
     "MNISTSplits-MNIST": Case(partial(SPLITS, source="mnist"), images, "split_seed", real=True),
+    "Mazes": Case(generated(Mazes, cells=4), puzzles, "data_seed"),
+    "Mazes-loops": Case(generated(Mazes, cells=4, loops=0.2), puzzles, "data_seed"),
+    "PrefixSums": Case(generated(PrefixSums), puzzles, "data_seed"),
+    "Sudoku": Case(generated(Sudoku), puzzles, "data_seed"),
 }
 CLASSES = [getattr(datamodules, name) for name in datamodules.__all__]
 
@@ -97,13 +114,13 @@ class Recorder(LightningModule):
         self.batches["train"].append(digest(batch))
         return self.weight.square()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.batches["val"].append(digest(batch))
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.batches["test"].append(digest(batch))
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         self.batches["predict"].append(digest(batch))
         return torch.zeros(1)
 
@@ -246,7 +263,7 @@ def test_nothing_is_written_outside_of_its_folder(make, tmp_path, monkeypatch) -
     recorder.paths.clear()
     data.prepare_data()
     data.setup("fit")
-    inside = [path for path in recorder.paths if path.startswith(str(data.data_dir))]
+    inside = [path for path in recorder.paths if path.startswith(str(getattr(data, "data_dir", None)))]
     outside = [path for path in recorder.paths if path not in inside and "__pycache__" not in path]
     assert not outside
     assert not list(Path().iterdir())

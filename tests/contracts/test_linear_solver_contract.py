@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,20 +13,34 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from rbp_lightning import Failure, JacobianOperator, LinearSolution, LinearSolver, Status, UserError, ignoring
+from rbp_lightning import (
+    Failure,
+    JacobianOperator,
+    LinearSolution,
+    LinearSolver,
+    NudgedAdjoint,
+    Picard,
+    Status,
+    UserError,
+    ignoring,
+)
 from rbp_lightning.estimators.describe import as_call, describe, from_description
 from rbp_lightning.linear import (
     GMRES,
     AdaptiveNeumannSeries,
     BiCGSTAB,
     ConjugateGradient,
+    DampedNeumannSeries,
     Dense,
     Direct,
     NeumannSeries,
     NormalCG,
+    Nystrom,
     Richardson,
+    StochasticNeumannSeries,
 )
 from rbp_lightning.pytree import Vector
+from rbp_lightning.solvers.shared_inverse import SharedInverse
 from tests.cells import cells, dense, settle
 from tests.telling import telling
 from tests.zoo import BATCH, CONTRACTIONS, SIZE, Problem, named, rotation, solve_dense, symmetric
@@ -58,6 +73,12 @@ SOLVERS = {
         Richardson(4000, 1e-13, "uniform"), lambda steps: Richardson(steps, 0.0, "uniform"), uses_start=True
     ),
     "NeumannSeries": Entry(NeumannSeries(3000), NeumannSeries, has_tol=False),
+    "DampedNeumannSeries": Entry(
+        DampedNeumannSeries(2500, 0.9), lambda steps: DampedNeumannSeries(steps, 0.9), has_tol=False
+    ),
+    "SharedInverse": Entry(
+        SharedInverse(300, 1e-13, 10.0, 10), lambda steps: SharedInverse(steps, 0.0, 10.0, 10), uses_start=True
+    ),
     "NormalCG": Entry(NormalCG(300, 1e-13), lambda steps: NormalCG(steps, 0.0), uses_start=True),
     "ConjugateGradient": Entry(
         ConjugateGradient(300, 1e-13), lambda steps: ConjugateGradient(steps, 0.0), uses_start=True, symmetric=True
@@ -66,6 +87,14 @@ SOLVERS = {
     "GMRES": Entry(GMRES(300, 1e-13), lambda steps: GMRES(steps, 0.0), uses_start=True),
     "Dense": Entry(Dense()),
     "AdaptiveNeumannSeries": Entry(AdaptiveNeumannSeries(1e-10, 4000)),
+    "StochasticNeumannSeries": Entry(StochasticNeumannSeries(3000), StochasticNeumannSeries, has_tol=False),
+    "Nystrom": Entry(Nystrom(100, 1e-13), has_tol=False, symmetric=True),
+    "NudgedAdjoint": Entry(
+        NudgedAdjoint(1e-5, solver=Picard(4000, 5e-9)),
+        lambda steps: NudgedAdjoint(1e-5, solver=Picard(steps, 0.0)),
+        uses_start=True,
+        symmetric=True,
+    ),
     "Direct by QR": Entry(Direct()),
     "Direct by GMRES": Entry(Direct(dense_size=0)),
 }
@@ -80,16 +109,22 @@ def _failures_are_left_to_the_tests() -> Iterator[None]:
 
 
 class Counting(JacobianOperator):
-    """Counts products by itself."""
+    """Counts products by itself, together with those of the operators that it is taped anew as."""
 
-    counted = 0
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._calls: list[Vector] = []
+
+    @property
+    def counted(self) -> int:
+        return len(self._calls)
 
     def vjp(self, cotangent: Vector) -> list[Tensor]:
-        self.counted += 1
+        self._calls.append(cotangent)
         return super().vjp(cotangent)
 
     def jvp(self, tangent: Vector) -> list[Tensor]:
-        self.counted += 1
+        self._calls.append(tangent)
         return super().jvp(tangent)
 
 
@@ -393,6 +428,13 @@ def test_the_random_start_is_the_solver_s_own() -> None:
     [
         lambda: NeumannSeries(-1),
         lambda: NeumannSeries(2.5),
+        lambda: DampedNeumannSeries(0),
+        lambda: DampedNeumannSeries(damping=0.0),
+        lambda: DampedNeumannSeries(damping=1.1),
+        lambda: SharedInverse(-1, 0.0, 10.0, 10),
+        lambda: SharedInverse(5, -1.0, 10.0, 10),
+        lambda: SharedInverse(5, 0.0, 0.5, 10),
+        lambda: SharedInverse(5, 0.0, 10.0, 0),
         lambda: Richardson(tol=-1.0),
         lambda: Richardson(tol=float("nan")),
         lambda: Richardson(start="zeros"),
@@ -406,6 +448,10 @@ def test_the_random_start_is_the_solver_s_own() -> None:
         lambda: GMRES(restart=0),
         lambda: GMRES(check_every=0),
         lambda: Dense(max_size=0),
+        lambda: StochasticNeumannSeries(-1),
+        lambda: Nystrom(rank=0),
+        lambda: Nystrom(damping=0.0),
+        lambda: Nystrom(seed=-1),
         lambda: AdaptiveNeumannSeries(tol=0.0),
         lambda: AdaptiveNeumannSeries(max_steps=0),
         lambda: AdaptiveNeumannSeries(contraction_factor=1.0),
@@ -419,7 +465,7 @@ def test_the_random_start_is_the_solver_s_own() -> None:
 def test_arguments_are_checked_at_once(make) -> None:
     with pytest.raises(
         UserError,
-        match=r"(NeumannSeries|Richardson|NormalCG|ConjugateGradient|BiCGSTAB|GMRES|Dense|Direct|AdaptiveNeumannSeries)"
+        match=r"(\w*NeumannSeries|SharedInverse|Richardson|NormalCG|ConjugateGradient|BiCGSTAB|GMRES|Dense|Direct|Nystrom)"
         r": \w+=",
     ):
         make()

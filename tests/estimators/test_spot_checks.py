@@ -22,7 +22,7 @@ from rbp_lightning import (
     Status,
     ignoring,
 )
-from rbp_lightning.estimators import base
+from rbp_lightning.estimators import random_draws
 from rbp_lightning.estimators.spot_checks import SpotChecks
 
 SOLVER = Picard(200, 1e-6)
@@ -40,8 +40,8 @@ EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda on
 
 @pytest.fixture(autouse=True)
 def _lines_not_seen_before(monkeypatch) -> None:
-    monkeypatch.setattr(base, "_taped_checks", SpotChecks())
-    monkeypatch.setattr(base, "_untaped_checks", SpotChecks())
+    monkeypatch.setattr(random_draws, "_taped_checks", SpotChecks())
+    monkeypatch.setattr(random_draws, "_untaped_checks", SpotChecks())
 
 
 @pytest.mark.parametrize("taped", [True, False])

@@ -120,11 +120,6 @@ def test_fewer_steps_than_are_taped_do_without_a_tape() -> None:
         TBPTT(20)(lambda h: 0.5 * h + 1, torch.zeros(2), max_steps=5)
 
 
-def test_a_solve_refuses_forward_mode() -> None:
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-        NeumannRBP()(lambda h: 0.5 * h + 1, torch.zeros(2))
-
-
 def test_a_policy_stays_in_force_where_a_trainer_fails_before_its_setup(tmp_path) -> None:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.demos.boring_classes import BoringModel

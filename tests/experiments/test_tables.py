@@ -11,6 +11,7 @@ from PIL import Image
 from experiments.citation import citation
 from experiments.hypergradient import hypergradient
 from experiments.hypergradient_error import hypergradient_error
+from experiments.reasoning import reasoning
 from experiments.recall import recall
 from experiments.runs import run_missing
 from experiments.trust import trust
@@ -78,7 +79,7 @@ def test_warm_start(twice: Callable[..., str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_hypergradient(twice: Callable[..., str], tmp_path: Path) -> None:
-    options = {"config": "configs/hypergrad.yaml", "estimators": ["BPTT", "NeumannRBP:5"], "seeds": 2}
+    options = {"task": "configs/hypergrad.yaml", "estimators": ["BPTT", "NeumannRBP:5"], "seeds": 2}
     table = twice(hypergradient, "--trainer.max_epochs=2 --estimator.solver.max_steps=20", **options)
     row = rf"\| NeumannRBP\(steps=5\) \| {NUMBER} \| {NUMBER} % \| {NUMBER} % \| {NUMBER} \| [\d.]+ \| 2 \|"
     assert re.search(row, table)
@@ -86,6 +87,16 @@ def test_hypergradient(twice: Callable[..., str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_reasoning_has_a_column_for_each_size(twice) -> None:
+    few = "--trainer.limit_train_batches=2 --trainer.max_epochs=1 --trainer.log_every_n_steps=1 --model.eval_steps=[4] "
+    few += "--data.num_train=256 --data.num_val=2 --data.num_test=2 --trainer.check_val_every_n_epoch=1"
+    table = twice(reasoning, few, estimators=["JFB", "BPTT"], seeds=2).splitlines()
+    assert re.findall(r"size (\d+)", table[0]) == ["16", "64", "512"]
+    share = rf"{NUMBER} % \(\d of 2\)"
+    for row, name in zip(table[2:], ["JFB", "BPTT"], strict=True):
+        assert re.fullmatch(rf"\| {name} \| {share} \| {share} \| {share} \| [\d.]+e[+-]\d+ \| \d+ \|", row)
+
+
 def test_hypergradient_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hypergradient_error([1, 50], inner_steps=300, lengths=[20], png=tmp_path / "error.png")
     printed = capsys.readouterr().out

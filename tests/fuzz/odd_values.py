@@ -84,12 +84,13 @@ GOOD_STATES: dict[str, Callable[[], Any]] = {
     "large": lambda: torch.full((2, 3), 1e30),
     "NaN": lambda: torch.tensor([[math.nan, 1.0], [0.0, 1.0]]),
     "infinite": lambda: torch.tensor([[math.inf, 1.0], [0.0, 1.0]]),
+    "complex": lambda: torch.zeros(2, 3, dtype=torch.complex64),
+    "dataclass": lambda: Record(torch.zeros(2, 3)),
 }
 
 BAD_STATES: dict[str, Callable[[], Any]] = {
     "integers": lambda: torch.zeros(2, 3, dtype=torch.int64),
     "bool": lambda: torch.zeros(2, 3, dtype=torch.bool),
-    "complex": lambda: torch.zeros(2, 3, dtype=torch.complex64),
     "float8": lambda: torch.zeros(2, 3, dtype=torch.float8_e4m3fn),
     "empty": lambda: torch.zeros(0, 3),
     "sparse": lambda: torch.eye(3).to_sparse(),
@@ -102,7 +103,6 @@ BAD_STATES: dict[str, Callable[[], Any]] = {
     "text": lambda: "state",
     "empty dict": lambda: {},
     "a None leaf": lambda: {"a": torch.zeros(2, 3), "b": "x"},
-    "dataclass": lambda: Record(torch.zeros(2, 3)),
     "generator": lambda: (torch.zeros(2) for _ in range(2)),
     "cyclic": cyclic,
     "odd shape": OddShape,

@@ -37,6 +37,9 @@ def small(config: Path) -> dict[Any, Any]:
     tree: dict[Any, Any] = yaml.safe_load(config.read_text())
     if tree["data"]["class_path"].endswith("ImagePatterns"):
         tree["data"]["init_args"] |= {"eval_draws": 1, "train_draws": 2}
+    if tree["model"]["class_path"].endswith("EquilibriumReasoner"):
+        tree["model"]["init_args"] |= {"eval_steps": [2]}
+        tree["data"]["init_args"] |= {"num_train": 64, "num_val": 2, "num_test": 2}
     if tree["model"]["class_path"].endswith("HyperparameterOptimizer"):
         tree["estimator"]["init_args"]["steps"] = 2
         sizes = {"num_train": 100, "num_val": 100, "num_test": 100}

@@ -10,7 +10,7 @@ from datamodules import ImagePatterns
 from models import HopfieldMemory
 from models.hopfield_cell import HopfieldCell
 from models.recall_pictures import recall_grid
-from rbp_lightning import BPTT, CGRBP, Picard, UserError
+from rbp_lightning import BPTT, CGRBP, EquilibriumPropagation, JacobianOperator, Picard, UserError
 
 
 def test_the_free_units_follow_the_whole_network_with_clamped_inputs() -> None:
@@ -52,6 +52,41 @@ def test_the_gradient_reaches_every_weight_and_is_exact() -> None:
     assert bool((found[0].triu(1)[:, 4:] != 0).sum() > 0.9 * (found[0].triu(1)[:, 4:].numel() / 2))
 
 
+def test_the_energy_dynamics_have_the_same_fixed_points_and_a_symmetric_jacobian() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(3, 4, dtype=torch.float64)
+    cells = []
+    for dynamics in ("leaky", "energy"):
+        torch.manual_seed(1)
+        cells.append(HopfieldCell(4, 6, gain=1.5, weight_scale=0.2, dynamics=dynamics).double())
+    state = torch.zeros(3, 10, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(300):
+            state = cells[0].clamp(images)(state)
+    leaky, energy = (JacobianOperator.at(cell.clamp(images), state, 1).dense() for cell in cells)
+    torch.testing.assert_close(cells[1].clamp(images)(state), state)
+    torch.testing.assert_close(energy, energy.mT)
+    assert float((leaky - leaky.mT).norm() / leaky.norm()) > 1e-2
+    identity, rates = torch.eye(10, dtype=torch.float64), torch.sigmoid(1.5 * state)
+    slopes = 4 * rates * (1 - rates)
+    torch.testing.assert_close(energy, identity - slopes[..., None] * (identity - leaky))
+
+
+def test_equilibrium_propagation_trains_the_energy_dynamics_as_others_do() -> None:
+    images, clean = torch.rand(5, 4).double(), torch.rand(5, 4).double()
+    found = []
+    for dynamics, estimator in (
+        ("leaky", CGRBP(60, 1e-12, solver=Picard(500, tol=0))),
+        ("energy", EquilibriumPropagation(1e-4, nudged_solver=Picard(1000, 1e-5), solver=Picard(500, tol=0))),
+    ):
+        torch.manual_seed(0)
+        memory = HopfieldMemory(num_pixels=4, num_hidden=6, weight_scale=0.1, dynamics=dynamics).double()
+        memory.estimator = estimator
+        l1_loss(memory.outputs(memory(images)), clean).backward()
+        found.append(memory.cell.parametrizations.weight.original.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(UserError, match="num_pixels=4, but the images have 9 pixels: set num_pixels to 9"):
         HopfieldMemory(num_pixels=4)(torch.zeros(1, 3, 3))
@@ -67,6 +102,7 @@ def test_images_of_another_size_are_refused() -> None:
         {"gain": 0.0},
         {"weight_scale": -1.0},
         {"learning_rate": 0.0},
+        {"dynamics": "gradient"},
         {"learning_rate": float("nan")},
     ],
 )

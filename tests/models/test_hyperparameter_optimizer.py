@@ -18,7 +18,19 @@ from torchmetrics.functional.classification import binary_auroc
 from datamodules import MNISTSplits
 from models import MLP, ExampleWeights, HyperparameterOptimizer, LabelSmoothing, RandomSearch, WeightDecay
 from models.hyperparameter_optimization.inner_progress import InnerProgress
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, FailurePolicy, GradientEstimator, NeumannRBP, Picard, UserError
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    FailurePolicy,
+    GradientEstimator,
+    Implicit,
+    NeumannRBP,
+    Picard,
+    StochasticNeumannSeries,
+    UserError,
+)
 from rbp_lightning.cli import main
 from tests.cli.runs import Run, Zygote
 
@@ -266,6 +278,40 @@ def test_the_last_inner_step_is_on_as_many_minibatches_as_asked(estimator: Any, 
     assert seen == [20] * 19 + [size]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_fresh_minibatches_go_on_in_the_products(momentum: float) -> None:
+    model, data, seen = optimizer(linearization_batches="fresh", inner_momentum=momentum), digits(), []
+    data.setup("fit")
+    model.objective.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]["index"].tolist()))
+    model.estimator = Implicit(StochasticNeumannSeries(6), SOLVER)
+    state = model.train_network(data.splits["train"]).state
+    assert [len(indices) for indices in seen] == [20] * 20
+    state["parameters"]["3.weight"].sum().backward()
+    assert [len(indices) for indices in seen] == [20] * 26
+    for first in range(0, 24, 3):  # passes through all examples
+        assert sorted(index for indices in seen[first : first + 3] for index in indices) == list(range(60))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--estimator.linear_solver=Nystrom", "--estimator.linear_solver.rank=5", "--model.inner_momentum=0"],
+        ["--estimator.linear_solver=StochasticNeumannSeries", "--model.linearization_batches=fresh"],
+    ],
+    ids=["Nystrom", "StochasticNeumannSeries"],
+)
+def test_solvers_for_hypergradients_on_the_command_line(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    solver = ["--estimator=Implicit", "--estimator.solver=Picard", "--estimator.solver.max_steps=20"]
+    short = ["--trainer.max_epochs=2", f"--trainer.logger.save_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    short += ["--model.learn_optimizer=false", "--estimator.solver.tol=0", "--trainer.callbacks=null"]
+    cli = main(["fit", f"--config={CONFIG}", *solver, *options, *short])
+    assert f"Implicit(linear_solver={options[0].partition('=')[2]}(" in repr(cli.model.estimator)
+    assert bool((cli.model.objective.hyperparameters[2].logits != 0).any())
+
+
 def test_a_tolerance_needs_full_batches() -> None:
     data = digits()
     data.setup("fit")
@@ -295,7 +341,7 @@ def test_a_hypergradient_that_overflows_is_refused() -> None:
         (lambda: optimizer(outer_objective="test"), "outer_objective='test' must be one of validation, training"),
         (lambda: optimizer(inner_start="warm"), "inner_start='warm' must be one of restart, last"),
         (lambda: optimizer(linearization_batches=0), "linearization_batches=0 must be a whole number of at least 1"),
-        (lambda: optimizer(linearization_batches="whole"), "linearization_batches='whole' must be one of all"),
+        (lambda: optimizer(linearization_batches="whole"), "linearization_batches='whole' must be one of all, fresh"),
         (lambda: optimizer(inner_learning_rate=0.0), "inner_learning_rate=0.0 must be a number"),
         (lambda: optimizer(inner_momentum=1.0), "momentum=1.0 must be below 1"),
         (lambda: optimizer(learning_rate=-1.0), "learning_rate=-1.0 must be a number"),

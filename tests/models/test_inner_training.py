@@ -13,7 +13,19 @@ from torch.utils._pytree import tree_leaves
 from experiments.hypergradient_error import PROBLEMS, Problem, relative_error
 from models import ClassWeights, ExampleWeights, Hyperparameter, LabelSmoothing, WeightDecay
 from models.inner_training import LOSSES, MLP, InnerObjective, Minibatches, MomentumSGD, SGDUpdate
-from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard, UserError
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    ConjugateGradient,
+    GradientEstimator,
+    Implicit,
+    NeumannRBP,
+    Nystrom,
+    Picard,
+    UserError,
+)
 from rbp_lightning.linear import JacobianOperator
 from tests.cells import relative_error as relative_error_of
 
@@ -106,6 +118,22 @@ def test_a_step_is_that_of_the_paper(loss: str) -> None:
         torch.testing.assert_close(state["velocities"][name].detach(), velocities[name], rtol=1e-12, atol=1e-14)
 
 
+def test_a_step_without_momentum_is_gradient_descent_with_a_symmetric_jacobian() -> None:
+    training = Training(0, batch_size=NUM_EXAMPLES)
+    training.sgd = MomentumSGD(training.sgd.names, 0.3, 0.0).double()
+    update = training.update()
+    state = update.start(training.network)
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in state["parameters"].items()}
+    gradients = torch.autograd.grad(training.objective(leaves, training.examples, NUM_EXAMPLES), list(leaves.values()))
+    following = update(state)
+    assert list(state) == list(following) == ["parameters"]
+    for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        torch.testing.assert_close(following["parameters"][name], leaf - 0.3 * gradient, rtol=1e-6, atol=1e-9)
+    assert list(training.sgd.values()) == [f"learning_rate/{name}" for name in leaves]
+    jacobian = JacobianOperator.at(update, state, batch_dims=0).dense()
+    torch.testing.assert_close(jacobian, jacobian.mT)
+
+
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), loss=st.sampled_from(list(LOSSES)), batch_size=st.sampled_from([1, 5, 12]))
 def test_bptt_through_minibatches_has_the_slope_of_the_outer_loss(seed: int, loss: str, batch_size: int) -> None:
@@ -171,6 +199,14 @@ def test_known_hypergradients(name: str) -> None:
         errors[type(estimator).__name__] = relative_error(problem.hypergradient(estimator)[0], exact)
     assert errors["CGRBP"] < 1e-12
     assert all(error < 1e-8 for error in errors.values()), errors
+
+
+def test_known_hypergradients_without_momentum() -> None:
+    problem = Problem("cross_entropy", size=60, momentum=0.0)
+    optimum, exact = problem.optimum(2000), problem.exact()
+    for linear_solver in (ConjugateGradient(100, 1e-12), Nystrom(170, 1e-9)):
+        estimator = Implicit(linear_solver, Picard(1, tol=0))
+        assert relative_error(problem.hypergradient(estimator, start=optimum)[0], exact) < 1e-6
 
 
 def test_the_true_hypergradient_of_ridge_regression_is_that_of_its_closed_form() -> None:

@@ -82,6 +82,17 @@ def taped_solver(configured: FixedPointSolver) -> FixedPointSolver:
     return configured if configured.differentiable else _with_tolerances_of(configured, Picard)
 
 
+def learning_solver(configured: FixedPointSolver) -> Broyden:
+    """A solver that learns the inverse Jacobian: the configured one, or else Broyden's method with its tolerances.
+
+    Args:
+        configured: The solver of the run that is audited.
+    """
+    if isinstance(configured, Broyden):
+        return configured
+    return Broyden(configured.max_steps, configured.tol, configured.check_every, configured.atol, configured.per_leaf)
+
+
 def _with_tolerances_of(
     configured: FixedPointSolver, kind: Callable[[int, float, int, float | None, bool], FixedPointSolver]
 ) -> FixedPointSolver:

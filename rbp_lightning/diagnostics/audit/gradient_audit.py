@@ -12,6 +12,7 @@ from rbp_lightning.diagnostics.audit.advice import advise, summaries
 from rbp_lightning.diagnostics.audit.forward import (
     ForwardMeasurement,
     advise_solver,
+    learning_solver,
     measure_forward,
     solvers_like,
     taped_solver,
@@ -21,7 +22,19 @@ from rbp_lightning.diagnostics.audit.reference import Reference, reference
 from rbp_lightning.diagnostics.audit.report import pareto, print_solvers, print_table, write_files
 from rbp_lightning.diagnostics.log_figure import can_draw, log_figure
 from rbp_lightning.errors import UserError
-from rbp_lightning.estimators import BPTT, CGRBP, RBP, TBPTT, AdaptiveNeumann, GradientEstimator, Implicit, NeumannRBP
+from rbp_lightning.estimators import (
+    BPTT,
+    CGRBP,
+    JFB,
+    RBP,
+    SHINE,
+    TBPTT,
+    AdaptiveNeumann,
+    GradientEstimator,
+    Implicit,
+    NeumannRBP,
+    PhantomGradient,
+)
 from rbp_lightning.linear import GMRES, BiCGSTAB
 from rbp_lightning.solvers import Auto
 
@@ -44,6 +57,9 @@ def candidates(
     for count in steps:
         if count <= solver.max_steps:
             yield f"TBPTT(steps={count})", TBPTT(count, solver)
+    yield "JFB", JFB(solver)
+    for count in steps:
+        yield f"PhantomGradient(steps={count})", PhantomGradient(count, solver=solver)
     for count in steps:
         yield f"RBP(steps={count})", RBP(count, tol=0.0, solver=solver)
     for count in steps:
@@ -54,6 +70,9 @@ def candidates(
         yield f"Implicit(GMRES(steps={count}))", Implicit(GMRES(count, tol=0.0, restart=min(count, 50)), solver)
     for count in steps:
         yield f"Implicit(BiCGSTAB(steps={count}))", Implicit(BiCGSTAB(count, tol=0.0), solver)
+    if solver.tol > 0:  # a number of plain steps is a part of the problem
+        for count in steps:
+            yield f"SHINE(steps={count})", SHINE(count, solver=learning_solver(solver))
     yield f"Implicit(Auto(tol={error:g}))", Implicit(Auto(max_steps=200, tol=error), solver)
     yield f"AdaptiveNeumann(tol={error:g})", AdaptiveNeumann(tol=error, max_steps=200, solver=solver)
     yield f"{type(configured).__name__} as configured", configured

@@ -40,8 +40,15 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     rows = {row.gradient: row for row in found.measurements if row.batch == 1}
     assert list(rows) == [
         "BPTT",
-        *(f"{kind}(steps={steps})" for kind in ("TBPTT", "RBP", "NeumannRBP", "CGRBP") for steps in (1, 5, 20)),
+        *(f"TBPTT(steps={steps})" for steps in (1, 5, 20)),
+        "JFB",
+        *(
+            f"{kind}(steps={steps})"
+            for kind in ("PhantomGradient", "RBP", "NeumannRBP", "CGRBP")
+            for steps in (1, 5, 20)
+        ),
         *(f"Implicit({kind}(steps={steps}))" for kind in ("GMRES", "BiCGSTAB") for steps in (1, 5, 20)),
+        *(f"SHINE(steps={steps})" for steps in (1, 5, 20)),
         "Implicit(Auto(tol=0.01))",
         "AdaptiveNeumann(tol=0.01)",
         "NeumannRBP as configured",
@@ -59,7 +66,11 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     assert [rows[f"CGRBP(steps={steps})"].products for steps in (1, 5, 20)] == [4, 12, 42]
     assert rows["Implicit(GMRES(steps=5))"].relative_error < 1e-4  # as many steps as a sample has unknowns, and one
     assert rows["Implicit(Auto(tol=0.01))"].relative_error < 0.05
-    for kind in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"):
+    assert [rows[f"PhantomGradient(steps={steps})"].products for steps in (1, 5, 20)] == [1, 5, 20]
+    assert [rows[f"SHINE(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
+    assert rows["JFB"].products == 1
+    assert rows["JFB"].relative_error > rows["NeumannRBP(steps=1)"].relative_error
+    for kind in ("TBPTT", "PhantomGradient", "SHINE", "RBP", "NeumannRBP", "CGRBP"):
         errors = [rows[f"{kind}(steps={steps})"].relative_error for steps in (1, 5, 20)]
         assert errors[0] > errors[1] >= errors[2]  # 4 steps of conjugate gradients solve for 4 unknowns
     assert rows["NeumannRBP(steps=20)"].relative_error == rows["NeumannRBP as configured"].relative_error

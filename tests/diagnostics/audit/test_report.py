@@ -24,7 +24,7 @@ def test_files_and_tensorboard(tmp_path: Path, capsys) -> None:
     folder = Path(logger.log_dir)
     with (folder / "audit.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(found.measurements) == 2 * 16
+    assert len(rows) == len(found.measurements) == 2 * 21
     assert float(rows[0]["relative_error"]) == found.measurements[0].relative_error
     content = json.loads((folder / "audit.json").read_text())
     assert content["advice"] == found.advice

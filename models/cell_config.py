@@ -3,12 +3,13 @@
 import inspect
 from typing import Any
 
-from models.propagation.base import PropagationCell
+from torch import nn
+
 from rbp_lightning import UserError
 from rbp_lightning.estimators.describe import describe
 
 
-def cell_config(cell: PropagationCell) -> dict[str, Any]:
+def cell_config(cell: nn.Module) -> dict[str, Any]:
     """Describes a cell as the command line does, so that a checkpoint can name it instead of pickling it.
 
     Args:

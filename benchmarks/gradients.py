@@ -1,0 +1,185 @@
+"""What each estimator's gradient is worth, and what it costs."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse.typing import PositiveFloat
+
+from benchmarks.peak_memory import peak_bytes
+from benchmarks.peers.cases import CaseName, make_case
+from benchmarks.peers.networks import Case
+from benchmarks.report import markdown, write_csv
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    GMRES,
+    JFB,
+    RBP,
+    SHINE,
+    TBPTT,
+    AdaptiveNeumann,
+    Auto,
+    Broyden,
+    CheckpointedBPTT,
+    ConvergenceWarning,
+    ExactAdjoint,
+    FixedPoint,
+    GradientEstimator,
+    Implicit,
+    NeumannRBP,
+    PhantomGradient,
+    Picard,
+    ignoring,
+)
+
+MOST = 20_000
+"""Most steps of a forward solve, more than any takes."""
+
+ESTIMATORS: dict[str, Callable[[float], GradientEstimator]] = {
+    "JFB": lambda tol: JFB(Auto(MOST, tol)),
+    "PhantomGradient(5, 0.5)": lambda tol: PhantomGradient(5, 0.5, Auto(MOST, tol)),
+    "NeumannRBP(5)": lambda tol: NeumannRBP(5, Auto(MOST, tol)),
+    "NeumannRBP(20)": lambda tol: NeumannRBP(20, Auto(MOST, tol)),
+    "TBPTT(20)": lambda tol: TBPTT(20, Auto(MOST, tol)),
+    "SHINE(0)": lambda tol: SHINE(0, solver=Broyden(MOST, tol)),
+    "SHINE(5)": lambda tol: SHINE(5, solver=Broyden(MOST, tol)),
+    "SHINE(20)": lambda tol: SHINE(20, solver=Broyden(MOST, tol)),
+    "RBP(20)": lambda tol: RBP(20, 0.0, solver=Auto(MOST, tol)),
+    "CGRBP(20)": lambda tol: CGRBP(20, 0.0, solver=Auto(MOST, tol)),
+    "Implicit()": lambda tol: Implicit(solver=Auto(MOST, tol)),
+    "Implicit(GMRES())": lambda tol: Implicit(GMRES(MOST), Auto(MOST, tol)),
+    "AdaptiveNeumann()": lambda tol: AdaptiveNeumann(max_steps=MOST, solver=Auto(MOST, tol)),
+    "ExactAdjoint()": lambda tol: ExactAdjoint(solver=Auto(MOST, tol)),
+    "BPTT": lambda tol: BPTT(Picard(MOST, tol)),
+    "CheckpointedBPTT": lambda tol: CheckpointedBPTT(Picard(MOST, tol)),
+}
+
+
+@dataclass(frozen=True)
+class Worth:
+    """An estimator on one network.
+
+    Attributes:
+        error: Norm of the difference to the exact gradient over the norm of that.
+        forward: How often F was applied in the solve.
+        again: How often in the backward pass.
+        products: Products with J^T and J; a step on the tape counts as one.
+        states: Most memory that was held at once, in states.
+    """
+
+    error: float
+    forward: int
+    again: int
+    products: int
+    states: float
+
+
+class _Counted:
+    """An update that counts its applications."""
+
+    def __init__(self, update: Callable[[Any], Any]) -> None:
+        self.update, self.count = update, 0
+
+    def __call__(self, state: Any) -> Any:
+        self.count += 1
+        return self.update(state)
+
+
+def gradient_by(case: Case, estimator: GradientEstimator) -> tuple[torch.Tensor, FixedPoint, int, int]:
+    """The gradient of a network's parameters, and how often F was applied, in the solve and in the backward pass.
+
+    Args:
+        case: The network.
+        estimator: What takes it.
+    """
+    prepared = tuple(one.detach().requires_grad_() for one in case.prepare(*case.parameters))
+    update = _Counted(case.update(prepared))
+    fixed_point = estimator(update, case.start, batch_dims=case.batch_dims)
+    forward = fixed_point.steps
+    before = update.count
+    found = torch.autograd.grad(case.loss(fixed_point.state), prepared)
+    return torch.cat([one.flatten() for one in found]), fixed_point, forward, update.count - before
+
+
+def worth(case: Case, estimator: GradientEstimator, exact: torch.Tensor) -> Worth:
+    """Measures an estimator.
+
+    Args:
+        case: The network.
+        estimator: The estimator.
+        exact: The exact gradient.
+    """
+    found, fixed_point, forward, again = gradient_by(case, estimator)
+    adjoint = fixed_point.adjoint
+    products = forward if adjoint is None else adjoint.products + 1  # the one into the parameters
+    peak = peak_bytes(lambda: gradient_by(case, estimator), case.start.device)
+    states = peak / (case.start.numel() * case.start.element_size())
+    return Worth(float((found - exact).norm() / exact.norm()), forward, again, products, states)
+
+
+def gradients(
+    cases: list[CaseName] = ["tanh, radius 0.38", "tanh, radius 0.93", "tanh, radius 0.99"],
+    tol: PositiveFloat = 1e-6,
+    out: Path = Path("logs/gradients"),
+) -> None:
+    """What each estimator's gradient is worth: its error, its cost in applications of F and products, and its memory.
+
+    The errors are relative to the exact gradient in float64; nothing is timed.
+
+    Args:
+        cases: Networks to differentiate.
+        tol: Relative residual of the forward solve.
+        out: Folder to write to.
+    """
+    measured: dict[str, dict[str, Worth]] = {name: {} for name in ESTIMATORS}
+    with ignoring(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for name in cases:
+            case = make_case(name, torch.float64)
+            exact = gradient_by(case, Implicit(GMRES(MOST, 1e-13, restart=200), Auto(MOST, 1e-14)))[0]
+            for one, make in ESTIMATORS.items():
+                measured[one][name] = worth(case, make(tol), exact)
+            print(f"{name}: done", flush=True)
+    rows = [
+        {"estimator": one, "case": name, **vars(figures)}
+        for one, by_case in measured.items()
+        for name, figures in by_case.items()
+    ]
+    write_csv(out / "gradients.csv", rows)
+    laid_out = table(measured)
+    (out / "gradients.md").write_text(laid_out + "\n")
+    print(laid_out)
+
+
+def table(measured: dict[str, dict[str, Worth]]) -> str:
+    """Lays the figures out as Markdown: a row for each estimator, and for each network the error and what it took.
+
+    Args:
+        measured: Of each estimator, by network.
+    """
+    names = list(next(iter(measured.values())))
+    rows = [
+        [one, *(cell for figures in by_case.values() for cell in (f"{figures.error:.0e}", cost(figures)))]
+        for one, by_case in measured.items()
+    ]
+    return markdown(
+        ["estimator", *(head for name in names for head in (f"{name}: error", "F + products; states"))], rows
+    )
+
+
+def cost(figures: Worth) -> str:
+    """Lays the cost out: applications of F, those in the backward pass after a +, products, and states.
+
+    Args:
+        figures: Of one estimator on one network.
+
+    Example:
+        >>> cost(Worth(error=0.1, forward=120, again=119, products=120, states=38.4))
+        '120 + 119 F, 120; 38'
+    """
+    applied = f"{figures.forward} + {figures.again}" if figures.again else f"{figures.forward}"
+    return f"{applied} F, {figures.products}; {figures.states:.0f}"

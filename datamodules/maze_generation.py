@@ -1,0 +1,115 @@
+"""Mazes, drawn many at a time."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+
+Grids = NDArray[np.bool_]
+
+STEPS = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])
+"""From a cell to its neighbours, in rows and columns of cells."""
+
+
+def perfect_mazes(size: int, count: int, generator: np.random.Generator) -> Grids:
+    """Carves mazes in which exactly one way leads from each cell to each other, by depth-first search.
+
+    All are carved at once: at each step every maze goes on from its current cell to a random neighbour that it has not
+    been at, or back to where it came from.
+
+    Args:
+        size: Cells of a side.
+        count: How many mazes.
+        generator: Where randomness comes from.
+
+    Returns:
+        Which positions are free, of shape ``[count, 2 size + 1, 2 size + 1]``: cells have odd rows and columns, walls
+        and openings are between them.
+
+    Example:
+        >>> perfect_mazes(2, 1, np.random.default_rng(0))[0].sum()  # four cells and three openings
+        np.int64(7)
+    """
+    mazes, side = np.arange(count), 2 * size + 1
+    free = np.zeros((count, side, side), dtype=bool)
+    # A border of visited cells keeps the search inside.
+    visited = np.pad(np.zeros((count, size, size), dtype=bool), ((0, 0), (1, 1), (1, 1)), constant_values=True)
+    path = np.zeros((count, size * size, 2), dtype=np.int64)
+    path[:, 0] = generator.integers(size, size=(count, 2))
+    length = np.ones(count, dtype=np.int64)  # 0 once the search is back where it began
+    row, column = path[:, 0].T
+    visited[mazes, row + 1, column + 1] = True
+    free[mazes, 2 * row + 1, 2 * column + 1] = True
+    while len(mazes):
+        cell = path[mazes, length[mazes] - 1]
+        neighbours = cell[:, None] + STEPS
+        new = ~visited[mazes[:, None], neighbours[..., 0] + 1, neighbours[..., 1] + 1]
+        chosen = np.where(new, generator.random(new.shape), -1).argmax(1)
+        goes_on = new.any(1)
+        on, step = mazes[goes_on], STEPS[chosen[goes_on]]
+        old, cell = cell[goes_on], cell[goes_on] + step
+        visited[on, cell[:, 0] + 1, cell[:, 1] + 1] = True
+        free[on, 2 * cell[:, 0] + 1, 2 * cell[:, 1] + 1] = True
+        free[on, old[:, 0] + cell[:, 0] + 1, old[:, 1] + cell[:, 1] + 1] = True
+        path[on, length[on]] = cell
+        length[mazes] += np.where(goes_on, 1, -1)
+        mazes = mazes[length[mazes] > 0]
+    return free
+
+
+def open_walls(free: Grids, share: float, generator: np.random.Generator) -> Grids:
+    """Opens some of the walls between neighbouring cells, which makes loops.
+
+    Args:
+        free: Mazes, of shape ``[count, side, side]``.
+        share: Which share of the closed walls to open, 0 to 1.
+        generator: Where randomness comes from.
+
+    Returns:
+        The mazes with loops.
+    """
+    between = np.zeros(free.shape[1:], dtype=bool)
+    between[1:-1:2, 2:-1:2] = between[2:-1:2, 1:-1:2] = True
+    return free | (between & (generator.random(free.shape) < share))
+
+
+def distances(free: Grids, cells: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Counts the steps from a cell of each maze to every free position.
+
+    Args:
+        free: Mazes, of shape ``[count, side, side]``.
+        cells: Row and column of a cell of each, of shape ``[count, 2]``.
+
+    Returns:
+        Numbers of steps of the shape of the mazes; infinite where there is no way.
+    """
+    numbers = np.arange(free.size).reshape(free.shape)
+    down, right = free[:, :-1] & free[:, 1:], free[:, :, :-1] & free[:, :, 1:]
+    ends = (
+        np.concatenate([numbers[:, :-1][down], numbers[:, :, :-1][right]]),
+        np.concatenate([numbers[:, 1:][down], numbers[:, :, 1:][right]]),
+    )
+    # One graph of all mazes, which no edge connects.
+    graph = csr_array((np.ones(len(ends[0])), ends), shape=(free.size, free.size))
+    sources = numbers[np.arange(len(free)), 2 * cells[:, 0] + 1, 2 * cells[:, 1] + 1]
+    found: NDArray[np.float64] = dijkstra(graph, directed=False, indices=sources, unweighted=True, min_only=True)
+    return found.reshape(free.shape)
+
+
+def shortest_paths(free: Grids, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[Grids, NDArray[np.bool_]]:
+    """Finds the shortest way from one cell of each maze to another.
+
+    Args:
+        free: Mazes, of shape ``[count, side, side]``.
+        starts: Row and column of a cell of each, of shape ``[count, 2]``.
+        ends: Another cell of each.
+
+    Returns:
+        Which positions are on a shortest way, both cells included, of the shape of the mazes; and which mazes have but
+        one such way.
+    """
+    from_start, from_end = distances(free, starts), distances(free, ends)
+    mazes = np.arange(len(free))
+    length = from_start[mazes, 2 * ends[:, 0] + 1, 2 * ends[:, 1] + 1]
+    path = free & (from_start + from_end == length[:, None, None])
+    return path, path.sum((1, 2)) == length + 1

@@ -1,0 +1,97 @@
+"""Mazes and the shortest ways through them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.maze_generation import open_walls, perfect_mazes, shortest_paths
+from datamodules.puzzles import IGNORED, Puzzles, check_sizes
+from rbp_lightning.errors import UserError, check_count, check_entries, check_number
+
+LARGEST = 200
+"""Most cells of a side."""
+
+TRIES = 100
+"""How often mazes are drawn in place of those that were drawn before, or have several shortest ways."""
+
+
+class Mazes(Puzzles):
+    """Square mazes with a start and an end, and the only shortest way between them.
+
+    The task is that of Schwarzschild et al. (NeurIPS 2021).
+
+    A maze of n x n cells has (2 n + 1) x (2 n + 1) positions, those of walls and openings between cells included.
+    ``inputs`` are 0.0 and 1.0, of shape ``[batch, 3, 2 n + 1, 2 n + 1]``: free positions, the start, the end.
+    ``targets`` are 1 on the way, start and end included, 0 on other free positions and ``IGNORED`` in walls, of shape
+    ``[batch, 2 n + 1, 2 n + 1]``; ``size`` is n. No maze occurs twice with the same start and end.
+
+    Args:
+        cells: n in training.
+        val_cells: n in validation; ``None`` stands for that of training and twice as many.
+        test_cells: n in test and prediction; ``None`` stands for that of training, twice and four times as many.
+        loops: Share of the walls that is opened, 0 to 1. Without any there is one way from each cell to each other.
+        num_train: How many mazes to train on.
+        num_val: How many of each size are in validation.
+        num_test: How many of each size are in test.
+        batch_size: Mazes in a batch of one process.
+        data_seed: Seed of all mazes and of their order in training.
+
+    Raises:
+        UserError: If an argument is out of its range, or there are not so many mazes of a size.
+
+    Example:
+        >>> data = Mazes(cells=2, num_train=3, num_val=1, num_test=1)
+        >>> data.setup("fit")
+        >>> next(iter(data.train_dataloader()))["inputs"].shape
+        torch.Size([3, 3, 5, 5])
+    """
+
+    def __init__(
+        self,
+        cells: int = 5,
+        val_cells: Sequence[int] | None = None,
+        test_cells: Sequence[int] | None = None,
+        loops: float = 0.0,
+        num_train: int = 6000,
+        num_val: int = 64,
+        num_test: int = 64,
+        batch_size: int = 32,
+        data_seed: int = 0,
+    ) -> None:
+        check_count(self, "cells", cells, 2, LARGEST)
+        val = [cells, 2 * cells] if val_cells is None else val_cells
+        test = [cells, 2 * cells, 4 * cells] if test_cells is None else test_cells
+        check_sizes(self, "val_cells", val, 2, LARGEST)
+        check_sizes(self, "test_cells", test, 2, LARGEST)
+        self.loops = check_number(self, "loops", loops, 0.0, 1.0)
+        super().__init__(cells, val, test, num_train, num_val, num_test, batch_size, data_seed)
+        self.save_hyperparameters()
+
+    def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Draws mazes, none of them twice."""
+        side = 2 * size + 1
+        check_entries(self, 3 * side * side * count, cells=size, count=count)
+        found: dict[bytes, tuple[Tensor, Tensor]] = {}
+        for _ in range(TRIES):
+            missing = count - len(found)
+            free = open_walls(perfect_mazes(size, missing, generator), self.loops, generator)
+            # Two different cells of each.
+            ends = generator.permuted(np.tile(np.arange(size * size), (missing, 1)), axis=1)[:, :2]
+            start, end = (np.stack(np.divmod(ends[:, one], size), axis=1) for one in (0, 1))
+            path, only = shortest_paths(free, start, end)
+            inputs = np.stack([free, np.zeros_like(free), np.zeros_like(free)], axis=1)
+            for channel, cell in ((1, start), (2, end)):
+                inputs[np.arange(missing), channel, 2 * cell[:, 0] + 1, 2 * cell[:, 1] + 1] = True
+            targets = np.where(free, path, IGNORED)
+            for index in np.flatnonzero(only):
+                content = np.packbits(inputs[index]).tobytes()
+                found[content] = torch.from_numpy(inputs[index]).float(), torch.from_numpy(targets[index])
+            if len(found) == count:
+                drawn, answers = zip(*found.values(), strict=True)
+                return torch.stack(drawn), torch.stack(answers)
+        raise UserError(
+            f"Mazes: {TRIES} tries brought {len(found)} different mazes of {size} x {size} cells with one shortest "
+            f"way, but num_train, num_val and num_test ask for {count}: lower these or loops, or make the mazes larger."
+        )

@@ -1,0 +1,160 @@
+"""What data modules of generated puzzles share."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from rbp_lightning.errors import UserError, check_count, check_seed
+
+MOST_PUZZLES = 10**6
+"""Most puzzles of a split."""
+
+IGNORED = -100
+"""Target of a position that is no part of the answer: ``cross_entropy`` ignores it."""
+
+Split = dict[str, Tensor]
+
+
+class Puzzles(LightningDataModule, ABC):
+    """Puzzles of a size to train on, and of other sizes to solve, drawn from a seed.
+
+    A batch holds puzzles of one size: ``inputs``, float32 of shape ``[batch, channels, *positions]``, the classes
+    ``targets``, int64 of shape ``[batch, *positions]``, which are ``IGNORED`` where nothing is asked, and the ``size``
+    of each puzzle. Validation and test have a data loader for each size. No puzzle occurs twice.
+
+    Args:
+        train_size: Size of the puzzles in training.
+        val_sizes: Sizes in validation.
+        test_sizes: Sizes in test and prediction.
+        num_train: How many puzzles to train on.
+        num_val: How many of each size are in validation.
+        num_test: How many of each size are in test.
+        batch_size: Puzzles in a batch of one process.
+        data_seed: Seed of all puzzles and of their order in training.
+
+    Raises:
+        UserError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        train_size: int,
+        val_sizes: Sequence[int],
+        test_sizes: Sequence[int],
+        num_train: int,
+        num_val: int,
+        num_test: int,
+        batch_size: int,
+        data_seed: int,
+    ) -> None:
+        super().__init__()
+        self.sizes = {"train": (train_size,), "val": tuple(val_sizes), "test": tuple(test_sizes)}
+        self.counts = {
+            "train": check_count(self, "num_train", num_train, 1, MOST_PUZZLES),
+            "val": check_count(self, "num_val", num_val, 1, MOST_PUZZLES),
+            "test": check_count(self, "num_test", num_test, 1, MOST_PUZZLES),
+        }
+        self.batch_size = check_count(self, "batch_size", batch_size, 1)
+        self.data_seed = check_seed(self, "data_seed", data_seed)
+
+    @abstractmethod
+    def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Draws puzzles, none of them twice.
+
+        Args:
+            size: Their size.
+            count: How many.
+            generator: Where randomness comes from.
+
+        Returns:
+            Their ``inputs`` and ``targets``.
+
+        Raises:
+            UserError: If there are not so many.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Draws the puzzles. Those of one size are drawn together, so that splits share none."""
+        if hasattr(self, "splits"):
+            return
+        stages = [(stage, size) for stage, sizes in self.sizes.items() for size in sizes]
+        totals: Counter[int] = Counter()
+        for name, size in stages:
+            totals[size] += self.counts[name]
+        drawn = {
+            size: self.draw(size, count, np.random.default_rng([self.data_seed, size]))
+            for size, count in totals.items()
+        }
+        self.splits: dict[str, dict[int, Split]] = {name: {} for name in self.sizes}
+        for name, size in reversed(stages):
+            totals[size] -= self.counts[name]
+            chosen = slice(totals[size], totals[size] + self.counts[name])
+            inputs, targets = (part[chosen] for part in drawn[size])
+            sizes = targets.new_full((len(targets),), size)
+            self.splits[name][size] = {"inputs": inputs, "targets": targets, "size": sizes}
+
+    def train_dataloader(self) -> DataLoader[int]:
+        """Training puzzles in an order that depends on the seed and the epoch."""
+        (split,) = self.splits["train"].values()
+        indices = range(len(split["size"]))
+        # Lightning sets the epoch of this sampler, so a resumed run sees the same order.
+        sampler: DistributedSampler[int] = DistributedSampler(
+            indices,  # type: ignore[arg-type]
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            seed=self.data_seed,
+        )
+        return self._loader(split, sampler)
+
+    def val_dataloader(self) -> list[DataLoader[int]]:
+        """Validation puzzles in order, a data loader for each size."""
+        return [self._loader(self.splits["val"][size]) for size in self.sizes["val"]]
+
+    def test_dataloader(self) -> list[DataLoader[int]]:
+        """Test puzzles in order, a data loader for each size."""
+        return [self._loader(self.splits["test"][size]) for size in self.sizes["test"]]
+
+    predict_dataloader = test_dataloader
+
+    def _loader(self, split: Split, sampler: DistributedSampler[int] | None = None) -> DataLoader[int]:
+        # Indexing a split once per batch is much faster than collating its puzzles.
+        collate = partial(_puzzles, split)
+        indices = range(len(split["size"]))
+        return DataLoader(indices, batch_size=self.batch_size, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def _puzzles(split: Split, indices: list[int]) -> Split:
+    return {name: tensor[indices] for name, tensor in split.items()}
+
+
+def check_sizes(owner: object, name: str, sizes: Sequence[int], minimum: int, maximum: int) -> list[int]:
+    """Returns an argument that lists different sizes, or says which argument of which class is wrong.
+
+    Args:
+        owner: The object whose argument it is.
+        name: The argument's name.
+        sizes: The value that was given.
+        minimum: The smallest size allowed.
+        maximum: The largest size allowed.
+
+    Raises:
+        UserError: If it is no list, is empty, or a size is out of range or there twice.
+
+    Example:
+        >>> check_sizes(torch.eye, "sizes", [3, 3], 1, 10)
+        Traceback (most recent call last):
+        rbp_lightning.errors.UserError: eye: sizes=[3, 3] must be a list of different sizes: leave one out.
+    """
+    owner_name = getattr(owner, "__name__", type(owner).__name__)
+    if not isinstance(sizes, list | tuple) or not sizes:
+        raise UserError(f"{owner_name}: {name}={sizes!r} must be a list of sizes, such as [{minimum}].")
+    checked = [check_count(owner, name, size, minimum, maximum) for size in sizes]
+    if len(set(checked)) < len(checked):
+        raise UserError(f"{owner_name}: {name}={sizes!r} must be a list of different sizes: leave one out.")
+    return checked

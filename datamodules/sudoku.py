@@ -1,0 +1,87 @@
+"""Sudoku puzzles."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from datamodules.puzzles import IGNORED, Puzzles, check_sizes
+from datamodules.sudoku_generation import BOXES, puzzle
+from rbp_lightning.errors import UserError, check_count
+
+TRIES = 20
+"""How often puzzles are drawn, for each that is wanted, before there are too few."""
+
+
+class Sudoku(Puzzles):
+    """Sudoku puzzles with one solution, the harder the more cells are empty.
+
+    ``inputs`` are 1.0 in the channel of a given digit and 0.0 elsewhere, of shape ``[batch, side, side, side]``.
+    ``targets`` are the digits of empty cells, from 0, and ``IGNORED`` where digits are given, of shape
+    ``[batch, side, side]``; ``size`` is the number of empty cells. No puzzle occurs twice, but puzzles may have the
+    same solution: there are no more than 288 of 4 x 4 cells.
+
+    Args:
+        side: Cells of a side, which is the number of digits: 4, 6 or 9, in boxes of 2 x 2, 2 x 3 or 3 x 3.
+        empty: Empty cells in training; ``None`` stands for half of the cells.
+        val_empty: Numbers of empty cells in validation; ``None`` stands for that of training.
+        test_empty: Numbers of empty cells in test and prediction; ``None`` stands for that of training.
+        num_train: How many puzzles to train on.
+        num_val: How many of each number of empty cells are in validation.
+        num_test: How many of each number of empty cells are in test.
+        batch_size: Puzzles in a batch of one process.
+        data_seed: Seed of all puzzles and of their order in training.
+
+    Raises:
+        UserError: If an argument is out of its range, or there are not so many puzzles.
+
+    Example:
+        >>> data = Sudoku(empty=6, num_train=3, num_val=1, num_test=1)
+        >>> data.setup("fit")
+        >>> batch = next(iter(data.train_dataloader()))
+        >>> batch["inputs"].shape, int(batch["inputs"].sum())  # ten digits of each are given
+        (torch.Size([3, 4, 4, 4]), 30)
+    """
+
+    def __init__(
+        self,
+        side: Literal[4, 6, 9] = 4,
+        empty: int | None = None,
+        val_empty: Sequence[int] | None = None,
+        test_empty: Sequence[int] | None = None,
+        num_train: int = 6000,
+        num_val: int = 256,
+        num_test: int = 256,
+        batch_size: int = 64,
+        data_seed: int = 0,
+    ) -> None:
+        if side not in BOXES or not isinstance(side, int):
+            raise UserError(f"Sudoku: side={side!r} must be one of {', '.join(map(str, BOXES))}.")
+        self.side, cells = side, side * side
+        train = cells // 2 if empty is None else check_count(self, "empty", empty, 1, cells - 1)
+        val = check_sizes(self, "val_empty", [train] if val_empty is None else val_empty, 1, cells - 1)
+        test = check_sizes(self, "test_empty", [train] if test_empty is None else test_empty, 1, cells - 1)
+        super().__init__(train, val, test, num_train, num_val, num_test, batch_size, data_seed)
+        self.save_hyperparameters()
+
+    def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Draws puzzles, none of them twice."""
+        found = {}
+        for _ in range(TRIES * count):
+            drawn = puzzle(self.side, size, generator)
+            if drawn is not None:
+                found[drawn[0].tobytes()] = drawn
+            if len(found) == count:
+                break
+        else:
+            raise UserError(
+                f"Sudoku: {TRIES * count} tries brought {len(found)} different puzzles of {self.side} x {self.side} "
+                f"cells with {size} of them empty, but num_train, num_val and num_test ask for {count}: lower these or "
+                "empty."
+            )
+        given, solved = (torch.from_numpy(np.stack(part)) for part in zip(*found.values(), strict=True))
+        inputs = one_hot(given, self.side + 1)[..., 1:].movedim(-1, 1).float()
+        return inputs, torch.where(given == 0, solved - 1, IGNORED)

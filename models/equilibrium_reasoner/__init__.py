@@ -1,0 +1,9 @@
+"""Networks that iterate a cell on a puzzle until it is solved."""
+
+from models.equilibrium_reasoner.attention import AttentionCell
+from models.equilibrium_reasoner.cell import ReasoningCell
+from models.equilibrium_reasoner.convolutional import ConvolutionalCell
+from models.equilibrium_reasoner.reasoner import EquilibriumReasoner
+from models.equilibrium_reasoner.two_level import TwoLevelCell
+
+__all__ = ["AttentionCell", "ConvolutionalCell", "EquilibriumReasoner", "ReasoningCell", "TwoLevelCell"]

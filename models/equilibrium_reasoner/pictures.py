@@ -1,0 +1,147 @@
+"""Pictures of an answer as the iteration finds it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from datamodules.puzzles import IGNORED
+from rbp_lightning.diagnostics.log_figure import tensorboard_writers
+
+Pixels = NDArray[np.uint8]
+
+CLASSES = np.array(
+    [
+        [240, 240, 235],
+        [31, 119, 180],
+        [44, 160, 44],
+        [148, 103, 189],
+        [255, 187, 60],
+        [140, 86, 75],
+        [227, 119, 194],
+        [23, 190, 207],
+        [188, 189, 34],
+        [150, 150, 150],
+    ],
+    dtype=np.uint8,
+)
+"""The colours of classes, from class 0."""
+
+WRONG = np.array([214, 39, 40], dtype=np.uint8)
+OUTSIDE = np.array([40, 40, 40], dtype=np.uint8)
+
+ROWS, PANELS, FRAMES = 300, 8, 60
+"""Most rows of a sequence's picture, panels of a grid's, and frames of its animation."""
+
+SIDE = 1024
+"""About how wide pictures are, in pixels."""
+
+
+def coloured(answers: Tensor, targets: Tensor | None = None) -> Pixels:
+    """Colours each position by its class, and red where it is wrong; what is no part of the answer is dark.
+
+    Args:
+        answers: Classes, int64 of any shape.
+        targets: The right ones, of the same shape; ``None`` marks nothing.
+
+    Returns:
+        Of the shape of the answers and 3 for the colours.
+
+    Example:
+        >>> from models.equilibrium_reasoner.pictures import coloured
+        >>> coloured(torch.tensor([0, 1]), torch.tensor([0, 0])).tolist()
+        [[240, 240, 235], [214, 39, 40]]
+    """
+    pixels: Pixels = CLASSES[answers.cpu().numpy() % len(CLASSES)]
+    if targets is not None:
+        right = targets.cpu().numpy()
+        pixels[answers.cpu().numpy() != right] = WRONG
+        pixels[right == IGNORED] = OUTSIDE
+    return pixels
+
+
+def filmstrip(frames: list[Pixels]) -> Pixels:
+    """Puts the frames of a sequence below each other, or those of a grid beside each other.
+
+    Args:
+        frames: Of shape ``[length, 3]`` or ``[height, width, 3]``.
+    """
+    if frames[0].ndim == 2:
+        return np.stack(frames)
+    return np.concatenate([np.pad(frame, ((1, 1), (1, 1), (0, 0)), constant_values=127) for frame in frames], axis=1)
+
+
+def enlarged(pixels: Pixels, width: int) -> Pixels:
+    """Repeats pixels until the picture is about that wide."""
+    side = max(1, width // pixels.shape[1])
+    return pixels.repeat(side, axis=0).repeat(side, axis=1)
+
+
+class ThinkingPictures(Callback):
+    """Shows how the answer to a puzzle comes about, at each validation, test and prediction.
+
+    The first puzzle of each size is solved once more, and its answer after each step, or after some of them, is shown
+    in ``thinking_<size>.png`` in the log folder: below each other for a sequence, so that time runs downwards, and
+    beside each other for a grid, with ``thinking_<size>.gif`` moving. Positions that are wrong are red. The latest
+    picture replaces earlier ones; TensorBoard has it as ``<stage>/thinking_<size>``. Without a logger there is none.
+    """
+
+    def __init__(self) -> None:
+        self._folder: str | None = None
+        self._paths: list[Path] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the log folder, for which all processes have to ask."""
+        self._folder = trainer.log_dir if trainer.logger is not None else None
+
+    def _show(
+        self,
+        trainer: Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Shows the first puzzle of the first batch of a size."""
+        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
+            return
+        targets = batch["targets"][0] if "targets" in batch else None
+        is_grid = batch["inputs"].dim() == 4
+        most = pl_module.budgets[-1]
+        steps = np.unique(np.linspace(1, most, min(most, FRAMES if is_grid else ROWS), dtype=int)).tolist()
+        with torch.inference_mode():
+            answers = [scores[0].argmax(0) for _, scores, _ in pl_module.think(batch["inputs"][:1], steps)]
+        frames = [coloured(answer, targets) for answer in answers]
+        # What follows the last change shows nothing.
+        changes = [index for index in range(1, len(answers)) if not torch.equal(answers[index], answers[index - 1])]
+        frames = frames[: max(changes, default=0) + 1]
+        path = Path(self._folder) / f"thinking_{int(batch['size'][0])}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = frames
+        if is_grid:
+            chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PANELS), dtype=int))
+            shown = [frames[index] for index in chosen]
+            first, *others = [Image.fromarray(enlarged(frame, SIDE // 3)) for frame in [*frames, *[frames[-1]] * 10]]
+            first.save(path.with_suffix(".gif"), save_all=True, append_images=others, duration=100, loop=0)
+        strip = filmstrip(shown)
+        Image.fromarray(enlarged(strip, SIDE)).save(path)
+        if path not in self._paths:
+            self._paths.append(path)
+        assert trainer.state.stage is not None  # it is running
+        tag = f"{trainer.state.stage.dataloader_prefix}/{path.stem}"
+        for writer in tensorboard_writers(trainer):
+            writer.add_image(tag, strip, trainer.global_step, dataformats="HWC")
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _show
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Says where the pictures are."""
+        if self._paths:
+            print(f"Answers as the iteration finds them, wrong positions red: {', '.join(map(str, self._paths))}")
+            self._paths.clear()

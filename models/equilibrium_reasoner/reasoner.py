@@ -1,0 +1,225 @@
+"""Networks that think longer on harder problems."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_map
+
+from datamodules.puzzles import IGNORED
+from models.batches import BatchesOfOneKind
+from models.cell_config import cell_config
+from models.cosine_decay import adam_with_cosine_decay
+from models.equilibrium_reasoner.cell import ReasoningCell
+from models.equilibrium_reasoner.pictures import ThinkingPictures
+from rbp_lightning import Failure, FixedPoint, GradientEstimator, NeumannRBP, UserError, ignoring
+from rbp_lightning.errors import check_count, check_instance, check_number
+from rbp_lightning.pytree import State
+
+SETTLED = 1e-5
+"""Relative residual of every puzzle at which further steps change no answer."""
+
+
+class EquilibriumReasoner(BatchesOfOneKind):
+    """A cell that is iterated on small puzzles in training, and for longer on larger ones afterwards.
+
+    Published forms of training are its options, and the estimator's. Deep Thinking networks (Bansal et al., NeurIPS
+    2022) are ``TBPTT`` with random steps; path-independent equilibrium models (Anil et al., NeurIPS 2022) have random
+    starts; Hierarchical and Tiny Recursive Models have a cell of two levels, several segments, and the gradient of one
+    step, ``NeumannRBP(steps=0)``, or ``TBPTT``. With a solver of tolerance 0 the number of steps is fixed.
+
+    Args:
+        cell: The update of the states, and the readout.
+        learning_rate: Adam's initial learning rate, above 0, with a cosine decay to 0 over the run. ``--optimizer`` on
+            the command line, with or without ``--lr_scheduler``, replaces both.
+        random_steps: Least and most steps of a solve in training, between which its number is drawn anew for each
+            batch; ``None`` takes the solver's.
+        random_start: Whether a training solve starts from normal random numbers and not from 0, for states that do not
+            depend on where they came from.
+        segments: How many solves a training step has, at least 1. Each starts from the state of the last one, through
+            which no gradient passes, and each has its loss: deep supervision (HRM, TRM).
+        eval_steps: Steps after which the answers are evaluated, in increasing order; ``None`` takes the solver's. A
+            state that has settled is iterated no further.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> from models import ConvolutionalCell
+        >>> reasoner = EquilibriumReasoner(ConvolutionalCell(num_inputs=1, num_classes=2, num_hidden=8))
+        >>> reasoner.estimator = NeumannRBP(steps=0, solver=Picard(max_steps=24, tol=0))
+        >>> reasoner(torch.ones(4, 1, 16)).steps
+        24
+    """
+
+    def __init__(
+        self,
+        cell: ReasoningCell,
+        learning_rate: float = 1e-3,
+        random_steps: Sequence[int] | None = None,
+        random_start: bool = False,
+        segments: int = 1,
+        eval_steps: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
+            self.save_hyperparameters()
+        if isinstance(self.hparams["cell"], ReasoningCell):
+            instantiator = "lightning.pytorch.cli.instantiate_module"
+            self.save_hyperparameters({"cell": cell_config(cell), "_instantiator": instantiator})
+        self.cell = check_instance(self, "cell", cell, ReasoningCell, "one, such as ConvolutionalCell(1, 2)")
+        self.learning_rate = check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
+        self.random_steps = None if random_steps is None else self._increasing("random_steps", random_steps)
+        if self.random_steps is not None and len(self.random_steps) != 2:
+            raise UserError(f"EquilibriumReasoner: random_steps={random_steps!r} must be two numbers, least and most.")
+        self.random_start = check_instance(self, "random_start", random_start, bool, "true or false")
+        self.segments = check_count(self, "segments", segments, 1)
+        self.eval_steps = None if eval_steps is None else self._increasing("eval_steps", eval_steps)
+        # A Trainer's estimator replaces it.
+        self.estimator: GradientEstimator = NeumannRBP()
+
+    def _increasing(self, name: str, steps: Sequence[int]) -> list[int]:
+        if not isinstance(steps, list | tuple) or not steps:
+            raise UserError(f"EquilibriumReasoner: {name}={steps!r} must be a list of numbers of steps.")
+        counts = [check_count(self, name, step, 1) for step in steps]
+        if counts != sorted(set(counts)):
+            raise UserError(f"EquilibriumReasoner: {name}={steps!r} must increase: order it.")
+        return counts
+
+    def forward(self, inputs: Tensor, max_steps: int | None = None) -> FixedPoint:
+        """Iterates the cell from 0.
+
+        Args:
+            inputs: The puzzles, of shape ``[batch, num_inputs, *positions]``.
+            max_steps: Most steps; ``None`` takes the solver's.
+
+        Raises:
+            UserError: If the inputs have other channels.
+        """
+        fixed_point: FixedPoint = self.estimator(*self._start(inputs), batch_dims=1, max_steps=max_steps)
+        return fixed_point
+
+    def _start(self, inputs: Tensor) -> tuple[Any, State]:
+        if inputs.dim() < 3 or inputs.shape[1] != self.cell.num_inputs:
+            raise UserError(
+                f"{type(self.cell).__name__}: num_inputs={self.cell.num_inputs}, but the puzzles have the shape "
+                f"{list(inputs.shape)}: set num_inputs to their second number."
+            )
+        return self.cell.start(inputs)
+
+    def think(self, inputs: Tensor, budgets: Sequence[int]) -> Iterator[tuple[int, Tensor, FixedPoint]]:
+        """Iterates the cell from 0, and looks at the answers after several numbers of steps.
+
+        Args:
+            inputs: The puzzles, of shape ``[batch, num_inputs, *positions]``.
+            budgets: Numbers of steps in all, increasing.
+
+        Yields:
+            The number of steps, the class scores ``[batch, num_classes, *positions]`` then, and how the solve ended.
+        """
+        update, state = self._start(inputs)
+        taken, settled = 0, False
+        for budget in budgets:
+            if not settled:
+                # A budget is to be spent, and residuals are logged.
+                with ignoring(Failure.NOT_CONVERGED, Failure.DIVERGED):
+                    fixed_point = self.estimator(update, state, batch_dims=1, max_steps=budget - taken)
+                state, taken = fixed_point.state, budget
+                scores = self.cell.scores(state)
+                settled = bool((fixed_point.residual <= SETTLED).all())
+            yield budget, scores, fixed_point
+
+    @property
+    def budgets(self) -> list[int]:
+        """Numbers of steps after which answers are evaluated."""
+        return self.eval_steps or [self.estimator.solver.max_steps]
+
+    def batch_entries(self, stage: str) -> tuple[str, ...]:
+        """Puzzles."""
+        return ("inputs", "size") if stage == "predict" else ("inputs", "targets", "size")
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Returns the cross-entropy of the positions, the mean of all segments."""
+        update, state = self._start(batch["inputs"])
+        if self.random_start:
+            state = tree_map(torch.randn_like, state)
+        losses = []
+        for _ in range(self.segments):
+            steps = None
+            if self.random_steps is not None:
+                low, high = self.random_steps
+                steps = int(torch.randint(low, high + 1, ()))
+            # Changes that grow are of a state that wanders: rescaled as it is, it stays bounded.
+            with ignoring(Failure.DIVERGED):
+                fixed_point = self.estimator(update, state, batch_dims=1, max_steps=steps)
+            losses.append(self._loss(self.cell.scores(fixed_point.state), batch["targets"]))
+            state = tree_map(Tensor.detach, fixed_point.state)
+        loss = torch.stack(losses).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/steps", float(fixed_point.steps))
+        self.log("train/residual", fixed_point.residual.max())
+        return loss
+
+    def _loss(self, scores: Tensor, targets: Tensor) -> Tensor:
+        wanted = [len(targets), self.cell.num_classes, *targets.shape[1:]]
+        if list(scores.shape) != wanted or bool((targets >= self.cell.num_classes).any()):
+            raise UserError(
+                f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but the targets have the "
+                f"shape {list(targets.shape)} and classes up to {int(targets.max())}: set num_classes, and dims, to "
+                "those of the puzzles."
+            )
+        return cross_entropy(scores, targets, ignore_index=IGNORED)
+
+    def _evaluate(self, batch: dict[str, Tensor], stage: str, dataloader_idx: int) -> Tensor:
+        inputs, targets, size = batch["inputs"], batch["targets"], int(batch["size"][0])
+        for steps, scores, fixed_point in self.think(inputs, self.budgets):  # noqa: B007  # that of the last budget
+            right = (scores.argmax(1) == targets) | (targets == IGNORED)
+            exact = right.flatten(1).all(1).float().mean()
+            if len(self.budgets) > 1:
+                self._log(f"{stage}/exact_{size}_after_{steps}", exact, len(inputs))
+        self._log(f"{stage}/loss_{size}", self._loss(scores, targets), len(inputs))
+        self._log(f"{stage}/exact_{size}", exact, len(inputs), prog_bar=True)
+        accuracy = right[targets != IGNORED].float().mean()
+        self._log(f"{stage}/accuracy_{size}", accuracy, len(inputs))
+        self._log(f"{stage}/residual_{size}", fixed_point.residual.mean(), len(inputs))
+        if stage == "val" and dataloader_idx == len(self.trainer.num_val_batches) - 1:
+            self._log("hp_metric", exact, len(inputs))  # TensorBoard's HPARAMS compares runs by it
+        return scores.argmax(1)
+
+    def _log(self, name: str, value: Tensor, count: int, prog_bar: bool = False) -> None:
+        # The size in the name tells the data loaders apart.
+        self.log(name, value, prog_bar=prog_bar, batch_size=count, sync_dist=True, add_dataloader_idx=False)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Solves puzzles and compares the answers with the targets."""
+        return self._evaluate(batch, "val", dataloader_idx)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Solves puzzles and compares the answers with the targets."""
+        return self._evaluate(batch, "test", dataloader_idx)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Solves puzzles.
+
+        Returns:
+            The class of each position, int64 of shape ``[batch, *positions]``.
+        """
+        *_, (_, scores, _) = self.think(batch["inputs"], self.budgets)
+        return scores.argmax(1)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Adds pictures of how the answer comes about."""
+        return [ThinkingPictures()]
+
+    def configure_optimizers(self) -> Any:
+        """Returns Adam with a cosine decay over the whole run.
+
+        Raises:
+            UserError: If the run's length is not limited.
+        """
+        return adam_with_cosine_decay(self, self.learning_rate)

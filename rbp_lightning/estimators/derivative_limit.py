@@ -1,0 +1,76 @@
+"""Refusing derivatives of a higher order than a solve was made for."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rbp_lightning.pytree import Vector
+
+
+def limit_order(order: int, vector: Vector) -> list[Tensor]:
+    """Returns zeros that can be differentiated a number of times, and raise at one derivative more.
+
+    Added to a result they refuse a derivative that would be wrong in silence. Each of their derivatives is such zeros
+    again, which depend on the tensors, so that the next one is not overlooked.
+
+    Args:
+        order: How often.
+        vector: What the result depends on.
+
+    Raises:
+        NotImplementedError: At the first derivative too many.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> result = x + limit_order(1, [x])[0]
+        >>> slope = torch.autograd.grad(result, x, create_graph=True)[0]
+        >>> torch.autograd.grad(slope, x)
+        Traceback (most recent call last):
+        NotImplementedError: The gradient of a fixed point has no derivative of order 2 here: pass order=2 to ...
+    """
+    return list(_Zeros.apply(order, order, *vector))  # type: ignore[no-untyped-call]
+
+
+def refuse_order(order: int) -> None:
+    """Raises the error that names the remedy.
+
+    Args:
+        order: The highest order that there is.
+
+    Raises:
+        NotImplementedError: Always.
+    """
+    raise NotImplementedError(
+        f"The gradient of a fixed point has no derivative of order {order + 1} here: pass order={order + 1} to the "
+        "estimator or the layer where it solves, or do not pass create_graph=True."
+    )
+
+
+class _Zeros(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(order: int, left: int, *leaves: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(leaf) for leaf in leaves)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.order, ctx.left, *leaves = inputs
+        ctx.save_for_backward(*leaves)
+        ctx.save_for_forward(*leaves)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        return None, None, *_derivative(ctx)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        return _derivative(ctx)
+
+
+def _derivative(ctx: Any) -> tuple[Tensor, ...]:
+    if ctx.left == 0:
+        refuse_order(ctx.order)
+    zeros: tuple[Tensor, ...] = _Zeros.apply(ctx.order, ctx.left - 1, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+    return zeros

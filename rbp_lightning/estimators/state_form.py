@@ -1,0 +1,146 @@
+"""States with complex tensors, dataclasses and missing parts, as states of real tensors."""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from rbp_lightning.errors import UserError
+from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.pytree import State
+from rbp_lightning.state_function import Update
+
+
+class StateForm:
+    """Turns states of the form of an initial state into pytrees of real tensors, and back.
+
+    A complex tensor becomes pairs of real and imaginary parts, in a last dimension more: the Jacobian of an update need
+    not be complex linear, and its adjoint is that of the pairs, as PyTorch's convention for complex gradients has it.
+    A dataclass becomes a dict of its fields, and ``None`` an empty tuple.
+
+    Args:
+        initial_state: The initial state.
+
+    Example:
+        >>> form = StateForm({"a": torch.tensor([1 + 2j]), "b": None})
+        >>> form.plain(form.initial_state)
+        {'a': tensor([[1., 2.]]), 'b': ()}
+        >>> form.original(form.plain(form.initial_state))
+        {'a': tensor([1.+2.j]), 'b': None}
+    """
+
+    def __init__(self, initial_state: State) -> None:
+        self.initial_state = initial_state
+
+    @classmethod
+    def if_needed(cls, initial_state: State, batch_dims: int) -> "StateForm | None":
+        """The form of an initial state; ``None`` where it is a pytree of real tensors already.
+
+        Args:
+            initial_state: The initial state.
+            batch_dims: The number of leading dimensions that index independent samples.
+
+        Raises:
+            UserError: If a complex leaf has fewer dimensions.
+        """
+        if isinstance(initial_state, Tensor) and not initial_state.is_complex():
+            return None
+        try:
+            leaves = tree_flatten(initial_state, is_leaf=_is_leaf)[0]
+        except RecursionError:  # which is told where the state is flattened
+            return None
+        for leaf in leaves:
+            if _is_complex(leaf) and leaf.dim() < batch_dims:
+                raise UserError(
+                    f"batch_dims={batch_dims}, but a leaf of the initial state has the shape {tuple(leaf.shape)}: the "
+                    f"first {batch_dims} dimensions must be the same in all of them."
+                )
+        return cls(initial_state) if any(_is_leaf(leaf) or _is_complex(leaf) for leaf in leaves) else None
+
+    def plain(self, state: State) -> State:
+        """The pytree of real tensors.
+
+        Args:
+            state: A state.
+        """
+        return tree_map(self._plain_leaf, state, is_leaf=_is_leaf)
+
+    def original(self, plain: State) -> State:
+        """The state that a pytree of real tensors stands for.
+
+        Args:
+            plain: What ``plain`` returns.
+        """
+        return _original(self.initial_state, plain)
+
+    def original_result(self, fixed_point: FixedPoint) -> FixedPoint:
+        """A result with states of the original form.
+
+        Args:
+            fixed_point: The result of a solve with the plain form.
+        """
+        states = tuple(self.original(state) for state in fixed_point.states)
+        return replace(fixed_point, state=self.original(fixed_point.state), states=states)
+
+    def plain_update(self, update: Update) -> Update:
+        """An update as a map of pytrees of real tensors.
+
+        Args:
+            update: The map F.
+        """
+        return lambda state: self.plain(update(self.original(state)))
+
+    def _plain_leaf(self, leaf: Any) -> State:
+        if leaf is None:
+            return ()
+        if is_dataclass(leaf):
+            return {field.name: self.plain(getattr(leaf, field.name)) for field in fields(leaf)}
+        return torch.view_as_real(leaf.resolve_conj()) if _is_complex(leaf) else leaf
+
+
+def first_of_pair(update: Callable[[State], Any]) -> Update:
+    """An update without what it returns beside the state.
+
+    Args:
+        update: Returns a pair.
+
+    Raises:
+        UserError: Where it is applied, if it returns something else.
+    """
+
+    def apply(state: State) -> State:
+        pair = update(state)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise UserError(
+                f"has_aux=True, but the update returns a {type(pair).__name__}: return a pair of the next state and "
+                "anything else."
+            )
+        return pair[0]
+
+    return apply
+
+
+def _is_leaf(value: Any) -> bool:
+    return value is None or (is_dataclass(value) and not isinstance(value, type))
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_complex()
+
+
+def _original(like: State, plain: State) -> State:
+    leaves, structure = tree_flatten(like, is_leaf=_is_leaf)
+    pairs = zip(leaves, structure.flatten_up_to(plain), strict=True)
+    return structure.unflatten([_original_leaf(one, other) for one, other in pairs])
+
+
+def _original_leaf(like: Any, plain: Any) -> Any:
+    if like is None:
+        return None
+    if is_dataclass(like) and not isinstance(like, type):
+        parts = {field.name: _original(getattr(like, field.name), plain[field.name]) for field in fields(like)}
+        return replace(like, **parts)
+    return torch.view_as_complex(plain.contiguous()) if _is_complex(like) else plain

@@ -1,0 +1,89 @@
+"""A solve within torch.compile, torch.export or torch.jit.trace."""
+
+from typing import Protocol
+
+import torch
+from torch.utils._pytree import tree_unflatten
+
+from rbp_lightning.errors import UserError
+from rbp_lightning.estimators.options import Options
+from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.pytree import State, Vector
+from rbp_lightning.solvers import FixedPointSolver, Update
+from rbp_lightning.solvers.fixed_steps import FixedSteps
+from rbp_lightning.status import Status
+from rbp_lightning.tracing import is_traced_for_inference
+
+
+class Traceable(Protocol):
+    """What a traced solve needs of an estimator, as ``GradientEstimator`` has it."""
+
+    solver: FixedPointSolver
+
+    def check_max_steps(self, max_steps: int) -> None:
+        """Refuses a number of steps that is too small."""
+
+    def differentiate_traced(self, solve: FixedSteps) -> Vector | None:
+        """Finds the fixed point with gradients enabled."""
+
+
+def traced_solve(
+    estimator: Traceable,
+    update: Update,
+    initial_state: State,
+    options: Options,
+) -> FixedPoint | None:
+    """Runs a fixed number of steps, whose loop has no branch that depends on data.
+
+    Nothing is reported, and nothing observed. Programs for inference, as ``torch.export`` and ``torch.jit.trace`` make
+    them, hold the steps alone.
+
+    Args:
+        estimator: The estimator that was called.
+        update: The map F.
+        initial_state: Where to start.
+        options: What is asked for.
+
+    Returns:
+        The fixed point, with ``status`` saying no more than that the steps are spent; ``None`` where ``torch.compile``
+        is to leave the solve out of its graph: with a tolerance, and where the gradient depends on data.
+
+    Raises:
+        UserError: If the steps depend on data and the graph cannot be left, or the state or the update is not as
+            described.
+
+    Example:
+        >>> traced_solve(BPTT(Picard(60, tol=0)), torch.cos, torch.zeros(()), Options()).state
+        tensor(0.7391)
+    """
+    solver = estimator.solver
+    if options.max_steps is not None and torch.is_grad_enabled():
+        estimator.check_max_steps(options.max_steps)
+    if solver.tol > 0 or not options.plain:
+        if is_traced_for_inference():
+            raise UserError(
+                f"{type(estimator).__name__}: torch.export, ONNX and torch.jit.trace need a number of steps that does "
+                f"not depend on the data: give {type(solver).__name__} tol=0 and the max_steps that are wanted, and "
+                "pass neither warm_start, history, progress, order nor states_at."
+            )
+        return None
+    solve = FixedSteps(update, initial_state, options.batch_dims, solver, options.max_steps or solver.max_steps)
+    if torch.is_grad_enabled() and not is_traced_for_inference():
+        image = estimator.differentiate_traced(solve)
+        if image is None:
+            return None
+    else:
+        image = solve.iterate(solve.max_steps)
+    last = solve.test.last
+    assert last is not None  # a solve has a step
+    change, size = last.worst()
+    return FixedPoint(
+        state=tree_unflatten([leaf.clone() for leaf in image], solve.structure),
+        steps=solve.max_steps,
+        absolute_residual=change,
+        size=size,
+        status=Status.MAX_STEPS,
+        sample_status=solve.test.codes(stalled=False),
+        history=(),
+        tol=0.0,
+    )

@@ -1,0 +1,54 @@
+"""The truncated Neumann series of a damped map."""
+
+from collections import deque
+
+import torch
+
+from rbp_lightning.errors import check_count, check_number
+from rbp_lightning.linear.base import LinearSolution, LinearSolver
+from rbp_lightning.linear.jacobian import JacobianOperator
+from rbp_lightning.linear.truncation import truncation_error
+from rbp_lightning.pytree import Vector
+
+
+class DampedNeumannSeries(LinearSolver):
+    """The first terms of a damped series, z = d times the sum over i = 0..k - 1 of ((1 - d) I + d J^T)^i g.
+
+    All terms together are the solution, since I less the damped matrix is d (I - J^T). Few of them are a bias that is
+    chosen (Geng et al., On training implicit models, NeurIPS 2021, section 3), so that a policy does not act on it; the
+    solution says what ``truncation_error`` makes of it all the same.
+
+    Args:
+        steps: k, the number of terms, at least 1; they take k - 1 products with J^T.
+        damping: d, in (0, 1]; 1 makes it ``NeumannSeries(steps - 1)``.
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
+        >>> DampedNeumannSeries(steps=2, damping=0.5).solve(operator, [torch.ones(2)]).vector  # (1 + 0.75) / 2
+        [tensor([0.8750, 0.8750])]
+    """
+
+    def __init__(self, steps: int = 5, damping: float = 0.5) -> None:
+        self.steps = check_count(self, "steps", steps, 1)
+        self.damping = check_number(self, "damping", damping, 0.0, 1.0, low_allowed=False)
+
+    def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
+        """Sums the first terms."""
+        before, damping = operator.products, self.damping
+        terms: deque[Vector] = deque([gradient], maxlen=3)
+        total = [leaf.clone() for leaf in gradient]
+        for _ in range(self.steps - 1):
+            pairs = zip(terms[-1], operator.vjp(terms[-1]), strict=True)
+            terms.append([torch.lerp(leaf, product, damping) for leaf, product in pairs])
+            for leaf, other in zip(total, terms[-1], strict=True):
+                leaf += other
+        residual, estimate = truncation_error(
+            list(terms), gradient, self.steps - 1, operator.batch_dims, operator.epsilon, total
+        )
+        for leaf in total:
+            leaf *= damping
+        products = operator.products - before
+        return LinearSolution(total, self.steps, products, residual, error_estimate=estimate, intended=True)

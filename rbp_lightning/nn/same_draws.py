@@ -1,0 +1,93 @@
+"""The same random numbers in every application of an update."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from rbp_lightning.pytree import State
+from rbp_lightning.state_function import Update
+
+
+class SameDraws:
+    """Applies an update with the random numbers that its first application drew.
+
+    PyTorch's global generators, of the CPU and of the state's device, begin each application where they began the
+    first one, and go on afterwards as if there had been no other: the next solve draws new numbers. An update that
+    draws none costs two looks at the generators, once. Other generators are not held, and another thread that draws
+    in the midst of an application disturbs it.
+
+    Example:
+        >>> draws = SameDraws()
+        >>> first, second = (draws(torch.nn.functional.dropout, torch.ones(8)) for _ in range(2))
+        >>> torch.equal(first, second)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._began: list[Tensor] | None = None
+        self._draws = False
+        self._dtypes: list[torch.dtype] = []
+        self._cuda: list[torch.device] = []
+        self._kernels: AbstractContextManager[Any] = nullcontext()
+
+    def __call__(self, update: Update, state: State) -> State:
+        """Applies the update.
+
+        Args:
+            update: The map F.
+            state: Its argument.
+        """
+        if self._began is None:
+            return self._first(update, state)
+        if not self._draws:
+            return update(state)
+        before = self._read()
+        self._write(self._began)
+        try:
+            return self._apply(update, state)
+        finally:
+            self._write(before)
+
+    def _first(self, update: Update, state: State) -> State:
+        leaves = tree_flatten(state)[0]
+        self._dtypes = [leaf.dtype for leaf in leaves]
+        self._cuda = sorted({leaf.device for leaf in leaves if leaf.is_cuda}, key=str)
+        began = self._read()
+        image = self._apply(update, state)
+        moved = [not torch.equal(one, other) for one, other in zip(began, self._read(), strict=True)]
+        self._began, self._draws = began, any(moved)
+        if any(moved[1:]):
+            # Another kernel of attention draws another mask: with dropout all applications take the one that has all
+            # derivatives. On a CPU PyTorch takes no other.
+            self._kernels = sdpa_kernel(SDPBackend.MATH)
+            self._write(began)
+            image = self._apply(update, state)
+        return image
+
+    def _apply(self, update: Update, state: State) -> State:
+        # Kernels draw in the order of memory, which strides decide, and some by the size of an entry.
+        leaves, structure = tree_flatten(state)
+        leaves = [_in_order(leaf.to(dtype)) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+        with self._kernels:
+            return update(tree_unflatten(leaves, structure))
+
+    def _read(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._cuda)]
+
+    def _write(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for device, state in zip(self._cuda, states[1:], strict=True):
+            torch.cuda.set_rng_state(state, device)
+
+
+def _in_order(leaf: Tensor) -> Tensor:
+    """The leaf with the strides of a new tensor."""
+    stride, strides = 1, list[int]()
+    for size in reversed(leaf.shape):
+        strides.insert(0, stride)
+        stride *= max(size, 1)
+    return leaf if leaf.stride() == tuple(strides) else leaf.reshape(-1).reshape(leaf.shape)

@@ -1,0 +1,94 @@
+"""Second derivatives through the implicit gradients of other packages: what docs/compare.md says of them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.peers.derivatives import LOSSES, TO_ORDER_2, case_of, derivative_ratios, derivatives, exact, verdict
+from benchmarks.peers.methods import BY_HAND, OURS, Method
+from benchmarks.peers.peers import torchdeq, torchopt, xitorch
+from benchmarks.peers.silva import SILVA, silva
+
+UNROLLED = BY_HAND["unrolled by hand"]
+
+# torchopt calls functorch by the names that PyTorch is about to drop.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning:torchopt"),
+    pytest.mark.filterwarnings("ignore:We've integrated functorch:FutureWarning"),
+    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.script` is deprecated:DeprecationWarning"),
+]
+
+
+def ratios(method: Method) -> list[float]:
+    """Second derivatives of all losses over the exact ones, of a first derivative that is right."""
+    found = [derivative_ratios(method, loss, 0.8, 0.5) for loss in LOSSES.values()]
+    assert [first for first, _ in found] == pytest.approx([1.0] * len(LOSSES), abs=1e-6)
+    return [second for _, second in found]
+
+
+@given(st.floats(0.3, 0.9), st.floats(0.05, 0.5), st.sampled_from(list(LOSSES)))
+@settings(max_examples=20, deadline=None)
+def test_the_closed_form_is_what_the_tape_of_all_steps_finds(state: float, drive: float, name: str) -> None:
+    loss = LOSSES[name]
+    (weight,) = case_of(state, drive).parameters
+    assume(abs(float(weight.detach())) * (1 - state**2) < 0.9)  # or the tape is long
+    assume(min(map(abs, exact(loss, state, drive))) > 1e-3)  # or there is nothing to divide by
+    assert derivative_ratios(UNROLLED, loss, state, drive) == pytest.approx((1.0, 1.0), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name != "BPTT"])
+def test_this_project_is_never_wrong_in_silence(name: str) -> None:
+    for loss in LOSSES.values():
+        with pytest.raises(NotImplementedError, match="create_graph"):
+            derivative_ratios(OURS[name], loss, 0.8, 0.5)
+
+
+@pytest.mark.parametrize("name", TO_ORDER_2)
+def test_this_project_is_right_where_it_is_asked(name: str) -> None:
+    assert ratios(TO_ORDER_2[name]) == pytest.approx([1, 1, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["fixed_point_iter", "anderson"])
+def test_torchdeq_is_wrong(solver: str) -> None:
+    pytest.importorskip("torchdeq")
+    assert ratios(torchdeq(solver)) == pytest.approx([0.906, 1.392, 1.036], abs=1e-3)
+
+
+def test_torchopt_is_wrong() -> None:
+    pytest.importorskip("torchopt")
+    assert ratios(torchopt) == pytest.approx([-0.138, -0.748, 1.439], abs=1e-3)
+
+
+def test_xitorch_is_right() -> None:
+    pytest.importorskip("xitorch")
+    assert ratios(xitorch) == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in SILVA if "phantom" not in name and "JFB" not in name])
+def test_silva_has_none_and_says_so_unless_something_else_has_one(name: str) -> None:
+    pytest.importorskip("silva_networks")
+    found = [verdict(SILVA[name], loss, 0.8, 0.5) for loss in LOSSES.values()]
+    assert found == ["RuntimeError", "RuntimeError", "1.386"]
+
+
+@pytest.mark.parametrize("gradient", ["phantom", "unrolled"])
+def test_silva_on_the_tape_is_right(gradient: str) -> None:
+    pytest.importorskip("silva_networks")
+    assert ratios(silva("picard", gradient)) == pytest.approx([1, 1, 1], abs=1e-6)
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    derivatives()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| second derivative of | h | h² | h + w² |"
+    refused = " | ".join(["NotImplementedError"] * len(LOSSES))
+    assert lines[2 + list(OURS).index("RBP")] == f"| RBP | {refused} |"
+
+
+def test_the_closed_form_of_a_loss_of_the_weight_alone() -> None:
+    first, second = exact(lambda state, weight: torch.log(weight), 0.8, 0.5)
+    weight = (math.atanh(0.8) - 0.5) / 0.8
+    assert (first, second) == pytest.approx((1 / weight, -1 / weight**2))

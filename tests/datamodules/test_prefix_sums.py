@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from datamodules import PrefixSums
+from rbp_lightning import UserError
+
+
+def test_targets_are_the_running_parity_of_each_string() -> None:
+    data = PrefixSums(num_train=20, num_val=5, num_test=5)
+    data.setup("fit")
+    for sizes in data.splits.values():
+        for size, split in sizes.items():
+            assert split["inputs"].shape == (len(split["size"]), 1, size)
+            for inputs, targets in zip(split["inputs"][:, 0].tolist(), split["targets"].tolist(), strict=True):
+                assert [inputs[: end + 1].count(1.0) % 2 for end in range(size)] == targets
+
+
+def test_all_strings_of_a_length_can_be_asked_for_but_no_more() -> None:
+    data = PrefixSums(length=5, num_train=20, num_val=4, num_test=8)
+    data.setup("fit")
+    strings = torch.cat([sizes[5]["inputs"] for sizes in data.splits.values()])
+    assert len(strings.unique(dim=0)) == 32
+    with pytest.raises(UserError, match=r"there are 32 strings of 5 bits, but num_train, .* ask for 33 of them"):
+        PrefixSums(length=5, num_train=21, num_val=4, num_test=8).setup("fit")
+
+
+def test_bits_are_even_and_independent() -> None:
+    data = PrefixSums(test_lengths=[100], num_test=4000)
+    data.setup("fit")
+    bits = data.splits["test"][100]["inputs"][:, 0]
+    covariance = bits.T @ bits / len(bits)
+    assert bits.mean(0).abs().max() < 0.08
+    assert (covariance - torch.eye(100)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"val_lengths": []}, r"val_lengths=\[\] must be a list of sizes"),
+        ({"test_lengths": [16, 0]}, "test_lengths=0 must be a whole number of at least 1"),
+        ({"test_lengths": [16, 16]}, r"test_lengths=\[16, 16\] must be a list of different sizes"),
+    ],
+)
+def test_lengths_are_checked_at_once(arguments, told) -> None:
+    with pytest.raises(UserError, match=told):
+        PrefixSums(**arguments)

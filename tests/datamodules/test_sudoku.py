@@ -1,0 +1,64 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules import Sudoku
+from datamodules.puzzles import IGNORED
+from datamodules.sudoku_generation import BOXES, is_unique, solutions
+from rbp_lightning import UserError
+
+
+def is_solved(grid: np.ndarray) -> bool:
+    side = len(grid)
+    height, width = BOXES[side]
+    boxes = [grid[row : row + height, column : column + width].ravel() for row, column in corners(side, height, width)]
+    return all(sorted(unit) == list(range(1, side + 1)) for unit in [*grid, *grid.T, *boxes])
+
+
+def corners(side: int, height: int, width: int) -> list[tuple[int, int]]:
+    return list(itertools.product(range(0, side, height), range(0, side, width)))
+
+
+def test_every_grid_of_four_is_found_once() -> None:
+    found = list(solutions(np.zeros((4, 4), dtype=int)))
+    assert len({grid.tobytes() for grid in found}) == len(found) == 288  # the number that is known
+    assert all(map(is_solved, found))
+
+
+def test_a_solution_is_found_to_be_the_only_one_as_by_trying_all() -> None:
+    grids = list(solutions(np.zeros((4, 4), dtype=int)))
+    generator = np.random.default_rng(0)
+    verdicts = []
+    for _ in range(40):
+        shown = generator.random((4, 4)) < 0.35
+        puzzle = np.where(shown, grids[generator.integers(288)], 0)
+        matching = [grid for grid in grids if (grid[shown] == puzzle[shown]).all()]
+        assert is_unique(puzzle) == (len(matching) == 1)
+        verdicts.append(is_unique(puzzle))
+    assert len(set(verdicts)) == 2
+    assert not is_unique(np.array([[1, 1, 0, 0]] + [[0] * 4] * 3))  # no solution at all
+
+
+@pytest.mark.parametrize(("side", "empty"), [(4, 8), (6, 18), (9, 40)])
+def test_every_puzzle_has_its_target_for_the_only_solution(side, empty) -> None:
+    data = Sudoku(side=side, empty=empty, num_train=4, num_val=2, num_test=2)
+    data.setup("fit")
+    for sizes in data.splits.values():
+        for inputs, targets in zip(sizes[empty]["inputs"], sizes[empty]["targets"], strict=True):
+            puzzle = (inputs * torch.arange(1, side + 1)[:, None, None]).sum(0).long()
+            assert int((puzzle == 0).sum()) == empty
+            assert torch.equal(puzzle == 0, targets != IGNORED)
+            answer = torch.where(puzzle == 0, targets + 1, puzzle).numpy()
+            assert is_solved(answer)
+            assert is_unique(puzzle.numpy())
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(UserError, match=r"60 tries brought 0 different puzzles of 4 x 4 cells with 15 of them empty"):
+        Sudoku(empty=15, num_train=1, num_val=1, num_test=1).setup("fit")
+    with pytest.raises(UserError, match="side=5 must be one of 4, 6, 9"):
+        Sudoku(side=5)
+    with pytest.raises(UserError, match="empty=16 must be a whole number of at most 15"):
+        Sudoku(empty=16)

@@ -1,0 +1,254 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from torch.nn.functional import conv1d, conv2d, cross_entropy
+
+from datamodules import PrefixSums
+from datamodules.puzzles import IGNORED
+from models import AttentionCell, ConvolutionalCell, EquilibriumReasoner, TwoLevelCell
+from models.equilibrium_reasoner.pictures import CLASSES, WRONG
+from rbp_lightning import BPTT, TBPTT, FailurePolicy, NeumannRBP, Picard, UserError
+
+
+def reasoner(estimator=None, dims: int = 1, **arguments) -> EquilibriumReasoner:
+    torch.manual_seed(0)
+    cell = ConvolutionalCell(num_inputs=2, num_classes=3, num_hidden=5, dims=dims)
+    model = EquilibriumReasoner(cell, **arguments).double()
+    model.estimator = estimator or NeumannRBP(0, solver=Picard(max_steps=6, tol=0))
+    return model
+
+
+def batch_of(dims: int = 1) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    positions = [7] * dims
+    inputs = torch.randn(4, 2, *positions, generator=generator, dtype=torch.float64)
+    targets = torch.randint(3, (4, *positions), generator=generator)
+    return {"inputs": inputs, "targets": targets, "size": torch.full((4,), 7)}
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_step_is_the_one_that_is_documented(dims) -> None:
+    cell, inputs = reasoner(dims=dims).cell, batch_of(dims)["inputs"]
+    convolve = {1: conv1d, 2: conv2d}[dims]
+    block = cell.block
+    update, state = cell.start(inputs)
+    assert not state.any()
+    state = torch.randn_like(state)
+
+    def layer(module, value):
+        return convolve(value, module.weight, module.bias, padding=1)
+
+    hidden = layer(block.inject, torch.cat([state, inputs], 1)).relu()
+    hidden = (hidden + layer(block.second, layer(block.first, hidden).relu())).relu()
+    expected = hidden / (hidden.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(update(state), expected)
+
+
+def test_attention_sees_all_positions_and_tells_them_apart() -> None:
+    torch.manual_seed(0)
+    cell = AttentionCell(num_inputs=2, num_classes=3, num_positions=6, num_hidden=8, num_heads=2).double()
+    inputs = torch.randn(1, 2, 2, 3, dtype=torch.float64)
+    update, state = cell.start(inputs)
+    state = torch.randn_like(state)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda h: update(h).square().sum((0, 1)).flatten() + update(h)[0, 0].flatten(), state
+    )
+    assert (jacobian.abs().amax((1, 2)) > 0).all()
+    hidden = state.flatten(2)
+    parts = cell.queries_keys_values(hidden)[0].reshape(3, 2, 4, 6)
+    heads = [values @ (queries.T @ keys / 2).softmax(1).T for queries, keys, values in zip(*parts, strict=True)]
+    expected = cell.mixed(torch.cat(heads)[None])
+    torch.testing.assert_close(cell._attention(hidden), expected)
+    swapped, _ = cell.start(inputs.flip(3))
+    assert not torch.allclose(swapped(state.flip(3)), update(state).flip(3))
+    with pytest.raises(UserError, match="num_positions=6, but the puzzles have 4: set it to 4"):
+        cell.start(torch.zeros(1, 2, 2, 2))
+    with pytest.raises(UserError, match="num_heads=3 does not divide num_hidden=8"):
+        AttentionCell(2, 3, 6, num_hidden=8, num_heads=3)
+
+
+def test_two_levels_take_their_steps_in_turn() -> None:
+    torch.manual_seed(0)
+    cell = TwoLevelCell(num_inputs=2, num_classes=3, num_hidden=4, low_steps=3).double()
+    inputs = torch.randn(2, 2, 5, dtype=torch.float64)
+    update, state = cell.start(inputs)
+    state = {name: torch.randn_like(leaf) for name, leaf in state.items()}
+    low, high = state["low"], state["high"]
+    for _ in range(3):
+        low = cell.low(low, cell.low.drive(torch.cat([high, inputs], 1)))
+    high = cell.high(high, cell.high.drive(low))
+    torch.testing.assert_close(update(state), {"low": low, "high": high})
+    torch.testing.assert_close(cell.scores(update(state)), cell.readout(high))
+
+
+@pytest.mark.parametrize("make", [ConvolutionalCell, TwoLevelCell, partial(AttentionCell, num_positions=7)])
+def test_cells_go_through_a_training_step_and_a_checkpoint(make, tmp_path) -> None:
+    cell = make(num_inputs=1, num_classes=2, num_hidden=8)
+    model = EquilibriumReasoner(cell, segments=2, random_start=True, eval_steps=[2])
+    data = PrefixSums(length=7, val_lengths=[7], test_lengths=[7], num_train=8, num_val=4, num_test=4)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    solver = Picard(max_steps=3, tol=0)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        callbacks=[TBPTT(2, solver), FailurePolicy(truncation_tol=1.0)],
+        **quiet,
+    )
+    before = [parameter.clone() for parameter in model.parameters()]
+    trainer.fit(model, data)
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    again = EquilibriumReasoner.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    again.estimator = model.estimator
+    inputs = data.splits["test"][7]["inputs"]
+    with torch.no_grad():
+        (one,), (other,) = (list(each.eval().think(inputs, [3])) for each in (model, again))
+    torch.testing.assert_close(one[1], other[1], rtol=0, atol=0)
+
+
+def test_budgets_are_looked_at_in_one_pass() -> None:
+    model, inputs = reasoner(), batch_of()["inputs"]
+    with torch.no_grad():
+        for steps, scores, _ in model.think(inputs, [1, 4, 9]):
+            alone = model(inputs, max_steps=steps)
+            assert alone.steps == steps
+            torch.testing.assert_close(scores, model.cell.scores(alone.state), rtol=0, atol=0)
+
+
+def test_a_state_that_has_settled_is_iterated_no_further() -> None:
+    model, inputs = reasoner(), batch_of()["inputs"]
+    model.cell.block.inject.weight.data[:, : model.cell.num_hidden] = 0  # the same state after every step
+    with torch.no_grad():
+        taken = [(steps, fixed_point.steps) for steps, _, fixed_point in model.think(inputs, [1, 3, 10**8, 10**9])]
+    assert taken == [(1, 1), (3, 2), (10**8, 2), (10**9, 2)]
+
+
+def test_segments_carry_the_state_over_without_a_gradient() -> None:
+    model, batch = reasoner(BPTT(Picard(max_steps=6, tol=0)), segments=3), batch_of()
+    model.log = lambda *args, **kwargs: None
+    loss = model.training_step(batch, 0)
+    loss.backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+
+    model.zero_grad()
+    update, state = model.cell.start(batch["inputs"])
+    total = 0
+    for _ in range(3):
+        state = state.detach()
+        for _ in range(6):
+            state = update(state)
+        total = total + cross_entropy(model.cell.scores(state), batch["targets"]) / 3
+    total.backward()
+    torch.testing.assert_close(loss, total)
+    for gradient, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_steps_and_start_are_drawn_anew_in_training_alone() -> None:
+    model, batch = reasoner(random_steps=[2, 9], random_start=True), batch_of()
+    logged = []
+    model.log = lambda name, value, **kwargs: logged.append((name, float(torch.as_tensor(value).detach())))
+    for _ in range(40):
+        model.training_step(batch, 0)
+    steps = [value for name, value in logged if name == "train/steps"]
+    assert set(steps) == set(range(2, 10))
+    losses = [value for name, value in logged if name == "train/loss"]
+    assert len(set(losses)) == 40
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch["inputs"]).state, model(batch["inputs"]).state, rtol=0, atol=0)
+
+
+def test_positions_that_are_no_part_of_the_answer_count_for_nothing() -> None:
+    model, batch = reasoner(), batch_of()
+    logged = {}
+    model.log = lambda name, value, **kwargs: logged.update({name: float(torch.as_tensor(value).detach())})
+    right = model.predict_step(batch, 0)
+    batch["targets"] = right.clone()
+    batch["targets"][:, 2:] = IGNORED
+    model.test_step(batch, 0)
+    assert logged["test/exact_7"] == logged["test/accuracy_7"] == 1
+    batch["targets"][0, 0] = (right[0, 0] + 1) % 3
+    model.test_step(batch, 0)
+    assert logged["test/exact_7"] == 0.75
+    assert logged["test/accuracy_7"] == pytest.approx(7 / 8)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[EquilibriumReasoner, Trainer, PrefixSums]:
+    """Trained on the parity of eight bits."""
+    seed_everything(0, verbose=False)
+    data = PrefixSums(
+        length=8, val_lengths=[8], test_lengths=[8, 32], num_train=200, num_val=20, num_test=20, batch_size=50
+    )
+    cell = ConvolutionalCell(num_inputs=1, num_classes=2, num_hidden=16)
+    model = EquilibriumReasoner(cell, learning_rate=5e-3, eval_steps=[8, 80])
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=80,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        logger=TensorBoardLogger(tmp_path_factory.mktemp("trained")),
+        callbacks=[NeumannRBP(2, solver=Picard(max_steps=10, tol=0)), FailurePolicy(truncation_tol=1.0)],
+        **quiet,
+    )
+    trainer.fit(model, data)
+    return model, trainer, data
+
+
+def test_a_short_training_extrapolates_by_thinking_longer(trained) -> None:
+    model, trainer, data = trained
+    short, long = trainer.test(model, data, verbose=False)
+    assert short["test/exact_8"] == 1
+    assert long["test/exact_32_after_8"] < 0.5
+    assert long["test/exact_32"] == long["test/exact_32_after_80"] >= 0.8
+
+
+def test_pictures_show_the_answer_after_each_step(trained) -> None:
+    model, trainer, data = trained
+    trainer.test(model, data, verbose=False)
+    puzzle = {name: part[:1] for name, part in data.splits["test"][32].items()}
+    with Image.open(f"{trainer.log_dir}/thinking_32.png") as picture:
+        pixels = np.asarray(picture)
+    side = pixels.shape[1] // 32
+    shown = pixels[side // 2 :: side, side // 2 :: side]
+    with torch.no_grad():
+        answers = [scores[0].argmax(0) for _, scores, _ in model.think(puzzle["inputs"], range(1, len(shown) + 1))]
+    right = puzzle["targets"][0]
+    for row, answer in zip(shown, answers, strict=True):
+        assert np.array_equal(row, np.where((answer == right)[:, None], CLASSES[answer], WRONG))
+    assert len(shown) > 6  # information travels three positions a step at most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"random_steps": [3]}, r"random_steps=\[3\] must be two numbers"),
+        ({"random_steps": [5, 3]}, r"random_steps=\[5, 3\] must increase"),
+        ({"eval_steps": []}, r"eval_steps=\[\] must be a list"),
+        ({"eval_steps": [0, 1]}, "eval_steps=0 must be a whole number"),
+        ({"random_start": 1}, "random_start=1 is no bool"),
+        ({"segments": 0}, "segments=0 must be a whole number"),
+    ],
+)
+def test_arguments_are_checked_at_once(arguments, told) -> None:
+    with pytest.raises(UserError, match=told):
+        reasoner(**arguments)
+
+
+def test_puzzles_of_another_kind_are_refused() -> None:
+    model, batch = reasoner(), batch_of()
+    with pytest.raises(UserError, match=r"num_inputs=2, but the puzzles have the shape \[4, 1, 7\]: set num_inputs"):
+        model(batch["inputs"][:, :1])
+    with pytest.raises(UserError, match=r"shape \[4, 7\] and classes up to 3: set num_classes"):
+        model._loss(torch.zeros(4, 3, 7), torch.full((4, 7), 3))
+    with pytest.raises(UserError, match="dims=3 must be 1"):
+        ConvolutionalCell(1, 2, dims=3)
