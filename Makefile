@@ -11,13 +11,17 @@ SILVA := silva-networks==1.2.2
 # A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable
 
-.PHONY: demo test fuzz check docs bench bench-jax clean
+.PHONY: demo memory thinking test fuzz check docs bench bench-jax clean
 
 # The networks are too small for more than one thread to help.
-demo: $(TASKS)
+demo: memory thinking
+
+memory: $(TASKS)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python train.py fit --config configs/hopfield.yaml
 	cp "$$(ls -t logs/hopfield/*/recall.png | head -n 1)" recall.png
 	@echo "Clean, corrupted and recalled digits (rows): recall.png"
+
+thinking: $(TASKS)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python train.py fit --config configs/prefix_sums.yaml
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python train.py test --config configs/prefix_sums.yaml --ckpt_path best
 	cp "$$(ls -t logs/prefix_sums/*/test/thinking_512.png | head -n 1)" thinking.png

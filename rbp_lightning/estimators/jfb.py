@@ -10,7 +10,7 @@ class JFB(Implicit):
 
     No product with the Jacobian is taken, and the gradient is that of ``NeumannRBP(0)``. Where ||J|| < 1 and dF/dw is
     well conditioned it is a descent direction (Fung et al., JFB: Jacobian-free backpropagation for implicit networks,
-    AAAI 2022, theorem 3.1). Its bias is chosen with it and is no failure; ``GradientAudit`` measures it.
+    AAAI 2022). Its bias is chosen with it and is no failure; ``GradientAudit`` measures it.
 
     Args:
         solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.

@@ -62,9 +62,9 @@ def traced_solve(
     if solver.tol > 0 or not options.plain:
         if is_traced_for_inference():
             raise UserError(
-                f"{type(estimator).__name__}: torch.export, ONNX and torch.jit.trace need a number of steps that does "
-                f"not depend on the data: give {type(solver).__name__} tol=0 and the max_steps that are wanted, and "
-                "pass neither warm_start, history, progress, order nor states_at."
+                f"{type(estimator).__name__}: torch.export, ONNX, torch.jit.trace and make_fx need a number of steps "
+                f"that does not depend on the data: give {type(solver).__name__} tol=0 and the max_steps that are "
+                "wanted, and pass neither warm_start, history, progress, order nor states_at."
             )
         return None
     solve = FixedSteps(update, initial_state, options.batch_dims, solver, options.max_steps or solver.max_steps)

@@ -19,7 +19,7 @@ class Nystrom(LinearSolver):
     """Solves with a low-rank approximation of A = I - J from a few of its columns, for a symmetric J.
 
     (A_k + rho I) z = g with A_k = C W^+ C^T, where C are k columns of A, drawn at random, and W their rows of the same
-    numbers (Hataya and Yamada, AISTATS 2023, arXiv 2302.09726, equations 5 and 6). For hypergradients: where F is a
+    numbers (Hataya and Yamada, AISTATS 2023, arXiv 2302.09726). For hypergradients: where F is a
     step of gradient descent, h - eta dL/dh, A is eta times the Hessian of the loss, of which a few directions matter.
     It takes k products with J^T, which do not depend on each other, and no step length decides on it.
 

@@ -8,7 +8,7 @@ class StochasticNeumannSeries(NeumannSeries):
     """The truncated series z = g + J_1^T g + J_2^T J_1^T g + ..., with F evaluated again for each product.
 
     For hypergradients, where F is a training step and draws the next minibatch each time it is applied (stocBiO: Ji,
-    Yang and Liang, ICML 2021, arXiv 2010.07962, section 2.2, where J_k = I - eta times the Hessian of minibatch k).
+    Yang and Liang, ICML 2021, arXiv 2010.07962, where J_k = I - eta times the Hessian of minibatch k).
     Where the minibatches are independent of each other, the mean of z over them is ``NeumannSeries`` of the mean J.
     A term costs an evaluation of F on a minibatch and a product with its J^T, whatever the size of the whole data.
 

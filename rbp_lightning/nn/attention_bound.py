@@ -18,7 +18,7 @@ def attention_bounds(
     """Bounds on the projections of an attention, with which it has a Lipschitz constant where its tokens are bounded.
 
     Dot-product attention has no Lipschitz constant on all of space (Kim, Papamakarios and Mnih, ICML 2021, arXiv
-    2006.04710, theorem 3.1). On tokens of norm R at most, with projections of norm b to queries and keys, and biases of
+    2006.04710). On tokens of norm R at most, with projections of norm b to queries and keys, and biases of
     queries of norm b R, a move of all tokens by at most 1 moves a score by at most 3 b^2 R / sqrt(d) in a head of d
     dimensions. An output of a head is an average of values; as weights change it moves by the covariance of values and
     scores, hence altogether by at most ||V|| (1 + 3 b^2 R^2 / sqrt(d)). Here b makes that 2 ||V||, and the projections

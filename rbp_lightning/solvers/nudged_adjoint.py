@@ -27,8 +27,8 @@ class NudgedAdjoint(LinearSolver):
 
     Where h* = F(h*), let h^b be the fixed point of F(h) + b g. It moves with b by (I - J)^-1 g, which is z where J is
     symmetric, as it is where F is a gradient step on an energy. So z is (h^b - h^-b) / 2b up to O(b^2) (centred:
-    Laborieux et al., 2021, arXiv 2006.03824, equation 10), or (h^b - h*) / b up to O(b) (Scellier and Bengio, 2017,
-    arXiv 1602.05179, theorem 1). g is that of h* throughout, as the backward pass has it.
+    Laborieux et al., 2021, arXiv 2006.03824), or (h^b - h*) / b up to O(b) (Scellier and Bengio, 2017,
+    arXiv 1602.05179). g is that of h* throughout, as the backward pass has it.
 
     The nudged states start next to h*, which is taken for an exact fixed point. What they are iterated by is the
     displacement from it in units of b, so that a tolerance is relative to the nudge. In float32 the result has a

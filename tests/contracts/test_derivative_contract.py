@@ -152,30 +152,39 @@ SECOND: dict[str, Callable[[Solve], Tensor]] = {
     "vmap of hessian": lambda f: func.vmap(func.hessian(scalar(f)))(WEIGHTS),
     "mixed": lambda f: func.jacfwd(func.jacrev(f, 0), 1)(WEIGHT, INPUTS[:1]),
 }
-SILENT = {"functional.jvp"}
-"""First derivatives that are taken as second ones."""
+THOROUGH = ("BPTT", "TBPTT", "NeumannRBP", "ExactAdjoint")
+"""The estimators that are tried in every mode: the others are built as one of them is."""
+
+BRIEF = ("jvp", "is_grads_batched", "gradient of each sample", "vmap of jacrev", "create_graph", "hessian", "mixed")
+"""The modes that the others are tried in."""
+
+
+def each_mode(modes: dict[str, Any]) -> pytest.MarkDecorator:
+    """All estimators in some modes, and some in all."""
+    cases = [(name, mode) for name in ESTIMATORS for mode in modes if name in THOROUGH or mode in BRIEF]
+    entries = {name: replace(one, exact=FEWER.get(one.kind, one.exact)) for name, one in ESTIMATORS.items()}
+    return pytest.mark.parametrize(
+        ("entry", "mode"), [pytest.param(entries[name], mode, id=f"{name}-{mode}") for name, mode in cases]
+    )
 
 
 def error(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-@EVERY
-@pytest.mark.parametrize("mode", FIRST)
+@each_mode(FIRST)
 def test_first_derivatives(entry: Entry, mode: str) -> None:
     with left_to_the_test():
         assert error(FIRST[mode](solved_by(entry.exact)), FIRST[mode](unrolled)) < 1e-10
 
 
-@EVERY
-@pytest.mark.parametrize("mode", SECOND)
+@each_mode(SECOND)
 def test_second_derivatives(entry: Entry, mode: str) -> None:
     with left_to_the_test():
         assert error(SECOND[mode](solved_by(entry.exact, order=2)), SECOND[mode](unrolled)) < 1e-10
 
 
-@EVERY
-@pytest.mark.parametrize("mode", SECOND)
+@each_mode(SECOND)
 def test_a_second_derivative_that_was_not_asked_for_is_refused(entry: Entry, mode: str) -> None:
     if not entry.implicit and "create_graph" not in mode and "functional" not in mode:
         pytest.skip("steps on the tape have derivatives of any order there")
@@ -490,6 +499,14 @@ def test_an_update_that_is_wanted_after_its_transform_is_refused_in_one_sentence
     pull = func.vjp(solved_by(EquilibriumPropagation(solver=EXACT)), WEIGHT)[1]
     with left_to_the_test(), pytest.raises(UserError, match="after the transform has ended"):
         pull(cotangent)
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # PyTorch's own
+def test_what_traces_is_told_the_remedy() -> None:
+    with pytest.raises(UserError, match="tol=0"):
+        func.linearize(solved_by(Implicit()), WEIGHT)
+    found = func.linearize(solved_by(BPTT(Picard(STEPS, tol=0))), WEIGHT)[1](TANGENT)
+    assert error(found, FIRST["jvp"](unrolled)) < 1e-10
 
 
 def test_a_penalty_is_refused_within_transforms() -> None:
