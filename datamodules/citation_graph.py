@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from torch_geometric.data import Data, Dataset
 from torch_geometric.transforms import NormalizeFeatures
 
+from datamodules.epoch_sampler import epoch_sampler
 from datamodules.files import data_directory
 from datamodules.graph_checks import MASKS
 from datamodules.graph_datasets import only_graph
@@ -170,13 +171,7 @@ class CitationGraph(LightningDataModule):
             self.graph.subgraph(nodes.to(edges.device))
             for nodes in spectral_parts(edges, self.graph.num_nodes, self.num_parts)
         ]
-        # Lightning sets the epoch of this sampler, so a resumed run sees the same order.
-        sampler: DistributedSampler[Data] = DistributedSampler(
-            parts,  # type: ignore[arg-type]
-            num_replicas=processes,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            seed=self.split_seed,
-        )
+        sampler = epoch_sampler(self, parts, self.split_seed)
         return DataLoader(parts, batch_size=1, sampler=sampler, collate_fn=_single)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Data]:

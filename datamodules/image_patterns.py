@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.corruption import CORRUPTIONS
+from datamodules.epoch_sampler import epoch_sampler
 from datamodules.image_sources import digits_images, folder_images, mnist_images
 from datamodules.mnist_files import TRAINING_FILES, mnist_files
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
@@ -160,13 +161,7 @@ class ImagePatterns(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Stored patterns in an order that depends on the seed and the epoch."""
         dataset = RepeatedPatterns(self.stored, self.train_draws)
-        # Lightning sets the epoch of this sampler, so a resumed run sees the same order.
-        sampler: DistributedSampler[dict[str, Tensor]] = DistributedSampler(
-            dataset,
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            seed=self.corruption_seed,
-        )
+        sampler = epoch_sampler(self, dataset, self.corruption_seed)
         return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from datamodules.epoch_sampler import epoch_sampler
 from rbp_lightning.errors import UserError, check_count, check_seed
 
 MOST_PUZZLES = 10**6
@@ -102,15 +103,7 @@ class Puzzles(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[int]:
         """Training puzzles in an order that depends on the seed and the epoch."""
         (split,) = self.splits["train"].values()
-        indices = range(len(split["size"]))
-        # Lightning sets the epoch of this sampler, so a resumed run sees the same order.
-        sampler: DistributedSampler[int] = DistributedSampler(
-            indices,  # type: ignore[arg-type]
-            num_replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            seed=self.data_seed,
-        )
-        return self._loader(split, sampler)
+        return self._loader(split, epoch_sampler(self, range(len(split["size"])), self.data_seed))
 
     def val_dataloader(self) -> list[DataLoader[int]]:
         """Validation puzzles in order, a data loader for each size."""

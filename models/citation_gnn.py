@@ -1,13 +1,12 @@
 """Classification of documents on citation graphs."""
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from models.cell_config import cell_config
+from models.cell_config import save_with_cell
 from models.consistency import consistency_loss
 from models.node_classifier import NodeClassifier
 from models.propagation import PropagationCell
@@ -66,12 +65,7 @@ class CitationGNN(NodeClassifier):
         column_sum_weight: float = 0.0,
     ) -> None:
         super().__init__(cell.inject, cell.num_classes, learning_rate, weight_decay)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
-            self.save_hyperparameters()
-        if isinstance(self.hparams["cell"], PropagationCell):
-            instantiator = "lightning.pytorch.cli.instantiate_module"
-            self.save_hyperparameters({"cell": cell_config(cell), "_instantiator": instantiator})
+        save_with_cell(self, cell)
         self.cell = cell
         self.consistency = check_number(self, "consistency", consistency, 0.0)
         self.temperature = check_number(self, "temperature", temperature, 0.0, 1.0, low_allowed=False)

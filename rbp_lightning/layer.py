@@ -28,7 +28,7 @@ class FixedPointLayer(nn.Module):
         batch_dims: How many leading dimensions of the state index independent samples.
         order: The highest order of derivatives that is wanted, at least 1.
         initial_state: A module ``initial_state(*inputs)`` that makes the state to start at; ``None`` is zeros of the
-            first input's shape and dtype. What it learns, only ``BPTT`` passes on to it.
+            first input's shape and dtype. Only ``BPTT`` and ``CheckpointedBPTT`` pass a gradient on to it.
         warm_start: Whether to start at the last fixed point, each sample at that of its place in the batch, as long as
             the shapes are the same; trainings and evaluations apart. It is part of the ``state_dict``.
         eval_max_steps: Most applications of the cell in evaluation mode; ``None`` takes the solver's.

@@ -1,6 +1,5 @@
 """Networks that think longer on harder problems."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from datamodules.puzzles import IGNORED
 from models.batches import BatchesOfOneKind
-from models.cell_config import cell_config
+from models.cell_config import save_with_cell
 from models.cosine_decay import adam_with_cosine_decay
 from models.equilibrium_reasoner.cell import ReasoningCell
 from models.equilibrium_reasoner.pictures import ThinkingPictures
@@ -30,7 +29,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
     Published forms of training are its options, and the estimator's. Deep Thinking networks (Bansal et al., NeurIPS
     2022) are ``TBPTT`` with random steps; path-independent equilibrium models (Anil et al., NeurIPS 2022) have random
     starts; Hierarchical and Tiny Recursive Models have a cell of two levels, several segments, and the gradient of one
-    step, ``NeumannRBP(steps=0)``, or ``TBPTT``. With a solver of tolerance 0 the number of steps is fixed.
+    step, ``JFB``, or ``TBPTT``. With a solver of tolerance 0 the number of steps is fixed.
 
     Args:
         cell: The update of the states, and the readout.
@@ -51,7 +50,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
     Example:
         >>> from models import ConvolutionalCell
         >>> reasoner = EquilibriumReasoner(ConvolutionalCell(num_inputs=1, num_classes=2, num_hidden=8))
-        >>> reasoner.estimator = NeumannRBP(steps=0, solver=Picard(max_steps=24, tol=0))
+        >>> reasoner.estimator = JFB(solver=Picard(max_steps=24, tol=0))
         >>> reasoner(torch.ones(4, 1, 16)).steps
         24
     """
@@ -66,12 +65,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         eval_steps: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`")
-            self.save_hyperparameters()
-        if isinstance(self.hparams["cell"], ReasoningCell):
-            instantiator = "lightning.pytorch.cli.instantiate_module"
-            self.save_hyperparameters({"cell": cell_config(cell), "_instantiator": instantiator})
+        save_with_cell(self, cell)
         self.cell = check_instance(self, "cell", cell, ReasoningCell, "one, such as ConvolutionalCell(1, 2)")
         self.learning_rate = check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
         self.random_steps = None if random_steps is None else self._increasing("random_steps", random_steps)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._functorch.config
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rbp_lightning.errors import UserError, check_instance
@@ -109,8 +108,8 @@ class GradientEstimator(Callback, ABC):
             update: The map F, from a state to the next one. Gradients reach every tensor it uses: parameters, injected
                 inputs, anything it closes over.
             initial_state: Where to start: a floating-point or complex tensor, or a pytree of them, in which dataclasses
-                and ``None`` may occur. Only ``BPTT`` passes a gradient on to it; a fixed point does not depend on where
-                it was started.
+                and ``None`` may occur. Only ``BPTT`` and ``CheckpointedBPTT`` pass a gradient on to it; a fixed point
+                does not depend on where it was started.
             batch_dims: How many leading dimensions of every leaf index independent samples. Convergence is judged, and
                 adjoint equations are solved, for each of them apart. The default treats the state as one vector, which
                 is right for nodes of one graph.
@@ -122,8 +121,9 @@ class GradientEstimator(Callback, ABC):
                 the convergence checks need.
             progress: Whether to show the residual in a progress bar, for a long solve.
             order: The highest order of derivatives that is wanted, at least 1; a higher one is refused where it is
-                asked for. Each order takes one more application of F and, in every derivative, one more linear solve.
-                From 2 on, ``TBPTT`` and ``BPTT`` do not report what they leave out.
+                asked for. An order k from 2 on takes k more applications of F and, in every derivative, k linear
+                solves; ``BPTT`` and ``TBPTT`` take their steps on the tape once more, and do not report what they leave
+                out.
             states_at: Numbers of steps after which the states are wanted as well, in ``FixedPoint.states``, for losses
                 along the way. Each is differentiable as if it were the fixed point, and takes the memory of one; where
                 the solve has ended before, it is the fixed point.

@@ -87,7 +87,9 @@ class BPTT(GradientEstimator):
         measured = self.solver.tol > 0 and steps > 1
         if measured:
             steps -= 1  # the state that is returned is the one before the last
-        return unrolled(solve, request, None, steps, solve.values(image), self.solver, ends_with_image=not measured)
+        return unrolled(
+            solve, record, request, None, steps, solve.values(image), self.solver, ends_with_image=not measured
+        )
 
     def iterate(self, solve: Solve) -> Vector:
         """Runs the solver with gradients enabled.

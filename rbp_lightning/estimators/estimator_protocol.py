@@ -4,20 +4,14 @@ from typing import Protocol
 
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
-from rbp_lightning.fixed_point import FixedPoint
-from rbp_lightning.pytree import State, Vector
-from rbp_lightning.solvers import FixedPointSolver, Solve, Update
+from rbp_lightning.pytree import Vector
+from rbp_lightning.solvers import FixedPointSolver, Solve
 
 
 class Estimator(Protocol):
     """A gradient estimator, as ``GradientEstimator`` describes it."""
 
     solver: FixedPointSolver
-
-    def __call__(
-        self, update: Update, initial_state: State, batch_dims: int, *, max_steps: int, order: int
-    ) -> FixedPoint:
-        """Solves."""
 
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
         """Finds the fixed point with gradients enabled."""

@@ -1,6 +1,5 @@
 """Implicit differentiation by a linear solver."""
 
-from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -20,6 +19,7 @@ from rbp_lightning.pytree import Vector, denormalize, normalize
 from rbp_lightning.reporting import in_context
 from rbp_lightning.solvers import FixedPointAdjoint, FixedPointSolver, Solve
 from rbp_lightning.solvers.fixed_steps import FixedSteps
+from rbp_lightning.state_function import outside_autocast
 
 
 class Implicit(GradientEstimator):
@@ -129,10 +129,7 @@ def _solve(
     scaled, size = normalize(gradient, always=low_precision or record.warm_start is not None)
     warm_start = None if operator.is_transposed else record.warm_start  # which holds adjoints
     start = None if warm_start is None else warm_start.adjoint_like(scaled)
-    # A backward pass may run under autocast, which is for the update.
-    device = gradient[0].device.type
-    autocast = torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    with outside_autocast(gradient[0].device.type):  # under which a backward pass may run
         solution = linear_solver.solve(operator, scaled, start)
     vector = solution.vector
 

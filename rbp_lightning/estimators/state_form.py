@@ -96,7 +96,7 @@ class StateForm:
     def _plain_leaf(self, leaf: Any) -> State:
         if leaf is None:
             return ()
-        if is_dataclass(leaf):
+        if _is_leaf(leaf):  # a dataclass
             return {field.name: self.plain(getattr(leaf, field.name)) for field in fields(leaf)}
         return torch.view_as_real(leaf.resolve_conj()) if _is_complex(leaf) else leaf
 
@@ -140,7 +140,7 @@ def _original(like: State, plain: State) -> State:
 def _original_leaf(like: Any, plain: Any) -> Any:
     if like is None:
         return None
-    if is_dataclass(like) and not isinstance(like, type):
+    if _is_leaf(like):  # a dataclass
         parts = {field.name: _original(getattr(like, field.name), plain[field.name]) for field in fields(like)}
         return replace(like, **parts)
     return torch.view_as_complex(plain.contiguous()) if _is_complex(like) else plain

@@ -72,7 +72,7 @@ class TBPTT(GradientEstimator):
         start = solve.without_tape(steps_after=self.steps)
         with torch.no_grad():
             image = solve.freezing_failures(lambda: solve.last_steps(start, self.steps))
-        return unrolled(solve, request, start, self.steps, solve.values(image), Picard(), ends_with_image=True)
+        return unrolled(solve, record, request, start, self.steps, solve.values(image), Picard(), ends_with_image=True)
 
     def differentiate_traced(self, solve: FixedSteps) -> Vector:
         """Runs the solver without a tape, and the last steps on it."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
 from rbp_lightning.pytree import Vector
 from rbp_lightning.solvers import FixedPointSolver, Solve
@@ -12,6 +13,7 @@ from rbp_lightning.state_function import outside_autocast
 
 def unrolled(
     solve: Solve,
+    record: AdjointRecord,
     request: DerivativeRequest,
     start: Vector | None,
     steps: int,
@@ -23,6 +25,7 @@ def unrolled(
 
     Args:
         solve: The solve, which has ended.
+        record: Knows who observes it.
         request: What is asked for.
         start: Leaves that the steps begin at, a constant; ``None`` for the initial state, with its own derivative.
         steps: How many.
@@ -31,9 +34,10 @@ def unrolled(
         ends_with_image: Whether the last one is F(h) itself, and not the solver's next iterate.
     """
     batch_dims = solve.batch_dims - len(request.vmap_levels)
-    with torch.enable_grad():  # of the Jacobian at the last step, for observers
-        vector = [leaf.detach().requires_grad_() for leaf in solve.measured]
-        solve.last_taped = vector, solve.frozen.apply(solve.function, vector)[1]
+    if record.observers:  # who may want products with the Jacobian of the last step
+        with torch.enable_grad():
+            vector = [leaf.detach().requires_grad_() for leaf in solve.measured]
+            solve.last_taped = vector, solve.frozen.apply(solve.function, vector)[1]
 
     def attach(function: Callable[[Vector], Vector], initial: Vector) -> Vector:
         vector = initial if start is None else request.lift(start)

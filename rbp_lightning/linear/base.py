@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rbp_lightning.check_schedule import HIGHEST_FLOOR, rounding_floor
+from rbp_lightning.linear.adjoint_map import AdjointMap
 from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector, divide, norms_of
 from rbp_lightning.status import Status
@@ -110,21 +110,6 @@ class LinearSolver(ABC):
         Returns:
             z, its residual and what it took.
         """
-
-
-class AdjointMap(Protocol):
-    """Products with J^T, or what stands for them, as ``JacobianOperator`` has them."""
-
-    batch_dims: int
-    per_leaf: bool
-    epsilon: float
-    products: int
-
-    def vjp(self, cotangent: Vector) -> list[Tensor]:
-        """J^T v."""
-
-    def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
-        """How far z is from solving (I - J^T) z = g, per sample."""
 
 
 def rounding_floors(gradient: Vector, vector: Vector, operator: AdjointMap) -> Tensor:

@@ -1,13 +1,11 @@
 """The truncated Neumann series of a damped map."""
 
-from collections import deque
-
 import torch
 
 from rbp_lightning.errors import check_count, check_number
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
 from rbp_lightning.linear.jacobian import JacobianOperator
-from rbp_lightning.linear.truncation import truncation_error
+from rbp_lightning.linear.series import sum_of_terms
 from rbp_lightning.pytree import Vector
 
 
@@ -38,16 +36,11 @@ class DampedNeumannSeries(LinearSolver):
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Sums the first terms."""
         before, damping = operator.products, self.damping
-        terms: deque[Vector] = deque([gradient], maxlen=3)
-        total = [leaf.clone() for leaf in gradient]
-        for _ in range(self.steps - 1):
-            pairs = zip(terms[-1], operator.vjp(terms[-1]), strict=True)
-            terms.append([torch.lerp(leaf, product, damping) for leaf, product in pairs])
-            for leaf, other in zip(total, terms[-1], strict=True):
-                leaf += other
-        residual, estimate = truncation_error(
-            list(terms), gradient, self.steps - 1, operator.batch_dims, operator.epsilon, total
-        )
+
+        def next_term(term: Vector) -> Vector:
+            return [torch.lerp(*pair, damping) for pair in zip(term, operator.vjp(term), strict=True)]
+
+        total, residual, estimate = sum_of_terms(next_term, gradient, self.steps - 1, operator)
         for leaf in total:
             leaf *= damping
         products = operator.products - before

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 import torch
 
 from rbp_lightning.check_schedule import FALLING, CheckSchedule
-from rbp_lightning.linear.base import AdjointMap, LinearSolution, rounding_floors
+from rbp_lightning.linear.adjoint_map import AdjointMap
+from rbp_lightning.linear.base import LinearSolution, rounding_floors
 from rbp_lightning.linear.relative_residual import RelativeResidual
 from rbp_lightning.pytree import Vector, add, subtract
 from rbp_lightning.status import Status

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rbp_lightning.errors import UserError, check_count
+from rbp_lightning.linear.adjoint_map import AdjointMap
 from rbp_lightning.linear.graph import graph_nodes
-from rbp_lightning.linear.relative_residual import RelativeResidual
 from rbp_lightning.pytree import State, Vector, flatten_state, ravel, subtract
 from rbp_lightning.state_function import StateFunction, Update, precision
 
@@ -25,7 +25,7 @@ _NO_SECOND_DERIVATIVE = (
 _FUSED_ATTENTION = "_scaled_dot_product_"
 
 
-class JacobianOperator:
+class JacobianOperator(AdjointMap):
     """J = dF/dh at one taped step of an update: products with J and J^T, per sample.
 
     Vectors are lists of leaves. ``ravel`` joins them into one vector per sample, as dense and Krylov methods want it.
@@ -113,11 +113,14 @@ class JacobianOperator:
     def retaped(self) -> "JacobianOperator":
         """The operator at the same state with F evaluated again, as on the next minibatch; its count goes on."""
         operator = copy.copy(self)
-        operator._inputs = [leaf.detach().requires_grad_() for leaf in self._inputs]
-        with torch.enable_grad(), torch.autocast(*self._autocast):
-            operator._outputs = list(self._function(operator._inputs))
+        operator._inputs, operator._outputs = self._tape_again()
         operator._jvp = None
         return operator
+
+    def _tape_again(self) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.enable_grad(), torch.autocast(*self._autocast):
+            inputs = [leaf.detach().requires_grad_() for leaf in self._inputs]
+            return inputs, list(self._function(inputs))
 
     def difference(self, step: Vector) -> list[Tensor]:
         """F(h + d) - F(h), by one evaluation of F without a tape.
@@ -179,16 +182,6 @@ class JacobianOperator:
             self._jvp = self._jvp_from_tape() or self._jvp_forward_mode
         return _cast(self._jvp(tangent), tangent)
 
-    def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
-        """How far z is from solving (I - J^T) z = g, per sample, as ``RelativeResidual`` has it.
-
-        Args:
-            gradient: Leaves of g.
-            adjoint: Leaves of z.
-        """
-        residual = subtract(gradient, subtract(adjoint, self.vjp(adjoint)))
-        return RelativeResidual(gradient, self.batch_dims, self.per_leaf)(residual, adjoint)
-
     def _jvp_from_tape(self, again: tuple[Vector, Vector] | None = None) -> Callable[[Vector], list[Tensor]] | None:
         inputs, outputs = again or (self._inputs, self._outputs)
         duals = [torch.zeros_like(output, requires_grad=True) for output in outputs]
@@ -199,19 +192,15 @@ class JacobianOperator:
         except RuntimeError as error:
             _refuse_reentrant_checkpoint(error)
             if again is None and _FUSED_ATTENTION in str(error):
-                with suppress(NotImplementedError):  # of an update that must not be evaluated again
-                    return self._jvp_from_tape(self._taped_with_math_attention())
+                # An update that must not be evaluated again raises the first.
+                with suppress(NotImplementedError), sdpa_kernel(SDPBackend.MATH):
+                    return self._jvp_from_tape(self._tape_again())
             if not any(reason in str(error) for reason in _NO_SECOND_DERIVATIVE):
                 raise
             return None
         if _drops_a_derivative(transposed):
             return None
         return lambda tangent: pull_back(transposed, duals, tangent)
-
-    def _taped_with_math_attention(self) -> tuple[Vector, Vector]:
-        with torch.enable_grad(), torch.autocast(*self._autocast), sdpa_kernel(SDPBackend.MATH):
-            inputs = [leaf.detach().requires_grad_() for leaf in self._inputs]
-            return inputs, self._function(inputs)
 
     def _jvp_forward_mode(self, tangent: Vector) -> list[Tensor]:
         try:

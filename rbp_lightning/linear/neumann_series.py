@@ -1,11 +1,9 @@
 """The truncated Neumann series."""
 
-from collections import deque
-
 from rbp_lightning.errors import check_count
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
 from rbp_lightning.linear.jacobian import JacobianOperator
-from rbp_lightning.linear.truncation import truncation_error
+from rbp_lightning.linear.series import sum_of_terms
 from rbp_lightning.pytree import Vector
 
 
@@ -32,17 +30,13 @@ class NeumannSeries(LinearSolver):
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Sums the first terms."""
         before, tape = operator.products, operator
-        terms: deque[Vector] = deque([gradient], maxlen=3)
-        total = [leaf.clone() for leaf in gradient]
-        for _ in range(self.steps):
+
+        def next_term(term: Vector) -> Vector:
+            nonlocal tape
             tape = self.next_tape(tape)
-            term = tape.vjp(terms[-1])
-            terms.append(term)
-            for leaf, other in zip(total, term, strict=True):
-                leaf += other  # in place, which touches less memory
-        residual, estimate = truncation_error(
-            list(terms), gradient, self.steps, operator.batch_dims, operator.epsilon, total
-        )
+            return tape.vjp(term)
+
+        total, residual, estimate = sum_of_terms(next_term, gradient, self.steps, operator)
         operator.products = tape.products
         return LinearSolution(total, self.steps, tape.products - before, residual, error_estimate=estimate)
 

@@ -21,7 +21,8 @@ class Nystrom(LinearSolver):
     (A_k + rho I) z = g with A_k = C W^+ C^T, where C are k columns of A, drawn at random, and W their rows of the same
     numbers (Hataya and Yamada, AISTATS 2023, arXiv 2302.09726). For hypergradients: where F is a
     step of gradient descent, h - eta dL/dh, A is eta times the Hessian of the loss, of which a few directions matter.
-    It takes k products with J^T, which do not depend on each other, and no step length decides on it.
+    It takes k products with J^T, which do not depend on each other, and one for the residual; no step length decides
+    on it.
 
     What g has outside of the span of C is divided by rho alone, and is part of the residual, which is that of the
     equation without rho. The paper solves with the inverse in Woodbury's form; here C is orthogonalised first, which

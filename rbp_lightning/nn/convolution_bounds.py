@@ -11,9 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rbp_lightning.errors import UserError, check_count, check_instance
+from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.nn.norm_bounds import InfinityNormBound, NormBound
-from rbp_lightning.pytree import FLOATS
 
 _SQUARINGS = 6
 _FINENESS = 8
@@ -40,7 +39,7 @@ class ConvolutionBound(NormBound):
 
     def check(self, weight: Tensor) -> None:
         """Refuses what is no kernel of that many dimensions and groups."""
-        _check_kernel(self, weight)
+        self._check_kernel(weight)
         if weight.dim() - 2 != len(self.stride) or len(self.stride) != len(self.dilation):
             raise UserError(
                 f"{type(self).__name__}: weight has shape {tuple(weight.shape)}, stride={self.stride} and "
@@ -145,19 +144,10 @@ class InfinityConvolutionBound(InfinityNormBound):
 
     def check(self, weight: Tensor) -> None:
         """Refuses what is no kernel."""
-        _check_kernel(self, weight)
+        self._check_kernel(weight)
 
     def _bounded(self, weight: Tensor) -> Tensor:
         return super()._bounded(weight.flatten(1)).reshape(weight.shape)
-
-
-def _check_kernel(owner: NormBound, weight: Tensor) -> None:
-    check_instance(owner, "weight", weight, Tensor, "the kernel of a convolution")
-    if weight.dim() < 3 or weight.dtype not in FLOATS or weight.layout is not torch.strided:
-        raise UserError(
-            f"{type(owner).__name__}: weight has shape {tuple(weight.shape)}, dtype {weight.dtype} and layout "
-            f"{weight.layout}: it must be the kernel of a convolution, dense and in floating point."
-        )
 
 
 def _with_stride_one(kernel: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:

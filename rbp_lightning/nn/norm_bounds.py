@@ -7,6 +7,8 @@ with the same W), phi acts on each entry with slopes of at most 1, and A, if any
 Every reading of a parametrized weight computes it anew: ``held`` computes it once a solve, as ``FixedPointLayer`` does.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -46,12 +48,18 @@ class NormBound(nn.Module):
         Raises:
             UserError: If it is none.
         """
-        check_instance(self, "weight", weight, Tensor, "a matrix")
-        if weight.dim() != 2 or weight.dtype not in FLOATS or weight.layout is not torch.strided:
+        self._check_kind(weight, "a matrix", lambda dims: dims == 2)
+
+    def _check_kind(self, weight: Tensor, kind: str, fits: Callable[[int], bool]) -> None:
+        check_instance(self, "weight", weight, Tensor, kind)
+        if not fits(weight.dim()) or weight.dtype not in FLOATS or weight.layout is not torch.strided:
             raise UserError(
                 f"{type(self).__name__}: weight has shape {tuple(weight.shape)}, dtype {weight.dtype} and layout "
-                f"{weight.layout}: it must be a matrix, dense and in floating point."
+                f"{weight.layout}: it must be {kind}, dense and in floating point."
             )
+
+    def _check_kernel(self, weight: Tensor) -> None:
+        self._check_kind(weight, "the kernel of a convolution", lambda dims: dims >= 3)
 
     def _bounded(self, weight: Tensor) -> Tensor:
         raise NotImplementedError

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from rbp_lightning.errors import check_instance, check_number
 from rbp_lightning.failures import Failure
+from rbp_lightning.linear.adjoint_map import AdjointMap
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
 from rbp_lightning.linear.iteration import iterate_adjoint
 from rbp_lightning.linear.jacobian import JacobianOperator
-from rbp_lightning.linear.relative_residual import RelativeResidual
 from rbp_lightning.linear.symmetry import is_asymmetric
-from rbp_lightning.pytree import Vector, add, scale, subtract
+from rbp_lightning.pytree import Vector, add, scale
 from rbp_lightning.reporting import report
 from rbp_lightning.solvers.auto import Auto
 from rbp_lightning.solvers.base import FixedPointSolver
@@ -94,7 +94,7 @@ class NudgedAdjoint(LinearSolver):
         return replace(solution, products=operator.products - before)
 
 
-class _Nudged:
+class _Nudged(AdjointMap):
     """(F(h* + b d) - F(h*)) / b for each side b in place of J^T d, which iterates displacements (h - h*) / b.
 
     Args:
@@ -115,7 +115,3 @@ class _Nudged:
             change = self._operator.difference([side * leaf for leaf in displacement])
             found += [leaf / side for leaf in change]
         return found
-
-    def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
-        residual = subtract(gradient, subtract(adjoint, self.vjp(adjoint)))
-        return RelativeResidual(gradient, self.batch_dims, self.per_leaf)(residual, adjoint)

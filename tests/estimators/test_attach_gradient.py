@@ -71,6 +71,20 @@ def test_roots_of_an_expanding_condition_in_forward_mode() -> None:
     torch.testing.assert_close(torch.func.jacrev(root)(c), torch.diag(0.5 / c.sqrt()))
 
 
+@pytest.mark.parametrize("optimality", [False, True])
+def test_the_function_is_applied_once(optimality: bool) -> None:
+    calls, weight = [], torch.tensor(0.5, requires_grad=True)
+
+    def function(h: Tensor) -> Tensor:
+        calls.append(h)
+        return h - weight * h - 1 if optimality else weight * h + 1
+
+    result = attach_gradient(function, torch.tensor([2.0]), optimality=optimality)
+    result.state.sum().backward()
+    assert float(weight.grad) == pytest.approx(4.0, rel=1e-4)
+    assert len(calls) == result.steps == 1
+
+
 def test_what_is_no_solution_is_told() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     with pytest.warns(ConvergenceWarning, match="did not converge") as told:
