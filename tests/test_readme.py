@@ -22,6 +22,7 @@ OWN = PAGES["your_own.md"]
 
 # The commands train with the sizes of their configs; one epoch of few draws is enough here.
 SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
+FEW_RUNS = ["--seeds=1", "--trials=1"]
 FEW_DRAWS = ["--data.train_draws=2", "--data.eval_draws=1"]
 FEW_PUZZLES = ["--data.num_train=256", "--data.num_val=2", "--data.num_test=2", "--model.eval_steps=[4]"]
 FEW = {
@@ -73,9 +74,12 @@ SEVERAL = [command for command in TRAIN if "--trainer.devices" in command]
 @pytest.mark.parametrize("command", sorted(set(TRAIN) - set(SEVERAL)))
 def test_command(command: str, checkout: Path, cli, monkeypatch, request) -> None:
     subcommand, *options = shlex.split(command)[2:]
-    trains = subcommand == "fit" and not any("help" in option for option in options)
+    trains = subcommand in ("fit", "sweep") and not any("help" in option for option in options)
     config = options[options.index("--config") + 1] if "--config" in options else ""
+    if "--search" in options:
+        pytest.importorskip("optuna")
     if trains:
+        options += FEW_RUNS if subcommand == "sweep" else []
         options += SHORT + FEW.get(config, [])
     if config and config not in (*FEW, "configs/hypergrad.yaml"):
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))

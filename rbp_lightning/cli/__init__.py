@@ -1,5 +1,6 @@
 """The command line."""
 
-from rbp_lightning.cli.main import RBPLightningCLI, console, main
+from rbp_lightning.cli.main import RBPLightningCLI, main
+from rbp_lightning.cli.program import console
 
 __all__ = ["RBPLightningCLI", "console", "main"]

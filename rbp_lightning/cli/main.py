@@ -18,11 +18,9 @@ from rbp_lightning.cli.checkpoints import NamedCheckpoint, checkpoint_path
 from rbp_lightning.cli.claims import Claims
 from rbp_lightning.cli.class_list import print_class_list
 from rbp_lightning.cli.config_file import YAML, ConfigParser
-from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.cli.explain import explain
-from rbp_lightning.cli.interruption import signals_end_the_run
 from rbp_lightning.cli.mistakes import find_mistake, users_own
-from rbp_lightning.cli.processes import ending_without_group, leave_process_group
+from rbp_lightning.cli.processes import leave_process_group
 from rbp_lightning.cli.replaced_callbacks import warn_of_replaced_callbacks
 from rbp_lightning.cli.run_folder import keep_results
 from rbp_lightning.cli.save_config import SaveConfigWithLogs
@@ -33,7 +31,10 @@ from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import GradientEstimator
 from rbp_lightning.version import __version__
 
-_DESCRIPTION = "Trains, evaluates and audits networks that run to a fixed point."
+_DESCRIPTION = (
+    "Trains, evaluates and audits networks that run to a fixed point. `sweep --help`: many trainings, "
+    "compared with each other."
+)
 
 _TRUST = (
     "Whether the classes, paths and texts among the model's arguments in a checkpoint take the place of the config's. "
@@ -227,11 +228,12 @@ class _Flag(argparse.Action):
         pass
 
 
-def main(args: ArgsType = None) -> RBPLightningCLI:
+def main(args: ArgsType = None, **options: Any) -> RBPLightningCLI:
     """Runs the command line from Python.
 
     Args:
         args: The arguments; ``None`` takes those of the process.
+        options: Further ones of ``RBPLightningCLI``.
 
     Returns:
         The command line, with its ``trainer``, ``model`` and ``datamodule``.
@@ -249,20 +251,6 @@ def main(args: ArgsType = None) -> RBPLightningCLI:
         warnings.filterwarnings("ignore", ".*configure_optimizers. will be overridden")
         # Here it goes on with the batches that are left of the epoch.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
-        cli = RBPLightningCLI(args=args)
+        cli = RBPLightningCLI(args=args, **options)
     leave_process_group()
     return cli
-
-
-def console(args: list[str] | None = None) -> None:
-    """Runs the command line for a shell: a mistake in the input, or a signal, is one line and an exit status.
-
-    Args:
-        args: The arguments; ``None`` takes those of the process.
-    """
-    # A console script has its own folder there, not the one where the user's modules are.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    debug = "--debug" in (sys.argv if args is None else args)
-    with ending_without_group(), one_line_errors(debug), signals_end_the_run():
-        main(args)

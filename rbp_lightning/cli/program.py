@@ -1,0 +1,27 @@
+"""The command line as a program."""
+
+import os
+import sys
+
+from rbp_lightning.cli.errors import one_line_errors
+from rbp_lightning.cli.interruption import signals_end_the_run
+from rbp_lightning.cli.main import main
+from rbp_lightning.cli.processes import ending_without_group
+from rbp_lightning.cli.sweep import sweep
+
+
+def console(args: list[str] | None = None) -> None:
+    """Runs the command line for a shell: a mistake in the input, or a signal, is one line and an exit status.
+
+    Args:
+        args: The arguments; ``None`` takes those of the process.
+    """
+    # A console script has its own folder there, not the one where the user's modules are.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    words = sys.argv[1:] if args is None else args
+    with ending_without_group(), one_line_errors("--debug" in words), signals_end_the_run():
+        if words[:1] == ["sweep"]:
+            sweep(words[1:])
+        else:
+            main(args)

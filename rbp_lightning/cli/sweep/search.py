@@ -1,0 +1,131 @@
+"""A search by Optuna, whose storage is a file in the sweep's folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rbp_lightning.cli.sweep.live_table import LiveTable
+from rbp_lightning.cli.sweep.options import SweepOptions
+from rbp_lightning.cli.sweep.outcome import Outcome, kept
+from rbp_lightning.cli.sweep.planned import Planned, Planner
+from rbp_lightning.cli.sweep.report import Ended
+from rbp_lightning.cli.sweep.variations import Range, Variation
+from rbp_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import TrialState
+
+
+def probes(vary: tuple[Variation | Range, ...]) -> list[dict[str, str]]:
+    """Combinations by which all values of lists, and the ends of ranges, are seen to be ones that ``fit`` takes.
+
+    Args:
+        vary: What varies.
+
+    Example:
+        >>> probes((Range("a", "int", 1, 5), Variation("b", ("x", "y", "z"))))
+        [{'a': '1', 'b': 'x'}, {'a': '5', 'b': 'y'}, {'a': '5', 'b': 'z'}]
+    """
+    values = {one.key: one.values if isinstance(one, Variation) else (str(one.low), str(one.high)) for one in vary}
+    most = max(map(len, values.values()))
+    return [{key: some[min(number, len(some) - 1)] for key, some in values.items()} for number in range(most)]
+
+
+class Search:
+    """The trials of a study.
+
+    Trials that were under way when an earlier call was killed are tried once more, with the same values, and go on
+    from their checkpoints.
+
+    Args:
+        planner: Makes the trainings.
+        options: The options of the sweep.
+        table: Where it is shown how they go.
+
+    Raises:
+        UserError: If Optuna is not installed.
+    """
+
+    def __init__(self, planner: Planner, options: SweepOptions, table: LiveTable) -> None:
+        self._planner, self._options, self._table = planner, options, table
+        self._study = _study(options.folder, planner.mode)
+        self._trials: dict[Path, Trial] = {}
+        self.ended: list[Ended] = []
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.state.name == "RUNNING":
+                self._study.tell(trial.number, state=_state("FAIL"))
+                self._study.enqueue_trial(trial.params)
+            elif trial.state.name in ("COMPLETE", "PRUNED"):
+                run = planner.plan({key: str(value) for key, value in trial.params.items()})[0]
+                if outcome := kept(run):
+                    self.ended.append(Ended(run, outcome))
+                    table.ended(run, outcome, before=True)
+
+    def next(self) -> Planned | None:
+        """The next trial, as long as there are any to do."""
+        while len(self.ended) + len(self._trials) < self._options.trials:
+            trial = self._study.ask()
+            values = {one.key: _suggest(trial, one) for one in self._options.vary}
+            run = self._planner.plan(values)[0]
+            if run.folder in self._trials:  # the same values once more, while they are tried
+                self._study.tell(trial, state=_state("FAIL"))
+                return None
+            self._trials[run.folder] = trial
+            outcome = kept(run)
+            if outcome is None:
+                return run
+            self.end(run, outcome)
+        return None
+
+    def start(self, run: Planned) -> None:
+        """Shows that a trial has begun."""
+        self._table.started(run)
+
+    def report(self, run: Planned, epoch: int, value: float | None) -> bool:
+        """Tells the study of an epoch, and the trial whether it goes on."""
+        self._table.reported(run, epoch, value)
+        if value is None:
+            return True
+        trial = self._trials[run.folder]
+        trial.report(value, epoch)
+        return not trial.should_prune()
+
+    def end(self, run: Planned, outcome: Outcome) -> None:
+        """Tells the study how a trial has ended."""
+        trial = self._trials.pop(run.folder)
+        state = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[outcome.state]
+        value = outcome.value(self._planner.metric) if state == "COMPLETE" else None
+        self._study.tell(trial, value, state=_state("FAIL" if value != value else state))
+        self.ended.append(Ended(run, outcome))
+        self._table.ended(run, outcome)
+
+
+def _study(folder: Path, mode: str) -> "Study":
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("--search optuna: Optuna is not installed: pip install optuna.") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    return optuna.create_study(
+        study_name="sweep",
+        storage=f"sqlite:///{folder / 'optuna.db'}",
+        direction="minimize" if mode == "min" else "maximize",
+        sampler=optuna.samplers.TPESampler(seed=0),
+        pruner=optuna.pruners.MedianPruner(),
+        load_if_exists=True,
+    )
+
+
+def _state(name: str) -> "TrialState":
+    from optuna.trial import TrialState
+
+    return TrialState[name]
+
+
+def _suggest(trial: "Trial", one: Variation | Range) -> str:
+    if isinstance(one, Variation):
+        return str(trial.suggest_categorical(one.key, one.values))
+    if one.kind == "int":
+        return str(trial.suggest_int(one.key, int(one.low), int(one.high)))
+    return repr(trial.suggest_float(one.key, one.low, one.high, log=one.kind == "log"))

@@ -1,0 +1,52 @@
+"""A search by Optuna, where that is installed."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.sweep.own import NET
+
+optuna = pytest.importorskip("optuna")
+
+WORDS = ["sweep", *NET, "--search=optuna", "--vary=model.rate=log:1e-4:1e-1", "--vary=estimator=NeumannRBP,CGRBP"]
+
+
+def test_a_search_is_kept_on_disk_and_goes_on(cli) -> None:
+    for trials in (8, 10):
+        status, _, err = cli(*WORDS, f"--trials={trials}", "--jobs=1")
+        assert status == 0, err
+        study = optuna.load_study(study_name="sweep", storage="sqlite:///logs/sweep/optuna.db")
+        assert len(study.trials) == trials
+    with Path("logs/sweep/runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 10
+    states = [trial.state.name for trial in study.trials]
+    assert states.count("PRUNED") == sum(row["state"] == "pruned" for row in rows) > 0
+    assert all(1e-4 <= float(row["model.rate"]) <= 1e-1 for row in rows)
+    assert {row["estimator"] for row in rows} == {"NeumannRBP", "CGRBP"}
+    # The best of the report is that of the study.
+    best = min((row for row in rows if row["state"] == "finished"), key=lambda row: float(row["val/loss"]))
+    assert float(best["model.rate"]) == study.best_params["model.rate"]
+    assert float(best["val/loss"]) == study.best_value
+    table = [line for line in Path("logs/sweep/report.md").read_text().splitlines() if line.startswith("| ")]
+    assert table[1].startswith(f"| model.rate={best['model.rate']}, {best['estimator']} | finished | ")
+    # A pruned training ends early, with its weights.
+    pruned = next(row for row in rows if row["state"] == "pruned")
+    last = Path(pruned["folder"], "checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["epoch"] < 2
+    # A sweep of its values is none that is pruned.
+    values = [f"--vary={key}={pruned[key]}" for key in ("model.rate", "estimator")]
+    status, _, err = cli("sweep", *NET, *values)
+    assert status == 0, err
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+
+
+def test_a_search_in_which_trainings_fail_goes_on(cli) -> None:
+    words = ["sweep", *NET, "--search=optuna", "--vary=model.fail=true,false", "--trials=4", "--jobs=1"]
+    status, _, err = cli(*words)
+    assert status == 1
+    assert "RuntimeError: a bug of the module" in err
+    with Path("logs/sweep/runs.csv").open(newline="") as file:
+        assert {row["state"] for row in csv.DictReader(file)} == {"failed", "finished"}

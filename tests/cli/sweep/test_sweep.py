@@ -1,0 +1,236 @@
+"""Sweeps run all that they are asked for, go on where they were, and tell what they found."""
+
+import csv
+import math
+import re
+import shlex
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from rbp_lightning.cli.sweep.paired import paired_difference, t_quantile
+from tests.cli.runs import Run
+from tests.cli.sweep.own import NET
+
+TWO = ["--vary", "estimator=NeumannRBP,{class_path: TBPTT, init_args: {steps: 2}}", "--seeds=2"]
+
+
+def rows(folder: str | Path) -> list[dict[str, str]]:
+    with Path(folder, "runs.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(row: dict[str, str]) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(Path(row["folder"], "checkpoints/last.ckpt"), weights_only=True)
+    return checkpoint["state_dict"]
+
+
+def measured(row: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in row.items() if name not in ("folder", "seconds")}
+
+
+@pytest.fixture
+def alone(cli):
+    """What ``fit`` alone makes of a combination and a seed."""
+
+    def fit(estimator: str, seed: int) -> dict[str, torch.Tensor]:
+        own = [f"--estimator={estimator}", f"--seed_everything={seed}", f"--trainer.default_root_dir=alone{seed}"]
+        quiet = ["--trainer.enable_progress_bar=false", "--trainer.logger=false"]
+        status, _, err = cli("fit", *NET, *own, *quiet)
+        assert status == 0, err
+        return torch.load(f"alone{seed}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+    return fit
+
+
+def hparams(folder: str) -> tuple[list[str], list[str], dict[str, object]]:
+    """The columns that HPARAMS show of a training, its metrics, and its values."""
+    events = EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
+    told = {
+        tag: HParamsPluginData.FromString(one.plugin_data.content)
+        for tag, one in events.summary_metadata.items()
+        if tag.startswith("_hparams_/")
+    }
+    experiment = told["_hparams_/experiment"].experiment
+    info = told["_hparams_/session_start_info"].session_start_info.hparams
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.items()}
+    metrics = [one.name.tag for one in experiment.metric_infos]
+    # Each metric that is named has values, and none is made up.
+    assert all(len(events.Scalars(tag)) == 3 for tag in metrics)
+    assert "hp_metric" not in events.Tags()["scalars"]
+    return [one.name for one in experiment.hparam_infos], metrics, values
+
+
+def test_two_estimators_and_two_seeds(cli, alone) -> None:
+    status, out, err = cli("sweep", *NET, *TWO, "--test=best")
+    assert status == 0, err
+    found = rows("logs/sweep")
+    assert [(row["estimator"][:10], row["seed"], row["state"]) for row in found] == [
+        (name, seed, "finished") for name in ("NeumannRBP", '{"class_pa') for seed in "01"
+    ]
+    assert all(float(row["seconds"]) > 0 for row in found)
+    # Each training is the one that fit alone does.
+    expected = alone("NeumannRBP", 1)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(found[1]).items())
+    # Its best checkpoint is of the last epoch, so that test and validation, of the same data, agree.
+    assert all(row["test/loss"] == row["val/loss"] for row in found)
+
+    # HPARAMS tell them apart.
+    for row, estimator in zip(found, ("NeumannRBP", "NeumannRBP", "TBPTT", "TBPTT"), strict=True):
+        names, metrics, values = hparams(row["folder"])
+        assert names[:2] == ["estimator/class_path", "estimator/init_args/steps"]
+        assert names.index("seed") < names.index("model") < names.index("rate")
+        assert metrics == ["val/loss"]
+        assert str(values["estimator/class_path"]).endswith(estimator)
+        assert (values["model"], values["seed"]) == ("tests.cli.sweep.own.Net", int(row["seed"]))
+
+    # The table's figures are those of the file.
+    report = Path("logs/sweep/report.md").read_text()
+    first, second = ([float(row["val/loss"]) for row in found[start : start + 2]] for start in (0, 2))
+    table = [line.strip("| ").split(" | ") for line in report.splitlines() if line.startswith("| ")]
+    assert table[1] == ["NeumannRBP", "2", f"{statistics.mean(first):.4g} ± {statistics.stdev(first):.2g}"]
+    difference = stats.ttest_rel(second, first)
+    interval = difference.confidence_interval(0.95)
+    assert table[2][0] == "TBPTT(steps=2)"
+    mean, low, high = map(float, re.findall(r"[-+]?\d[\d.e-]*", table[2][3]))
+    assert mean == pytest.approx(statistics.mean(second) - statistics.mean(first), rel=1e-2)
+    assert (low, high) == pytest.approx((interval.low, interval.high), rel=1e-2)
+    assert "Report: logs/sweep/report.md" in out
+    assert "TBPTT(steps=2)" in out
+    Image.open("logs/sweep/report.png").verify()
+
+    # All is there; of a third seed, that alone is missing.
+    files = {path: path.stat().st_mtime_ns for path in Path("logs/sweep/runs").rglob("*")}
+    status, _, err = cli("sweep", *NET, *TWO, "--test=best")
+    assert status == 0, err
+    assert err.count("finished before") == 4
+    assert {path: path.stat().st_mtime_ns for path in Path("logs/sweep/runs").rglob("*")} == files
+    status, _, err = cli("sweep", *NET, "--vary=estimator=NeumannRBP", "--seeds=3", "--test=best")
+    assert status == 0, err
+    assert (err.count("finished before"), err.count("finished: ")) == (2, 1)
+
+
+def test_a_killed_sweep_goes_on_where_it_was(cli, zygote, tmp_path) -> None:
+    words = ["sweep", *NET, "--jobs=1", f"--model.kill={tmp_path}/once"]
+    killed = Run(zygote, tmp_path, [*words, "--folder=killed"], {})
+    assert killed.end() == -9, killed.error()
+    (log,) = tmp_path.glob("killed/runs/*/output.txt")
+    deadline = time.monotonic() + 60
+    while "ended by SIGTERM" not in log.read_text():  # nobody is left to wait for it
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    assert not list(tmp_path.glob("killed/runs/*/result.json"))
+    assert torch.load(log.parent / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+
+    for folder in ("killed", "whole"):
+        status, _, err = cli(*words, f"--folder={folder}")
+        assert status == 0, err
+    (found,), (expected,) = rows("killed"), rows("whole")
+    assert measured(found) == measured(expected)
+    assert not found["seconds"]  # it was continued
+    same = weights(expected)
+    assert all(torch.equal(value, same[name]) for name, value in weights(found).items())
+
+
+def test_a_training_that_fails_does_not_stop_the_others(cli) -> None:
+    words = ["sweep", *NET, "--vary=model.fail=true,false", "--jobs=1"]
+    status, _, err = cli(*words)
+    assert status == 1
+    assert err.count("failed: RuntimeError: a bug of the module (logs/sweep/runs/model.fail=true_seed=") == 1
+    assert "error: 1 of 2 trainings failed" in err
+    found = rows("logs/sweep")
+    assert [row["state"] for row in found] == ["failed", "finished"]
+    assert found[0]["error"] == "RuntimeError: a bug of the module"
+    assert "Traceback" in Path(found[0]["folder"], "output.txt").read_text()
+    report = Path("logs/sweep/report.md").read_text()
+    assert "| model.fail=true | 0 | -" in report
+    assert "- model.fail=true, seed 0: RuntimeError: a bug of the module (" in report
+    # What failed is tried once more.
+    status, _, err = cli(*words)
+    assert (status, err.count("finished before"), err.count("failed: ")) == (1, 1, 1)
+
+
+def test_a_metric_that_is_not_logged_is_told(cli) -> None:
+    status, _, err = cli("sweep", *NET, "--metric=val/los")
+    assert status == 1
+    assert "failed: val/los was not logged: compare one of train/loss, val/loss." in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--vary=estimatr=BPTT,RBP"], "unrecognized arguments: --estimatr=BPTT. Did you mean '--estimator'?"),
+        (["--vary=estimator=NeumanRBP,BPTT"], "there is no class 'NeumanRBP'. Did you mean 'NeumannRBP'?"),
+        (["--vary=estimator=BPTT,RBP", "--vary=estimator.steps=5"], "BPTT has no option 'steps'"),
+        (["--vary=model.rate=many,0.1"], "--model.rate"),
+        (["--vary=model.rate"], "--vary model.rate: it has no values: write KEY=VALUE,VALUE"),
+        (["--vary=model.rate=1,1"], "1 is there twice"),
+        (["--vary=model.rate=1", "--vary=model.rate=2"], "--vary model.rate is given twice"),
+        (["--vary=model.rate=log:1:2"], "--vary model.rate has a range: add --search optuna"),
+        (["--vary=model.rate=log:0:2", "--search=optuna"], "no log range goes from 0.0 to 2.0"),
+        (["--seds=3"], "Did you mean '--seeds'?"),
+        (["--seeds=0"], "seeds=0 must be a whole number of at least 1"),
+        (["--seeds=few"], "--seeds"),
+        (["--only=2", "--seeds=2"], "--only=2: the sweep has the trainings 0 to 1"),
+        (["--ckpt_path=last"], "--ckpt_path: the trainings of a sweep"),
+        (["--checkpoint.monitor=null"], "Nothing is compared: set --metric"),
+        (["--trainer.devices=2"], "each training of a sweep is one process"),
+        (["--search=optuna"], "--search has something to --vary"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_runs(cli, words: list[str], message: str) -> None:
+    status, _, err = cli("sweep", *NET, *words)
+    assert status in (1, 2)
+    (line,) = [line for line in err.splitlines() if line]
+    assert line.startswith("error: ")
+    assert message in line
+    assert line.count("Did you mean") <= 1
+    assert not list(Path().iterdir())
+
+
+def test_the_tasks_of_slurm_are_the_trainings(cli) -> None:
+    status, out, err = cli("sweep", *NET, "--vary=model.rate=0.1,0.2", "--seeds=2", "--slurm")
+    assert status == 0, err
+    assert not list(Path().iterdir())
+    assert re.search(r"^#SBATCH --array=0-3$", out, re.MULTILINE)
+    (line,) = re.findall(r"^srun (.*)$", out, re.MULTILINE)
+    command = shlex.split(line)
+    status, _, err = cli(*command[2:-1], "3")
+    assert status == 0, err
+    (result,) = Path("logs/sweep/runs").glob("*/result.json")
+    assert result.parent.name.startswith("model.rate=0.2_seed=1_")
+    assert not Path("logs/sweep/report.md").exists()
+
+
+def test_options_that_are_given_the_seed(cli) -> None:
+    status, _, err = cli(
+        "sweep", *NET, "--seeded=trainer.max_epochs", "--seeds=2", "--jobs=1", "--metric=test/loss", "--test=last"
+    )
+    assert status == 0, err
+    found = rows("logs/sweep")
+    assert "val/loss" in found[1]
+    assert not found[0]["val/loss"]  # no epoch at all
+    assert float(found[1]["val/loss"]) > 0
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 101])
+def test_the_quantiles_are_those_of_students_distribution(freedom: int) -> None:
+    for probability in (0.6, 0.9, 0.975, 0.9995):
+        assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9)
+
+
+def test_pairs_are_those_of_finite_values_and_the_same_seed() -> None:
+    values, others = {0: 1.0, 1: math.nan, 2: 4.0, 3: 7.0, 5: 9.0}, {0: 0.5, 1: 2.0, 2: 3.0, 3: 5.0, 4: 9.0}
+    found = paired_difference(values, others)
+    expected = stats.ttest_rel([1.0, 4.0, 7.0], [0.5, 3.0, 5.0])
+    assert found is not None
+    assert found.pairs == 3
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert paired_difference({0: 1.0, 1: math.inf}, {0: 2.0, 1: 1.0}) is None
