@@ -35,6 +35,7 @@ from rbp_lightning import (
     FailurePolicy,
     FixedPointLayer,
     GradientEstimator,
+    Implicit,
     JacobianOperator,
     NeumannRBP,
     Picard,
@@ -211,3 +212,28 @@ def test_products_through_attention_are_of_one_map(dropout: float, dtype: torch.
     one, other = (transposed * right).double(), (left * product).double()
     scale = float((one.square().sum() + other.square().sum()).sqrt())
     assert float(one.sum()) == pytest.approx(float(other.sum()), abs=200 * torch.finfo(dtype).eps * scale)
+
+
+def test_steps_in_graphs_are_those_that_are_launched_one_by_one() -> None:
+    found = []
+    for graph_steps in (0, 10):
+        weight, drive = (tensor.detach().cuda().requires_grad_() for tensor in tanh_cell(0).tensors)
+        estimator = Implicit(Picard(300, 1e-10, graph_steps=graph_steps), Picard(300, 1e-10, graph_steps=graph_steps))
+
+        def update(h: torch.Tensor, weight: torch.Tensor = weight, drive: torch.Tensor = drive) -> torch.Tensor:
+            return torch.tanh(h @ weight + drive)
+
+        fixed_point = estimator(update, torch.zeros_like(drive), batch_dims=1)
+        loss_of(fixed_point.state.cpu()).backward()
+        found.append((fixed_point.steps, fixed_point.adjoint.products, weight.grad, drive.grad))
+    assert found[0][:2] == found[1][:2]
+    torch.testing.assert_close(found[1][2:], found[0][2:], rtol=1e-9, atol=1e-11)
+
+
+def test_an_update_that_reads_values_off_the_device_is_stepped_one_by_one() -> None:
+    def update(h: torch.Tensor) -> torch.Tensor:
+        return torch.cos(h) if float(h.sum()) >= 0 else h
+
+    with torch.no_grad(), pytest.warns(UserWarning, match="cannot be captured"):
+        state = Implicit(solver=Picard(100, tol=0, graph_steps=10))(update, torch.zeros(2, device="cuda")).state
+    torch.testing.assert_close(state.cpu(), torch.full((2,), 0.7390851))

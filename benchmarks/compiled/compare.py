@@ -1,5 +1,6 @@
 """What torch.compile and mixed precision do to a solve and its gradient."""
 
+import functools
 import os
 import shutil
 import sys
@@ -12,13 +13,16 @@ from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
 from benchmarks.compiled.limits import step_limits
-from benchmarks.compiled.solves import ENOUGH, Step, solved, summed_in_bfloat16, ten
+from benchmarks.compiled.solves import ENOUGH, Step, solved, solved_in_graphs, summed_in_bfloat16, ten
 from benchmarks.devices import DeviceName, available
 from benchmarks.peers.cases import CaseName, make_case
 from benchmarks.peers.measure import exact_gradient
 from benchmarks.report import markdown, median_and_quartiles, write_csv
 from benchmarks.timing import check_repeats, interleaved, ratios
 from rbp_lightning import ConvergenceWarning, UserError, WarmStart
+
+GRAPH_STEPS = 10
+"""Steps in a CUDA graph."""
 
 
 def error(found: Tensor, exact: Tensor) -> float:
@@ -73,6 +77,9 @@ def measure(name: CaseName, device: torch.device, backend: str, repeats: int) ->
             third[f"kernels, {one}"] = str(limits.kernels)
             third[f"launches, {one}"] = f"{limits.launching / limits.seconds:.2f}"
             third[f"bytes, {one}"] = f"{limits.moving / limits.seconds:.2f}"
+        in_turn = {str(count): functools.partial(solved_in_graphs, case, count) for count in (0, GRAPH_STEPS)}
+        graphs_of_steps = ratios(interleaved(in_turn, repeats), "0")[str(GRAPH_STEPS)]
+        third["solve to a tolerance in CUDA graphs, as a multiple of eager"] = median_and_quartiles(graphs_of_steps)
         rows.append(third)
     return rows
 
@@ -108,7 +115,8 @@ def compiled(
     NeumannRBP are timed in turn with the update as it is; where no graph was compiled, as of sparse tensors, that is
     what ran. Under autocast to bfloat16 the gradient is compared with the exact one in float64, beside one whose
     adjoint was summed up in bfloat16, too. On a CUDA device a table says how near a step is to what the device's
-    launches and memory allow. Prints the tables, and leaves them and a CSV file of each.
+    launches and memory allow, and what CUDA graphs of ten steps save. Prints the tables, and leaves them and a CSV file
+    of each.
 
     Args:
         cases: Networks to measure on.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.peers.measure import gradient
 from benchmarks.peers.networks import Case
-from rbp_lightning import NeumannRBP, Picard, WarmStart
+from rbp_lightning import Implicit, NeumannRBP, Picard, WarmStart
 
 STEPS, PRODUCTS = 61, 20
 ENOUGH = 1000
@@ -80,3 +80,15 @@ def summed_in_bfloat16(case: Case) -> Tensor:
         adjoint = adjoint + term
     leaves = torch.autograd.grad(following, case.parameters, adjoint.to(following.dtype))
     return torch.cat([leaf.flatten() for leaf in leaves])
+
+
+def solved_in_graphs(case: Case, graph_steps: int) -> Tensor:
+    """The gradient of a case's loss, solved to a tolerance, with steps and products in CUDA graphs.
+
+    Args:
+        case: The case.
+        graph_steps: Steps in a graph; 0 for none.
+    """
+    forward, adjoint = (Picard(ENOUGH, tol, graph_steps=graph_steps) for tol in (1e-5, 1e-4))
+    update = case.update(case.prepare(*case.parameters))
+    return gradient(case, Implicit(adjoint, forward)(update, case.start, batch_dims=case.batch_dims).state)

@@ -22,8 +22,8 @@ def describe(configured: object) -> dict[str, Any]:
         ``repr``, in a dict with that one key.
 
     Example:
-        >>> describe(Picard(max_steps=20))["init_args"]
-        {'max_steps': 20, 'tol': 1e-06, 'check_every': 10, 'atol': None, 'per_leaf': True}
+        >>> describe(Richardson(steps=20))["init_args"]
+        {'steps': 20, 'tol': 0.0001, 'start': 'gradient', 'seed': 0, 'check_every': 10}
     """
     init_args = {name: _plain(value) for name, value in _arguments(configured).items()}
     return {"class_path": _path(type(configured)), "init_args": init_args}
@@ -53,8 +53,8 @@ def as_call(configured: object) -> str:
         configured: An object that keeps its constructor arguments in attributes of the same name.
 
     Example:
-        >>> as_call(NeumannRBP(5, Picard()))
-        'NeumannRBP(steps=5, solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None, per_leaf=True))'
+        >>> as_call(FixedPointAdjoint(Anderson(60)))[:55]
+        'FixedPointAdjoint(solver=Anderson(max_steps=60, tol=1e-'
     """
     return described_call(describe(configured))
 

@@ -23,11 +23,11 @@ def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
     Example:
         >>> from tempfile import NamedTemporaryFile
         >>> from rbp_lightning.estimators import describe
-        >>> checkpoint = {"state_dict": {}, "pytorch-lightning_version": "2.6", "estimator": describe(BPTT())}
+        >>> checkpoint = {"state_dict": {}, "pytorch-lightning_version": "2.6", "estimator": describe(JFB())}
         >>> with NamedTemporaryFile() as file:
         ...     torch.save(checkpoint, file.name)
-        ...     estimator_from_checkpoint(file.name)
-        BPTT(solver=Picard(max_steps=100, tol=1e-06, check_every=10, atol=None, per_leaf=True))
+        ...     type(estimator_from_checkpoint(file.name))
+        <class 'rbp_lightning.estimators.jfb.JFB'>
     """
     if not isinstance(path, str | PathLike):
         raise UserError(f"estimator_from_checkpoint: path={path!r} is no path: pass that of a checkpoint.")

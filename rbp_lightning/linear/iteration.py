@@ -7,9 +7,12 @@ import torch
 from rbp_lightning.check_schedule import FALLING, CheckSchedule
 from rbp_lightning.linear.adjoint_map import AdjointMap
 from rbp_lightning.linear.base import LinearSolution, rounding_floors
+from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.linear.relative_residual import RelativeResidual
 from rbp_lightning.pytree import Vector, add, subtract
+from rbp_lightning.reporting import current_context
 from rbp_lightning.status import Status
+from rbp_lightning.steps_ahead import Step, StepsAhead
 
 SOLUTION_RATIO = 16
 """How many times as large as g the solution may be for its rounding error to be known as such."""
@@ -36,6 +39,7 @@ def iterate_adjoint(
     tol: float,
     check_every: int,
     stepper: Stepper | None = None,
+    graph_steps: int = 0,
 ) -> LinearSolution:
     """Iterates z <- J^T z + g until every sample has converged.
 
@@ -50,6 +54,7 @@ def iterate_adjoint(
         tol: Relative residual at which a sample has converged; 0 takes exactly ``steps``.
         check_every: Steps between two convergence checks.
         stepper: How the next z is made; ``None`` takes J^T z + g.
+        graph_steps: Steps in a CUDA graph; 0 for none.
     """
     before = operator.products
     relative = RelativeResidual(gradient, operator.batch_dims, operator.per_leaf)
@@ -57,8 +62,11 @@ def iterate_adjoint(
     known = floor = None
     adjoint: Vector = start
     memory = None if stepper is None else stepper.init(start, operator.batch_dims)
+    apply = _step(operator, gradient)
+    if graph_steps and isinstance(operator, JacobianOperator):
+        apply = _step_in_graphs(operator, gradient, graph_steps)
     for step in range(1, steps + 1):
-        previous, adjoint = adjoint, add(operator.vjp(adjoint), gradient)
+        previous, adjoint = adjoint, apply(adjoint)
         check = tol > 0 and schedule.should_check(step)
         if check or step == steps:
             residual = relative(subtract(adjoint, previous), previous)
@@ -76,3 +84,22 @@ def iterate_adjoint(
             not_falling = residual > FALLING * last
             floor = torch.where(not_falling, rounding_floors(gradient, adjoint, operator), 0.0)
     return LinearSolution(adjoint, step, operator.products - before, residual, tol, known=known, floor=floor)
+
+
+def _step(operator: AdjointMap, gradient: Vector) -> Step:
+    return lambda adjoint: add(operator.vjp(adjoint), gradient)
+
+
+def _step_in_graphs(operator: JacobianOperator, gradient: Vector, graph_steps: int) -> Step:
+    # What is captured must be taped on the stream of the capture.
+    ahead = StepsAhead(
+        _step(operator, gradient), graph_steps, current_context().place, lambda: _step(operator.retaped(), gradient)
+    )
+
+    def step(adjoint: Vector) -> Vector:
+        products = operator.products
+        following = ahead(adjoint)
+        operator.products = products + 1  # of a graph's those that are wanted
+        return following
+
+    return step

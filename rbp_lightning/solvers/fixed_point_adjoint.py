@@ -7,6 +7,7 @@ from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector
 from rbp_lightning.solvers.auto import Auto
 from rbp_lightning.solvers.base import FixedPointSolver
+from rbp_lightning.solvers.picard import Picard
 
 
 class FixedPointAdjoint(LinearSolver):
@@ -40,6 +41,7 @@ class FixedPointAdjoint(LinearSolver):
         """Iterates until every sample has converged or the solver's steps are spent."""
         first = gradient if start is None else start
         solver = self.solver
+        graph_steps = solver.graph_steps if isinstance(solver, Picard) else 0
         return iterate_adjoint(
-            operator, gradient, first, solver.max_steps, solver.tol, solver.check_every, stepper=solver
+            operator, gradient, first, solver.max_steps, solver.tol, solver.check_every, solver, graph_steps
         )

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.pytree import State, Vector, flatten_state, norm, subtract
+from rbp_lightning.reporting import current_context
 from rbp_lightning.solvers.base import FixedPointSolver
 from rbp_lightning.solvers.convergence import ConvergenceTest
 from rbp_lightning.solvers.frozen_samples import FrozenSamples
 from rbp_lightning.solvers.picard import Picard
 from rbp_lightning.state_function import StateFunction, Update, continues, outside_autocast, precision
 from rbp_lightning.status import Status
+from rbp_lightning.steps_ahead import StepsAhead
 
 Result = TypeVar("Result")
 
@@ -64,6 +66,9 @@ class Solve:
         self.function = StateFunction(update, self.structure)
         # Of one tensor, the usual state, there are no leaves to pair.
         self._update = update if self.structure.is_leaf() else None
+        self._ahead: StepsAhead | None = None
+        if isinstance(solver, Picard) and solver.graph_steps:
+            self._ahead = StepsAhead(self.function, solver.graph_steps, current_context().place)
         self.batch_dims, self.solver, self.record = batch_dims, solver, record
         self.max_steps = max_steps or solver.max_steps
         atol = solver.tol / 1000 if solver.atol is None else solver.atol
@@ -96,6 +101,11 @@ class Solve:
         """
         if self.frozen.mask is not None:
             return self.frozen.apply(self.function, vector)
+        if self._ahead is not None:
+            calls = self.function.calls
+            image = self._ahead(vector)
+            self.function.calls = calls + 1  # of a graph's steps those that are wanted
+            return vector, image
         if self._update is None:
             return vector, self.function(vector)
         self.function.calls += 1
