@@ -98,7 +98,7 @@ def run_missing(path: Path, wanted: list[Row], measured: list[str], run: Callabl
         UserError: If the file has other columns, or is damaged.
     """
     fields = [*wanted[0], *measured]
-    finished = _read(path, list(wanted[0]), measured) if os.path.lexists(path) else []
+    finished = read_runs(path, list(wanted[0]), measured) if os.path.lexists(path) else []
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for keys in track(wanted, description=str(path), console=Console(stderr=True)):
@@ -114,7 +114,17 @@ def run_missing(path: Path, wanted: list[Row], measured: list[str], run: Callabl
     return rows
 
 
-def _read(path: Path, keys: list[str], measured: list[str]) -> list[Row]:
+def read_runs(path: Path, keys: list[str], measured: list[str]) -> list[Row]:
+    """Reads the runs of a file.
+
+    Args:
+        path: The CSV file.
+        keys: Names of what identifies a run.
+        measured: Names of what was measured.
+
+    Raises:
+        UserError: If the file has other columns, or is missing or damaged.
+    """
     with refused_unless(path, "a file of finished runs"):
         text = read_bytes(path).decode()
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.report import markdown
-from experiments.paper.findings import Finding, best_of_all, less, rivals_at
+from experiments.paper.findings import EFFECTIVE, UNSTABLE, Finding, best_of_all, less, rivals_at
 from experiments.paper.plots import bands, curves_at
 from experiments.paper.runs import Curve, Measured, Scale, fit, truncated, values_of, watched
 from experiments.runs import Row, label, mean_and_spread
@@ -137,13 +137,11 @@ def findings(rows: list[Row]) -> list[Finding]:
     losses = {name: values_of(rows, name, "loss") for name in dict.fromkeys(row["estimator"] for row in rows)}
     found = [
         less(
-            f"{NAME}: RBP can be unstable: its training loss ends above NeumannRBP's ({steps} steps)",
+            UNSTABLE,
+            f"training loss of the memory, {steps} steps",
             {f"NeumannRBP:{steps}": losses[f"NeumannRBP:{steps}"], f"RBP:{steps}": losses[f"RBP:{steps}"]},
         )
         for steps in STEPS
     ]
-    claim = f"{NAME}: NeumannRBP is effective: some end with more training loss, none with less ({last} steps)"
-    return [
-        *found,
-        best_of_all(claim, f"NeumannRBP:{last}", losses[f"NeumannRBP:{last}"], rivals_at(last, losses), digits=4),
-    ]
+    neumann, where = f"NeumannRBP:{last}", f"training loss of the memory, {last} steps"
+    return [*found, best_of_all(EFFECTIVE, where, neumann, losses[neumann], rivals_at(last, losses), digits=4)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.report import markdown
 from experiments.citation import accuracies, fit_and_test
 from experiments.citation import table as accuracy_table
-from experiments.paper.findings import Finding, best_of_all, less
+from experiments.paper.findings import EFFECTIVE, UNSTABLE, Finding, best_of_all, less
 from experiments.paper.plots import bands
 from experiments.paper.runs import Measured, Scale, curve_text, watched
 from experiments.runs import Row, estimator_arguments, label, mean_and_spread
@@ -138,12 +138,13 @@ def findings(rows: list[Row]) -> list[Finding]:
         values = {name: accuracies(rows, config, name) for name in ESTIMATORS}
         found.append(
             less(
-                f"{NAME}, {graph}: RBP can be unstable: its accuracy is below NeumannRBP's (20 steps)",
+                UNSTABLE,
+                f"accuracy on {graph}, 20 steps",
                 {"RBP": values["RBP"], "NeumannRBP": values["NeumannRBP"]},
                 digits=2,
             )
         )
         rivals = {name: values[name] for name in ESTIMATORS if name != "NeumannRBP"}
-        claim = f"{NAME}, {graph}: NeumannRBP is effective: some have a lower accuracy, none a higher one"
-        found.append(best_of_all(claim, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
+        where = f"accuracy on {graph}"
+        found.append(best_of_all(EFFECTIVE, where, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
     return found

@@ -1,7 +1,9 @@
 """What the paper found, and whether the runs agree."""
 
 import math
+import re
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 
 from scipy.stats import ttest_rel
@@ -15,6 +17,12 @@ RELEVANT = 1e-3
 LEVEL = 0.05
 """Level of the paired t-test at which two estimators differ."""
 
+UNSTABLE = "RBP can be unstable: it ends worse than NeumannRBP"
+EFFECTIVE = "NeumannRBP is effective: some other estimators end worse, none ends better"
+TIME = "NeumannRBP has TBPTT's time complexity in the truncation steps"
+MEMORY = "NeumannRBP's memory is constant in the truncation steps"
+TAPE = "TBPTT's memory grows linearly with the truncation steps"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -22,13 +30,20 @@ class Finding:
 
     Attributes:
         claim: The finding.
+        where: What it was measured on.
         verdict: ``"agrees"``, ``"disagrees"`` or ``"cannot be told"``.
         figure: What was measured.
     """
 
     claim: str
+    where: str
     verdict: str
     figure: str
+
+    @property
+    def topic(self) -> str:
+        """What it was measured on, without the truncation steps."""
+        return re.sub(r", \d+ steps$", "", self.where)
 
 
 def differ(values: list[float], others: list[float]) -> bool:
@@ -57,11 +72,12 @@ def _mean(values: list[float]) -> float:
     return statistics.mean(values) if all(map(math.isfinite, values)) else math.inf
 
 
-def less(claim: str, pair: dict[str, list[float]], digits: int = 4) -> Finding:
+def less(claim: str, where: str, pair: dict[str, list[float]], digits: int = 4) -> Finding:
     """The finding that the first of two estimators has the smaller figure.
 
     Args:
         claim: The finding.
+        where: What it was measured on.
         pair: Of two estimators, a value for each seed.
         digits: Digits of the figures.
     """
@@ -74,7 +90,7 @@ def less(claim: str, pair: dict[str, list[float]], digits: int = 4) -> Finding:
         f"{label(name)} {mean_and_spread(values, digits)}"
         for name, values in ((small, small_values), (large, large_values))
     ]
-    return Finding(claim, verdict, f"{', '.join(figures)}; {len(small_values)} seeds")
+    return Finding(claim, where, verdict, f"{', '.join(figures)}; {len(small_values)} seeds")
 
 
 def rivals_at(steps: int, values: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -89,6 +105,7 @@ def rivals_at(steps: int, values: dict[str, list[float]]) -> dict[str, list[floa
 
 def best_of_all(
     claim: str,
+    where: str,
     name: str,
     values: list[float],
     rivals: dict[str, list[float]],
@@ -99,6 +116,7 @@ def best_of_all(
 
     Args:
         claim: The finding.
+        where: What it was measured on.
         name: The estimator.
         values: Its value for each seed.
         rivals: Those of the others.
@@ -115,10 +133,30 @@ def best_of_all(
     figure += f"better: {', '.join(map(label, better)) or 'none'}; "
     figure += f"worse: {', '.join(label(rival) for rival in told if rival not in better) or 'none'}"
     verdict = "disagrees" if better else "agrees" if told else "cannot be told"
-    return Finding(claim, verdict, figure)
+    return Finding(claim, where, verdict, figure)
+
+
+def summary(findings: list[Finding]) -> str:
+    """What was found of each claim, in a sentence each, as Markdown."""
+    rows = []
+    for claim in dict.fromkeys(finding.claim for finding in findings):
+        found = [finding for finding in findings if finding.claim == claim]
+        rows.append([claim, f"{found[0].verdict}: {found[0].figure}" if len(found) == 1 else _sentence(found)])
+    return markdown(["the paper's claim", "what was found here"], rows)
+
+
+def _sentence(findings: list[Finding]) -> str:
+    every = Counter(finding.topic for finding in findings)
+    parts = []
+    for verdict in ("agrees", "disagrees", "cannot be told"):
+        topics = Counter(finding.topic for finding in findings if finding.verdict == verdict)
+        if topics:
+            told = "; ".join(f"{topic}, {count} of {every[topic]}" for topic, count in topics.items())
+            parts.append(f"{verdict} in {topics.total()} of {len(findings)} comparisons ({told})")
+    return "; ".join(parts)
 
 
 def table(findings: list[Finding]) -> str:
-    """Lays findings out as Markdown."""
-    rows = [[finding.claim, f"**{finding.verdict}**", finding.figure] for finding in findings]
-    return markdown(["the paper's finding", "here", "figures"], rows)
+    """Lays the comparisons out one by one, as Markdown."""
+    rows = [[finding.claim, finding.where, f"**{finding.verdict}**", finding.figure] for finding in findings]
+    return markdown(["the paper's claim", "on", "here", "figures"], rows)

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from benchmarks.peak_memory import PeakMemory
 from benchmarks.report import markdown
 from experiments.hypergradient import Watch, accuracy
-from experiments.paper.findings import Finding, best_of_all, less, rivals_at
+from experiments.paper.findings import EFFECTIVE, MEMORY, TAPE, TIME, UNSTABLE, Finding, best_of_all, less, rivals_at
 from experiments.paper.plots import bands, curves_at
 from experiments.paper.runs import Curve, Measured, Scale, fit, truncated, values_of, watched
 from experiments.runs import Row, label, mean_and_spread
 
 NAME = "Hyperparameters"
+WHERE = "hyperparameters of a training"
 STEPS = [10, 50, 100]
 # The adjoint equation is set up at a minibatch, so that a product costs as much as a step of the training does.
 FULL = Scale(["configs/paper/hypergrad.yaml"], truncated(STEPS), "--model.linearization_batches=1", seeds=3)
@@ -144,11 +145,8 @@ def _cost(rows: list[Row]) -> list[Finding]:
     figure += f"TBPTT, ratio {ratio:.2f}"
     known = min(seconds.values()) > 0
     verdict = ("agrees" if 0.5 <= ratio <= 2 else "disagrees") if known else "cannot be told"
-    found = [Finding(f"{NAME}: NeumannRBP has TBPTT's time complexity in the truncation steps", verdict, figure)]
-    for name, claim, grows in (
-        ("NeumannRBP", "NeumannRBP's memory is constant in the truncation steps", False),
-        ("TBPTT", "TBPTT's memory grows linearly with the truncation steps", True),
-    ):
+    found = [Finding(TIME, WHERE, verdict, figure)]
+    for name, claim, grows in (("NeumannRBP", MEMORY, False), ("TBPTT", TAPE, True)):
         low, high = (np.mean(values_of(rows, f"{name}:{steps}", "peak_bytes")) for steps in (few, many))
         figure = f"{low / 2**20:.1f} MiB for {few} steps, {high / 2**20:.1f} MiB for {many}"
         if grows:
@@ -158,7 +156,7 @@ def _cost(rows: list[Row]) -> list[Finding]:
             agrees = high > 1.5 * low and abs(middle / straight - 1) < 0.1
         else:
             agrees = high < 1.1 * low
-        found.append(Finding(f"{NAME}: {claim}", "agrees" if agrees else "disagrees", figure))
+        found.append(Finding(claim, WHERE, "agrees" if agrees else "disagrees", figure))
     return found
 
 
@@ -168,8 +166,7 @@ def findings(rows: list[Row]) -> list[Finding]:
     found = _cost(rows)
     for steps in STEPS:
         neumann = f"NeumannRBP:{steps}"
-        claim = f"{NAME}: RBP can be unstable: its outer loss ends above NeumannRBP's ({steps} steps)"
-        found.append(less(claim, {neumann: losses[neumann], f"RBP:{steps}": losses[f"RBP:{steps}"]}))
-        claim = f"{NAME}: NeumannRBP is effective: some end with a higher outer loss, none with a lower ({steps} steps)"
-        found.append(best_of_all(claim, neumann, losses[neumann], rivals_at(steps, losses), digits=4))
+        where = f"outer loss of the hyperparameters, {steps} steps"
+        found.append(less(UNSTABLE, where, {neumann: losses[neumann], f"RBP:{steps}": losses[f"RBP:{steps}"]}))
+        found.append(best_of_all(EFFECTIVE, where, neumann, losses[neumann], rivals_at(steps, losses), digits=4))
     return found

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.paper import associative_memory, documents, hyperparameters
-from experiments.paper.findings import best_of_all, less, table
+from experiments.paper import associative_memory, documents, hyperparameters, instability
+from experiments.paper.findings import MEMORY, TAPE, best_of_all, less, summary, table
 from experiments.paper.report import Domain, paper
 from rbp_lightning import NeumannRBP, Picard, UserError
 from tests.cells import tanh_cell
@@ -44,7 +44,13 @@ def run(folder: Path, *domains: Domain) -> str:
 def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     report = run(tmp_path, "associative_memory", "documents", "hyperparameters")
     assert "documents: left out. Missing" in capsys.readouterr().err
-    for name in ("## Findings", "## Associative memory", "## Hyperparameters", "--quick=true --seeds=1", "26 runs"):
+    for name in (
+        "## The paper's claims",
+        "## Associative memory",
+        "## Hyperparameters",
+        "--quick=true --seeds=1",
+        "26 runs",
+    ):
         assert name in report
     pictures = sorted(tmp_path.glob("*.png"))
     assert [picture.name for picture in pictures] == [
@@ -57,8 +63,12 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
         assert f"({picture.name})" in report
         Image.open(picture).verify()
     # The memory of the truncation steps does not depend on how long the training is.
-    assert "NeumannRBP's memory is constant in the truncation steps | **agrees**" in report
-    assert "TBPTT's memory grows linearly with the truncation steps | **agrees**" in report
+    for claim in (MEMORY, TAPE):
+        assert f"| {claim} | hyperparameters of a training | **agrees** |" in report
+
+    paper(["associative_memory", "hyperparameters"], quick=True, seeds=3, out=tmp_path, run=False)
+    kept_report = (tmp_path / "REPORT.md").read_text()
+    assert kept_report.partition("## The")[2] == report.partition("## The")[2]
 
     # What is finished is not run again; what is missing is.
     kept = tmp_path / "hyperparameters.csv"
@@ -68,7 +78,7 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(hyperparameters, "run", lambda keys: asked.append(keys) or _measured(kept, last))
     monkeypatch.setattr(associative_memory, "run", None)
     again = run(tmp_path, "associative_memory", "hyperparameters")
-    assert again.partition("## Findings")[2] == report.partition("## Findings")[2]
+    assert again.partition("## The")[2] == report.partition("## The")[2]
     assert [keys["estimator"] for keys in asked] == ["CGRBP:100"]
 
 
@@ -128,21 +138,58 @@ def test_nothing_that_could_be_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_finding_that_one_is_less(small: list[float], large: list[float], verdict: str) -> None:
-    finding = less("claim", {"NeumannRBP:10": small, "RBP:10": large}, digits=1)
+    finding = less("claim", "maps", {"NeumannRBP:10": small, "RBP:10": large}, digits=1)
     assert finding.verdict == verdict
     if all(map(math.isfinite, small)):
         assert finding.figure.startswith(f"NeumannRBP(steps=10) {sum(small) / len(small):.1f}")
     else:
         assert finding.figure.startswith("NeumannRBP(steps=10) not finite in 1 of 3")
-    assert f"| claim | **{verdict}** | {finding.figure} |" in table([finding])
+    assert f"| claim | maps | **{verdict}** | {finding.figure} |" in table([finding])
 
 
 @pytest.mark.parametrize(("larger", "verdict"), [(True, "disagrees"), (False, "agrees")])
 def test_a_finding_that_none_is_better(larger: bool, verdict: str) -> None:
     rivals = {"BPTT": [2.0, 2.1, 1.9], "TBPTT": [1.1, 1.0, 0.9]}
-    finding = best_of_all("claim", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger)
+    finding = best_of_all("claim", "maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger)
     assert finding.verdict == verdict
     assert ("better: BPTT" in finding.figure) == larger
     assert ("worse: BPTT" in finding.figure) != larger
     del rivals["BPTT"]
-    assert best_of_all("claim", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger).verdict == "cannot be told"
+    assert best_of_all("claim", "maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger).verdict == "cannot be told"
+
+
+def test_a_claim_is_summed_up_by_where_it_holds() -> None:
+    low, high = [1.0, 1.1, 0.9], [2.0, 2.1, 1.9]
+    findings = [
+        less("RBP ends worse", "maps, 10 steps", {"NeumannRBP": low, "RBP": high}),
+        less("RBP ends worse", "maps, 20 steps", {"NeumannRBP": low, "RBP": high}),
+        less("RBP ends worse", "graphs, 10 steps", {"NeumannRBP": high, "RBP": low}),
+        less("RBP ends worse", "maps, 30 steps", {"NeumannRBP": low, "RBP": low}),
+    ]
+    (line,) = summary(findings).splitlines()[2:]
+    assert (
+        "agrees in 2 of 4 comparisons (maps, 2 of 3); disagrees in 1 of 4 comparisons (graphs, 1 of 1); cannot" in line
+    )
+
+
+@pytest.mark.parametrize("radius", [0.5, 0.9, 1.1])
+@pytest.mark.parametrize("steps", [1, 10])
+def test_errors_of_adjoints_are_the_powers_of_the_map(radius: float, steps: int) -> None:
+    matrix, gradient = instability.map_with_radius(radius, seed=1)
+    assert float(torch.linalg.eigvals(matrix).abs().max()) == pytest.approx(radius)
+    exact = torch.linalg.solve(torch.eye(instability.SIZE, dtype=torch.float64) - matrix.T, gradient)
+    power = torch.linalg.matrix_power(matrix.T, steps)
+    start = torch.rand(instability.SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for kind, first in (("NeumannRBP", gradient), (instability.UNSCALED, start)):
+        expected = (power @ (first - exact)).norm() / exact.norm()
+        found = instability.adjoint_error(instability._estimator(f"{kind}:{steps}"), radius, seed=1)
+        assert found == pytest.approx(float(expected), rel=1e-8)
+
+
+def test_a_memory_is_trained_from_an_unscaled_start() -> None:
+    keys = {"config": "configs/paper/hopfield.yaml", "estimator": f"{instability.UNSCALED}:10", "seed": "0"}
+    overrides = f"{instability.SMALL} --trainer.max_epochs=2 --model.num_hidden=16 --trainer.accelerator=cpu"
+    measured = instability.run({**keys, "overrides": overrides})
+    assert set(measured) == set(instability.MEASURED)
+    assert float(measured["error_0.99"]) > 1
+    assert math.isfinite(measured["loss"])

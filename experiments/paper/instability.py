@@ -1,0 +1,157 @@
+"""Where recurrent back-propagation is less stable than its truncated series, which the paper reports (section 4)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.report import markdown
+from experiments.paper.findings import UNSTABLE, Finding, less
+from experiments.paper.runs import Curve, Measured, Scale, fit, values_of, watched
+from experiments.runs import Row, label, mean_and_spread
+from rbp_lightning import Implicit, NeumannRBP, Richardson, attach_gradient, ignoring
+from rbp_lightning.pytree import Vector
+from rbp_lightning.solvers import FixedPointSolver
+
+NAME = "Instability"
+RADII = (0.5, 0.9, 0.99, 1.01, 1.1)
+SIZE = 100
+"""Elements of the state of the maps."""
+
+STEPS = (10, 20, 40)
+
+
+class UnscaledStart(Richardson):
+    """Richardson's iteration from a draw of U[0, 1] as it is, however small g is, as in the paper's released code."""
+
+    def _first(self, gradient: Vector, batch_dims: int) -> Vector:
+        drawn = torch.Generator().manual_seed(self.seed)
+        return [torch.rand(leaf.shape, dtype=leaf.dtype, generator=drawn).to(leaf.device) for leaf in gradient]
+
+
+class UnscaledRBP(Implicit):
+    """``RBP`` from a start in U[0, 1] that is not in units of g.
+
+    Args:
+        steps: Number of products with J^T.
+        solver: Forward solver; ``None`` is ``Auto()``.
+    """
+
+    def __init__(self, steps: int = 20, solver: FixedPointSolver | None = None) -> None:
+        super().__init__(UnscaledStart(steps, tol=0, start="uniform"), solver)
+        self.steps = steps
+
+
+UNSCALED = f"{__name__}.{UnscaledRBP.__name__}"
+ESTIMATORS = [f"{name}:{steps}" for steps in STEPS for name in (UNSCALED, "RBP", "NeumannRBP")]
+SMALL = "--data.source=digits --model.num_pixels=64 --model.num_hidden=128 --trainer.limit_val_batches=0"
+FULL = Scale(["configs/paper/hopfield.yaml"], ESTIMATORS, f"{SMALL} --trainer.max_epochs=100", seeds=5)
+QUICK = Scale(["configs/paper/hopfield.yaml"], ESTIMATORS, f"{SMALL} --trainer.max_epochs=20", seeds=2)
+ERRORS = [f"error_{radius:g}" for radius in RADII]
+MAPS = {name: f"maps of radius {radius:g}" for name, radius in zip(ERRORS, RADII, strict=True) if 0.9 <= radius < 1}
+"""Those near a spectral radius of 1 where the series converges."""
+
+MEASURED = [*ERRORS, "loss", "warnings", "minutes"]
+
+
+def map_with_radius(radius: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A linear map h <- J h + x: its J, and the gradient of a mean over the state at its fixed point.
+
+    Args:
+        radius: Spectral radius of J, which is not symmetric.
+        seed: Seed of the draw.
+
+    Returns:
+        J, float64 of shape ``[SIZE, SIZE]``, and g of shape ``[SIZE]``.
+    """
+    drawn = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(SIZE, SIZE, generator=drawn, dtype=torch.float64)
+    target = torch.randn(SIZE, generator=drawn, dtype=torch.float64)
+    return radius * matrix / torch.linalg.eigvals(matrix).abs().max(), target / SIZE
+
+
+def adjoint_error(estimator: Implicit, radius: float, seed: int) -> float:
+    """Relative error of an estimator's adjoint of a linear map, against the dense solution.
+
+    Args:
+        estimator: The estimator.
+        radius: Spectral radius of the map.
+        seed: Seed of the map.
+    """
+    matrix, gradient = map_with_radius(radius, seed)
+    inputs = torch.zeros(SIZE, dtype=torch.float64, requires_grad=True)
+    with ignoring():  # of numbers of steps that are the same for all
+        state = attach_gradient(lambda h: matrix @ h + inputs, torch.zeros_like(inputs), estimator).state
+        (state @ gradient).backward()
+    assert inputs.grad is not None  # the adjoint itself
+    orthogonal, triangular = torch.linalg.qr(torch.eye(SIZE, dtype=torch.float64) - matrix.T)
+    exact = torch.linalg.solve_triangular(triangular, (orthogonal.T @ gradient)[:, None], upper=True)[:, 0]
+    return float((inputs.grad - exact).norm() / exact.norm())
+
+
+def _estimator(name: str) -> Implicit:
+    kind, _, steps = name.partition(":")
+    if kind == "NeumannRBP":
+        return NeumannRBP(int(steps))
+    return Implicit((UnscaledStart if kind == UNSCALED else Richardson)(int(steps), tol=0, start="uniform"))
+
+
+@watched
+def run(keys: Row) -> Measured:
+    """Measures an estimator's adjoint on maps of several spectral radii, and trains a small memory by it.
+
+    Args:
+        keys: Path of a config, further arguments of the command line, estimator and seed.
+
+    Returns:
+        What ``MEASURED`` names: relative errors of the adjoint, and the last training loss.
+    """
+    estimator, seed = _estimator(keys["estimator"]), int(keys["seed"])
+    errors = {name: adjoint_error(estimator, radius, seed) for name, radius in zip(ERRORS, RADII, strict=True)}
+    curve = Curve("train/loss")
+    fit(keys, f"--data.corruption_seed={seed}", callbacks=[curve])
+    return {**{name: f"{error:.4g}" for name, error in errors.items()}, "loss": curve.values[-1]}
+
+
+def _called(name: str) -> str:
+    return label(name.replace(UNSCALED, "unscaled RBP"))
+
+
+def _power(values: list[float]) -> str:
+    """Geometric mean, and the factor that the standard deviation of the logarithm stands for."""
+    logs = torch.tensor(values).log()
+    spread = float(logs.std().exp()) if len(values) > 1 else 1.0
+    return f"{float(logs.mean().exp()):.1e} (by {spread:.1f})"
+
+
+def section(rows: list[Row], folder: Path) -> str:
+    """The section of the report.
+
+    Args:
+        rows: The runs.
+        folder: Where pictures would go.
+    """
+    lines = []
+    for name in dict.fromkeys(row["estimator"] for row in rows):
+        losses = values_of(rows, name, "loss")
+        errors = [_power(values_of(rows, name, error)) for error in ERRORS]
+        lines.append([_called(name), *errors, mean_and_spread(losses, 4), len(losses)])
+    header = ["gradient", *(f"radius {radius:g}" for radius in RADII), "training loss", "seeds"]
+    return f"""Relative error of the adjoint of linear maps of {SIZE} elements, whose gradient is that of a mean, by
+spectral radius: geometric mean over the seeds, and the factor of a standard deviation. The unscaled start is drawn from
+U[0, 1], as in the paper; `RBP` takes the draw in units of the gradient. Then the training loss of a memory of ten
+digits of 8 x 8 that is trained by the same estimator.
+
+{markdown(header, lines)}"""
+
+
+def findings(rows: list[Row]) -> list[Finding]:
+    """The paper's findings on these runs."""
+    found = []
+    for steps in STEPS:
+        for kind, start in ((UNSCALED, "unscaled start"), ("RBP", "scaled start")):
+            names = f"NeumannRBP:{steps}", f"{kind}:{steps}"
+            for measured, what in (*MAPS.items(), ("loss", "memory of digits")):
+                pair = {_called(name): values_of(rows, name, measured) for name in names}
+                found.append(less(UNSTABLE, f"{what}, {start}, {steps} steps", pair))
+    return found
