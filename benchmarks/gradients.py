@@ -1,13 +1,14 @@
 """What each estimator's gradient is worth, and what it costs."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse.typing import PositiveFloat
+from matplotlib.figure import Figure
 
 from benchmarks.peak_memory import peak_bytes
 from benchmarks.peers.cases import CaseName, make_case
@@ -128,7 +129,8 @@ def gradients(
 ) -> None:
     """What each estimator's gradient is worth: its error, its cost in applications of F and products, and its memory.
 
-    The errors are relative to the exact gradient in float64; nothing is timed.
+    The errors are relative to the exact gradient in float64; nothing is timed. Leaves a CSV file, a table and a
+    picture.
 
     Args:
         cases: Networks to differentiate.
@@ -150,24 +152,30 @@ def gradients(
         for name, figures in by_case.items()
     ]
     write_csv(out / "gradients.csv", rows)
-    laid_out = table(measured)
+    draw(measured, out / "gradients.png")
+    laid_out = table(rows)
     (out / "gradients.md").write_text(laid_out + "\n")
     print(laid_out)
 
 
-def table(measured: dict[str, dict[str, Worth]]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lays the figures out as Markdown: a row for each estimator, and for each network the error and what it took.
 
     Args:
-        measured: Of each estimator, by network.
+        rows: Of each estimator and network, as in the CSV file.
     """
+    measured: dict[str, dict[str, Worth]] = {}
+    for row in rows:
+        forward, again, products = (int(row[name]) for name in ("forward", "again", "products"))
+        figures = Worth(float(row["error"]), forward, again, products, float(row["states"]))
+        measured.setdefault(row["estimator"], {})[row["case"]] = figures
     names = list(next(iter(measured.values())))
-    rows = [
+    cells = [
         [one, *(cell for figures in by_case.values() for cell in (f"{figures.error:.0e}", cost(figures)))]
         for one, by_case in measured.items()
     ]
     return markdown(
-        ["estimator", *(head for name in names for head in (f"{name}: error", "F + products; states"))], rows
+        ["estimator", *(head for name in names for head in (f"{name}: error", "F + products; states"))], cells
     )
 
 
@@ -183,3 +191,47 @@ def cost(figures: Worth) -> str:
     """
     applied = f"{figures.forward} + {figures.again}" if figures.again else f"{figures.forward}"
     return f"{applied} F, {figures.products}; {figures.states:.0f}"
+
+
+def draw(measured: dict[str, dict[str, Worth]], path: Path) -> None:
+    """Draws the error of each estimator against what its backward pass takes, a panel for each network.
+
+    Args:
+        measured: Of each estimator, by network.
+        path: The picture's file.
+    """
+    names = list(next(iter(measured.values())))
+    figure = Figure(figsize=(5 * len(names), 6), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        points = {
+            one: (by_case[name].products + by_case[name].again, by_case[name]) for one, by_case in measured.items()
+        }
+        for taken, figures in points.values():
+            panel.scatter(taken, figures.error, s=8 + figures.states / 3, alpha=0.6)
+        for group in _neighbours({one: (taken, figures.error) for one, (taken, figures) in points.items()}):
+            taken, figures = points[group[-1]]
+            text = "\n".join(group)
+            place = (taken, figures.error)
+            panel.annotate(text, place, xytext=(7, 0), textcoords="offset points", fontsize=7, va="center")
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.margins(x=0.45)
+        panel.set_title(name)
+        panel.set_xlabel("products, and steps taken again, in the backward pass")
+    panels[0].set_ylabel("relative error of the gradient")
+    figure.savefig(path, dpi=110)
+
+
+def _neighbours(points: dict[str, tuple[float, float]]) -> list[list[str]]:
+    """Names of points that are so near each other, on logarithmic axes, that their labels would overlap."""
+    groups: list[list[str]] = []
+    for name, (taken, error) in sorted(points.items(), key=lambda item: item[1][::-1], reverse=True):
+        for group in groups:
+            other_taken, other_error = points[group[-1]]
+            if max(taken / other_taken, other_taken / taken) < 2 and other_error / error < 4:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return groups

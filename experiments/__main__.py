@@ -11,6 +11,7 @@ from experiments.hypergradient_products import hypergradient_products
 from experiments.paper.report import paper
 from experiments.reasoning import reasoning
 from experiments.recall import recall
+from experiments.tables import tables
 from experiments.trust import trust
 from experiments.warm_start import warm_start
 
@@ -23,6 +24,7 @@ EXPERIMENTS: dict[str, Any] = {
     "paper": paper,
     "reasoning": reasoning,
     "recall": recall,
+    "tables": tables,
     "trust": trust,
     "warm_start": warm_start,
 }
