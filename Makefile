@@ -9,7 +9,9 @@ JAX := .venv-jax
 # It asks for NumPy 1, of which it makes no use where it is measured; with its dependencies it would bring that.
 SILVA := silva-networks==1.2.2
 # A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
-INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable
+# Most modules of these packages are never imported, so that compiling all of them takes longer than it saves.
+INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --config-settings editable_mode=compat \
+	--editable
 
 .PHONY: demo memory thinking test fuzz check docs bench bench-jax clean
 
@@ -71,8 +73,8 @@ $(TASKS): pyproject.toml constraints.txt | $(BIN)/pip
 	touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) ".[tasks,deploy,dev]"
-	touch $(TASKS) $@
+	$(INSTALL) ".[tasks,deploy,dev,docs]"
+	touch $(TASKS) $(DOCS) $@
 
 $(DOCS): pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) ".[docs]"

@@ -4,13 +4,15 @@ import gc
 from typing import Any
 
 import pytest
-import torch
-
-import rbp_lightning
 
 
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
+    # The process that hands the tests out to others needs none of these, and they take seconds to import.
+    import torch
+
+    import rbp_lightning
+
     doctest_namespace["torch"] = torch
     doctest_namespace.update({name: getattr(rbp_lightning, name) for name in rbp_lightning.__all__})
 

@@ -44,7 +44,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     def linked(match: re.Match[str]) -> str:
         path, hash_sign, heading = match[1].partition("#")
         target = posixpath.normpath(posixpath.join(folder, path)) if path else source
-        name = SITE.get(target, posixpath.basename(target))
+        own = target.removeprefix("docs/") if target.startswith("docs/") else posixpath.basename(target)
+        name = SITE.get(target, own)
         return f"]({name}{hash_sign}{heading})"
 
     text = re.sub(r"\]\((?!https?:)([^)\s]+)\)", linked, markdown)

@@ -7,6 +7,7 @@ from benchmarks.command_line import run
 from benchmarks.compiled.compare import compiled
 from benchmarks.cost import cost
 from benchmarks.gradients import gradients
+from benchmarks.graph_scale.grow import graphs
 from benchmarks.growth.grow import growth
 from benchmarks.import_time import import_time
 from benchmarks.jax_peers.compare import jax
@@ -16,6 +17,7 @@ from benchmarks.peers.compare import peers
 from benchmarks.peers.derivatives import derivatives
 from benchmarks.propagation import propagation
 from benchmarks.reversible import reversible
+from benchmarks.scaling.compare import scaling
 from benchmarks.solver_steps import solvers
 
 QUESTIONS: dict[str, Any] = {
@@ -24,6 +26,7 @@ QUESTIONS: dict[str, Any] = {
     "cost": cost,
     "derivatives": derivatives,
     "gradients": gradients,
+    "graphs": graphs,
     "growth": growth,
     "import_time": import_time,
     "jax": jax,
@@ -32,6 +35,7 @@ QUESTIONS: dict[str, Any] = {
     "peers": peers,
     "propagation": propagation,
     "reversible": reversible,
+    "scaling": scaling,
     "solvers": solvers,
 }
 

@@ -16,7 +16,7 @@ from time import perf_counter
 begin = perf_counter()
 import lightning.pytorch, torch
 between = perf_counter()
-import rbp_lightning
+import rbp_lightning.api  # what a first name of the package imports
 print(between - begin, perf_counter() - between)
 """
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data, Dataset
 from torch_geometric.transforms import NormalizeFeatures
@@ -14,7 +15,7 @@ from datamodules.epoch_sampler import epoch_sampler
 from datamodules.files import data_directory
 from datamodules.graph_checks import MASKS
 from datamodules.graph_datasets import only_graph
-from datamodules.graph_parts import spectral_parts
+from datamodules.graph_parts import cut, random_parts, spectral_parts
 from datamodules.node_features import principal_components
 from datamodules.node_splits import Split, public_split, split_by_class, split_by_ratio
 from datamodules.planetoid_files import NAMES, load_planetoid
@@ -51,6 +52,7 @@ class CitationGraph(LightningDataModule):
         pca: Number of principal components to use instead of the features, cached beside the data; ``None`` for all
             features.
         num_parts: Number of parts that the graph is cut into for training, one batch each; 1 is the whole graph.
+        partition: How it is cut: ``"spectral"`` along few edges, ``"random"`` at once.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -78,6 +80,7 @@ class CitationGraph(LightningDataModule):
         normalize_features: bool = True,
         pca: int | None = None,
         num_parts: int = 1,
+        partition: Literal["spectral", "random"] = "spectral",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -105,10 +108,14 @@ class CitationGraph(LightningDataModule):
         self.normalize_features = normalize_features
         self.pca = None if pca is None else check_count(self, "pca", pca, 1)
         self.num_parts = check_count(self, "num_parts", num_parts, 1)
+        self.partition = check_choice(self, "partition", partition, ("spectral", "random"))
 
     def prepare_data(self) -> None:
         """Downloads what is missing and fills the cache, in one process of each machine."""
-        self._load()
+        if self.dataset is None or self.pca is not None:
+            self._load()
+        else:  # a dataset downloads and processes where it is made; a graph is not drawn twice
+            self.dataset()
 
     def setup(self, stage: str) -> None:
         """Loads the graph.
@@ -147,7 +154,10 @@ class CitationGraph(LightningDataModule):
     def transfer_batch_to_device(self, batch: Data, device: torch.device, dataloader_idx: int) -> Data:
         """Moves a graph to the device, where it stays from then on."""
         with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
+            whole = batch.get("whole")  # of a part: for the model to move, if it makes use of it
+            batch.whole = None
             moved: Data = batch.to(device)  # in place, so the next epoch finds it there
+            batch.whole = whole
             return moved
 
     def teardown(self, stage: str) -> None:
@@ -166,13 +176,17 @@ class CitationGraph(LightningDataModule):
             )
         if self.num_parts == 1:
             return self.val_dataloader()
-        edges = self.graph.edge_index  # on the device, once validation has moved it there
-        parts = [
-            self.graph.subgraph(nodes.to(edges.device))
-            for nodes in spectral_parts(edges, self.graph.num_nodes, self.num_parts)
-        ]
+        parts = cut(self.graph, self._parts())
         sampler = epoch_sampler(self, parts, self.split_seed)
         return DataLoader(parts, batch_size=1, sampler=sampler, collate_fn=_single)  # type: ignore[arg-type]
+
+    def _parts(self) -> list[Tensor]:
+        edges, num_nodes = self.graph.edge_index, self.graph.num_nodes  # on the device, once validation has moved them
+        if self.partition == "random":
+            parts = random_parts(num_nodes, self.num_parts, self.split_seed)
+        else:
+            parts = spectral_parts(edges, num_nodes, self.num_parts)
+        return [nodes.to(edges.device) for nodes in parts]
 
     def val_dataloader(self) -> DataLoader[Data]:
         """The whole graph."""

@@ -1,9 +1,12 @@
-"""The order of training examples, which depends on a seed and the epoch."""
+"""Which process sees which examples, and in training in which order."""
 
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DistributedSampler
+
+from rbp_lightning.errors import UserError
 
 
 def epoch_sampler(datamodule: LightningDataModule, dataset: Any, seed: int) -> DistributedSampler[Any]:
@@ -21,6 +24,40 @@ def epoch_sampler(datamodule: LightningDataModule, dataset: Any, seed: int) -> D
         >>> sorted(sampler)
         [0, 1, 2]
     """
-    trainer = datamodule.trainer
-    processes, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+    processes, rank = _processes(datamodule)
     return DistributedSampler(dataset, num_replicas=processes, rank=rank, seed=seed)
+
+
+def evaluation_sampler(datamodule: LightningDataModule, dataset: Any) -> DistributedSampler[Any] | None:
+    """Makes the sampler of an evaluation, which deals each example to one process.
+
+    Lightning's own would evaluate some of them twice where they are no multiple of the processes.
+
+    Args:
+        datamodule: The data module.
+        dataset: Anything that has a length.
+
+    Returns:
+        The sampler, or ``None``, for all in order, in one process.
+
+    Raises:
+        UserError: If there are fewer examples than processes, which could not average over them together.
+
+    Example:
+        >>> evaluation_sampler(LightningDataModule(), range(3)) is None
+        True
+    """
+    processes, rank = _processes(datamodule)
+    if len(dataset) < processes:
+        raise UserError(
+            f"{type(datamodule).__name__}: {len(dataset)} examples are too few for an evaluation in {processes} "
+            "processes: take more examples, or evaluate in one process."
+        )
+    if processes == 1:
+        return None
+    return UnrepeatedDistributedSampler(dataset, num_replicas=processes, rank=rank, shuffle=False)
+
+
+def _processes(datamodule: LightningDataModule) -> tuple[int, int]:
+    trainer = datamodule.trainer
+    return (trainer.world_size, trainer.global_rank) if trainer else (1, 0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.corruption import CORRUPTIONS
-from datamodules.epoch_sampler import epoch_sampler
+from datamodules.epoch_sampler import epoch_sampler, evaluation_sampler
 from datamodules.image_sources import digits_images, folder_images, mnist_images
 from datamodules.mnist_files import TRAINING_FILES, mnist_files
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
@@ -166,7 +166,8 @@ class ImagePatterns(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Patterns to recall, in order."""
-        return DataLoader(RepeatedPatterns(self.recalled, self.eval_draws), batch_size=self.batch_size)
+        dataset = RepeatedPatterns(self.recalled, self.eval_draws)
+        return DataLoader(dataset, batch_size=self.batch_size, sampler=evaluation_sampler(self, dataset))
 
     test_dataloader = predict_dataloader = val_dataloader
 

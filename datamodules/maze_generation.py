@@ -73,6 +73,39 @@ def open_walls(free: Grids, share: float, generator: np.random.Generator) -> Gri
     return free | (between & (generator.random(free.shape) < share))
 
 
+def dead_ends(free: Grids) -> Grids:
+    """Finds the cells with a single opening.
+
+    Args:
+        free: Mazes of n x n cells, of shape ``[count, 2 n + 1, 2 n + 1]``.
+
+    Returns:
+        Which cells they are, of shape ``[count, n, n]``.
+
+    Example:
+        >>> int(dead_ends(perfect_mazes(2, 1, np.random.default_rng(0))).sum())  # four cells in a row
+        2
+    """
+    openings = (free[:, :-1:2, 1::2], free[:, 2::2, 1::2], free[:, 1::2, :-1:2], free[:, 1::2, 2::2])
+    found: Grids = np.sum(openings, axis=0) == 1
+    return found
+
+
+def random_cells(allowed: Grids, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Draws one of the allowed cells of each maze, all alike; where none is, any of them.
+
+    Args:
+        allowed: Of shape ``[count, n, n]``.
+        generator: Where randomness comes from.
+
+    Returns:
+        Row and column of each, of shape ``[count, 2]``.
+    """
+    flat = allowed.reshape(len(allowed), -1)
+    drawn = np.where(flat, generator.random(flat.shape), -1).argmax(1)
+    return np.stack(np.unravel_index(drawn, allowed.shape[1:]), axis=1)
+
+
 def distances(free: Grids, cells: NDArray[np.int64]) -> NDArray[np.float64]:
     """Counts the steps from a cell of each maze to every free position.
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.maze_generation import open_walls, perfect_mazes, shortest_paths
+from datamodules.maze_generation import dead_ends, open_walls, perfect_mazes, random_cells, shortest_paths
 from datamodules.puzzles import IGNORED, Puzzles, check_sizes
-from rbp_lightning.errors import UserError, check_count, check_entries, check_number
+from rbp_lightning.errors import UserError, check_entries, check_instance, check_number
 
 LARGEST = 200
 """Most cells of a side."""
@@ -28,11 +28,13 @@ class Mazes(Puzzles):
     ``[batch, 2 n + 1, 2 n + 1]``; ``size`` is n. No maze occurs twice with the same start and end.
 
     Args:
-        cells: n in training.
-        val_cells: n in validation; ``None`` stands for that of training and twice as many.
-        test_cells: n in test and prediction; ``None`` stands for that of training, twice and four times as many.
+        cells: n in training; of several, each in turn.
+        val_cells: n in validation; ``None`` stands for the last of training and twice as many.
+        test_cells: n in test and prediction; ``None`` stands for the last of training, twice and four times
+            as many.
         loops: Share of the walls that is opened, 0 to 1. Without any there is one way from each cell to each other.
-        num_train: How many mazes to train on.
+        dead_end_start: Whether the start is a cell with a single opening; it may be any otherwise.
+        num_train: How many of each size to train on.
         num_val: How many of each size are in validation.
         num_test: How many of each size are in test.
         batch_size: Mazes in a batch of one process.
@@ -50,23 +52,25 @@ class Mazes(Puzzles):
 
     def __init__(
         self,
-        cells: int = 5,
+        cells: int | Sequence[int] = 5,
         val_cells: Sequence[int] | None = None,
         test_cells: Sequence[int] | None = None,
         loops: float = 0.0,
+        dead_end_start: bool = False,
         num_train: int = 6000,
         num_val: int = 64,
         num_test: int = 64,
         batch_size: int = 32,
         data_seed: int = 0,
     ) -> None:
-        check_count(self, "cells", cells, 2, LARGEST)
-        val = [cells, 2 * cells] if val_cells is None else val_cells
-        test = [cells, 2 * cells, 4 * cells] if test_cells is None else test_cells
+        train = check_sizes(self, "cells", [cells] if isinstance(cells, int) else cells, 2, LARGEST)
+        val = [train[-1], 2 * train[-1]] if val_cells is None else val_cells
+        test = [train[-1], 2 * train[-1], 4 * train[-1]] if test_cells is None else test_cells
         check_sizes(self, "val_cells", val, 2, LARGEST)
         check_sizes(self, "test_cells", test, 2, LARGEST)
         self.loops = check_number(self, "loops", loops, 0.0, 1.0)
-        super().__init__(cells, val, test, num_train, num_val, num_test, batch_size, data_seed)
+        self.dead_end_start = check_instance(self, "dead_end_start", dead_end_start, bool, "true or false")
+        super().__init__(train, val, test, num_train, num_val, num_test, batch_size, data_seed)
         self.save_hyperparameters()
 
     def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -77,15 +81,17 @@ class Mazes(Puzzles):
         for _ in range(TRIES):
             missing = count - len(found)
             free = open_walls(perfect_mazes(size, missing, generator), self.loops, generator)
-            # Two different cells of each.
-            ends = generator.permuted(np.tile(np.arange(size * size), (missing, 1)), axis=1)[:, :2]
-            start, end = (np.stack(np.divmod(ends[:, one], size), axis=1) for one in (0, 1))
+            mazes, others = np.arange(missing), np.ones((missing, size, size), dtype=bool)
+            starts = dead_ends(free) if self.dead_end_start else others.copy()
+            start = random_cells(starts, generator)
+            others[mazes, start[:, 0], start[:, 1]] = False
+            end = random_cells(others, generator)
             path, only = shortest_paths(free, start, end)
             inputs = np.stack([free, np.zeros_like(free), np.zeros_like(free)], axis=1)
             for channel, cell in ((1, start), (2, end)):
-                inputs[np.arange(missing), channel, 2 * cell[:, 0] + 1, 2 * cell[:, 1] + 1] = True
+                inputs[mazes, channel, 2 * cell[:, 0] + 1, 2 * cell[:, 1] + 1] = True
             targets = np.where(free, path, IGNORED)
-            for index in np.flatnonzero(only):
+            for index in np.flatnonzero(only & starts.any((1, 2))):
                 content = np.packbits(inputs[index]).tobytes()
                 found[content] = torch.from_numpy(inputs[index]).float(), torch.from_numpy(targets[index])
             if len(found) == count:

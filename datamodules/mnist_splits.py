@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.epoch_sampler import evaluation_sampler
 from datamodules.files import data_directory, obtain
 from datamodules.image_sources import GreyImages
 from datamodules.label_noise import flip_labels
@@ -193,7 +194,8 @@ class MNISTSplits(LightningDataModule):
         indices = range(len(self.splits[name]["index"]))
         # Indexing a split once per batch is much faster than collating its examples.
         collate = partial(_examples, self.splits[name])
-        return DataLoader(indices, batch_size=self.eval_batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        sampler = evaluation_sampler(self, indices)
+        return DataLoader(indices, batch_size=self.eval_batch_size, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
 
 def _examples(split: dict[str, Tensor], indices: list[int]) -> dict[str, Tensor]:

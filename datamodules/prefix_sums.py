@@ -60,7 +60,7 @@ class PrefixSums(Puzzles):
         test = [length, 4 * length, 32 * length] if test_lengths is None else test_lengths
         check_sizes(self, "val_lengths", val, 1, LONGEST)
         check_sizes(self, "test_lengths", test, 1, LONGEST)
-        super().__init__(length, val, test, num_train, num_val, num_test, batch_size, data_seed)
+        super().__init__([length], val, test, num_train, num_val, num_test, batch_size, data_seed)
         self.save_hyperparameters()
 
     def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:

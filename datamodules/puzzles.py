@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from datamodules.epoch_sampler import epoch_sampler
+from datamodules.epoch_sampler import epoch_sampler, evaluation_sampler
 from rbp_lightning.errors import UserError, check_count, check_seed
 
 MOST_PUZZLES = 10**6
@@ -25,15 +25,18 @@ Split = dict[str, Tensor]
 class Puzzles(LightningDataModule, ABC):
     """Puzzles of a size to train on, and of other sizes to solve, drawn from a seed.
 
+    Where there are several sizes to train on, a run's epochs are shared out among them in their order: easier puzzles
+    first, as a curriculum. The Trainer has to ask for data loaders anew at each epoch then.
+
     A batch holds puzzles of one size: ``inputs``, float32 of shape ``[batch, channels, *positions]``, the classes
     ``targets``, int64 of shape ``[batch, *positions]``, which are ``IGNORED`` where nothing is asked, and the ``size``
     of each puzzle. Validation and test have a data loader for each size. No puzzle occurs twice.
 
     Args:
-        train_size: Size of the puzzles in training.
+        train_sizes: Sizes in training, one after the other.
         val_sizes: Sizes in validation.
         test_sizes: Sizes in test and prediction.
-        num_train: How many puzzles to train on.
+        num_train: How many of each size to train on.
         num_val: How many of each size are in validation.
         num_test: How many of each size are in test.
         batch_size: Puzzles in a batch of one process.
@@ -45,7 +48,7 @@ class Puzzles(LightningDataModule, ABC):
 
     def __init__(
         self,
-        train_size: int,
+        train_sizes: Sequence[int],
         val_sizes: Sequence[int],
         test_sizes: Sequence[int],
         num_train: int,
@@ -55,7 +58,7 @@ class Puzzles(LightningDataModule, ABC):
         data_seed: int,
     ) -> None:
         super().__init__()
-        self.sizes = {"train": (train_size,), "val": tuple(val_sizes), "test": tuple(test_sizes)}
+        self.sizes = {"train": tuple(train_sizes), "val": tuple(val_sizes), "test": tuple(test_sizes)}
         self.counts = {
             "train": check_count(self, "num_train", num_train, 1, MOST_PUZZLES),
             "val": check_count(self, "num_val", num_val, 1, MOST_PUZZLES),
@@ -101,21 +104,38 @@ class Puzzles(LightningDataModule, ABC):
             self.splits[name][size] = {"inputs": inputs, "targets": targets, "size": sizes}
 
     def train_dataloader(self) -> DataLoader[int]:
-        """Training puzzles in an order that depends on the seed and the epoch."""
-        (split,) = self.splits["train"].values()
-        return self._loader(split, epoch_sampler(self, range(len(split["size"])), self.data_seed))
+        """Training puzzles in an order that depends on the seed and the epoch, of the size whose turn it is.
+
+        Raises:
+            UserError: If there are several sizes, but the Trainer asks only once, or has no last epoch.
+        """
+        sizes, trainer = self.sizes["train"], self.trainer
+        turn = 0
+        if len(sizes) > 1 and trainer is not None:
+            if trainer.reload_dataloaders_every_n_epochs != 1 or (trainer.max_epochs or 0) < 1:  # type: ignore[attr-defined]
+                raise UserError(
+                    f"{type(self).__name__}: training takes the sizes {list(sizes)} in turn, so set the Trainer's "
+                    "reload_dataloaders_every_n_epochs=1 and max_epochs."
+                )
+            turn = min(trainer.current_epoch * len(sizes) // trainer.max_epochs, len(sizes) - 1)  # type: ignore[operator]
+        split = self.splits["train"][sizes[turn]]
+        return self._loader(split, epoch_sampler(self, split["size"], self.data_seed))
 
     def val_dataloader(self) -> list[DataLoader[int]]:
         """Validation puzzles in order, a data loader for each size."""
-        return [self._loader(self.splits["val"][size]) for size in self.sizes["val"]]
+        return self._evaluation("val")
 
     def test_dataloader(self) -> list[DataLoader[int]]:
         """Test puzzles in order, a data loader for each size."""
-        return [self._loader(self.splits["test"][size]) for size in self.sizes["test"]]
+        return self._evaluation("test")
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, split: Split, sampler: DistributedSampler[int] | None = None) -> DataLoader[int]:
+    def _evaluation(self, stage: str) -> list[DataLoader[int]]:
+        splits = [self.splits[stage][size] for size in self.sizes[stage]]
+        return [self._loader(split, evaluation_sampler(self, split["size"])) for split in splits]
+
+    def _loader(self, split: Split, sampler: DistributedSampler[int] | None) -> DataLoader[int]:
         # Indexing a split once per batch is much faster than collating its puzzles.
         collate = partial(_puzzles, split)
         indices = range(len(split["size"]))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from datamodules.puzzles import IGNORED, Puzzles, check_sizes
-from datamodules.sudoku_generation import BOXES, puzzle
+from datamodules.sudoku_generation import BOXES, Grid, puzzle
 from rbp_lightning.errors import UserError, check_count
 
 TRIES = 20
@@ -58,13 +58,11 @@ class Sudoku(Puzzles):
         batch_size: int = 64,
         data_seed: int = 0,
     ) -> None:
-        if side not in BOXES or not isinstance(side, int):
-            raise UserError(f"Sudoku: side={side!r} must be one of {', '.join(map(str, BOXES))}.")
-        self.side, cells = side, side * side
+        self.side, cells = check_side(self, side), side * side
         train = cells // 2 if empty is None else check_count(self, "empty", empty, 1, cells - 1)
         val = check_sizes(self, "val_empty", [train] if val_empty is None else val_empty, 1, cells - 1)
         test = check_sizes(self, "test_empty", [train] if test_empty is None else test_empty, 1, cells - 1)
-        super().__init__(train, val, test, num_train, num_val, num_test, batch_size, data_seed)
+        super().__init__([train], val, test, num_train, num_val, num_test, batch_size, data_seed)
         self.save_hyperparameters()
 
     def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -82,6 +80,31 @@ class Sudoku(Puzzles):
                 f"cells with {size} of them empty, but num_train, num_val and num_test ask for {count}: lower these or "
                 "empty."
             )
-        given, solved = (torch.from_numpy(np.stack(part)) for part in zip(*found.values(), strict=True))
-        inputs = one_hot(given, self.side + 1)[..., 1:].movedim(-1, 1).float()
-        return inputs, torch.where(given == 0, solved - 1, IGNORED)
+        return as_tensors(*(np.stack(part) for part in zip(*found.values(), strict=True)))
+
+
+def as_tensors(given: Grid, solutions: Grid) -> tuple[Tensor, Tensor]:
+    """The inputs and the targets of puzzles.
+
+    Args:
+        given: Digits from 1, and 0 where a cell is empty, of shape ``[count, side, side]``.
+        solutions: The full grids.
+    """
+    digits, solved = torch.from_numpy(given), torch.from_numpy(solutions)
+    inputs = one_hot(digits, given.shape[-1] + 1)[..., 1:].movedim(-1, 1).float()
+    return inputs, torch.where(digits == 0, solved - 1, IGNORED)
+
+
+def check_side(owner: object, side: int) -> int:
+    """Returns the side of a grid, or says which class cannot have it.
+
+    Args:
+        owner: The object whose argument it is.
+        side: The value that was given.
+
+    Raises:
+        UserError: If there are no grids of that side.
+    """
+    if side not in BOXES or not isinstance(side, int):
+        raise UserError(f"{type(owner).__name__}: side={side!r} must be one of {', '.join(map(str, BOXES))}.")
+    return side

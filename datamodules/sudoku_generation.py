@@ -115,3 +115,19 @@ def puzzle(side: int, empty: int, generator: np.random.Generator) -> tuple[Grid,
         else:
             grid[cell] = digit
     return (grid, solution) if left == 0 else None
+
+
+def is_solution(solution: Grid, grid: Grid) -> bool:
+    """Whether a full grid has each digit once in each unit, and the digits that are given.
+
+    Args:
+        solution: Digits, of shape ``[side, side]``.
+        grid: Digits from 1, and 0 where a cell is empty, of the same shape.
+
+    Example:
+        >>> solution = np.array([[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]])
+        >>> is_solution(solution, solution * np.eye(4, dtype=np.int64)), is_solution(solution, solution.T)
+        (True, False)
+    """
+    kept = bool(((grid == 0) | (grid == solution)).all())
+    return kept and bool(solution.all()) and next(solutions(solution), None) is not None

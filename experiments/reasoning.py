@@ -1,12 +1,17 @@
 """Puzzles solved by networks that think, by each estimator."""
 
+import itertools
 import re
 import statistics
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import yaml
 from jsonargparse.typing import PositiveInt
+from matplotlib.figure import Figure
 
 from benchmarks.report import markdown
 from experiments.runs import Row, config_keys, estimator_arguments, fit, label, mean_and_spread, run_missing
@@ -29,60 +34,132 @@ def sizes_of(config: str) -> list[int]:
     return sizes
 
 
-def train_and_test(keys: Row) -> dict[str, float]:
+def train_and_test(keys: Row, also: Sequence[str] = ()) -> dict[str, str]:
     """Runs one training, and the test of the checkpoint that did best in validation.
 
     Args:
         keys: Path of a config of an ``EquilibriumReasoner``, estimator as ``NAME`` or ``NAME:STEPS``, seed, and further
             arguments of the command line.
+        also: Other puzzles to test, as arguments of the data such as ``loops=0.1``.
 
     Returns:
-        For each size the share of the puzzles solved exactly, from 0 to 1, and the mean residual; and the wall-clock
-        time of the training in seconds.
+        The wall-clock time of the training in seconds; the budgets of steps in evaluation; and for each kind of puzzle
+        and each size the share solved exactly, from 0 to 1, and the mean residual, after each of the budgets.
     """
     arguments = [f"--data.data_seed={keys['seed']}", *estimator_arguments(keys["estimator"])]
     begin = time.perf_counter()
     cli = fit(keys, *arguments)
     seconds = time.perf_counter() - begin
     best = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]  # of the first ModelCheckpoint
-    metrics = {
-        name: value
-        for loader in cli.trainer.test(cli.model, cli.datamodule, ckpt_path=best, verbose=False)
-        for name, value in loader.items()
-    }
-    found = {"seconds": round(seconds, 1)}
-    for size in sizes_of(keys["config"]):
-        found[f"exact_{size}"] = metrics[f"test/exact_{size}"]
-        found[f"residual_{size}"] = metrics[f"test/residual_{size}"]
+    steps = cli.model.budgets
+    found = {"seconds": f"{seconds:.1f}", "steps": " ".join(map(str, steps))}
+    own = {name: value for name, value in cli.datamodule.hparams.items() if not name.startswith("_")}  # _class_path
+    for kind in ["", *also]:
+        # There may be fewer puzzles of another kind than to train on.
+        changed = {"num_train": 1, **yaml.safe_load(kind.replace("=", ": "))} if kind else {}
+        data = type(cli.datamodule)(**{**own, **changed})
+        loaders = cli.trainer.test(cli.model, data, ckpt_path=best, verbose=False)
+        metrics = {name: value for loader in loaders for name, value in loader.items()}
+        for size in sizes_of(keys["config"]):
+            for what in ("exact", "residual"):
+                after = [f"_after_{count}" for count in steps] if len(steps) > 1 else [""]
+                values = [metrics[f"test/{what}_{size}{each}"] for each in after]
+                found[column(what, size, kind)] = " ".join(f"{value:.4g}" for value in values)
     return found
 
 
-def table(rows: list[Row], estimators: list[str], sizes: list[int]) -> str:
+def column(what: str, size: int, kind: str = "") -> str:
+    """Name of a column of the CSV file.
+
+    Args:
+        what: ``exact`` or ``residual``.
+        size: Size of the puzzles.
+        kind: Kind of the puzzles, as in ``train_and_test``.
+    """
+    return f"{what}_{size}{kind and '_'}{kind}"
+
+
+def curve(row: Row, name: str) -> list[float]:
+    """The numbers in a cell, one after each budget of steps."""
+    return [float(value) for value in row[name].split()]
+
+
+def table(rows: list[Row], estimators: list[str], sizes: list[int], also: Sequence[str] = ()) -> str:
     """Lays the mean and standard deviation over the seeds out as Markdown.
 
     Args:
         rows: Runs of one config, as in the CSV file.
         estimators: Names of the estimators, a row each.
         sizes: Sizes of the puzzles, a column each.
+        also: Other kinds of puzzles, a row each for each estimator.
     """
     lines = []
-    for estimator in estimators:
+    for estimator, kind in itertools.product(estimators, ["", *also]):
         runs = [row for row in rows if row["estimator"] == estimator]
         cells = []
         for size in sizes:
-            shares = [100 * float(row[f"exact_{size}"]) for row in runs]
+            shares = [100 * curve(row, column("exact", size, kind))[-1] for row in runs]
             cells.append(f"{mean_and_spread(shares, 1)} % ({sum(share == 100 for share in shares)} of {len(shares)})")
-        residual = statistics.median(float(row[f"residual_{sizes[-1]}"]) for row in runs)
+        residual = statistics.median(curve(row, column("residual", sizes[-1], kind))[-1] for row in runs)
         seconds = statistics.median(float(row["seconds"]) for row in runs)
-        lines.append([label(estimator), *cells, f"{residual:.1e}", f"{seconds:.0f}"])
+        lines.append([label(estimator) + (kind and f", {kind}"), *cells, f"{residual:.1e}", f"{seconds:.0f}"])
     columns = [f"size {size} (seeds with all)" for size in sizes]
     return markdown(["estimator", *columns, f"residual at {sizes[-1]}", "seconds"], lines)
+
+
+def table_of_file(rows: list[Row]) -> str:
+    """The table of all that is in a file of finished runs.
+
+    Args:
+        rows: The runs, of one config.
+    """
+    named = [found.groups() for name in rows[0] if (found := re.fullmatch(r"exact_(\d+)_?(.*)", name))]
+    sizes, kinds = (list(dict.fromkeys(found)) for found in zip(*named, strict=True))
+    return table(rows, list(dict.fromkeys(row["estimator"] for row in rows)), list(map(int, sizes)), kinds[1:])
+
+
+def plot(rows: list[Row], estimator: str, sizes: list[int], also: Sequence[str], path: Path) -> None:
+    """Draws the share solved against the size, and share and residual against the steps, into a PNG file.
+
+    Args:
+        rows: Runs of one config, as in the CSV file.
+        estimator: Which estimator's.
+        sizes: Sizes of the puzzles.
+        also: Other kinds of puzzles.
+        path: The PNG file.
+    """
+    runs = [row for row in rows if row["estimator"] == estimator]
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    by_size, by_steps, residuals = figure.subplots(1, 3)
+    for place, kind in enumerate(["", *also]):
+        shares = [[100 * curve(row, column("exact", size, kind))[-1] for size in sizes] for row in runs]
+        by_size.plot(sizes, np.mean(shares, 0), "o-", color=f"C{place}", label=kind or "as in training")
+        by_size.plot(sizes, np.transpose(shares), ".", color=f"C{place}", alpha=0.4)
+    by_size.set_xlabel("size")
+    by_size.set_ylabel("solved exactly in %")
+    for place, size in enumerate(sizes):
+        for panel, what, factor in ((by_steps, "exact", 100), (residuals, "residual", 1)):
+            curves = np.array([curve(row, column(what, size)) for row in runs]) * factor
+            steps = curve(runs[0], "steps")
+            panel.plot(steps, np.median(curves, 0), "o-", color=f"C{place}", label=f"size {size}")
+            panel.fill_between(steps, curves.min(0), curves.max(0), color=f"C{place}", alpha=0.2, linewidth=0)
+            panel.set_xscale("log")
+            panel.set_xticks(steps, [f"{count:.0f}" for count in steps])
+            panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            panel.set_xlabel("steps")
+    by_steps.set_ylabel("solved exactly in %")
+    residuals.set_ylabel("mean residual")
+    residuals.set_yscale("log")
+    for panel in (by_size, residuals):
+        panel.legend(fontsize=7)
+    figure.savefig(path, dpi=100)
 
 
 def reasoning(
     task: str = "configs/prefix_sums.yaml",
     estimators: list[str] = ["JFB", "NeumannRBP:4", "TBPTT:5", "BPTT"],
     seeds: PositiveInt = 10,
+    also: list[str] = [],
     overrides: str = "",
     csv: Path = Path("logs/reasoning.csv"),
 ) -> None:
@@ -90,12 +167,14 @@ def reasoning(
 
     Trains a config once for each estimator and seed, tests the checkpoint that did best in validation, and prints a
     table of the shares of puzzles solved exactly, with in how many seeds that was all of them. Finished runs are kept
-    in a CSV file and not done again unless the config changed; delete the file when the code did.
+    in a CSV file and not done again unless the config changed; delete the file when the code did. A picture of the
+    first estimator's runs is left beside it.
 
     Args:
         task: Config of an EquilibriumReasoner.
         estimators: Estimators to compare, as NAME or NAME:STEPS.
         seeds: How many seeds, from 0, of the network and of the puzzles.
+        also: Other puzzles to test the same networks on, as arguments of the data such as loops=0.1.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """
@@ -105,5 +184,8 @@ def reasoning(
         for name in estimators
         for seed in range(seeds)
     ]
-    measured = ["seconds", *(f"{name}_{size}" for size in sizes for name in ("exact", "residual"))]
-    print(table(run_missing(csv, wanted, measured, train_and_test), estimators, sizes))
+    measured = ["seconds", "steps"]
+    measured += [column(what, size, kind) for kind in ["", *also] for size in sizes for what in ("exact", "residual")]
+    rows = run_missing(csv, wanted, measured, partial(train_and_test, also=also))
+    print(table(rows, estimators, sizes, also))
+    plot(rows, estimators[0], sizes, also, csv.with_suffix(".png"))

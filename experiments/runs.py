@@ -7,6 +7,7 @@ import math
 import os
 import re
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,30 @@ def fit(keys: Row, *arguments: str, callbacks: Sequence[Callback] = (), **option
     return RBPLightningCLI(
         args=["fit", *own, *keys["overrides"].split(), *arguments], trainer_defaults=defaults, **options
     )
+
+
+def fit_and_test(keys: Row, variant: list[str], *callbacks: Callback) -> dict[str, float]:
+    """Trains a config and tests the checkpoint that did best in validation.
+
+    Args:
+        keys: Path of the config, seed, and further arguments of the command line.
+        variant: Arguments of this run alone.
+        *callbacks: Callbacks of this run alone.
+
+    Returns:
+        Accuracies in percent, and the wall-clock time of the training in seconds.
+    """
+    begin = time.perf_counter()
+    cli = fit(keys, f"--data.split_seed={keys['seed']}", *variant, callbacks=callbacks)
+    seconds = time.perf_counter() - begin
+    best = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]  # of the first ModelCheckpoint
+    (val,) = cli.trainer.validate(cli.model, cli.datamodule, ckpt_path=best, verbose=False)
+    (test,) = cli.trainer.test(cli.model, cli.datamodule, ckpt_path=best, verbose=False)
+    return {
+        "val_accuracy": round(100 * val["val/accuracy"], 2),
+        "test_accuracy": round(100 * test["test/accuracy"], 2),
+        "seconds": round(seconds, 1),
+    }
 
 
 def mean_and_spread(values: list[float], digits: int = 2) -> str:

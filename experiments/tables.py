@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gradients
+from experiments import reasoning
 from rbp_lightning.errors import UserError
 
 PAGES = Path("docs")
@@ -14,6 +15,7 @@ RESULTS = PAGES / "results"
 
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "gradients": gradients.table,
+    "mazes": reasoning.table_of_file,
 }
 """What lays out the rows of a file, by its name."""
 

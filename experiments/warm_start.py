@@ -8,8 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from benchmarks.report import markdown
-from experiments.citation import fit_and_test
-from experiments.runs import Row, config_keys, mean_and_spread, run_missing
+from experiments.runs import Row, config_keys, fit_and_test, mean_and_spread, run_missing
 
 TOLERANCE = ["--estimator.solver.tol=1.0e-2", "--estimator.solver.check_every=2"]
 VARIANTS = {

@@ -1,6 +1,12 @@
 """LightningModules, one per task."""
 
 from models.citation_gnn import CitationGNN
+from models.equilibrium_classifier import (
+    ConvolutionalImageCell,
+    EquilibriumClassifier,
+    ImageCell,
+    MultiscaleImageCell,
+)
 from models.equilibrium_reasoner import (
     AttentionCell,
     ConvolutionalCell,
@@ -13,6 +19,7 @@ from models.hyperparameter_optimization import HyperparameterOptimizer, RandomSe
 from models.hyperparameters import ClassWeights, ExampleWeights, Hyperparameter, LabelSmoothing, WeightDecay
 from models.inner_training import MLP
 from models.linear_classifier import LinearClassifier
+from models.partitioned_gnn import PartitionedGNN
 from models.propagation import ContractiveCell, GRUPropagation, PageRankCell, PropagationCell
 
 __all__ = [
@@ -22,15 +29,20 @@ __all__ = [
     "ClassWeights",
     "ContractiveCell",
     "ConvolutionalCell",
+    "ConvolutionalImageCell",
+    "EquilibriumClassifier",
     "EquilibriumReasoner",
     "ExampleWeights",
     "GRUPropagation",
     "HopfieldMemory",
     "Hyperparameter",
     "HyperparameterOptimizer",
+    "ImageCell",
     "LabelSmoothing",
     "LinearClassifier",
+    "MultiscaleImageCell",
     "PageRankCell",
+    "PartitionedGNN",
     "PropagationCell",
     "RandomSearch",
     "ReasoningCell",

@@ -8,6 +8,22 @@ from lightning.pytorch import LightningModule
 from rbp_lightning import UserError
 
 
+def weight(count: int) -> Any:
+    """The ``batch_size`` of a logged mean that is averaged over processes.
+
+    Lightning averages the sizes over the processes as well, and would round a whole number down.
+
+    Args:
+        count: How many the value is the mean of.
+
+    Example:
+        >>> from models.batches import weight
+        >>> weight(3)
+        3.0
+    """
+    return float(count)
+
+
 class BatchesOfOneKind(LightningModule):
     """A module that refuses the batches of other data, in every stage and before it uses them.
 

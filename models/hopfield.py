@@ -8,7 +8,7 @@ from torch.nn.functional import l1_loss
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryHammingDistance, MultilabelExactMatch
 
-from models.batches import BatchesOfOneKind
+from models.batches import BatchesOfOneKind, weight
 from models.cosine_decay import adam_with_cosine_decay
 from models.hopfield_cell import HopfieldCell
 from models.recall_pictures import RecallPictures
@@ -114,7 +114,7 @@ class HopfieldMemory(BatchesOfOneKind):
     def _evaluate(self, batch: dict[str, Tensor], metrics: MetricCollection, stage: str) -> Tensor:
         fixed_point = self(batch["corrupted"])
         outputs, clean = self.outputs(fixed_point), batch["clean"]
-        size = len(outputs)
+        size = weight(len(outputs))
         self.log(f"{stage}/loss", l1_loss(outputs, 2 * clean.flatten(1) - 1), batch_size=size, sync_dist=True)
         self.log(f"{stage}/steps", float(fixed_point.steps), batch_size=size, sync_dist=True)
         self.log(f"{stage}/residual", fixed_point.residual.mean(), batch_size=size, sync_dist=True)

@@ -6,50 +6,55 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rbp_lightning.diagnostics.log_figure import log_figure
+from models.annotated import Pixels, annotated, enlarged
+from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
+
+WRONG = np.array([214, 39, 40], dtype=np.uint8)
+ROWS = ("clean", "corrupted", "recalled")
 
 
-def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Tensor:
-    """Arranges images in three rows: clean, corrupted, recalled.
+def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Pixels:
+    """Arranges images in three rows: clean, corrupted, recalled. Pixels that are recalled wrongly are red.
 
     Args:
         clean: Images of shape ``[n, height, width]``, pixels from 0 to 1.
         corrupted: What the memory was shown, of the same shape.
-        recalled: What it recalled, of the same shape.
+        recalled: What it recalled, of the same shape: a pixel is on above 0.5.
 
     Returns:
-        One image of shape ``[3 (height + 2), n (width + 2)]``, pixels from 0 to 1, with grey lines between the images.
+        One picture of shape ``[3 (height + 2), n (width + 2), 3]``, with grey lines between the images.
 
     Example:
+        >>> from models.recall_pictures import recall_grid
         >>> images = torch.zeros(10, 8, 8)
         >>> recall_grid(images, images, images).shape
-        torch.Size([30, 100])
+        (30, 100, 3)
     """
     rows = [
         torch.cat(list(pad(images.float(), (1, 1, 1, 1), value=0.5)), dim=1) for images in (clean, corrupted, recalled)
     ]
-    return torch.cat(rows)
+    pixels = (255 * torch.cat(rows)).byte().numpy()[..., None].repeat(3, axis=2)
+    wrong = torch.cat(list(pad((clean > 0.5) != (recalled > 0.5), (1, 1, 1, 1), value=False)), dim=1)
+    pixels[-len(wrong) :][wrong.numpy()] = WRONG
+    return pixels
 
 
 class RecallPictures(Callback):
     """Shows clean, corrupted and recalled images at each validation, test and prediction.
 
-    The first ten images of the first batch are logged to TensorBoard as ``<stage>/recall`` and saved as
-    ``recall.png`` in the log folder, where the latest picture replaces earlier ones. Without a logger there is no
-    picture.
+    The first ten images of the first batch are logged as ``<stage>/recall`` and saved as ``recall.png`` in the log
+    folder, where the latest picture replaces earlier ones. Without a logger there is no picture.
     """
 
     def __init__(self) -> None:
-        self._folder: str | None = None
-        self._path: Path | None = None
+        self._folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the log folder, for which all processes have to ask."""
-        self._folder = trainer.log_dir if trainer.logger is not None else None
+        self._folder = picture_folder(trainer)
 
     def _show(
         self,
@@ -65,18 +70,13 @@ class RecallPictures(Callback):
             return
         assert trainer.state.stage is not None  # it is running
         stage = trainer.state.stage.dataloader_prefix
-        grid = recall_grid(*(images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], outputs)))
-        log_figure(trainer, f"{stage}/recall", grid, trainer.global_step)
-        self._path = Path(self._folder) / "recall.png"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Enlarged, or the picture would be tiny.
-        side = max(1, 640 // grid.shape[1])
-        pixels = np.kron((255 * grid).byte().numpy(), np.ones((side, side), dtype=np.uint8))
-        Image.fromarray(pixels).save(self._path)
+        clean, corrupted, recalled = (
+            images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], outputs)
+        )
+        grid = enlarged(recall_grid(clean, corrupted, recalled), width=1000, height=1000)
+        wrong = int(((clean > 0.5) != (recalled > 0.5)).sum())
+        caption = f"{len(clean)} memories, {wrong} of {clean.numel()} pixels wrong" + (" (red)" if wrong else "")
+        labels = {(2 * row + 1) * len(grid) // 6: label for row, label in enumerate(ROWS)}
+        log_figure(trainer, f"{stage}/recall", annotated(grid, caption, labels), trainer.global_step, self._folder)
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _show
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Says where the picture is."""
-        if self._path is not None:
-            print(f"Clean, corrupted and recalled images (rows): {self._path}")

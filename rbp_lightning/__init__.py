@@ -1,142 +1,28 @@
 """Fixed points and their gradients: deep equilibrium models and implicit layers for PyTorch Lightning."""
 
-from rbp_lightning.diagnostics import AuditTrainer, EquilibriumMonitor, FailurePolicy, GradientAudit
-from rbp_lightning.errors import ConvergenceError, ConvergenceWarning, UserError
-from rbp_lightning.estimators import (
-    BPTT,
-    CGRBP,
-    JFB,
-    RBP,
-    SHINE,
-    TBPTT,
-    AdaptiveNeumann,
-    CheckpointedBPTT,
-    EquilibriumPropagation,
-    ExactAdjoint,
-    GradientEstimator,
-    Implicit,
-    MissingEstimatorError,
-    NeedsEstimator,
-    NeumannRBP,
-    PhantomGradient,
-    SolveObserver,
-    WarmStart,
-    attach_gradient,
-    estimator_from_checkpoint,
-    observing,
-)
-from rbp_lightning.failures import Failure
-from rbp_lightning.fixed_point import FixedPoint
-from rbp_lightning.layer import FixedPointLayer
-from rbp_lightning.linear import (
-    GMRES,
-    BiCGSTAB,
-    ConjugateGradient,
-    Dense,
-    JacobianOperator,
-    LinearSolution,
-    LinearSolver,
-    NeumannSeries,
-    NormalCG,
-    Nystrom,
-    Richardson,
-    StochasticNeumannSeries,
-    norm_bounds,
-    spectral_radius,
-)
-from rbp_lightning.nn import (
-    FrobeniusNormBound,
-    InfinityNormBound,
-    SparseMatrix,
-    SpectralNormBound,
-    StochasticDepth,
-    column_sum_penalty,
-    contractive,
-    held,
-    jacobian_penalty,
-)
-from rbp_lightning.reporting import ignoring
-from rbp_lightning.solvers import (
-    Anderson,
-    Auto,
-    Broyden,
-    Damped,
-    FixedPointAdjoint,
-    FixedPointSolver,
-    NewtonKrylov,
-    NudgedAdjoint,
-    Picard,
-    ReducedRankExtrapolation,
-)
-from rbp_lightning.status import Status
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from rbp_lightning.version import __version__
 
-__all__ = [
-    "BPTT",
-    "CGRBP",
-    "GMRES",
-    "JFB",
-    "RBP",
-    "SHINE",
-    "TBPTT",
-    "AdaptiveNeumann",
-    "Anderson",
-    "AuditTrainer",
-    "Auto",
-    "BiCGSTAB",
-    "Broyden",
-    "CheckpointedBPTT",
-    "ConjugateGradient",
-    "ConvergenceError",
-    "ConvergenceWarning",
-    "Damped",
-    "Dense",
-    "EquilibriumMonitor",
-    "EquilibriumPropagation",
-    "ExactAdjoint",
-    "Failure",
-    "FailurePolicy",
-    "FixedPoint",
-    "FixedPointAdjoint",
-    "FixedPointLayer",
-    "FixedPointSolver",
-    "FrobeniusNormBound",
-    "GradientAudit",
-    "GradientEstimator",
-    "Implicit",
-    "InfinityNormBound",
-    "JacobianOperator",
-    "LinearSolution",
-    "LinearSolver",
-    "MissingEstimatorError",
-    "NeedsEstimator",
-    "NeumannRBP",
-    "NeumannSeries",
-    "NewtonKrylov",
-    "NormalCG",
-    "NudgedAdjoint",
-    "Nystrom",
-    "PhantomGradient",
-    "Picard",
-    "ReducedRankExtrapolation",
-    "Richardson",
-    "SolveObserver",
-    "SparseMatrix",
-    "SpectralNormBound",
-    "Status",
-    "StochasticDepth",
-    "StochasticNeumannSeries",
-    "UserError",
-    "WarmStart",
-    "__version__",
-    "attach_gradient",
-    "column_sum_penalty",
-    "contractive",
-    "estimator_from_checkpoint",
-    "held",
-    "ignoring",
-    "jacobian_penalty",
-    "norm_bounds",
-    "observing",
-    "spectral_radius",
-]
+__all__ = ["__version__"]
+
+if TYPE_CHECKING:
+    from rbp_lightning import api
+    from rbp_lightning.api import *  # noqa: F403
+
+    __all__ += api.__all__
+else:
+    del __all__
+
+    def __getattr__(name: str) -> Any:
+        """Imports all public names where the first one is asked for: PyTorch takes seconds, and --help needs none."""
+        api = import_module("rbp_lightning.api")
+        globals().update({public: getattr(api, public) for public in api.__all__})
+        globals()["__all__"] = sorted([*api.__all__, "__version__"])
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return __getattr__("__all__")

@@ -1,6 +1,17 @@
-"""``python -m rbp_lightning``: the same as the console script ``rbp-lightning``."""
+"""The command line as a program: ``rbp-lightning``, or ``python -m rbp_lightning``."""
 
-from rbp_lightning.cli import console
+import sys
+
+from rbp_lightning.overview import answer
+
+
+def run() -> None:
+    """Runs the command line with the arguments of the process."""
+    answer(sys.argv[1:])
+    from rbp_lightning.cli import console  # it takes seconds to import
+
+    console()
+
 
 if __name__ == "__main__":
-    console()
+    run()

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import largest as largest_anywhere
+
 STALL_STEPS = 30
 """Steps without a new minimum after which a residual at the level of rounding has stalled."""
 
@@ -54,7 +56,7 @@ class CheckSchedule:
         next_check: The step of the next check.
         steps_left: How many more steps it takes if the residual declines as it did between the last two checks;
             infinite where it does not decline.
-        largest: The largest residual of the last check, NaN if any is.
+        largest: The largest residual of the last check, not finite if any is; of all processes that share the solve.
         stalled: Whether the residual has stopped falling at a level that rounding explains.
 
     Example:
@@ -100,9 +102,9 @@ class CheckSchedule:
             self._first = largest
             return False
         if self._first is None:
-            self.largest = float(largest)
+            self.largest = float(largest_anywhere(largest))
         else:
-            first, self.largest = torch.stack([self._first, largest]).tolist()
+            first, self.largest = largest_anywhere(torch.stack([self._first, largest])).tolist()
             self._first, self._before = None, (1, first)
         return self.decide(step, self.largest)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rbp_lightning.agreement import agreeing
 from rbp_lightning.errors import UserError, check_count, check_instance
 from rbp_lightning.estimators import GradientEstimator, Implicit
 from rbp_lightning.fixed_point import FixedPoint
@@ -14,12 +15,14 @@ from rbp_lightning.kept_solves import KeptSolves
 from rbp_lightning.nn import held
 from rbp_lightning.pytree import State
 from rbp_lightning.state_function import Update
+from rbp_lightning.tracing import is_traced
 
 
 class FixedPointLayer(nn.Module):
     """A layer whose output is the fixed point h* = cell(h*, *inputs).
 
-    Over a solve, ``held`` holds what the cell draws at random, such as dropout masks, and the parametrized weights.
+    Over a solve, ``held`` holds what the cell draws at random, such as dropout masks, and the parametrized weights. A
+    cell that is sharded is solved for by its processes together.
 
     Args:
         cell: A module ``cell(h, *inputs)`` that returns the next state, of the structure and shapes of h.
@@ -93,6 +96,12 @@ class FixedPointLayer(nn.Module):
         Raises:
             UserError: If there is neither an initial state nor an input to take its shape from.
         """
+        if is_traced():
+            return self._solve(inputs, initial_state, max_steps)
+        with agreeing(self.cell):
+            return self._solve(inputs, initial_state, max_steps)
+
+    def _solve(self, inputs: tuple[Any, ...], initial_state: State | None, max_steps: int | None) -> FixedPoint:
         update = held(lambda state: self.cell(state, *inputs), self.cell)
         fixed_point: FixedPoint = self.estimator(
             update,

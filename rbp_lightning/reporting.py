@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
+from rbp_lightning.agreement import Sharing, current_sharing, in_sharing, speaks
 from rbp_lightning.errors import ConvergenceWarning, check_instance
 from rbp_lightning.failures import Failure
 
@@ -82,10 +83,12 @@ class SolveContext(NamedTuple):
     Attributes:
         handler: Who decides.
         place: The line of the user's code.
+        sharing: With which processes it decides; ``None`` for no other.
     """
 
     handler: FailureHandler
     place: Place
+    sharing: Sharing | None = None
 
 
 _DEFAULT = WarnOncePerLine()
@@ -97,7 +100,7 @@ _SKIPPED = ("rbp_lightning", "torch", "lightning", "contextlib")
 
 def current_context() -> SolveContext:
     """The handler in force and the line of the user's code that is being run."""
-    return _context.get() or SolveContext(_handlers.get()[-1], user_place())
+    return _context.get() or SolveContext(_handlers.get()[-1], user_place(), current_sharing())
 
 
 @contextmanager
@@ -105,7 +108,8 @@ def in_context(context: SolveContext) -> Iterator[None]:
     """Restores the context of a solve, in its backward pass for example, which may run in another thread."""
     token = _context.set(context)
     try:
-        yield
+        with in_sharing(context.sharing):
+            yield
     finally:
         _context.reset(token)
 
@@ -141,6 +145,8 @@ def report(failure: Failure, what: str, parameters: Iterable[Tensor] | None = No
         ConvergenceError: If that is the policy.
     """
     context = current_context()
+    if context.sharing is not None:
+        parameters = None  # a tape has whole ones, where an optimiser has its share of them
     context.handler.handle(failure, f"{what}; {failure.message}.", context.place, parameters)
 
 
@@ -196,8 +202,9 @@ def ignoring(*failures: Failure) -> Iterator[None]:
 
 
 def warn_at(place: Place, text: str) -> None:
-    """Warns of a failure at a line of the user's code."""
-    warnings.warn_explicit(text, ConvergenceWarning, place.filename, place.lineno)
+    """Warns of a failure at a line of the user's code, in one of the processes that share the solve."""
+    if speaks():
+        warnings.warn_explicit(text, ConvergenceWarning, place.filename, place.lineno)
 
 
 def user_place() -> Place:

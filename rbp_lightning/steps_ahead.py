@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import current_sharing
 from rbp_lightning.pytree import Vector
 from rbp_lightning.reporting import Place
 
@@ -30,7 +31,8 @@ class StepsAhead:
     elsewhere, are dropped. Steps on a tape are taken one by one.
 
     A map that cannot be captured, as one that reads values off the device, is warned about once per line of the user's
-    code and stepped one by one, as every map is on another device.
+    code and stepped one by one, as every map is on another device, and one that processes share: they have to take the
+    same steps, and might not all capture it.
 
     Args:
         step: The map.
@@ -82,7 +84,7 @@ class StepsAhead:
     def _take_ahead(self, vector: Vector) -> None:
         if self._replay is None:
             record = RECORDERS.get(vector[0].device.type)
-            if record is None or self._place in _refused:
+            if record is None or self._place in _refused or current_sharing() is not None:
                 return
             try:
                 self._replay = record(self._prepare, vector, self._count)

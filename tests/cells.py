@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from models.hopfield_cell import HopfieldCell
 
@@ -96,11 +96,13 @@ def loss_of(state: Any) -> Tensor:
 
 
 def settle(cell: Cell, steps: int = 2000) -> Any:
-    """The fixed point to rounding."""
+    """The fixed point to rounding, where the iteration stops to change or its steps are spent."""
     state = cell.start
     with torch.no_grad():
-        for _ in range(steps):
-            state = cell.update(state)
+        for step in range(steps):
+            previous, state = state, cell.update(state)
+            if step % 50 == 49 and all(map(torch.equal, tree_leaves(state), tree_leaves(previous))):
+                break
     return state
 
 

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-import datamodules  # noqa: F401  # as in train.py
-import models  # noqa: F401
-from rbp_lightning.cli import console
 from tests.cli.runs import Zygote
 
 
@@ -38,6 +35,11 @@ def zygote() -> Iterator[Zygote]:
 @pytest.fixture
 def cli(tmp_path, monkeypatch, capfd):
     """Runs the command line in this process; returns the exit status and what was printed."""
+    # Slow to import, and of no use to the process that hands the tests out to others.
+    import datamodules  # noqa: F401  # as in train.py
+    import models  # noqa: F401
+    from rbp_lightning.cli import console
+
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,36 +15,9 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 
-MODULE = """
-import torch
-from lightning.pytorch import LightningDataModule, LightningModule
-
-
-class Points(LightningDataModule):
-    def train_dataloader(self):
-        inputs = torch.linspace(-1, 1, 64)[:, None]
-        return torch.utils.data.DataLoader(list(zip(inputs, inputs.sin())), batch_size=16)
-
-
-class Regression(LightningModule):
-    def __init__(self, units: int = 8):
-        super().__init__()
-        self.recurrent = torch.nn.Linear(units, units)
-        torch.nn.init.zeros_(self.recurrent.weight)
-        self.inject = torch.nn.Linear(1, units)
-        self.readout = torch.nn.Linear(units, 1)
-
-    def training_step(self, batch, batch_idx):
-        inputs, targets = batch
-        drive = self.inject(inputs)
-        fixed_point = self.estimator(
-            lambda h: torch.tanh(self.recurrent(h) + drive), torch.zeros_like(drive), batch_dims=1
-        )
-        return torch.nn.functional.mse_loss(self.readout(fixed_point.state), targets)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-"""
+START = (ROOT / "docs" / "start.md").read_text()
+(MODULE,) = re.findall(r"In `mine.py`.*?```python\n(.*?)```", START, re.DOTALL)
+(COMMAND,) = re.findall(r"^rbp-lightning (fit .*)$", START, re.MULTILINE)
 
 
 def run(*command: str | Path, folder: Path, **environment: str) -> str:
@@ -107,11 +81,7 @@ def test_a_training_outside_the_checkout(environment: Path, tmp_path: Path) -> N
     (tmp_path / "models" / "__init__.py").write_text("raise RuntimeError('these are the models of somebody else')\n")
     printed = run(
         environment / "bin" / "rbp-lightning",
-        "fit",
-        "--model=mine.Regression",
-        "--data=mine.Points",
-        "--estimator=NeumannRBP",
-        "--trainer.max_epochs=2",
+        *shlex.split(COMMAND),
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
         folder=tmp_path,
@@ -138,7 +108,7 @@ def test_no_module_of_the_library_imports_what_draws(imported: tuple[set[str], s
 
 @pytest.fixture(scope="module")
 def imported() -> tuple[set[str], set[str]]:
-    """What ``import rbp_lightning`` imports beyond what Lightning and PyTorch do, and what modules of its own ask for.
+    """What the public names import beyond what Lightning and PyTorch do, and what modules of its own ask for.
 
     The latter include those of the command line.
     """
@@ -151,7 +121,7 @@ def imported() -> tuple[set[str], set[str]]:
         "        ours.add(name.partition('.')[0])\n"
         "    return inner(name, namespace, *rest)\n"
         "builtins.__import__ = watch\n"
-        "import rbp_lightning\n"
+        "import rbp_lightning.api\n"
         "print(*set(sys.modules) - known)\n"
         "import rbp_lightning.cli\n"
         "print(*ours)\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import auto_parser
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rbp_lightning
 from benchmarks.__main__ import QUESTIONS
@@ -20,17 +21,28 @@ FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PAGES = {path.name: path.read_text() for path in FILES}
 OWN = PAGES["your_own.md"]
 
-# The commands train with the sizes of their configs; one epoch of few draws is enough here.
+# The commands train with the sizes of their configs; one epoch of few data is enough here.
 SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
+BARE = ["--trainer.callbacks=null"]  # drawing the monitor's plots takes longer than such a training
 FEW_RUNS = ["--seeds=1", "--trials=1"]
-FEW_DRAWS = ["--data.train_draws=2", "--data.eval_draws=1"]
+FEW_IMAGES = ["--data.train_draws=2", "--data.eval_draws=1", "--model.num_hidden=16"]
 FEW_PUZZLES = ["--data.num_train=256", "--data.num_val=2", "--data.num_test=2", "--model.eval_steps=[4]"]
+FEW_PUZZLES += ["--trainer.limit_train_batches=1"]
+FEW_STEPS = ["--estimator.solver.max_steps=60"]
+FEW_LABELLED = ["--data.num_train=128", "--data.num_val=20", "--data.num_test=20"]
 FEW = {
-    "configs/hopfield.yaml": FEW_DRAWS,
+    "configs/big_graph.yaml": ["--data.dataset.num_nodes=500"],
+    "configs/data_cleaning.yaml": FEW_STEPS,
+    "configs/digits.yaml": FEW_LABELLED,
+    "configs/hopfield.yaml": FEW_IMAGES,
+    "configs/hypergrad.yaml": FEW_STEPS,
+    "configs/mazes.yaml": FEW_PUZZLES,
     "configs/prefix_sums.yaml": FEW_PUZZLES,
     "configs/sudoku.yaml": FEW_PUZZLES,
 }
-"""What makes the data of a config few."""
+"""What makes a config small."""
+OF_FILES = ("configs/cora.yaml", "configs/paper/cora.yaml", "configs/data_cleaning.yaml")
+"""The configs that read files of a data set."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of trainings that are cut short
 
@@ -68,6 +80,7 @@ def test_python_examples(page: str, tmp_path: Path) -> None:
 
 TRAIN = commands("python train.py ")
 SEVERAL = [command for command in TRAIN if "--trainer.devices" in command]
+LAUNCHED = [command for start in ("torchrun ", "srun ") for command in commands(start)]
 
 
 @pytest.mark.slow
@@ -79,13 +92,14 @@ def test_command(command: str, checkout: Path, cli, monkeypatch, request) -> Non
     if "--search" in options:
         pytest.importorskip("optuna")
     if trains:
+        options += BARE if options != ["--config", config] else []
         options += FEW_RUNS if subcommand == "sweep" else []
         options += SHORT + FEW.get(config, [])
-    if config and config not in (*FEW, "configs/hypergrad.yaml"):
+    if config in OF_FILES:
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
-    if {"last", "best"} & set(options):
-        assert cli("fit", "--config", config, *SHORT, *FEW[config])[0] == 0
-        options += FEW[config] if subcommand == "test" else []
+    if "--ckpt_path" in options:
+        assert cli("fit", "--config", config, *SHORT, *BARE, *FEW[config])[0] == 0
+    options += FEW[config] if subcommand in ("test", "audit") else []
     status, out, err = cli(subcommand, *options)
     assert status == 0, err
     assert out
@@ -93,11 +107,19 @@ def test_command(command: str, checkout: Path, cli, monkeypatch, request) -> Non
 
 # Trainings in two processes are tests of their own.
 @pytest.mark.usefixtures("checkout")
-@pytest.mark.parametrize("command", SEVERAL)
+@pytest.mark.parametrize("command", SEVERAL + LAUNCHED)
 def test_command_of_several_processes_is_understood(command: str, cli) -> None:
-    status, out, err = cli(*shlex.split(command)[2:], "--print_config")
+    status, out, err = cli(*shlex.split(command.partition("train.py ")[2]), "--print_config")
     assert status == 0, err
-    assert re.search("devices: '?2", out)
+    assert re.search("devices: '?[24]", out)
+
+
+def test_several_machines_in_yaml(checkout: Path, cli) -> None:
+    example, *_ = blocks("yml", PAGES["scale.md"])
+    (checkout / "machines.yaml").write_text(example)
+    status, out, err = cli("fit", "--config=configs/hopfield.yaml", "--config=machines.yaml", "--print_config")
+    assert status == 0, err
+    assert "num_nodes: 2" in out
 
 
 @pytest.mark.parametrize(("package", "known"), [("benchmarks", QUESTIONS), ("experiments", EXPERIMENTS)])
@@ -160,25 +182,25 @@ def fit_own(checkout: Path, cli, monkeypatch):
 
 @pytest.mark.parametrize("modules", [("my_linear_solvers", "my_solvers"), ("my_estimators",)])
 def test_own_solvers_and_estimators_on_the_command_line(modules: tuple[str, ...], fit_own) -> None:
-    fit_own("hopfield", *modules, options=[*SHORT, *FEW_DRAWS])
+    fit_own("hopfield", *modules, options=[*SHORT, *BARE, *FEW_IMAGES])
 
 
 @pytest.mark.data
 def test_own_cell_on_the_command_line(fit_own, data_dir: str, monkeypatch) -> None:
     monkeypatch.setenv("RBP_DATA_DIR", data_dir)
-    fit_own("cora", "my_cells", options=["--trainer.max_epochs=2"])
+    fit_own("cora", "my_cells", options=["--trainer.max_epochs=2", *BARE])
 
 
 def test_own_graph_on_the_command_line(fit_own) -> None:
-    printed = fit_own("cora", "my_graphs", options=["--trainer.max_epochs=30"])
-    (accuracy,) = re.findall(r"^val/accuracy: (.*)$", printed, re.MULTILINE)
+    printed = fit_own("cora", "my_graphs", options=["--trainer.max_epochs=30", *BARE])
+    (accuracy,) = re.findall(r"^  val/accuracy +(\S+)$", printed, re.MULTILINE)
     assert float(accuracy) > 0.9  # the groups are told apart
 
 
 def test_own_hyperparameter_on_the_command_line(fit_own) -> None:
-    printed = fit_own("hypergrad", "my_hyperparameters", options=["--trainer.max_epochs=2"])
-    (noise,) = re.findall(r"^hyperparameters/noise: (.*)$", printed, re.MULTILINE)
-    assert float(noise) != pytest.approx(0.1, rel=2e-3)  # it learns
+    fit_own("hypergrad", "my_hyperparameters", options=["--trainer.max_epochs=2", *BARE])
+    *_, last = EventAccumulator("logs/hypergrad/version_0").Reload().Scalars("hyperparameters/noise")
+    assert last.value != pytest.approx(0.1, rel=2e-3)  # it learns
 
 
 def test_own_images(checkout: Path, fit_own) -> None:
@@ -186,7 +208,7 @@ def test_own_images(checkout: Path, fit_own) -> None:
     for name in "abcde":
         Image.effect_noise((20, 20), 100).save(checkout / "my_images" / f"{name}.png")
     (options,) = re.findall(r"`(--data.source folder[^`]*)`", OWN)
-    fit_own("hopfield", options=[*options.split(), *SHORT, *FEW_DRAWS])
+    fit_own("hopfield", options=[*options.split(), *SHORT, *BARE, *FEW_IMAGES])
 
 
 def test_yaml_examples(checkout: Path, cli) -> None:
@@ -194,6 +216,6 @@ def test_yaml_examples(checkout: Path, cli) -> None:
     assert examples
     for example in examples:
         (checkout / "example.yaml").write_text(example)
-        options = ["--config", "configs/hopfield.yaml", "--config", "example.yaml", *SHORT, *FEW_DRAWS]
+        options = ["--config", "configs/hopfield.yaml", "--config", "example.yaml", *SHORT, *FEW_IMAGES]
         status, _, err = cli("fit", *options)
         assert status == 0, err

@@ -33,6 +33,32 @@ def test_product_and_derivatives_are_those_of_the_dense_matrix(dense, width, see
     torch.testing.assert_close(gradient, dense.T @ weight)
 
 
+@settings(deadline=None)
+@given(dense=matrices(), data=st.data())
+def test_some_rows_are_those_of_the_dense_matrix(dense, data) -> None:
+    size = len(dense)
+    matrix = SparseMatrix.from_dense(dense)
+    row, col, values = matrix.entries
+    assert torch.equal(torch.zeros_like(dense).index_put((row, col), values), dense)
+    index = data.draw(
+        st.lists(st.integers(0, size - 1), min_size=1, max_size=9).map(torch.tensor)
+        | st.tuples(st.integers(0, size), st.integers(0, size)).map(lambda ends: slice(*ends))
+    )
+    states = torch.eye(dense.shape[1], dtype=torch.float64, requires_grad=True)
+    product = matrix.rows(index) @ states
+    assert torch.equal(product, dense[index])
+    weight = torch.arange(1.0, product.numel() + 1, dtype=torch.float64).reshape(product.shape)
+    torch.testing.assert_close(torch.autograd.grad(product, states, weight)[0], dense[index].T @ weight)
+
+
+def test_rows_that_are_none_are_refused() -> None:
+    matrix = SparseMatrix.from_dense(torch.eye(3))
+    with pytest.raises(UserError, match=r"index holds 3, but must lie in \[0, 3\)"):
+        matrix.rows(torch.tensor([0, 3]))
+    with pytest.raises(UserError, match=r"has the step 2: pass a slice of step 1"):
+        matrix.rows(slice(0, 3, 2))
+
+
 def test_forward_mode_and_second_derivatives() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = SparseMatrix.from_dense(torch.randn(4, 3, generator=generator, dtype=torch.float64).relu())

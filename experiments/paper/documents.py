@@ -8,12 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks.report import markdown
-from experiments.citation import accuracies, fit_and_test
-from experiments.citation import table as accuracy_table
 from experiments.paper.findings import EFFECTIVE, UNSTABLE, Finding, best_of_all, less
 from experiments.paper.plots import bands
 from experiments.paper.runs import Measured, Scale, curve_text, watched
-from experiments.runs import Row, estimator_arguments, label, mean_and_spread
+from experiments.runs import Row, estimator_arguments, fit_and_test, label, mean_and_spread
 from rbp_lightning.solvers import Update
 
 NAME = "Documents"
@@ -88,6 +86,18 @@ def run(keys: Row) -> Measured:
     return {**accuracies_found, "differences": curve_text(differences.norms)}
 
 
+def _accuracies(rows: list[Row], config: str, estimator: str) -> list[float]:
+    return [float(row["test_accuracy"]) for row in rows if _is(row, config, estimator)]
+
+
+def _accuracy_table(rows: list[Row], configs: list[str], estimators: list[str]) -> str:
+    lines = []
+    for name in estimators:
+        columns = [_accuracies(rows, config, name) for config in configs]
+        lines.append([label(name), *(f"{mean_and_spread(values)} %" for values in columns), len(columns[0])])
+    return markdown(["gradient", *configs, "seeds"], lines)
+
+
 def _warnings(rows: list[Row], configs: list[str], estimators: list[str]) -> str:
     """Lays the numbers of warnings out as Markdown."""
     lines = []
@@ -118,7 +128,7 @@ def section(rows: list[Row], folder: Path) -> str:
     return f"""1% of the nodes are labelled, features are principal components, states go through gated propagation.
 Test accuracy of the checkpoint with the best validation accuracy, mean and standard deviation over the seeds:
 
-{accuracy_table(rows, configs, estimators)}
+{_accuracy_table(rows, configs, estimators)}
 
 How many of a training's epochs warned that a solve had not ended as it was meant to:
 
@@ -135,7 +145,7 @@ def findings(rows: list[Row]) -> list[Finding]:
     found = []
     for config in dict.fromkeys(row["config"] for row in rows):
         graph = Path(config).stem
-        values = {name: accuracies(rows, config, name) for name in ESTIMATORS}
+        values = {name: _accuracies(rows, config, name) for name in ESTIMATORS}
         found.append(
             less(
                 UNSTABLE,

@@ -1,19 +1,18 @@
 """Pictures of an answer as the iteration finds it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from datamodules.puzzles import IGNORED
-from rbp_lightning.diagnostics.log_figure import tensorboard_writers
-
-Pixels = NDArray[np.uint8]
+from models.annotated import Pixels, annotated, enlarged
+from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
 
 CLASSES = np.array(
     [
@@ -38,8 +37,11 @@ OUTSIDE = np.array([40, 40, 40], dtype=np.uint8)
 ROWS, PANELS, FRAMES = 300, 8, 60
 """Most rows of a sequence's picture, panels of a grid's, and frames of its animation."""
 
-SIDE = 1024
-"""About how wide pictures are, in pixels."""
+ROOM = 90
+"""Pixels of a sequence's picture from one label to the next, at least."""
+
+WIDTH, HEIGHT = 1024, 640
+"""Most pixels of pictures."""
 
 
 def coloured(answers: Tensor, targets: Tensor | None = None) -> Pixels:
@@ -76,10 +78,40 @@ def filmstrip(frames: list[Pixels]) -> Pixels:
     return np.concatenate([np.pad(frame, ((1, 1), (1, 1), (0, 0)), constant_values=127) for frame in frames], axis=1)
 
 
-def enlarged(pixels: Pixels, width: int) -> Pixels:
-    """Repeats pixels until the picture is about that wide."""
-    side = max(1, width // pixels.shape[1])
-    return pixels.repeat(side, axis=0).repeat(side, axis=1)
+def labelled_strip(frames: list[Pixels], steps: list[int], caption: str) -> Pixels:
+    """Arranges frames as a filmstrip, with the numbers of their steps; of many grids some are shown.
+
+    Args:
+        frames: Of shape ``[length, 3]`` or ``[height, width, 3]``.
+        steps: The step of each.
+        caption: What they show.
+    """
+    if frames[0].ndim == 2:
+        strip = enlarged(filmstrip(frames), WIDTH, HEIGHT)
+        height = len(strip) // len(frames)
+        labels = {index * height + height // 2: f"step {steps[index]}" for index in spread(frames, len(strip) // ROOM)}
+        return annotated(strip, caption, labels)
+    chosen = spread(frames, PANELS)
+    strip = enlarged(filmstrip([frames[index] for index in chosen]), WIDTH, HEIGHT)
+    width = strip.shape[1] // len(chosen)
+    labels = {place * width + width // 2: str(steps[index]) for place, index in enumerate(chosen)}
+    return annotated(strip, caption, {}, labels)
+
+
+def spread(frames: Sequence[Any], most: int) -> list[int]:
+    """Chooses the first frame, the last one and some between them.
+
+    Args:
+        frames: All.
+        most: How many at most, where that is 2 or more.
+
+    Example:
+        >>> from models.equilibrium_reasoner.pictures import spread
+        >>> spread(range(10), 4), spread(range(2), 4)
+        ([0, 3, 6, 9], [0, 1])
+    """
+    chosen: list[int] = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), max(2, most)), dtype=int)).tolist()
+    return chosen
 
 
 class ThinkingPictures(Callback):
@@ -88,16 +120,15 @@ class ThinkingPictures(Callback):
     The first puzzle of each size is solved once more, and its answer after each step, or after some of them, is shown
     in ``thinking_<size>.png`` in the log folder: below each other for a sequence, so that time runs downwards, and
     beside each other for a grid, with ``thinking_<size>.gif`` moving. Positions that are wrong are red. The latest
-    picture replaces earlier ones; TensorBoard has it as ``<stage>/thinking_<size>``. Without a logger there is none.
+    picture replaces earlier ones; loggers have it as ``<stage>/thinking_<size>``. Without a logger there is none.
     """
 
     def __init__(self) -> None:
-        self._folder: str | None = None
-        self._paths: list[Path] = []
+        self._folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finds the log folder, for which all processes have to ask."""
-        self._folder = trainer.log_dir if trainer.logger is not None else None
+        self._folder = picture_folder(trainer)
 
     def _show(
         self,
@@ -120,28 +151,21 @@ class ThinkingPictures(Callback):
         frames = [coloured(answer, targets) for answer in answers]
         # What follows the last change shows nothing.
         changes = [index for index in range(1, len(answers)) if not torch.equal(answers[index], answers[index - 1])]
-        frames = frames[: max(changes, default=0) + 1]
-        path = Path(self._folder) / f"thinking_{int(batch['size'][0])}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shown = frames
+        frames, steps = frames[: max(changes, default=0) + 1], steps[: max(changes, default=0) + 1]
+        size = int(batch["size"][0])
         if is_grid:
-            chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), PANELS), dtype=int))
-            shown = [frames[index] for index in chosen]
-            first, *others = [Image.fromarray(enlarged(frame, SIDE // 3)) for frame in [*frames, *[frames[-1]] * 10]]
-            first.save(path.with_suffix(".gif"), save_all=True, append_images=others, duration=100, loop=0)
-        strip = filmstrip(shown)
-        Image.fromarray(enlarged(strip, SIDE)).save(path)
-        if path not in self._paths:
-            self._paths.append(path)
+            moving = self._folder / f"thinking_{size}.gif"
+            moving.parent.mkdir(parents=True, exist_ok=True)
+            first, *others = [
+                Image.fromarray(enlarged(frame, WIDTH // 3, WIDTH // 3)) for frame in [*frames, *[frames[-1]] * 10]
+            ]
+            first.save(moving, save_all=True, append_images=others, duration=100, loop=0)
+        caption = f"size {size}: the answer by step"
+        if targets is not None:
+            wrong = int(((answers[-1] != targets) & (targets != IGNORED)).sum())
+            caption += f", wrong in red: {wrong} in the end"
         assert trainer.state.stage is not None  # it is running
-        tag = f"{trainer.state.stage.dataloader_prefix}/{path.stem}"
-        for writer in tensorboard_writers(trainer):
-            writer.add_image(tag, strip, trainer.global_step, dataformats="HWC")
+        tag = f"{trainer.state.stage.dataloader_prefix}/thinking_{size}"
+        log_figure(trainer, tag, labelled_strip(frames, steps, caption), trainer.global_step, self._folder)
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _show
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Says where the pictures are."""
-        if self._paths:
-            print(f"Answers as the iteration finds them, wrong positions red: {', '.join(map(str, self._paths))}")
-            self._paths.clear()

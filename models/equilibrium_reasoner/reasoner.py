@@ -10,13 +10,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils._pytree import tree_map
 
 from datamodules.puzzles import IGNORED
-from models.batches import BatchesOfOneKind
+from models.batches import BatchesOfOneKind, weight
 from models.cell_config import save_with_cell
 from models.cosine_decay import adam_with_cosine_decay
 from models.equilibrium_reasoner.cell import ReasoningCell
 from models.equilibrium_reasoner.pictures import ThinkingPictures
 from rbp_lightning import Failure, FixedPoint, GradientEstimator, NeumannRBP, UserError, ignoring
 from rbp_lightning.errors import check_count, check_instance, check_number
+from rbp_lightning.nn import jacobian_penalty
 from rbp_lightning.pytree import State
 
 SETTLED = 1e-5
@@ -41,6 +42,8 @@ class EquilibriumReasoner(BatchesOfOneKind):
             depend on where they came from.
         segments: How many solves a training step has, at least 1. Each starts from the state of the last one, through
             which no gradient passes, and each has its loss: deep supervision (HRM, TRM).
+        jacobian_penalty: Weight of ``rbp_lightning.nn.jacobian_penalty`` at the end of each solve in training, at least
+            0: J is pulled towards 0 there.
         eval_steps: Steps after which the answers are evaluated, in increasing order; ``None`` takes the solver's. A
             state that has settled is iterated no further.
 
@@ -62,6 +65,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         random_steps: Sequence[int] | None = None,
         random_start: bool = False,
         segments: int = 1,
+        jacobian_penalty: float = 0.0,
         eval_steps: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -73,6 +77,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
             raise UserError(f"EquilibriumReasoner: random_steps={random_steps!r} must be two numbers, least and most.")
         self.random_start = check_instance(self, "random_start", random_start, bool, "true or false")
         self.segments = check_count(self, "segments", segments, 1)
+        self.jacobian_penalty = check_number(self, "jacobian_penalty", jacobian_penalty, 0.0)
         self.eval_steps = None if eval_steps is None else self._increasing("eval_steps", eval_steps)
         # A Trainer's estimator replaces it.
         self.estimator: GradientEstimator = NeumannRBP()
@@ -138,11 +143,11 @@ class EquilibriumReasoner(BatchesOfOneKind):
         return ("inputs", "size") if stage == "predict" else ("inputs", "targets", "size")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the cross-entropy of the positions, the mean of all segments."""
+        """Returns the cross-entropy of the positions and a Jacobian penalty, the mean of all segments."""
         update, state = self._start(batch["inputs"])
         if self.random_start:
             state = tree_map(torch.randn_like, state)
-        losses = []
+        losses, penalties = [], []
         for _ in range(self.segments):
             steps = None
             if self.random_steps is not None:
@@ -153,8 +158,14 @@ class EquilibriumReasoner(BatchesOfOneKind):
                 fixed_point = self.estimator(update, state, batch_dims=1, max_steps=steps)
             losses.append(self._loss(self.cell.scores(fixed_point.state), batch["targets"]))
             state = tree_map(Tensor.detach, fixed_point.state)
+            if self.jacobian_penalty:
+                penalties.append(jacobian_penalty(update, state))
         loss = torch.stack(losses).mean()
         self.log("train/loss", loss, prog_bar=True)
+        if penalties:
+            penalty = torch.stack(penalties).mean()
+            self.log("train/jacobian_penalty", penalty)
+            loss = loss + self.jacobian_penalty * penalty
         self.log("train/steps", float(fixed_point.steps))
         self.log("train/residual", fixed_point.residual.max())
         return loss
@@ -171,23 +182,26 @@ class EquilibriumReasoner(BatchesOfOneKind):
 
     def _evaluate(self, batch: dict[str, Tensor], stage: str, dataloader_idx: int) -> Tensor:
         inputs, targets, size = batch["inputs"], batch["targets"], int(batch["size"][0])
-        for steps, scores, fixed_point in self.think(inputs, self.budgets):  # noqa: B007  # that of the last budget
+        for steps, scores, fixed_point in self.think(inputs, self.budgets):
             right = (scores.argmax(1) == targets) | (targets == IGNORED)
             exact = right.flatten(1).all(1).float().mean()
+            residual = fixed_point.residual.mean()
             if len(self.budgets) > 1:
                 self._log(f"{stage}/exact_{size}_after_{steps}", exact, len(inputs))
-        self._log(f"{stage}/loss_{size}", self._loss(scores, targets), len(inputs))
+                self._log(f"{stage}/residual_{size}_after_{steps}", residual, len(inputs))
+        asked = targets != IGNORED  # whose numbers weight the batches, and so the processes
+        self._log(f"{stage}/loss_{size}", self._loss(scores, targets), int(asked.sum()))
         self._log(f"{stage}/exact_{size}", exact, len(inputs), prog_bar=True)
-        accuracy = right[targets != IGNORED].float().mean()
-        self._log(f"{stage}/accuracy_{size}", accuracy, len(inputs))
-        self._log(f"{stage}/residual_{size}", fixed_point.residual.mean(), len(inputs))
+        self._log(f"{stage}/accuracy_{size}", right[asked].float().mean(), int(asked.sum()))
+        self._log(f"{stage}/residual_{size}", residual, len(inputs))
         if stage == "val" and dataloader_idx == len(self.trainer.num_val_batches) - 1:
             self._log("hp_metric", exact, len(inputs))  # TensorBoard's HPARAMS compares runs by it
         return scores.argmax(1)
 
     def _log(self, name: str, value: Tensor, count: int, prog_bar: bool = False) -> None:
         # The size in the name tells the data loaders apart.
-        self.log(name, value, prog_bar=prog_bar, batch_size=count, sync_dist=True, add_dataloader_idx=False)
+        size = weight(count)
+        self.log(name, value, prog_bar=prog_bar, batch_size=size, sync_dist=True, add_dataloader_idx=False)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Solves puzzles and compares the answers with the targets."""

@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from models.batches import BatchesOfOneKind
+from models.batches import BatchesOfOneKind, weight
 from models.hyperparameter_optimization.checks import check_examples
-from models.hyperparameter_optimization.predicted_classes import PredictedClasses
 from models.hyperparameters import Examples
 from models.inner_training import InnerObjective
+from models.predicted_classes import PredictedClasses
 
 
 class TrainedClassifier(BatchesOfOneKind):
@@ -40,7 +40,7 @@ class TrainedClassifier(BatchesOfOneKind):
         size = len(examples["labels"])
         loss = self.objective.plain(dict(self.trained.named_parameters()), examples, size)
         metrics.update(self(examples["images"]), examples["labels"])
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
+        self.log(f"{stage}/loss", loss, batch_size=weight(size), sync_dist=True)
         self.log_dict(metrics, prog_bar=True, batch_size=size)
         if stage == "val":
             self.log("hp_metric", metrics["accuracy"], batch_size=size)  # TensorBoard's HPARAMS compares runs by it

@@ -1,6 +1,6 @@
 """Adjacency matrices that aggregate the states of neighbours."""
 
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,13 @@ from rbp_lightning import SparseMatrix
 
 Aggregation: TypeAlias = Literal["sum", "mean", "symmetric"]
 """How a node aggregates the states of its neighbours."""
+
+
+class Adjacency(Protocol):
+    """A matrix A, or what stands for one, that aggregates the neighbours' states."""
+
+    def __matmul__(self, states: Tensor, /) -> Tensor:
+        """Returns A @ states, of the shape of the states, ``[num_nodes, d]``."""
 
 
 def adjacency_matrix(

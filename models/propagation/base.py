@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from models.propagation.adjacency import Aggregation
+from models.propagation.adjacency import Adjacency, Aggregation
 from rbp_lightning import SparseMatrix
 from rbp_lightning.errors import UserError, check_count, check_entries, check_number
 from rbp_lightning.solvers import Update
@@ -64,12 +64,13 @@ class PropagationCell(nn.Module, ABC):
         nn.init.zeros_(self.inject.bias)
 
     @abstractmethod
-    def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
+    def start(self, features: Tensor | SparseMatrix, adjacency: Adjacency) -> tuple[Update, Tensor]:
         """Prepares a solve and draws its dropout masks; an update that drew new ones at each step has no fixed point.
 
         Args:
             features: Features of the nodes, of shape ``[num_nodes, num_features]``.
-            adjacency: The matrix A that aggregates the neighbours' states as A @ states.
+            adjacency: The matrix A that aggregates the neighbours' states as A @ states. Its factor has to be the state
+                itself: neighbours outside of a part of the graph are added with theirs.
 
         Returns:
             The update of states of shape ``[num_nodes, d]``, and the initial state.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.parametrized_weight import ParametrizedWeight
+from models.propagation.adjacency import Adjacency
 from models.propagation.base import PropagationCell
 from rbp_lightning import FrobeniusNormBound, InfinityNormBound, SparseMatrix, SpectralNormBound
 from rbp_lightning.errors import UserError, check_choice, check_number
@@ -61,10 +62,10 @@ class ContractiveCell(PropagationCell):
         self.propagate = ParametrizedWeight(original, BOUNDS[norm](bound))
         self.readout = nn.Linear(num_hidden, num_classes)
 
-    def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
+    def start(self, features: Tensor | SparseMatrix, adjacency: Adjacency) -> tuple[Update, Tensor]:
         """Computes U(X) and the bounded matrix."""
         drive, weight, phi = self.injected(features), self.propagate.weight.T, ACTIVATIONS[self.activation]
-        return lambda state: phi(adjacency @ (state @ weight)) + drive, drive
+        return lambda state: phi((adjacency @ state) @ weight) + drive, drive
 
     def scores(self, state: Tensor) -> Tensor:
         """Applies the linear readout."""

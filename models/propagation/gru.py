@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.propagation.adjacency import Adjacency
 from models.propagation.base import PropagationCell
 from rbp_lightning import SparseMatrix
 from rbp_lightning.errors import check_choice
@@ -53,7 +54,7 @@ class GRUPropagation(PropagationCell):
         self.gru = nn.GRUCell(num_hidden, num_hidden)
         self.readout = nn.Linear(num_hidden, num_classes)
 
-    def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
+    def start(self, features: Tensor | SparseMatrix, adjacency: Adjacency) -> tuple[Update, Tensor]:
         """Computes U(X), which drives the update or is its initial state."""
         injected = self.injected(features)
         if self.features_enter == "first_state":

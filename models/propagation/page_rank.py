@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.propagation.adjacency import Adjacency
 from models.propagation.base import PropagationCell
 from rbp_lightning import SparseMatrix
 from rbp_lightning.errors import UserError, check_number
@@ -53,7 +54,7 @@ class PageRankCell(PropagationCell):
         self.alpha_logit = nn.Parameter(torch.tensor(math.log(alpha / (1 - alpha)))) if learn_alpha else None
         self.hidden_to_scores = nn.Linear(num_hidden, num_classes)
 
-    def start(self, features: Tensor | SparseMatrix, adjacency: SparseMatrix) -> tuple[Update, Tensor]:
+    def start(self, features: Tensor | SparseMatrix, adjacency: Adjacency) -> tuple[Update, Tensor]:
         """Computes MLP(X)."""
         alpha = self.alpha if self.alpha_logit is None else torch.sigmoid(self.alpha_logit)
         drive = self.hidden_to_scores(self.dropped(torch.relu(self.injected(features))))

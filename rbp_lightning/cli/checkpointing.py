@@ -3,9 +3,10 @@
 from typing import Any, Literal
 
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rbp_lightning.errors import check_choice
+from rbp_lightning.errors import check_choice, check_count
 
 
 class Checkpointing:
@@ -18,11 +19,20 @@ class Checkpointing:
     Args:
         monitor: The metric that decides which checkpoint is best; ``null`` keeps no ``best.ckpt``.
         mode: Whether the least (``min``) or the greatest (``max``) value is best.
+        every_n_train_steps: After how many steps of the optimiser ``last.ckpt`` is written within an epoch as well;
+            ``null`` writes it at the ends of epochs alone.
     """
 
-    def __init__(self, monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        every_n_train_steps: int | None = None,
+    ) -> None:
         self.monitor = monitor
         self.mode = check_choice(self, "mode", mode, ("min", "max"))
+        steps = every_n_train_steps
+        self.every_n_train_steps = None if steps is None else check_count(self, "every_n_train_steps", steps, 1)
 
     def trainer_arguments(self, trainer: Namespace) -> dict[str, Any]:
         """Returns what the Trainer is given beside, or in place of, its configured arguments.
@@ -43,7 +53,16 @@ class Checkpointing:
 
     def _callbacks(self) -> list[ModelCheckpoint]:
         # ModelCheckpoint's save_last is written only along with a new best.
-        last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-        if self.monitor is None:
-            return [last]
-        return [ModelCheckpoint(filename="best", monitor=self.monitor, mode=self.mode), last]
+        same: dict[str, Any] = {"filename": "last", "enable_version_counter": False}
+        kept = [ModelCheckpoint(**same, save_on_train_epoch_end=True)]
+        if self.every_n_train_steps is not None:
+            kept.append(_WithinEpochs(**same, every_n_train_steps=self.every_n_train_steps))
+        return kept if self.monitor is None else [ModelCheckpoint(None, "best", self.monitor, mode=self.mode), *kept]
+
+
+class _WithinEpochs(ModelCheckpoint):
+    """Leaves the last batch of an epoch to the checkpoint of the epoch: a run from here would skip its validation."""
+
+    def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, *arguments)

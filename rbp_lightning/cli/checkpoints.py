@@ -1,6 +1,5 @@
 """The checkpoint that a command names: its model's arguments, and whether the model fits it."""
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from rbp_lightning.checkpoint_file import load_checkpoint, shown
 from rbp_lightning.cli.mistakes import find_mistake, users_own
-from rbp_lightning.cli.run_folder import newest_checkpoint
+from rbp_lightning.cli.run_folder import newest_checkpoint, own_checkpoint, requeued_checkpoint
 from rbp_lightning.cli.saved_arguments import SavedArguments
 from rbp_lightning.cli.saved_state import check_saved_state
 from rbp_lightning.cli.summary import print_once
@@ -25,28 +24,28 @@ def checkpoint_path(config: Namespace) -> str | None:
     """Finds the file of the checkpoint that a subcommand's configuration names.
 
     Args:
-        config: The configuration, whose ``ckpt_path`` is a file, ``last``, ``best``, ``hpc`` or ``None``.
+        config: The configuration, whose ``ckpt_path`` is a file, ``last``, ``best``, ``auto``, ``hpc`` or ``None``.
 
     Raises:
         UserError: If there is none of that name.
     """
     path: str | None = config.ckpt_path
     if path in ("last", "best"):
-        found = str(newest_checkpoint(config.trainer, path))
+        found: Path | None = newest_checkpoint(config.trainer, path)
+    elif path == "auto":
+        found = own_checkpoint(config.trainer)
     elif path == "hpc" or (path is None and SLURMEnvironment.detect()):
         # Lightning looks for it by itself on a cluster, and would load it unchecked.
-        folder = Path(config.trainer.default_root_dir or ".")
-        versions = {one: re.fullmatch(r"hpc_ckpt_(\d+)", one.stem) for one in folder.glob("hpc_ckpt_*.ckpt")}
-        saved = {int(version[1]): one for one, version in versions.items() if version}
-        if not saved:
-            if path is None:
-                return None
+        found = requeued_checkpoint(config.trainer)
+        if found is None and path == "hpc":
+            folder = Path(config.trainer.default_root_dir or ".")
             raise UserError(f"ckpt_path='hpc': {folder} has no hpc_ckpt_N.ckpt: name a checkpoint's file.")
-        found = str(saved[max(saved)])
     else:
         return path
+    if found is None:
+        return None
     print_once(f"Checkpoint: {found}")
-    return found
+    return str(found)
 
 
 class NamedCheckpoint:

@@ -21,7 +21,26 @@ _SECTIONS = {"trainer", "policy", "checkpoint", "audit", *LightningCLI.subcomman
 
 
 class ConfigParser(LightningArgumentParser):
-    """Lightning's parser, which says which file is no text."""
+    """Lightning's parser, which says which file is no text, and whose help has its own sections.
+
+    Attributes:
+        help_groups: The sections; ``None`` takes the groups of options.
+    """
+
+    help_groups: list[Any] | None = None
+
+    def format_help(self, *args: Any) -> str:
+        """Returns the text of the help.
+
+        Args:
+            args: As for ``ArgumentParser.format_help``.
+        """
+        groups = self._action_groups
+        self._action_groups = groups if self.help_groups is None else self.help_groups
+        try:
+            return super().format_help(*args)
+        finally:
+            self._action_groups = groups
 
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parses a file.

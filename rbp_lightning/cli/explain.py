@@ -46,12 +46,35 @@ def explain(message: str, parser: ArgumentParser) -> str:
         that exist.
     """
     if unrecognized := re.search(r"unrecognized arguments: ([^\s=]+)|does not accept option '([\w.]+)'", message):
-        meant = did_you_mean(unrecognized[1] or f"--{unrecognized[2]}", parser._option_string_actions)
+        meant = _option_meant(unrecognized[1] or f"--{unrecognized[2]}", list(parser._option_string_actions))
         return f"{_one_line(message)}.{meant} See --help, and --estimator.help NAME for an estimator's options."
+    if command := re.search(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
+        known = ["sweep", *re.findall(r"\w+", command[2])]
+        return f"there is no command {command[1]!r}.{did_you_mean(command[1], known)} Known: {', '.join(known)}."
     if re.search(r"required: \w+\.model\b", message):
         return f"{_one_line(message)}. A config names one, such as a checkout's: --config configs/hopfield.yaml."
     keys = re.findall(r'Parser key "([\w.]+)"|--([\w.]+)\.help:', message)
     return _explain_value(message, [key or asked for key, asked in keys], parser)
+
+
+def missing_package(message: str) -> str | None:
+    """Tells in one line that a class, such as a logger, needs a package which is not installed.
+
+    Args:
+        message: What jsonargparse says where it could not make an object.
+
+    Returns:
+        The line; ``None`` where the message says something else.
+
+    Example:
+        >>> missing_package("Problem with given class_path 'loggers.WandbLogger': Requirement 'wandb>=0.12' not met.")
+        "WandbLogger needs wandb>=0.12, which is not installed: pip install 'wandb>=0.12', or take CSVLogger ..."
+    """
+    found = re.search(r"class_path '(?:\w+\.)*(\w+)':\s+Requirement '([^']+)' not met", message)
+    if found is None:
+        return None
+    choose = "take CSVLogger or TensorBoardLogger" if found[1].endswith("Logger") else "choose another class"
+    return f"{found[1]} needs {found[2]}, which is not installed: pip install '{found[2]}', or {choose}."
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -69,6 +92,18 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
+def _option_meant(given: str, known: list[str]) -> str:
+    """Returns a question as ``did_you_mean`` does; of an option without its section, those that end like it."""
+    known = [option for option in known if not option.endswith((".help", "+"))]
+    words = given.removeprefix("--").rpartition(".")[2]
+    ends = [option for option in known if words and option.rpartition(".")[2].removeprefix("--").endswith(f"_{words}")]
+    starts = [option for option in known if words and option.startswith(f"--{words}_")]
+    same = [option for option in known if words and option.endswith(f".{words}")]
+    if "." not in given and (found := [*same, *starts, *ends]):
+        return f" Did you mean {' or '.join(map(repr, found[:2]))}?"
+    return did_you_mean(given, known)
+
+
 def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str:
     """Tells what is wrong with the value of a key, which may be nested in others."""
     for said, meant in _CONFUSED.items():
@@ -78,6 +113,8 @@ def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str
         re.sub(r"""Parser key "[\w.]+":|^--[\w.]+: |Problem with given class_path '[\w.]+':""", "", message)
     )
     where = f"--{'.'.join(keys)}: " if keys else ""
+    if missing := re.search(r"arguments (?:is|are) required: ([\w.]+(?:, [\w.]+)*)", message):
+        return f"{where}{reason}.{_choices(missing[1].split(', '), keys, owners)}"
     option = re.search(r"Option '([\w.]+)' is not accepted", message)
     owner = locate(owners[-1]) if option and owners else None
     if option and inspect.isclass(owner):
@@ -97,6 +134,15 @@ def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str
     problem = where + (named if unknown else reason)
     listed = f"Known: {', '.join(known)}" if len(known) <= _LISTED else f"--{keys[0]}.help lists the known ones"
     return f"{problem}.{did_you_mean(wrong.rpartition('.')[2], known)} {listed}."
+
+
+def _choices(missing: list[str], keys: list[str], owners: list[str]) -> str:
+    """What there is for arguments that are missing and take a class."""
+    owner = locate(owners[-1]) if owners else None
+    if not inspect.isclass(owner):
+        return ""
+    known = {name: ", ".join(known_classes(parameter_type(owner, name))) for name in missing}
+    return "".join(f" --{'.'.join([*keys, name])} is one of {names}." for name, names in known.items() if names)
 
 
 def _one_line(message: str) -> str:

@@ -47,6 +47,7 @@ class _Told:
     signum: int | None = None
     since = 0.0
     training = False
+    requeue = False  # whether SLURM is to start the job again
     kept: str | None = None
     program = False  # whether the process is the command line's own, not that of a Python caller
 
@@ -59,7 +60,8 @@ def signals_end_the_run() -> Iterator[None]:
         Interrupted: If it got one.
     """
     _Told.signum = _Told.kept = None
-    _Told.training, _Told.program = False, True
+    _Told.training = _Told.requeue = False
+    _Told.program = True
     main_thread = threading.current_thread() is threading.main_thread()
     before = {signum: signal.signal(signum, _on_signal) for signum in _SIGNALS} if main_thread else {}
     try:
@@ -99,14 +101,29 @@ def _on_signal(signum: int, frame: FrameType | None = None) -> None:
 
 
 class SignalConnector(_SignalConnector):
-    """Lightning's handlers of signals without that of SIGTERM.
+    """Lightning's handlers of signals, which act after the batch.
 
-    That one waits for the other processes within the handler, which they do not expect at that point: two of nine runs
-    of two processes never ended.
+    Lightning's own handler of SIGTERM waits for the other processes within the handler, which they do not expect at
+    that point: two of nine runs of two processes never ended. That of SLURM's warning saves a checkpoint there, and
+    waits as well.
     """
 
     def _sigterm_notifier_fn(self, signum: int, frame: FrameType | None) -> None:
         _on_signal(signum)
+
+    def _slurm_sigusr_handler_fn(self, signum: int, frame: FrameType | None) -> None:
+        _Told.requeue = True
+        _on_signal(signum)
+
+    def requeue(self, signum: int) -> str:
+        """Saves a checkpoint and has SLURM start the job again, as Lightning does; returns the checkpoint's file.
+
+        Args:
+            signum: The signal that asked for it.
+        """
+        path = self.trainer._checkpoint_connector.hpc_save_path(self.trainer.default_root_dir)
+        super()._slurm_sigusr_handler_fn(signum, None)  # type: ignore[arg-type]
+        return _shown(Path(path))
 
 
 class Interruption(Callback):
@@ -153,15 +170,21 @@ class Interruption(Callback):
             launcher.procs.clear()  # Lightning kills this process, too, where it finds that one of them has ended
 
     def end(self, trainer: Trainer) -> None:
-        """Saves ``last.ckpt`` and ends the training, in all processes together.
+        """Saves ``last.ckpt``, or has the job requeued, and ends the training, in all processes together.
 
         Raises:
             Interrupted: Always.
         """
         signum, _Told.training = _Told.signum or signal.SIGTERM, False
-        _Told.kept = _save(trainer)
+        connector = trainer._signal_connector
+        if trainer.strategy.reduce_boolean_decision(_Told.requeue, all=False) and isinstance(
+            connector, SignalConnector
+        ):
+            _Told.kept = connector.requeue(signum)
+        else:
+            _Told.kept = _save(trainer)
         if not _Told.program:
-            _Told.signum = None  # who called may catch it and go on
+            _Told.signum, _Told.requeue = None, False  # who called may catch it and go on
         raise Interrupted(signum, _Told.kept)
 
     @staticmethod
@@ -180,5 +203,9 @@ def _save(trainer: Trainer) -> str | None:
             path = Path(callback.dirpath) / "last.ckpt"
             if callback._last_checkpoint_saved != str(path) or callback._last_global_step_saved != trainer.global_step:
                 trainer.save_checkpoint(path)
-            return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+            return _shown(path)
     return None
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

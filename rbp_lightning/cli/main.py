@@ -7,18 +7,19 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rbp_lightning.cli.checkpointing import Checkpointing
 from rbp_lightning.cli.checkpoints import NamedCheckpoint, checkpoint_path
 from rbp_lightning.cli.claims import Claims
 from rbp_lightning.cli.class_list import print_class_list
 from rbp_lightning.cli.config_file import YAML, ConfigParser
-from rbp_lightning.cli.explain import explain
+from rbp_lightning.cli.explain import explain, missing_package
+from rbp_lightning.cli.help import PlainHelp, arrange
 from rbp_lightning.cli.mistakes import find_mistake, users_own
 from rbp_lightning.cli.processes import leave_process_group
 from rbp_lightning.cli.replaced_callbacks import warn_of_replaced_callbacks
@@ -29,12 +30,8 @@ from rbp_lightning.cli.trainer import RunTrainer, check_trainer
 from rbp_lightning.diagnostics.policy import FailurePolicy
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import GradientEstimator
+from rbp_lightning.overview import program
 from rbp_lightning.version import __version__
-
-_DESCRIPTION = (
-    "Trains, evaluates and audits networks that run to a fixed point. `sweep --help`: many trainings, "
-    "compared with each other."
-)
 
 _TRUST = (
     "Whether the classes, paths and texts among the model's arguments in a checkpoint take the place of the config's. "
@@ -43,7 +40,17 @@ _TRUST = (
 )
 
 # An abbreviation would turn a misspelt option into another one.
-_STRICT = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML}
+_STRICT = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML, "formatter_class": PlainHelp}
+
+
+_LOADERS = {
+    "fit": "train_dataloader",
+    "audit": "train_dataloader",
+    "validate": "val_dataloader",
+    "test": "test_dataloader",
+    "predict": "predict_dataloader",
+}
+"""What each subcommand takes its batches from."""
 
 
 class RBPLightningCLI(LightningCLI):
@@ -61,10 +68,8 @@ class RBPLightningCLI(LightningCLI):
     claims: Claims | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        parsers: dict[str, Any] = {**_STRICT, "version": __version__, "description": _DESCRIPTION}
+        parsers: dict[str, Any] = {**_STRICT, "version": __version__, "prog": program()}
         parsers |= {name: dict(_STRICT) for name in self.subcommands()}  # each gets a description of its own
-        if Path(sys.argv[0]).name == "__main__.py":
-            parsers["prog"] = "python -m rbp_lightning"
         defaults = {
             "save_config_callback": SaveConfigWithLogs,
             "trainer_class": RunTrainer,
@@ -72,6 +77,8 @@ class RBPLightningCLI(LightningCLI):
             "seed_everything_default": 0,
             "parser_kwargs": parsers,
         }
+        given = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
+        self._named = given[0] if isinstance(given, list) and given and given[0] in self.subcommands() else None
         super().__init__(*args, **{**defaults, **kwargs})
 
     @staticmethod
@@ -83,6 +90,15 @@ class RBPLightningCLI(LightningCLI):
         """Adds ``--debug``, which ``console`` looks for itself since parsing may be what fails."""
         parser = super().init_parser(**kwargs)
         parser.add_argument("--debug", action=_Flag, help="Show the traceback of every error (as RBP_DEBUG=1 does).")
+        return parser
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if self._named not in (None, subcommand):
+            # Filling a parser is slow; of the other subcommands the main one shows no more than names and descriptions.
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        cast(ConfigParser, parser).help_groups = arrange(parser, subcommand)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -123,6 +139,8 @@ class RBPLightningCLI(LightningCLI):
         warn_of_replaced_callbacks(config.config or [], config.trainer)
         if config.get("weights_only") is False:
             raise UserError("weights_only=False runs what a checkpoint holds, and is not needed for one: leave it out.")
+        if config.ckpt_path == "auto" and subcommand != "fit":
+            raise UserError(f"ckpt_path='auto' may be none, as for fit alone: name the checkpoint to {subcommand}.")
         config.ckpt_path = path = checkpoint_path(config)
         self.checkpoint = None if path is None else NamedCheckpoint(path, trusted=config.trust_checkpoint)
         if subcommand != "fit":
@@ -163,6 +181,8 @@ class RBPLightningCLI(LightningCLI):
             with nullcontext() if self.checkpoint is None else self.checkpoint.making_model():
                 super().instantiate_classes()
         except (ValueError, TypeError, OSError) as error:
+            if missing := missing_package(str(error)):
+                raise UserError(missing) from None
             # jsonargparse wraps what a constructor raises.
             mistake = find_mistake(error)
             if inner := users_own(error) if mistake is None else mistake:
@@ -172,7 +192,15 @@ class RBPLightningCLI(LightningCLI):
             self.checkpoint.check_parameters(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the Trainer, with the run's checkpoints."""
+        """Makes the Trainer, with the run's checkpoints.
+
+        Raises:
+            UserError: If there is no data for it.
+        """
+        loader = _LOADERS[str(self.subcommand)]
+        if self.datamodule is None and not is_overridden(loader, self.model):
+            name = type(self.model).__name__
+            raise UserError(f"{name} has no {loader}: name its data, --data=NAME; --data.help lists what is known.")
         checkpointing = self._get(self.config_init, "checkpoint")
         if self.save_config_callback is SaveConfigWithLogs:
             self.save_config_kwargs["subcommand"] = self.subcommand

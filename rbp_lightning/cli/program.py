@@ -8,6 +8,7 @@ from rbp_lightning.cli.interruption import signals_end_the_run
 from rbp_lightning.cli.main import main
 from rbp_lightning.cli.processes import ending_without_group
 from rbp_lightning.cli.sweep import sweep
+from rbp_lightning.overview import answer
 
 
 def console(args: list[str] | None = None) -> None:
@@ -20,6 +21,7 @@ def console(args: list[str] | None = None) -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     words = sys.argv[1:] if args is None else args
+    answer(words)
     with ending_without_group(), one_line_errors("--debug" in words), signals_end_the_run():
         if words[:1] == ["sweep"]:
             sweep(words[1:])

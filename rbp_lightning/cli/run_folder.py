@@ -1,5 +1,6 @@
 """Where runs lie, which checkpoint is their newest, and where the results of a checkpoint go."""
 
+import re
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -28,6 +29,45 @@ def newest_checkpoint(trainer: Namespace, name: str) -> Path:
             f"ckpt_path={name!r}: no run under {folder} has a {name}.ckpt: train first, or name a checkpoint's file."
         )
     return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def own_checkpoint(trainer: Namespace) -> Path | None:
+    """Finds the newest checkpoint from which a run that is started again by the same command goes on.
+
+    Args:
+        trainer: The Trainer's configuration.
+
+    Returns:
+        The run's ``last.ckpt`` or what was saved before SLURM requeued it; ``None`` if there is neither.
+
+    Raises:
+        UserError: If the run would have another folder each time.
+    """
+    logger = trainer.logger[0] if isinstance(trainer.logger, list) and trainer.logger else trainer.logger
+    if isinstance(logger, Namespace):
+        fixed = (logger.get("init_args") or {}).get("version") is not None
+    else:
+        fixed = logger is False and trainer.default_root_dir is not None
+    if not fixed:
+        raise UserError(
+            "ckpt_path='auto' needs a folder that is this run's whenever it is started: set --trainer.logger.version "
+            "to a name or, without a logger, --trainer.default_root_dir."
+        )
+    last = _runs(trainer) / "checkpoints" / "last.ckpt"
+    found = [path for path in (last, requeued_checkpoint(trainer)) if path is not None and path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def requeued_checkpoint(trainer: Namespace) -> Path | None:
+    """Finds the newest checkpoint that Lightning has saved before it had SLURM requeue a job.
+
+    Args:
+        trainer: The Trainer's configuration.
+    """
+    folder = Path(trainer.default_root_dir or ".")
+    versions = {one: re.fullmatch(r"hpc_ckpt_(\d+)", one.stem) for one in folder.glob("hpc_ckpt_*.ckpt")}
+    saved = {int(version[1]): one for one, version in versions.items() if version}
+    return saved[max(saved)] if saved else None
 
 
 def keep_results(trainer: Namespace, subcommand: str, checkpoint: str | None) -> None:

@@ -1,17 +1,25 @@
 """What a run says of itself."""
 
+import shlex
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from rbp_lightning.overview import program
 
 print_once = rank_zero_only(print)
 """``print``, in the first of several processes alone."""
 
 
 def print_training(trainer: Trainer) -> None:
-    """Prints a training's last metrics, and where its logs and its best checkpoint are.
+    """Prints what came out of a training, where its pictures, its best checkpoint and its logs are, and what is next.
+
+    Of the metrics it prints those of the progress bar and those that checkpoints are chosen by; where there are none,
+    all of them.
 
     Args:
         trainer: A Trainer that has fitted; its process 0 prints.
@@ -19,13 +27,26 @@ def print_training(trainer: Trainer) -> None:
     log_dir = trainer.log_dir  # every rank has to ask
     if not trainer.is_global_zero:
         return
-    for name, value in sorted(trainer.callback_metrics.items()):
-        print(f"{name}: {float(value):.4g}")
-    if log_dir is not None and trainer.loggers:
-        print(f"Logs: {log_dir}")
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
-            print(_best(callback, trainer))
+    kept = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.monitor is not None]
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    important = {*trainer.progress_bar_metrics, *(str(one.monitor) for one in kept)}
+    wanted = sorted(important & metrics.keys() or metrics)
+    margin = max(map(len, wanted), default=0) + 2
+    print(f"\nTrained for {trainer.current_epoch} epoch(s), {trainer.global_step} step(s).")
+    for name in wanted:
+        print(f"  {name.ljust(margin)}{metrics[name]:.4g}")
+    folder = _near(log_dir) if log_dir is not None and trainer.loggers else None
+    if folder is not None:
+        _print_pictures(folder)
+    for callback in kept:
+        print(_best(callback, trainer))
+    if folder is not None:
+        hidden = len(metrics) - len(wanted)
+        print(f"Logs: {folder}" + (f", with {hidden} more metric(s)" if hidden else ""))
+        if isinstance(trainer.logger, TensorBoardLogger):
+            print(f"To look at them: tensorboard --logdir {shlex.quote(str(folder.parent))}")
+        if (folder / "config.yaml").is_file():
+            print(f"Next: {_next_command(trainer, folder, kept)}")
 
 
 def print_results(trainer: Trainer) -> None:
@@ -36,13 +57,36 @@ def print_results(trainer: Trainer) -> None:
     """
     log_dir = trainer.log_dir  # every rank has to ask
     if trainer.is_global_zero and log_dir is not None and trainer.loggers and Path(log_dir).exists():
-        print(f"Results: {log_dir}")
+        _print_pictures(_near(log_dir))
+        print(f"Results: {_near(log_dir)}")
+
+
+def _near(path: str) -> Path:
+    """A path as seen from the current folder, where it is in there."""
+    absolute = Path(path).absolute()
+    return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else Path(path)
+
+
+def _print_pictures(folder: Path) -> None:
+    if pictures := sorted(path.name for path in folder.glob("*.png")):
+        print(f"Pictures in {folder}: {', '.join(pictures)}")
 
 
 def _best(callback: ModelCheckpoint, trainer: Trainer) -> str:
     if callback.best_model_path:
-        return f"Best checkpoint: {callback.best_model_path}"
+        score = "" if callback.best_model_score is None else f" ({callback.monitor} {callback.best_model_score:.4g})"
+        return f"Best checkpoint: {_near(callback.best_model_path)}{score}"
     return (
         f"No best checkpoint: {callback.monitor} was not logged in {trainer.current_epoch} epoch(s). Log it, or "
         f"validate more often than trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}."
     )
+
+
+def _next_command(trainer: Trainer, folder: Path, kept: list[ModelCheckpoint]) -> str:
+    """The test of the best checkpoint; where model or data have none, the audit of its gradients."""
+    module, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
+    tested = is_overridden("test_step", module) and is_overridden("test_dataloader", data or module)
+    words = ["test" if tested else "audit", "--config", str(folder / "config.yaml")]
+    everyone = [*kept, *(one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint))]
+    found = [str(_near(one.best_model_path)) for one in everyone if one.best_model_path]
+    return f"{program()} {shlex.join([*words, *(['--ckpt_path', found[0]] if found else [])])}"

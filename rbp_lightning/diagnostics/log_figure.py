@@ -1,12 +1,15 @@
-"""Pictures in TensorBoard."""
+"""Pictures in every logger, and in files."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CometLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:  # both are slow to import
@@ -15,8 +18,17 @@ if TYPE_CHECKING:  # both are slow to import
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed: the library does without it, and without pictures then."""
+    """Whether matplotlib is installed: the library does without it, and without plots then."""
     return find_spec("matplotlib") is not None
+
+
+def picture_folder(trainer: Trainer) -> Path | None:
+    """Returns the folder of a run, for its pictures; without a logger there is none. All processes have to ask.
+
+    Args:
+        trainer: The Trainer.
+    """
+    return Path(trainer.log_dir) if trainer.loggers and trainer.log_dir is not None else None
 
 
 def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
@@ -37,21 +49,46 @@ def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def log_figure(trainer: Trainer, name: str, figure: Figure | Tensor, step: int) -> None:
-    """Logs a picture to each of a Trainer's TensorBoard loggers. Without one it does nothing.
+def log_figure(
+    trainer: Trainer, name: str, picture: Figure | NDArray[np.uint8], step: int, folder: Path | None = None
+) -> None:
+    """Logs a picture to each logger of a Trainer that takes some: TensorBoard's, W&B's, MLflow's and Comet's.
+
+    Whatever the loggers are, ``val/recall`` is also the file ``recall.png`` in the run's folder, where the latest
+    picture replaces earlier ones.
 
     Args:
-        trainer: The Trainer.
-        name: The picture's tag.
-        figure: A matplotlib figure, or a grey image of shape ``[height, width]`` with pixels from 0 to 1.
+        trainer: The Trainer; its process 0 logs.
+        name: The picture's tag, which no scalar has.
+        picture: A matplotlib figure, or pixels of shape ``[height, width, 3]``.
         step: The step to log it at.
+        folder: The run's folder, from ``picture_folder``; ``None`` writes no file.
     """
-    for writer in tensorboard_writers(trainer):
-        if isinstance(figure, Tensor):
-            writer.add_image(name, figure, step, dataformats="HW")
-        else:
-            # Closing is for figures that pyplot keeps track of.
-            writer.add_figure(name, figure, step, close=False)
+    if not trainer.is_global_zero:
+        return
+    pixels = picture if isinstance(picture, np.ndarray) else _drawn(picture)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, pixels, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [pixels], step=step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, pixels, artifact_file=f"{name}/step_{step:06d}.png")
+        elif isinstance(logger, CometLogger):
+            logger.experiment.log_image(pixels, name=name, step=step)
+    if folder is not None:
+        from PIL import Image
+
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{name.rpartition('/')[2]}.png")
+
+
+def _drawn(figure: Figure) -> NDArray[np.uint8]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def log_histogram(trainer: Trainer, name: str, values: Tensor, step: int) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import anywhere, largest
 from rbp_lightning.diagnostics.monitor_plots import MonitorPlots
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators.observer import SolveObserver
@@ -65,11 +66,11 @@ class MonitorObserver(SolveObserver):
     def _judge(self, radius: SpectralRadius) -> None:
         worst = int(radius.value.nan_to_num(-1.0).argmax())
         value, residual = float(radius.value.flatten()[worst]), float(radius.residual.flatten()[worst])
-        if value + min(residual, RADIUS_TOLERANCE) >= 1 - 10 * torch.finfo(radius.value.dtype).eps:
+        if anywhere(value + min(residual, RADIUS_TOLERANCE) >= 1 - 10 * torch.finfo(radius.value.dtype).eps):
             report(
                 Failure.SPECTRAL_RADIUS,
-                f"The spectral radius of the Jacobian at the fixed point is {value:.4g} (residual of the estimate "
-                f"{residual:.1e})",
+                f"The spectral radius of the Jacobian at the fixed point is {float(largest(torch.tensor(value))):.4g} "
+                f"(residual of the estimate {residual:.1e})",
             )
 
     def on_gradient(self, gradient: Vector) -> None:

@@ -1,12 +1,14 @@
-"""Plots of solves in TensorBoard."""
+"""Plots of solves."""
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from rbp_lightning.agreement import alike
 from rbp_lightning.diagnostics.log_figure import log_figure, log_histogram
 from rbp_lightning.errors import UserError
 from rbp_lightning.fixed_point import FixedPoint
@@ -28,14 +30,15 @@ LEAST_DRAWN = 1e-17
 
 
 class MonitorPlots:
-    """Draws the plots of one solve in the TensorBoard loggers of a Trainer, if it has any.
+    """Draws the plots of one solve for the loggers of a Trainer.
 
     Args:
         trainer: The Trainer.
+        folder: The run's folder, where the latest plots are files, if it has one.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Trainer, folder: Path | None) -> None:
+        self._trainer, self._folder = trainer, folder
         self._step = trainer.global_step
         self._operator: JacobianOperator | None = None
 
@@ -50,15 +53,15 @@ class MonitorPlots:
         steps = [one.step for one in fixed_point.history]
         residuals = torch.stack([one.relative.flatten() for one in fixed_point.history]).double().cpu()
         residuals = residuals.clamp_min(LEAST_DRAWN)
-        figure, axes = _axes("step", "relative residual")
+        figure, axes = self._axes("forward solve", "step of the solve", "relative residual")
         for quantile, label in ((1.0, "worst sample"), (0.5, "median sample")):
             axes.semilogy(steps, residuals.quantile(quantile, dim=1), label=label)
         if fixed_point.tol > 0:
             axes.axhline(fixed_point.tol, color="grey", linestyle=":", label="tolerance")
         axes.legend()
-        self._log("forward_residual", figure)
+        self._log("forward_solve", figure)
         log_histogram(self._trainer, "monitor/steps_to_convergence", fixed_point.sample_steps, self._step)
-        if operator.size <= MOST_FOR_A_SPECTRUM:
+        if alike(operator.size) and operator.size <= MOST_FOR_A_SPECTRUM:
             self._draw_spectrum(operator)
 
     def _draw_spectrum(self, operator: JacobianOperator) -> None:
@@ -68,11 +71,15 @@ class MonitorPlots:
         if not bool(dense.isfinite().all()):
             return
         values = torch.linalg.eigvals(dense)
-        figure, axes = _axes("real part", "imaginary part")
-        axes.add_patch(Circle((0, 0), 1, fill=False, color="grey", linestyle=":"))
+        radius = float(values.abs().max())
+        title = f"eigenvalues of J, radius {radius:.3g}"
+        figure, axes = self._axes(title, "real part (first sample)", "imaginary part")
+        axes.add_patch(Circle((0, 0), 1, fill=False, color="grey", linestyle=":", label="unit circle"))
         axes.plot(values.real, values.imag, ".")
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.set_title("eigenvalues of J (first sample), unit circle")
+        # The circle is there also where no eigenvalue comes near it.
+        reach = 1.1 * max(1.0, radius)
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        axes.legend(loc="upper right")
         self._log("spectrum", figure)
 
     def draw_adjoint(self, gradient: Vector) -> None:
@@ -90,7 +97,11 @@ class MonitorPlots:
         for _ in range(ADJOINT_PRODUCTS):
             term = operator.vjp(term)
             sizes.append(torch.where(first == 0, 0, norm(term, operator.batch_dims) / first).max())
-        figure, axes = _axes("products with J^T and J", "adjoint residual / ||g||, worst sample")
+        figure, axes = self._axes(
+            "adjoint equation, solved in two ways",
+            "products with J^T and J",
+            "adjoint residual / ||g||, worst sample",
+        )
         axes.semilogy(
             range(1, ADJOINT_PRODUCTS + 1),
             torch.stack(sizes).double().cpu().clamp_min(LEAST_DRAWN),
@@ -104,17 +115,17 @@ class MonitorPlots:
             )
             axes.semilogy([2 * count for count in steps], left, "o-", label="conjugate gradients")
         axes.legend()
-        self._log("adjoint_residual", figure)
+        self._log("adjoint_solve", figure)
 
     def _log(self, name: str, figure: "Figure") -> None:
-        log_figure(self._trainer, f"monitor/{name}", figure, self._step)
+        log_figure(self._trainer, f"monitor/{name}", figure, self._step, self._folder)
 
+    def _axes(self, title: str, x_label: str, y_label: str) -> "tuple[Figure, Axes]":
+        from matplotlib.figure import Figure
 
-def _axes(x_label: str, y_label: str) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    return figure, axes
+        figure = Figure(figsize=(5, 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(f"{title}, training step {self._step}", fontsize="medium")
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.3)
+        return figure, axes

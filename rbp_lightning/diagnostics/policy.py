@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rbp_lightning.agreement import agreeing, everywhere, own_part
 from rbp_lightning.diagnostics.skipped_steps import SkippedSteps, parameters_of
 from rbp_lightning.errors import ConvergenceError, check_choice, check_count, check_number
 from rbp_lightning.failures import Failure
@@ -169,11 +170,9 @@ class FailurePolicy(Callback):
         """
         parameters = parameters_of(optimizer)
         # With a loss scale, overflow is what lowers it.
-        if trainer.precision != "16-mixed" and self._looks_at_gradients(trainer) and not _all_finite(parameters):
-            names = [name for name, parameter in pl_module.named_parameters() if not _all_finite([parameter])]
-            report(
-                Failure.GRADIENT, f"{type(pl_module).__name__}: the gradient of {', '.join(names)} is wrong", parameters
-            )
+        if trainer.precision != "16-mixed" and self._looks_at_gradients(trainer):
+            with agreeing(pl_module):  # a process has its share of each gradient
+                self._look_at_gradients(pl_module, parameters)
         if not any(self.action(failure) == "skip" for failure in Failure):
             return
         invalid = self.skips.has_invalid(parameters)
@@ -188,6 +187,14 @@ class FailurePolicy(Callback):
                 f"(max_skips={self.max_skips}), last because {self.skips.reason}: decrease the learning rate or "
                 "look at the warnings before."
             )
+
+    @staticmethod
+    def _look_at_gradients(pl_module: LightningModule, parameters: list[Tensor]) -> None:
+        if everywhere(_all_finite(parameters)):
+            return
+        names = [name for name, parameter in pl_module.named_parameters() if not _all_finite([parameter])]
+        which = ", ".join(names) or "a parameter, in another process's share,"
+        report(Failure.GRADIENT, f"{type(pl_module).__name__}: the gradient of {which} is wrong", parameters)
 
     def _looks_at_gradients(self, trainer: Trainer) -> bool:
         action = self.action(Failure.GRADIENT)
@@ -206,6 +213,6 @@ class FailurePolicy(Callback):
 
 
 def _all_finite(parameters: list[Tensor]) -> bool:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
     finite = [(leaf.coalesce().values() if leaf.is_sparse else leaf).isfinite().all() for leaf in gradients]
     return not finite or bool(torch.stack([one.to(finite[0].device) for one in finite]).all())

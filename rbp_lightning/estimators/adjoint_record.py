@@ -7,6 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import anywhere, largest
 from rbp_lightning.estimators.observer import SolveObserver
 from rbp_lightning.estimators.warm_start import WarmStart
 from rbp_lightning.failures import Failure
@@ -56,32 +57,32 @@ class AdjointRecord:
         if bound is not None and self.bounded is not None:
             bound = torch.where(self.bounded, bound, float("nan"))
         self.solution = solution = replace(solution, vector=(), error_bound=bound)
-        if self.observers:
-            seen = solution if measured is None else replace(solution, residual=measured())
-            for observer in self.observers:
-                observer.on_adjoint(seen)
-        self._judge(solution, parameters)
+        with in_context(self.context):
+            if self.observers:
+                seen = solution if measured is None else replace(solution, residual=measured())
+                for observer in self.observers:
+                    observer.on_adjoint(seen)
+            self._judge(solution, parameters)
 
     def _judge(self, solution: LinearSolution, parameters: FindParameters) -> None:
-        if solution.tol and solution.converged:
-            return
         tolerated = 1.0 if solution.intended else self.context.handler.truncation_tol
         # A policy of 1 tolerates everything; what is left out may be more than g itself.
         limit = solution.tol or (tolerated if tolerated < 1 else torch.finfo(solution.residual.dtype).max)
-        if solution.worst <= limit:
+        good_enough = (solution.tol and solution.converged) or solution.worst <= limit
+        if not anywhere(not good_enough):
             return
+        worst = float(largest(torch.tensor(solution.worst)))
         if solution.error_estimate is not None:
             figure = "an estimated relative error"
         else:
             figure = "a relative residual" if solution.error_bound is None else "a bound on its relative error"
-        with in_context(self.context):
-            report(
-                Failure.ADJOINT if solution.error_estimate is None else Failure.TRUNCATED,
-                f"{self.name}: The adjoint solve took {solution.steps} steps to {figure} of {solution.worst:.2e} "
-                f"({'tol' if solution.tol else 'truncation_tol'}={limit:g}), so the gradient is wrong by more than "
-                "asked for",
-                parameters(),
-            )
+        report(
+            Failure.ADJOINT if solution.error_estimate is None else Failure.TRUNCATED,
+            f"{self.name}: The adjoint solve took {solution.steps} steps to {figure} of {worst:.2e} "
+            f"({'tol' if solution.tol else 'truncation_tol'}={limit:g}), so the gradient is wrong by more than "
+            "asked for",
+            parameters(),
+        )
 
 
 def parameters_of(taped: Vector) -> list[Tensor]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
+from rbp_lightning.agreement import begin_agreeing, end_agreeing
 from rbp_lightning.errors import UserError, check_instance
 from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
@@ -206,12 +208,35 @@ class GradientEstimator(Callback, ABC):
             names = " and ".join(type(estimator).__name__ for estimator in estimators)
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
         unshare(trainer, pl_module)
+        self._serve(pl_module)
+        if stage == "fit":
+            log_hyperparameters(trainer, pl_module, {"estimator": describe(self)})
+
+    def _serve(self, pl_module: LightningModule) -> None:
         pl_module.estimator = self  # type: ignore[assignment]
         for module in pl_module.modules():
             if getattr(module, "takes_estimator", False):  # a FixedPointLayer
                 module.estimator = self  # type: ignore[assignment]
-        if stage == "fit":
-            log_hyperparameters(trainer, pl_module, {"estimator": describe(self)})
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Serves what ``configure_model`` has made since ``setup``, with the processes that share it."""
+        self._serve(pl_module)
+        begin_agreeing(pl_module)
+
+    on_test_start = on_predict_start = on_fit_start
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does so for a validation that is not part of a training."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self.on_fit_start(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends what it began."""
+        end_agreeing(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends it as well; the Trainer tears nothing down then."""
+        end_agreeing(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keeps its description in the checkpoint, under ``"estimator"``."""

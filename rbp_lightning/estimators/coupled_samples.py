@@ -2,6 +2,7 @@
 
 import torch
 
+from rbp_lightning.agreement import anywhere
 from rbp_lightning.estimators.adjoint_record import FindParameters
 from rbp_lightning.estimators.spot_checks import SpotChecks
 from rbp_lightning.failures import Failure
@@ -29,7 +30,7 @@ def samples_are_coupled(operator: JacobianOperator, name: str, place: Place, par
         ConvergenceError: If they do and the policy is to raise.
     """
     samples = operator.batch_shape.numel()
-    if samples < 2:
+    if not anywhere(samples >= 2):
         return False
     count = _checks.next(place)
     if count is None:
@@ -40,7 +41,7 @@ def samples_are_coupled(operator: JacobianOperator, name: str, place: Place, par
     chosen = chosen.to(probe[0].device)
     product = operator.vjp(where(chosen, probe, [torch.zeros_like(leaf) for leaf in probe]))
     elsewhere = norm(product, operator.batch_dims).masked_fill(chosen, 0.0)
-    if not bool((elsewhere > 0).any()):
+    if not anywhere((elsewhere > 0).any()):
         return place in _checks.found
     _checks.found.add(place)
     report(

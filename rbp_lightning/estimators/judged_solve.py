@@ -1,7 +1,9 @@
 """Turning a solve into its result, and reporting one that did not end as it was meant to."""
 
+import torch
 from torch.utils._pytree import tree_unflatten
 
+from rbp_lightning.agreement import everywhere, largest, total
 from rbp_lightning.estimators.adjoint_record import AdjointRecord, parameters_of
 from rbp_lightning.failures import Failure
 from rbp_lightning.fixed_point import FixedPoint
@@ -61,12 +63,14 @@ def judged_solve(
     )
     if failure is not None:
         failed = fixed_point.samples(Status.DIVERGED, Status.NAN, *([Status.MAX_STEPS] if solve.solver.tol > 0 else []))
-        whose = f" ({int(failed.sum())} of {codes.numel()} samples)" if codes.numel() > 1 else ""
+        count, samples = total(torch.stack([failed.sum(), torch.ones_like(codes).sum()])).tolist()
+        whose = f" ({count} of {samples} samples)" if samples > 1 else ""
+        worst = float(largest(fixed_point.residual.max()))
         with in_context(context):
             report(
                 failure,
                 f"{name}: The forward solve took {solve.steps} steps to a relative residual of "
-                f"{float(fixed_point.residual.max()):.2e} (tol={solve.solver.tol:g}), status {status.value!r}{whose}"
+                f"{worst:.2e} (tol={solve.solver.tol:g}), status {status.value!r}{whose}"
                 f"{_of_one_leaf(solve)}",
                 parameters_of(image),
             )
@@ -76,6 +80,6 @@ def judged_solve(
 def _of_one_leaf(solve: Solve) -> str:
     """What to say where a leaf alone has not converged."""
     last = solve.test.last
-    if last is None or last.leaves is None or not bool((last.change <= solve.solver.tol * last.size).all()):
+    if last is None or last.leaves is None or not everywhere((last.change <= solve.solver.tol * last.size).all()):
         return ""
     return ", which is that of one leaf; by one norm over all leaves (per_leaf=False) it has converged"

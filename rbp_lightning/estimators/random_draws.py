@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from rbp_lightning.agreement import anywhere
 from rbp_lightning.estimators.spot_checks import SpotChecks
 from rbp_lightning.pytree import State
 from rbp_lightning.reporting import Place
@@ -89,7 +90,7 @@ class RandomnessCheck:
             solve: The solve.
         """
         # A draw need not matter, and another thread may have made it.
-        if self._watch is None or not self._watch.draws or not solve.is_stochastic(DRAWS, self._tol):
+        if self._watch is None or not anywhere(self._watch.draws) or not solve.is_stochastic(DRAWS, self._tol):
             return False
         self._checks.found.add(self._place)
         return True

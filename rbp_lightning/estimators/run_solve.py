@@ -57,6 +57,11 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
         start, function = transforms.lowered_state(initial_state), transforms.lowered(update)
         batch_dims += len(transforms.batch_sizes)
     context = current_context()
+    if request is not None and context.sharing is not None:
+        raise UserError(
+            f"{name}: PyTorch's sharded modules have first derivatives in reverse mode alone: leave order at 1 and "
+            "torch.func out, or do not shard."
+        )
     observers = observers_of_solve() if taped else []
     record = AdjointRecord(name, context, observers, warm_start) if taped else None
     randomness = RandomnessCheck(function, context.place, taped, solver.tol)

@@ -1,4 +1,4 @@
-"""States with complex tensors, dataclasses and missing parts, as states of real tensors."""
+"""States with complex or distributed tensors, dataclasses and missing parts, as states of real tensors."""
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -19,7 +19,9 @@ class StateForm:
 
     A complex tensor becomes pairs of real and imaginary parts, in a last dimension more: the Jacobian of an update need
     not be complex linear, and its adjoint is that of the pairs, as PyTorch's convention for complex gradients has it.
-    A dataclass becomes a dict of its fields, and ``None`` an empty tuple.
+    A dataclass becomes a dict of its fields, and ``None`` an empty tuple. Of a distributed tensor (DTensor), as tensor
+    parallelism makes them, each process gets the whole, so that a solver's norms and inner products are those of the
+    whole state, at the price of its memory; the update gets it distributed as the initial state is.
 
     Args:
         initial_state: The initial state.
@@ -46,7 +48,7 @@ class StateForm:
         Raises:
             UserError: If a complex leaf has fewer dimensions.
         """
-        if isinstance(initial_state, Tensor) and not initial_state.is_complex():
+        if type(initial_state) is Tensor and not initial_state.is_complex():
             return None
         try:
             leaves = tree_flatten(initial_state, is_leaf=_is_leaf)[0]
@@ -58,7 +60,8 @@ class StateForm:
                     f"batch_dims={batch_dims}, but a leaf of the initial state has the shape {tuple(leaf.shape)}: the "
                     f"first {batch_dims} dimensions must be the same in all of them."
                 )
-        return cls(initial_state) if any(_is_leaf(leaf) or _is_complex(leaf) for leaf in leaves) else None
+        needed = any(_is_leaf(leaf) or _is_complex(leaf) or _is_distributed(leaf) for leaf in leaves)
+        return cls(initial_state) if needed else None
 
     def plain(self, state: State) -> State:
         """The pytree of real tensors.
@@ -98,6 +101,8 @@ class StateForm:
             return ()
         if _is_leaf(leaf):  # a dataclass
             return {field.name: self.plain(getattr(leaf, field.name)) for field in fields(leaf)}
+        if _is_distributed(leaf):
+            leaf = leaf.full_tensor()
         return torch.view_as_real(leaf.resolve_conj()) if _is_complex(leaf) else leaf
 
 
@@ -131,6 +136,10 @@ def _is_complex(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_complex()
 
 
+def _is_distributed(value: Any) -> bool:
+    return hasattr(value, "full_tensor")
+
+
 def _original(like: State, plain: State) -> State:
     leaves, structure = tree_flatten(like, is_leaf=_is_leaf)
     pairs = zip(leaves, structure.flatten_up_to(plain), strict=True)
@@ -143,4 +152,15 @@ def _original_leaf(like: Any, plain: Any) -> Any:
     if _is_leaf(like):  # a dataclass
         parts = {field.name: _original(getattr(like, field.name), plain[field.name]) for field in fields(like)}
         return replace(like, **parts)
-    return torch.view_as_complex(plain.contiguous()) if _is_complex(like) else plain
+    if _is_complex(like):
+        plain = torch.view_as_complex(plain.contiguous())
+    return _distributed(like, plain) if _is_distributed(like) else plain
+
+
+def _distributed(like: Any, whole: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor, Replicate
+
+    everywhere = [Replicate()] * like.device_mesh.ndim
+    tensor = DTensor.from_local(whole, like.device_mesh, everywhere, run_check=False)
+    distributed: Tensor = tensor.redistribute(like.device_mesh, like.placements)
+    return distributed

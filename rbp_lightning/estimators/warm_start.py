@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_structure
 
+from rbp_lightning.agreement import everywhere
 from rbp_lightning.errors import UserError
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear.base import LinearSolution
@@ -51,7 +52,7 @@ class WarmStart:
             gradient: Leaves of the gradient, scaled as the last one was.
         """
         leaves = list(gradient)
-        return _moved(self._adjoint, leaves) if _interchangeable(self._adjoint, leaves) else None
+        return _moved(self._adjoint, leaves) if everywhere(_interchangeable(self._adjoint, leaves)) else None
 
     def keep_state(self, fixed_point: FixedPoint) -> None:
         """Keeps a fixed point, or forgets the last solve if this one went wrong.
@@ -72,7 +73,7 @@ class WarmStart:
         Args:
             solution: How it was solved for.
         """
-        good = bool((solution.residual <= 1).all())  # NaN is not
+        good = everywhere((solution.residual <= 1).all())  # NaN is not
         self._adjoint = [leaf.detach() for leaf in solution.vector] if good else None
 
     def state_dict(self) -> dict[str, Any]:

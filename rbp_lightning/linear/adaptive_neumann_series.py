@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import everywhere, largest, total
 from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.failures import Failure
@@ -82,11 +83,12 @@ class AdaptiveNeumannSeries(LinearSolver):
         factor = self._factor(operator, gradient)
         bounded = factor < 1
         adjoint, steps, residual, bound = self._series(operator, scale(bounded.to(factor), gradient), factor)
-        if not bool(bounded.all()):
+        if not everywhere(bounded.all()):
             others = scale((~bounded).to(factor), gradient)
+            count, samples = total(torch.stack([(~bounded).sum(), torch.ones_like(bounded).sum()])).tolist()
             what = (
-                f"AdaptiveNeumannSeries: The norm of J is not known to be below 1 ({int((~bounded).sum())} of "
-                f"{bounded.numel()} samples), so the error of the Neumann series is not bounded"
+                f"AdaptiveNeumannSeries: The norm of J is not known to be below 1 ({count} of {samples} samples), so "
+                "the error of the Neumann series is not bounded"
             )
             if self.fallback == "krylov":
                 notify(Failure.NO_CONTRACTION, f"{what}, and GMRES takes its place")
@@ -105,7 +107,7 @@ class AdaptiveNeumannSeries(LinearSolver):
         """GMRES, and where that stagnates conjugate gradients from what it has."""
         steps = min(self.max_steps, GMRES_STEPS)
         first = GMRES(steps, self.tol, check_every=self.check_every).solve(operator, gradient)
-        if first.converged:
+        if everywhere(first.converged):
             return first
         failed = ~(first.residual <= self.tol)
         mask = failed.to(first.residual)
@@ -123,8 +125,9 @@ class AdaptiveNeumannSeries(LinearSolver):
         if self.contraction_factor is not None:
             return torch.full_like(size, self.contraction_factor)
         # A start of its own for each g: the probability is one over the starts. It depends on nothing else, so that a
-        # resumed run draws the same.
+        # resumed run draws the same; and processes that share one state do, should they have rounded g differently.
         seed = int.from_bytes(hashlib.sha256(size.double().cpu().numpy().tobytes()).digest()[:4], "big")
+        seed = int(largest(torch.tensor(seed)))
         bounds = norm_bounds(operator, self.norm_steps, seed=seed, stop_early=True)
         return (bounds.upper * (1 + ROUNDING * operator.epsilon)).nan_to_num(nan=float("inf"), posinf=float("inf"))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
+from rbp_lightning.agreement import everywhere, total
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.linear.jacobian import JacobianOperator
@@ -79,7 +80,7 @@ class ConjugateGradient(RecurrentSolver):
 
     def finish(self, recurrence: Recurrence, solution: LinearSolution) -> LinearSolution:
         """Reports the samples that conjugate gradients are not for."""
-        if solution.converged:
+        if everywhere(solution.converged):
             return solution
         assert isinstance(recurrence, _CG)
         operator = recurrence.operator
@@ -93,12 +94,10 @@ def _explain(operator: JacobianOperator, failed: Tensor, recurrence: _CG) -> Non
     # Rounding alone, of many steps in low precision, makes residuals lean as well.
     asymmetric = failed & is_asymmetric(operator)
     indefinite = failed & recurrence.indefinite & ~asymmetric
-    counts = torch.stack([asymmetric.sum(), indefinite.sum()]).tolist()
+    *counts, samples = total(torch.stack([asymmetric.sum(), indefinite.sum(), torch.ones_like(failed).sum()])).tolist()
     reasons = ("J is not symmetric", "I - J has an eigenvalue that is not positive")
     found = [
-        f"{reason} in {count} of {failed.numel()} samples"
-        for reason, count in zip(reasons, counts, strict=True)
-        if count
+        f"{reason} in {count} of {samples} samples" for reason, count in zip(reasons, counts, strict=True) if count
     ]
     if found:
         report(

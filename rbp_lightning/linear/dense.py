@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from rbp_lightning.agreement import alike
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.linear.back_substitution import solve_by_qr
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
@@ -21,7 +22,8 @@ class Dense(LinearSolver):
         max_size: Most elements of a sample, at least 1; a larger state is refused.
 
     Raises:
-        UserError: If ``max_size`` is out of its range, or a sample has more elements.
+        UserError: If ``max_size`` is out of its range, a sample has more elements, or processes that share an update
+            have samples of different sizes.
 
     Example:
         >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
@@ -34,6 +36,11 @@ class Dense(LinearSolver):
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Makes the matrices and solves with them; ``start`` is of no use."""
+        if not alike(operator.size):
+            raise UserError(
+                "Dense: the processes that share the update have samples of different sizes, and would take different "
+                "numbers of products: use GMRES(), or samples of one size."
+            )
         if operator.size > self.max_size:
             raise UserError(
                 f"Dense: max_size={self.max_size}, but a sample has {operator.size} elements: use GMRES(), or increase "

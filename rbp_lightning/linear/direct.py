@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from rbp_lightning.agreement import everywhere
 from rbp_lightning.errors import check_count
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
 from rbp_lightning.linear.dense import Dense, rounding_tol
@@ -38,7 +39,7 @@ class Direct(LinearSolver):
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Solves by QR or by GMRES; ``start`` is of no use."""
-        if operator.size <= self.dense_size:
+        if everywhere(operator.size <= self.dense_size):
             return Dense(self.dense_size).solve(operator, gradient)
         steps = max(1, self.max_products * RESTART // (RESTART + 1))  # a restart takes a product as well
         solution = GMRES(steps, 10 * operator.epsilon, RESTART).solve(operator, gradient)

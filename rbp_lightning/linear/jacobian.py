@@ -23,6 +23,9 @@ _NO_SECOND_DERIVATIVE = (
     "The gradient of a fixed point has no derivative",  # of a solve within the update
 )
 _FUSED_ATTENTION = "_scaled_dot_product_"
+# The first one frees the parameters, and the second one communicates beside the graph (PyTorch 2.13): a second
+# derivative is an error at best.
+_SHARDED = ("RegisterPostBackwardFunction", "_FromTorchTensor")
 
 
 class JacobianOperator(AdjointMap):
@@ -163,7 +166,8 @@ class JacobianOperator(AdjointMap):
 
         J v is the derivative with respect to u of (J^T u) . v, so it comes from the tape, without a second evaluation
         of the update. Fused kernels of attention cannot be differentiated twice: for these products the step is taped
-        once more with PyTorch's math kernel. Where another operation cannot, the update is evaluated in forward mode.
+        once more with PyTorch's math kernel. Where another operation cannot, the update is evaluated in forward mode;
+        so it is of modules that are sharded.
 
         Args:
             tangent: Leaves of v.
@@ -184,6 +188,8 @@ class JacobianOperator(AdjointMap):
 
     def _jvp_from_tape(self, again: tuple[Vector, Vector] | None = None) -> Callable[[Vector], list[Tensor]] | None:
         inputs, outputs = again or (self._inputs, self._outputs)
+        if any(node.name().startswith(_SHARDED) for node in graph_nodes(outputs)):
+            return None
         duals = [torch.zeros_like(output, requires_grad=True) for output in outputs]
         try:
             with torch.enable_grad():

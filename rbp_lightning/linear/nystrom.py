@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from rbp_lightning.errors import check_count, check_number, check_seed
+from rbp_lightning.agreement import alike, total
+from rbp_lightning.errors import UserError, check_count, check_number, check_seed
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.back_substitution import solve_by_qr
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
@@ -53,6 +54,11 @@ class Nystrom(LinearSolver):
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
         """Samples the columns and solves with them; ``start`` is of no use."""
+        if not alike(min(self.rank, operator.size)):
+            raise UserError(
+                f"Nystrom: rank={self.rank}, but some of the processes that share the update have samples of fewer "
+                "elements, and would take fewer products: lower rank."
+            )
         before = operator.products
         right = operator.ravel(gradient)
         # Drawn on the CPU, so that every device sees the same numbers.
@@ -104,8 +110,9 @@ def _report_asymmetry(columns: Tensor, chosen: list[int], flat: Tensor, image: T
     size = 1 + vector_norm(columns, dim=(-2, -1))
     allowed = ROUNDING * epsilon * size * vector_norm(flat, dim=-1)
     asymmetric = vector_norm(leaning, dim=-1) > allowed
-    if count := int(asymmetric.sum()):
+    count, samples = total(torch.stack([asymmetric.sum(), torch.ones_like(asymmetric).sum()])).tolist()
+    if count:
         report(
             Failure.NOT_POSITIVE_DEFINITE,
-            f"Nystrom: J is not symmetric in {count} of {asymmetric.numel()} samples, so it solves another equation",
+            f"Nystrom: J is not symmetric in {count} of {samples} samples, so it solves another equation",
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import everywhere, largest
 from rbp_lightning.errors import check_count, check_instance, check_number, check_seed
 from rbp_lightning.linear.jacobian import JacobianOperator
 
@@ -61,7 +62,7 @@ def spectral_radius(
     vector = operator.random_unit_vector(seed)
     for _ in range(steps):
         _, vector = _normalized(operator.flat_vjp(vector))
-    return _arnoldi(operator, vector, min(krylov_steps, operator.size))
+    return _arnoldi(operator, vector, int(largest(torch.tensor(min(krylov_steps, operator.size)))))
 
 
 def _arnoldi(operator: JacobianOperator, vector: Tensor, steps: int) -> SpectralRadius:
@@ -160,7 +161,7 @@ def norm_bounds(
             gap = (excess / (2 * step - 1)) ** 2
             upper = lower / math.sqrt(1 - gap) if gap < 1 else torch.full_like(lower, float("inf"))
             decided = (lower >= 1) | (1 - upper >= (1 - lower) / 2)
-            if last or bool(decided.all()):
+            if last or everywhere(decided.all()):
                 break
         right = operator.flat_vjp(left) - alpha * right
         beta, right = _normalized(right)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import largest
+
 
 class Verification:
     """Compares true residuals with the tolerance, where a solver's own no longer fall: rounding sets the two apart.
@@ -11,7 +13,7 @@ class Verification:
         tol: The tolerance.
 
     Attributes:
-        converged: Whether every sample was within the tolerance at the last call.
+        converged: Whether every sample was within the tolerance at the last call, in all processes that share it.
     """
 
     def __init__(self, tol: float) -> None:
@@ -22,6 +24,8 @@ class Verification:
     def goes_on(self, residual: Tensor) -> bool:
         """Whether going on from the true residual promises something: it is above the tolerance, and has halved.
 
+        Where processes share the solve, it is whether it does in any of them.
+
         Args:
             residual: The true relative residual of each sample.
         """
@@ -29,5 +33,6 @@ class Verification:
         improves = above if self._before is None else above & (residual <= 0.5 * self._before)
         self._before = residual
         # One transfer for both.
-        improvable, self.converged = torch.stack([improves.any(), (residual <= self._tol).all()]).tolist()
+        improvable, failed = largest(torch.stack([improves.any(), ~(residual <= self._tol).all()]).float()).tolist()
+        self.converged = not failed
         return bool(improvable)

@@ -9,6 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.utils.parametrize import ParametrizationList
 
+from rbp_lightning.agreement import fully_sharded_parts
 from rbp_lightning.errors import UserError, check_instance
 from rbp_lightning.nn.same_draws import SameDraws
 from rbp_lightning.pytree import State
@@ -29,7 +30,8 @@ def held(update: Update, module: nn.Module) -> Update:
       ``torch.func.functional_call`` has ended finds the ones that were passed to that.
 
     A ``torch.utils.checkpoint`` within the module does not go with held weights, which its recomputation would compute
-    anew; around the whole layer it does.
+    anew; around the whole layer it does. Of a module that ``fully_shard`` has sharded, whose parameters come and go
+    with each application, the random numbers alone are held.
 
     Within a graph of torch.compile, torch.export or torch.jit.trace nothing is held.
 
@@ -68,6 +70,9 @@ class _Held:
         self._weights: dict[ParametrizationList, Tensor] = {}
         self._parametrizations: set[ParametrizationList] = set()
         self._parameters: list[tuple[dict[str, nn.Parameter | None], str, Tensor | None]] = []
+        self._by_name: dict[str, nn.Parameter] = {}
+        if fully_sharded_parts(module):
+            return
         for owner in module.modules():
             self._parameters += [(owner._parameters, name, one) for name, one in owner._parameters.items()]
             if isinstance(owner, ParametrizationList):

@@ -14,8 +14,9 @@ from rbp_lightning.pytree import FLOATS
 class SparseMatrix:
     """A constant sparse matrix A with a fast product A X and fast derivatives of it.
 
-    PyTorch's own backward of a CSR product transposes the matrix on every call; here the transpose is made once. The
-    product has VJPs, JVPs and second derivatives with respect to X. A itself is a constant and gets no gradient.
+    PyTorch's own backward of a CSR product transposes the matrix on every call; here the transpose is made once, for
+    the first gradient. The product has VJPs, JVPs and second derivatives with respect to X. A itself is a constant and
+    gets no gradient.
 
     Args:
         row: Row of each entry, counted from 0: integers of shape ``[num_entries]``.
@@ -43,10 +44,7 @@ class SparseMatrix:
         by_row = by_col[torch.argsort(row[by_col], stable=True)]
         row, col = row[by_row], col[by_row]
         _check_unique(row, col)
-        self._order = torch.argsort(col, stable=True)
-        self._indices = _row_pointers(row, self.shape[0]), col
-        self._transposed_indices = _row_pointers(col, self.shape[1]), row[self._order]
-        self._set(values[by_row])
+        self._set(_Places(_row_pointers(row, self.shape[0]), col, self.shape), values[by_row])
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> "SparseMatrix":
@@ -82,13 +80,52 @@ class SparseMatrix:
                 f"SparseMatrix: values has the shape {list(values.shape)}: pass {list(self.values.shape)}, a value for "
                 "each entry."
             )
+        return self._with(self._places, values)
+
+    def rows(self, index: slice | Tensor) -> "SparseMatrix":
+        """Returns the matrix of some of the rows.
+
+        Args:
+            index: Which rows: a slice of step 1, whose entries are not copied, or integers of shape ``[num_rows]``.
+
+        Raises:
+            UserError: If the slice has another step, or the integers are none of rows.
+
+        Example:
+            >>> matrix = SparseMatrix.from_dense(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]))
+            >>> matrix.rows(torch.tensor([2, 0])) @ torch.eye(2)
+            tensor([[3., 4.],
+                    [1., 0.]])
+        """
+        pointers = self._places.pointers
+        if isinstance(index, slice):
+            first, last, step = index.indices(self.shape[0])
+            if step != 1:
+                raise UserError(f"SparseMatrix: index={index} has the step {step}: pass a slice of step 1.")
+            pointers = pointers[first : max(first, last) + 1]
+            begin, end = int(pointers[0]), int(pointers[-1])
+            places = _Places(pointers - begin, self._places.col[begin:end], (len(pointers) - 1, self.shape[1]))
+            return self._with(places, self.values[begin:end])
+        index = _checked_index("index", index, self.shape[0])
+        counts = (pointers[index + 1] - pointers[index]).long()
+        own = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        shift = pointers[index] - own[:-1]
+        entries = torch.arange(int(own[-1]), device=index.device) + shift.repeat_interleave(counts)
+        return self._with(_Places(own, self._places.col[entries], (len(index), self.shape[1])), self.values[entries])
+
+    @property
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Row and column of each entry, and the entries, in the order of ``values``."""
+        counts = self._places.pointers.diff()
+        row = torch.arange(self.shape[0], device=counts.device).repeat_interleave(counts)
+        return row, self._places.col.long(), self.values
+
+    def _with(self, places: "_Places", values: Tensor) -> "SparseMatrix":
         other = object.__new__(SparseMatrix)
-        other.shape, other._order = self.shape, self._order
-        other._indices, other._transposed_indices = self._indices, self._transposed_indices
-        other._set(values)
+        other._set(places, values)
         return other
 
-    def _set(self, values: Tensor) -> None:
+    def _set(self, places: "_Places", values: Tensor) -> None:
         if values.requires_grad:
             raise UserError("SparseMatrix: values requires a gradient, but a SparseMatrix is constant: detach it.")
         if values.dtype not in FLOATS or values.layout is not torch.strided or values.is_meta:
@@ -96,10 +133,16 @@ class SparseMatrix:
                 f"SparseMatrix: values has the dtype {values.dtype} and the layout {values.layout}, on "
                 f"{values.device}: convert it to a dense floating-point tensor."
             )
-        self.values = values
-        rows, columns = self.shape
-        self._matrix = _csr(self._indices, values, (rows, columns))
-        self._transposed = _csr(self._transposed_indices, values[self._order], (columns, rows))
+        self.shape, self.values, self._places = places.shape, values, places
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return self._places.csr(self.values)
+
+    @cached_property
+    def _transposed(self) -> Tensor:
+        with torch.inference_mode(False):
+            return self._places.transposed.csr(self.values[self._places.order])
 
     @cached_property
     def _in_float64(self) -> "SparseMatrix":
@@ -111,11 +154,6 @@ class SparseMatrix:
         return {
             name: value for name, value in vars(self).items() if name not in ("_matrix", "_transposed", "_in_float64")
         }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes the CSR tensors."""
-        vars(self).update(state)
-        self._set(self.values)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseMatrix":
         """Returns the matrix itself: it is constant, and PyTorch cannot deep-copy a CSR tensor."""
@@ -143,7 +181,7 @@ class SparseMatrix:
             )
         if torch.promote_types(dense.dtype, self.values.dtype) != self.values.dtype:
             return self._in_float64 @ dense
-        product: Tensor = _Product.apply(self._matrix, self._transposed, dense.to(self.values.dtype))  # type: ignore[no-untyped-call]
+        product: Tensor = _Product.apply(self, False, dense.to(self.values.dtype))  # type: ignore[no-untyped-call]
         return product.to(dense.dtype)
 
 
@@ -200,12 +238,34 @@ def _row_pointers(row: Tensor, num_rows: int) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-def _csr(indices: tuple[Tensor, Tensor], values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        # PyTorch 2.11 warns on a GPU, even though the checks are turned off on purpose.
-        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
-        return torch.sparse_csr_tensor(*indices, values, shape, check_invariants=False)
+class _Places:
+    """Where the entries of a matrix are, in CSR form, and on demand in that of the transpose."""
+
+    def __init__(self, pointers: Tensor, col: Tensor, shape: tuple[int, int]) -> None:
+        # On a CPU each product would convert wider ones, which takes time and memory.
+        fits = max(len(col), *shape) < 2**31
+        self.pointers, self.col = (index.to(torch.int32 if fits else torch.int64) for index in (pointers, col))
+        self.shape = shape
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The entries by column."""
+        with torch.inference_mode(False):
+            return torch.argsort(self.col, stable=True).to(self.col.dtype)
+
+    @cached_property
+    def transposed(self) -> "_Places":
+        with torch.inference_mode(False):
+            counts = self.pointers.diff()
+            row = torch.arange(self.shape[0], dtype=self.col.dtype, device=counts.device).repeat_interleave(counts)
+            return _Places(_row_pointers(self.col, self.shape[1]), row[self.order], (self.shape[1], self.shape[0]))
+
+    def csr(self, values: Tensor) -> Tensor:
+        with warnings.catch_warnings(), torch.inference_mode(False):
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            # PyTorch 2.11 warns on a GPU, even though the checks are turned off on purpose.
+            warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
+            return torch.sparse_csr_tensor(self.pointers, self.col, values, self.shape, check_invariants=False)
 
 
 class _Product(torch.autograd.Function):
@@ -213,14 +273,14 @@ class _Product(torch.autograd.Function):
 
     # Without a setup_context, for which PyTorch would inspect the signature at every call.
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: SparseMatrix, transposed: bool, dense: Tensor) -> Tensor:
         ctx.matrix, ctx.transposed = matrix, transposed
         with torch.autocast(dense.device.type, enabled=False):  # CSR products have no low-precision kernel
-            return matrix @ dense
+            return (matrix._transposed if transposed else matrix._matrix) @ dense
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None, _Product.apply(ctx.transposed, ctx.matrix, gradient)  # type: ignore[no-untyped-call]
+        return None, None, _Product.apply(ctx.matrix, not ctx.transposed, gradient)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def jvp(ctx: Any, matrix: None, transposed: None, tangent: Tensor) -> Any:

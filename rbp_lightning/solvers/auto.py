@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.linalg import vecdot
 
+from rbp_lightning.agreement import total
 from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.errors import check_count
 from rbp_lightning.pytree import Vector, ravel
@@ -151,12 +152,14 @@ class Auto(FixedPointSolver):
 def _changes(before: Vector, vector: Vector, image: Vector, batch_dims: int) -> list[float]:
     """Compares two changes: the mean of the cosines between them, without sign, and the share of samples that grew.
 
-    It waits for the device.
+    The samples are those of all processes that share the solve. It waits for the device.
     """
     states = [ravel(state, batch_dims) for state in (before, vector, image)]
     one, other = states[1] - states[0], states[2] - states[1]
     square, product, following = vecdot(one, one), vecdot(one, other), vecdot(other, other)
-    cosine = (product.abs() / (square * following).sqrt()).nanmean()
-    growing = (following > square).to(cosine.dtype).mean()
-    figures: list[float] = torch.stack([cosine, growing]).tolist()
+    cosine = product.abs() / (square * following).sqrt()
+    known, growing = ~cosine.isnan(), following > square
+    counts = [flag.sum().to(cosine.dtype) for flag in (known, growing, torch.ones_like(known))]
+    sums = total(torch.stack([cosine.nansum(), *counts]))
+    figures: list[float] = (sums[::2] / sums[1::2]).tolist()
     return figures

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import everywhere
 from rbp_lightning.pytree import Vector, norm, where
 
 
@@ -118,5 +119,5 @@ class FrozenSamples:
         return other
 
     def all(self) -> bool:
-        """Whether every sample is frozen; waits for the device if some are."""
-        return self.mask is not None and bool(self.mask.all())
+        """Whether every sample is frozen, in all processes that share the solve; waits for the device if some are."""
+        return self.mask is not None and everywhere(self.mask.all())

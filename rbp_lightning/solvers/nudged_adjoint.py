@@ -5,6 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rbp_lightning.agreement import everywhere
+from rbp_lightning.agreement import total as total_anywhere
 from rbp_lightning.errors import check_instance, check_number
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.adjoint_map import AdjointMap
@@ -83,12 +85,13 @@ class NudgedAdjoint(LinearSolver):
         vector = scale(largest / count, total)
         residual = operator.adjoint_residual(gradient, vector)
         solution = LinearSolution(vector, nudged.steps, 0, residual, solver.tol)
-        if not solution.converged:
+        if not everywhere(solution.converged):
             asymmetric = ~(residual <= solver.tol) & is_asymmetric(operator)
-            if count := int(asymmetric.sum()):
+            found, samples = total_anywhere(torch.stack([asymmetric.sum(), torch.ones_like(asymmetric).sum()])).tolist()
+            if found:
                 report(
                     Failure.NOT_POSITIVE_DEFINITE,
-                    f"NudgedAdjoint: J is not symmetric in {count} of {residual.numel()} samples, so nudged states do "
+                    f"NudgedAdjoint: J is not symmetric in {found} of {samples} samples, so nudged states do "
                     "not tell the adjoint there",
                 )
         return replace(solution, products=operator.products - before)

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from rbp_lightning.agreement import anywhere, everywhere, largest
 from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.pytree import State, Vector, flatten_state, norm, subtract
 from rbp_lightning.reporting import current_context
@@ -256,7 +257,7 @@ class Solve:
         assert allowed is not None  # it has converged
         self._observe(self.steps, vector, image)
         assert self.test.last is not None
-        if bool((self.test.last.residual <= allowed.residual.clamp_min(self.solver.tol)).all()):
+        if everywhere((self.test.last.residual <= allowed.residual.clamp_min(self.solver.tol)).all()):
             return image
         self.test.forget_last()
         taped = vector[0].requires_grad
@@ -290,7 +291,7 @@ class Solve:
             self.frozen.freeze(~residual.isfinite(), self.test.codes(stalled=False))
             if self.frozen.all():
                 return True
-            finished = schedule.decide(step, float(residual.nan_to_num(0.0, 0.0, 0.0).max()))
+            finished = schedule.decide(step, float(largest(residual.nan_to_num(0.0, 0.0, 0.0).max())))
         if finished:
             self.settled, self._stalled = self.frozen.mask is None, schedule.stalled
             return True
@@ -308,14 +309,14 @@ class Solve:
         if self.settled:
             return result
         codes = self.test.codes(self._stalled)
-        if int(codes.max()) >= Status.DIVERGED.code:
+        if int(largest(codes.max())) >= Status.DIVERGED.code:
             failed = codes >= Status.DIVERGED.code
             if not self.growth_fails:
                 assert self.test.last is not None  # every solve observes its last step
                 failed &= ~self.test.last.residual.isfinite()
             if self.frozen.mask is not None:
                 failed &= ~self.frozen.mask
-            if bool(failed.any()):
+            if anywhere(failed.any()):
                 self.frozen.freeze(failed, codes)
         return result if self.frozen.mask is before else run()
 
@@ -333,12 +334,12 @@ class Solve:
         limit = max(tol, 100 * self.test.epsilon) * norm(image, 0)
         with torch.no_grad(), isolate_rng():
             differences = [norm(subtract(self.function(vector), image), 0) for _ in range(times)]
-        return bool((torch.stack(differences) > limit).any())  # never where there is NaN
+        return anywhere((torch.stack(differences) > limit).any())  # never where there is NaN
 
     def status(self) -> tuple[Status, Tensor]:
-        """How the solve ended, and how each sample did, as ``FixedPoint.sample_status``."""
+        """How the solve ended in all processes that share it, and each sample here, as ``FixedPoint.sample_status``."""
         assert self.test.last is not None  # every solve observes its last step
         if self.settled and not self._stalled:
             return Status.CONVERGED, torch.zeros_like(self.test.last.residual, dtype=torch.int64)
         codes = self.frozen.merge_codes(self.test.codes(self._stalled))
-        return Status.of_code(int(codes.max())), codes
+        return Status.of_code(int(largest(codes.max()))), codes

@@ -15,5 +15,6 @@ TINY = [
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
+    "--trainer.callbacks.plot_every_n_steps=0",
 ]
 RUN = Path("logs/hopfield/version_0")

@@ -1,5 +1,6 @@
 """Mistakes in the input are one line; the user's own errors keep their traceback."""
 
+import importlib.util
 import io
 import re
 import subprocess
@@ -37,6 +38,10 @@ OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.lo
         ),
         (["--estimatr=RBP"], "Did you mean '--estimator'?"),
         (["--nonsense=3"], "unrecognized arguments: --nonsense=3. See --help"),
+        (["--seed=3"], "Did you mean '--seed_everything'?"),
+        (["--epochs=3"], "Did you mean '--trainer.max_epochs' or '--trainer.min_epochs'?"),
+        (["--devices=1"], "Did you mean '--trainer.devices'?"),
+        (["--lr=0.1"], "Did you mean '--lr_scheduler'?"),
         (["--config=misspelt.yaml"], "option 'trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"),
         (["--config=broken.yaml"], "did not find expected node content"),
         (["--estimator.steps=-1"], "NormalCG: steps=-1 must be a whole number of at least 1."),
@@ -81,6 +86,40 @@ def test_each_mistake_gets_one_clear_error(cli, arguments, message) -> None:
     assert message in told
     assert "Traceback" not in err
     assert not list(Path().rglob("*.ckpt"))
+
+
+def test_a_command_that_there_is_not(cli) -> None:
+    status, _, err = cli("ft", *TINY)
+    assert status == 2
+    assert err.startswith("error: there is no command 'ft'. Did you mean 'fit'? Known: sweep, fit, validate,")
+
+
+def test_a_model_without_its_cell_is_told_the_cells(cli) -> None:
+    for name in ("EquilibriumReasoner", "models.EquilibriumReasoner"):
+        status, _, err = cli("fit", f"--model={name}", "--data=PrefixSums")
+        assert status == 2
+        cells = "AttentionCell, ConvolutionalCell, TwoLevelCell"
+        assert err.startswith("error: --model: the following arguments are required: cell. --model.cell is one of")
+        assert err.endswith(f"{cells}.\n")
+
+
+def test_a_model_without_data_is_told_the_option(cli) -> None:
+    status, _, err = cli("fit", "--model=HopfieldMemory")
+    assert status == 1
+    assert "error: HopfieldMemory has no train_dataloader: name its data, --data=NAME;" in err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("logger", "module"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow"), ("CometLogger", "comet_ml")]
+)
+def test_a_logger_whose_package_is_missing_is_one_line(cli, logger, module) -> None:
+    if importlib.util.find_spec(module):
+        pytest.skip(f"{module} is installed")
+    status, _, err = cli("fit", *TINY, f"--trainer.logger={logger}")
+    assert status == 1
+    (told,) = [line for line in err.splitlines() if "error: " in line]
+    assert re.fullmatch(rf"error: {logger} needs (\S+), which is not installed: pip install '\1', or take .*", told)
 
 
 def error_of(cli, config: bytes | str, *arguments: str) -> str:

@@ -46,6 +46,26 @@ def test_a_signal_ends_a_training_after_its_batch_with_a_checkpoint(start) -> No
     assert resumed.end() == 0, resumed.error()
 
 
+def test_a_job_that_slurm_warns_is_saved_requeued_and_goes_on(start, tmp_path: Path) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" > asked\n')
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "17", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    slurm["PATH"] = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
+    run = start("fit", *OPTIONS, *FOREVER, **slurm)
+    run.until((VERSION / LAST).exists)
+    run.signal(signal.SIGUSR1)
+    assert run.end(30) == 128 + signal.SIGUSR1, run.error()
+    assert_one_line(run, "SIGUSR1", "--ckpt_path hpc_ckpt_1.ckpt")
+    assert Path("asked").read_text() == "requeue 17\n"
+    step = load_checkpoint("hpc_ckpt_1.ckpt")["global_step"]
+    resumed = start("fit", *OPTIONS, f"--trainer.max_epochs={step // 4 + 1}", **slurm)  # the same command
+    assert resumed.end() == 0, resumed.error()
+    assert "Checkpoint: hpc_ckpt_1.ckpt" in resumed.printed()
+    assert load_checkpoint(Path("logs/n/version_1", LAST))["global_step"] == 4 * (step // 4 + 1)
+
+
 @pytest.mark.parametrize("subcommand", ["audit", "validate"])
 def test_a_signal_ends_what_is_no_training_at_once(start, subcommand: str) -> None:
     run = start(subcommand, *OPTIONS, "--model.fault=SIGTERM", "--model.at=0")

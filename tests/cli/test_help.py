@@ -1,13 +1,15 @@
 """What the command line says of itself."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rbp_lightning.version import __version__
-from tests.cli.options import CONFIG
+from tests.cli.options import CONFIG, ROOT
 
 ESTIMATORS = ["AdaptiveNeumann", "BPTT", "CGRBP", "ExactAdjoint", "NeumannRBP", "RBP", "TBPTT"]
 
@@ -48,17 +50,47 @@ def test_help_of_each_estimator_lists_its_arguments(cli, name) -> None:
     assert ("--estimator.steps STEPS" in out) == (name != "BPTT")
 
 
+def test_help_names_the_subcommands_without_importing_pytorch() -> None:
+    program = [sys.executable, "-X", "importtime", ROOT / "train.py", "--help"]
+    answered = subprocess.run(program, capture_output=True, text=True, timeout=300, check=True)
+    for subcommand in ("fit", "sweep", "validate", "test", "predict", "audit"):
+        assert re.search(rf"^  {subcommand} +[A-Z]", answered.stdout, re.MULTILINE)
+    assert max(map(len, answered.stdout.splitlines())) <= 80
+    assert re.search(r"\| +rbp_lightning$", answered.stderr, re.MULTILINE)
+    assert not re.search(r"\| +(torch|lightning|numpy|models)$", answered.stderr, re.MULTILINE)
+
+
+def test_a_python_without_the_packages_is_told_where_they_are() -> None:
+    program = [sys.executable, "-S", ROOT / "train.py", "fit"]  # it leaves the installed packages out
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"error: {sys.executable} has no torch. `make demo` installs")
+
+
+def test_no_arguments_are_answered_by_the_help(cli) -> None:
+    shown = cli("--help")
+    assert shown[0] == 0
+    assert cli() == (2, *shown[1:])
+
+
 @pytest.mark.parametrize("columns", [80, 120])
-def test_help_fits_the_terminal(cli, columns, monkeypatch) -> None:
+@pytest.mark.parametrize("subcommand", ["fit", "audit"])
+def test_help_of_a_subcommand_fits_the_terminal_and_begins_with_this_project_s_options(
+    cli, subcommand, columns, monkeypatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    status, out, _ = cli("--help")
+    status, out, _ = cli(subcommand, "--help")
     assert status == 0
-    assert "audit" in out
     assert max(map(len, out.splitlines())) <= columns
-    status, out, _ = cli("fit", "--help")
-    assert status == 0
-    for option in ("--debug", "--checkpoint.monitor", "--checkpoint.mode", "--policy.diverged", "--estimator.help"):
+    options = re.findall(r"^  (?:-\w \w+, )?(--[\w.]+)(?: [A-Z{[]|,|  |$)", out, re.MULTILINE)
+    assert len(options) == len(set(options)) > 50
+    audit = ["--error", "--steps"] if subcommand == "audit" else []
+    first = [*audit, "--estimator", "--policy.diverged", "EquilibriumMonitor", "--checkpoint.monitor", "--ckpt_path"]
+    places = [out.index(option) for option in (*first, "--model NAME", "--config CONFIG", "--trainer.devices")]
+    assert places == sorted(places)
+    for option in ("--debug", "--checkpoint.mode", "--estimator.help", "--optimizer", "--trainer.max_epochs"):
         assert option in out
+    assert not re.search(r"known subclasses|:\w+:`|``", out)
 
 
 def test_version(cli) -> None:

@@ -1,5 +1,7 @@
 """What runs leave behind, and where."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,17 @@ def files(*names: str) -> list[str]:
 
 
 def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
-    status, out, err = cli("fit", *TINY, "--estimator=RBP", "--estimator.steps=60", "--estimator.solver.max_steps=30")
+    estimator = ["--estimator=RBP", "--estimator.steps=60", "--estimator.solver.max_steps=30"]
+    status, out, err = cli("fit", *TINY, *estimator, "--trainer.callbacks.plot_every_n_steps=100")
     assert status == 0, err
     assert f"Logs: {RUN}" in out
     assert f"Best checkpoint: {RUN}/checkpoints/best.ckpt" in out
-    assert "val/exact_recall: " in out
-    assert (RUN / "recall.png").is_file()
-    assert f"{RUN}/recall.png" in out
+    end = out[out.index("Trained for 2 epoch(s)") :]
+    named = re.findall(r"^  (\S+) +[\d.e-]+$", end, re.MULTILINE)
+    assert named == ["train/loss", "val/exact_recall", "val/loss", "val/pixel_error"]  # and not what a monitor logs
+    pictures = ["adjoint_solve.png", "forward_solve.png", "recall.png", "spectrum.png"]
+    assert f"Pictures in {RUN}: {', '.join(pictures)}\n" in end
+    assert files("*.png") == [f"{RUN}/{name}" for name in pictures]
     assert files("*.ckpt") == [f"{RUN}/checkpoints/best.ckpt", f"{RUN}/checkpoints/last.ckpt"]
 
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
@@ -33,14 +39,22 @@ def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
     assert torch.equal(loaded.state_dict()[weight], checkpoint["state_dict"][weight])
 
     events = EventAccumulator(str(RUN), size_guidance={"images": 0, "scalars": 0}).Reload()
+    tags = events.Tags()
+    assert not set(tags["images"]) & set(tags["scalars"])
     assert len(events.Images("val/recall")) == 2  # one at each validation
-    assert events.Images("val/recall")[0].width == 100
+    assert events.Images("val/recall")[0].width > 1000
+    assert [event.step for event in events.Images("monitor/forward_solve")] == [0, 1]  # the first and the last
     for tag in ("train/loss", "train/steps", "train/residual", "val/pixel_error", "val/exact_recall", "val/steps"):
         curve = [event.value for event in events.Scalars(tag)]
         assert len(curve) >= 2
         assert all(0 <= value < 100 for value in curve)
     exact = [event.value for event in events.Scalars("val/exact_recall")]
     assert [event.value for event in events.Scalars("hp_metric")][-2:] == exact
+
+    (following,) = re.findall(r"^Next: python train.py (.*)$", end, re.MULTILINE)
+    status, out, err = cli(*shlex.split(following))
+    assert status == 0, err
+    assert f"Pictures in {RUN}/test: recall.png\n" in out
 
 
 def test_a_linear_solver_is_named_in_an_option_or_a_file(cli) -> None:
@@ -111,6 +125,22 @@ def test_a_run_can_be_continued_in_its_folder(cli) -> None:
     assert cli("test", *here, "--ckpt_path=last")[0] == 0
     assert cli("audit", *here, "--ckpt_path=last", "--steps=[5]")[0] == 0
     assert not {"verbose", "batches"} & yaml.safe_load(config.read_text()).keys()  # the training's own
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # it exists
+def test_one_command_starts_a_run_and_goes_on(cli) -> None:
+    again = ["fit", *TINY, "--ckpt_path=auto"]
+    for own in (["--trainer.logger.version=here"], ["--trainer.logger=false", "--trainer.default_root_dir=run"]):
+        status, out, err = cli(*again, *own, "--trainer.max_epochs=1")
+        assert (status, "Checkpoint: " in out) == (0, False), err
+        status, out, err = cli(*again, *own)
+        assert status == 0, err
+        (last,) = re.findall("^Checkpoint: (.*)$", out, re.MULTILINE)
+        assert torch.load(last, weights_only=True)["epoch"] == 1
+    for words, told in ((again, "set --trainer.logger.version"), (["test", *again[1:]], "name the checkpoint to test")):
+        status, _, err = cli(*words)
+        assert status == 1
+        assert told in err
 
 
 def test_a_run_without_a_logger_leaves_nothing_in_the_current_folder(cli) -> None:

@@ -4,6 +4,7 @@ A line of JSON says what to run, or whose end to wait for; a line answers with t
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -59,6 +60,9 @@ def wait(pid: int, seconds: float) -> int | None:
 
 
 if __name__ == "__main__":
+    # No program collects, and so copies, what all of them share.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)
         print(json.dumps(wait(**asked["wait"]) if "wait" in asked else start(asked)), flush=True)

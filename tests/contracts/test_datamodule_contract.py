@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -19,10 +20,12 @@ from torch.utils._pytree import tree_leaves
 from torch_geometric.data import Data
 
 import datamodules
-from datamodules import CitationGraph, ImagePatterns, Mazes, MNISTSplits, PrefixSums, Sudoku
+from datamodules import CitationGraph, ImagePatterns, LabelledImages, Mazes, MNISTSplits, PrefixSums, Sudoku, SudokuFile
 from datamodules.puzzles import Puzzles
+from datamodules.sudoku_generation import puzzle
 from rbp_lightning import UserError
 from tests.graphs import RandomGraph
+from tests.puzzles import write_puzzles
 
 
 def nodes(data: CitationGraph) -> list[list[Any]]:
@@ -33,7 +36,7 @@ def patterns(data: ImagePatterns) -> list[list[Any]]:
     return [[digest(pattern) for pattern in split] for split in (data.stored, data.recalled)]
 
 
-def images(data: MNISTSplits) -> list[list[Any]]:
+def images(data: MNISTSplits | LabelledImages) -> list[list[Any]]:
     return [[digest(image) for image in split["images"]] for split in data.splits.values()]
 
 
@@ -47,6 +50,15 @@ def generated(kind: type[Puzzles], **arguments: Any) -> Callable[..., LightningD
     """Makes a few puzzles, for which no files are needed."""
     few = {"num_train": 20, "num_val": 4, "num_test": 4, "batch_size": 8}
     return lambda data_dir, **others: kind(**few, **arguments, **others)
+
+
+def from_file(data_dir: str, **others: Any) -> LightningDataModule:
+    """Puzzles of a file that is written here."""
+    file = Path(data_dir, "sudoku.csv")
+    if data_dir != "." and not file.exists():
+        generator = np.random.default_rng(0)
+        write_puzzles(file, [drawn for _ in range(60) if (drawn := puzzle(4, 8, generator)) is not None])
+    return generated(SudokuFile, side=4, data_dir=data_dir)(data_dir, **others)
 
 
 @dataclass
@@ -68,11 +80,13 @@ class Case:
 
 RANDOM = partial(CitationGraph, dataset=RandomGraph, split="per_class", per_class=2, num_val=6, num_test=10)
 PATTERNS = partial(ImagePatterns, held_out=10, train_draws=3, eval_draws=2)
+LABELLED = partial(LabelledImages, num_train=30, num_val=20, num_test=10, batch_size=8, eval_batch_size=8)
 SPLITS = partial(MNISTSplits, num_train=30, num_val=20, num_test=10)
 CASES = {
     "CitationGraph": Case(RANDOM, nodes, "split_seed"),
     "CitationGraph-ratio": Case(partial(RANDOM, split="ratio", train_ratio=0.3, pca=2), nodes, "split_seed"),
     "CitationGraph-parts": Case(partial(RANDOM, num_parts=3), nodes, "split_seed"),
+    "CitationGraph-random-parts": Case(partial(RANDOM, num_parts=3, partition="random"), nodes, "split_seed"),
     "CitationGraph-Cora": Case(partial(CitationGraph, split="per_class", pca=4), nodes, "split_seed", real=True),
     "ImagePatterns": Case(
         partial(ImagePatterns, held_out=10, train_draws=3, eval_draws=2), patterns, "corruption_seed"
@@ -80,13 +94,17 @@ CASES = {
     "ImagePatterns-MNIST": Case(
         partial(ImagePatterns, source="mnist", held_out=10, train_draws=3), patterns, "corruption_seed", real=True
     ),
+    "LabelledImages": Case(LABELLED, images, "data_seed"),
+    "LabelledImages-moved": Case(partial(LABELLED, shift=1, rotation=10, scaling=0.1), images, "data_seed"),
     "MNISTSplits": Case(SPLITS, images, "split_seed"),
     "MNISTSplits-noise": Case(partial(SPLITS, label_noise=0.5), images, "split_seed"),
     "MNISTSplits-MNIST": Case(partial(SPLITS, source="mnist"), images, "split_seed", real=True),
     "Mazes": Case(generated(Mazes, cells=4), puzzles, "data_seed"),
     "Mazes-loops": Case(generated(Mazes, cells=4, loops=0.2), puzzles, "data_seed"),
+    "Mazes-dead-ends": Case(generated(Mazes, cells=4, dead_end_start=True), puzzles, "data_seed"),
     "PrefixSums": Case(generated(PrefixSums), puzzles, "data_seed"),
     "Sudoku": Case(generated(Sudoku), puzzles, "data_seed"),
+    "SudokuFile": Case(from_file, puzzles, "data_seed"),
 }
 CLASSES = [getattr(datamodules, name) for name in datamodules.__all__]
 

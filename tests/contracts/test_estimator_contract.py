@@ -81,10 +81,10 @@ class Entry:
 ESTIMATORS = {
     "BPTT": Entry(BPTT, BPTT(EXACT), BPTT(), implicit=False),
     "CheckpointedBPTT": Entry(CheckpointedBPTT, CheckpointedBPTT(EXACT), CheckpointedBPTT(), implicit=False),
-    "TBPTT": Entry(TBPTT, TBPTT(900, EXACT), TBPTT(5), implicit=False),
+    "TBPTT": Entry(TBPTT, TBPTT(450, EXACT), TBPTT(5), implicit=False),
     "RBP": Entry(RBP, RBP(1000, 1e-14, solver=EXACT), RBP(5)),
-    "NeumannRBP": Entry(NeumannRBP, NeumannRBP(900, EXACT), NeumannRBP(5)),
-    "PhantomGradient": Entry(PhantomGradient, PhantomGradient(900, 0.9, EXACT), PhantomGradient(8, 0.9)),
+    "NeumannRBP": Entry(NeumannRBP, NeumannRBP(450, EXACT), NeumannRBP(5)),
+    "PhantomGradient": Entry(PhantomGradient, PhantomGradient(450, 0.9, EXACT), PhantomGradient(8, 0.9)),
     "SHINE": Entry(SHINE, SHINE(1000, 1e-14, solver=Broyden(1000, 1e-15)), SHINE(9), solver=Broyden),
     "CGRBP": Entry(CGRBP, CGRBP(100, 1e-14, solver=EXACT), CGRBP(5)),
     "AdaptiveNeumann": Entry(AdaptiveNeumann, AdaptiveNeumann(1e-12, solver=EXACT), AdaptiveNeumann(1e-2)),
@@ -494,15 +494,15 @@ def test_nested_solves_have_the_gradient_of_the_whole(entry: Entry) -> None:
         fixed_point = estimator(update, outer.start, batch_dims=1)
         return list(torch.autograd.grad(loss_of(fixed_point.state), outer.tensors + inner.tensors)), fixed_point
 
-    if entry.kind in (TBPTT, NeumannRBP, PhantomGradient):  # 900 products through 900 products
-        solver = Picard(80, 1e-12)
+    if entry.kind in (TBPTT, NeumannRBP, PhantomGradient):  # hundreds of products through hundreds
+        solver = Picard(40, 1e-12)
         few = {"damping": 1.0} if entry.kind is PhantomGradient else {}
-        estimator = entry.kind(60, solver=solver, **few)
+        estimator = entry.kind(30, solver=solver, **few)
     else:
         estimator = copy.deepcopy(entry.exact)
-        estimator.solver = entry.solver(80, 1e-12)
+        estimator.solver = entry.solver(40, 1e-12)
     with left_to_the_test():
-        reference, _ = found(BPTT(Picard(60, 1e-12)))
+        reference, _ = found(BPTT(Picard(40, 1e-12)))
         gradient, fixed_point = found(estimator)
     assert relative_error(gradient, reference) < 1e-7
     assert fixed_point.adjoint is not None
@@ -546,7 +546,7 @@ def test_a_warm_start_leaves_the_gradient_as_it_is(entry: Entry) -> None:
             assert relative_error(found, exact) < 1e-9
             steps.append(fixed_point.steps)
     assert steps[0] > (50 if entry.solver is Picard else 20)
-    if entry.kind is not TBPTT:  # 900 steps on the tape
+    if entry.kind is not TBPTT:  # 450 steps on the tape
         assert max(steps[1:]) <= 12
 
 
@@ -969,7 +969,14 @@ def test_describe_lists_every_argument() -> None:
             "steps": 7,
             "solver": {
                 "class_path": "rbp_lightning.solvers.picard.Picard",
-                "init_args": {"max_steps": 30, "tol": 1e-3, "check_every": 10, "atol": None, "per_leaf": True},
+                "init_args": {
+                    "max_steps": 30,
+                    "tol": 1e-3,
+                    "check_every": 10,
+                    "atol": None,
+                    "per_leaf": True,
+                    "graph_steps": 0,
+                },
             },
         },
     }

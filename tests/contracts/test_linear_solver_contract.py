@@ -72,9 +72,9 @@ SOLVERS = {
     "Richardson from U[0, 1]": Entry(
         Richardson(4000, 1e-13, "uniform"), lambda steps: Richardson(steps, 0.0, "uniform"), uses_start=True
     ),
-    "NeumannSeries": Entry(NeumannSeries(3000), NeumannSeries, has_tol=False),
+    "NeumannSeries": Entry(NeumannSeries(2100), NeumannSeries, has_tol=False),
     "DampedNeumannSeries": Entry(
-        DampedNeumannSeries(2500, 0.9), lambda steps: DampedNeumannSeries(steps, 0.9), has_tol=False
+        DampedNeumannSeries(2300, 0.9), lambda steps: DampedNeumannSeries(steps, 0.9), has_tol=False
     ),
     "SharedInverse": Entry(
         SharedInverse(300, 1e-13, 10.0, 10), lambda steps: SharedInverse(steps, 0.0, 10.0, 10), uses_start=True
@@ -87,7 +87,7 @@ SOLVERS = {
     "GMRES": Entry(GMRES(300, 1e-13), lambda steps: GMRES(steps, 0.0), uses_start=True),
     "Dense": Entry(Dense()),
     "AdaptiveNeumannSeries": Entry(AdaptiveNeumannSeries(1e-10, 4000)),
-    "StochasticNeumannSeries": Entry(StochasticNeumannSeries(3000), StochasticNeumannSeries, has_tol=False),
+    "StochasticNeumannSeries": Entry(StochasticNeumannSeries(2100), StochasticNeumannSeries, has_tol=False),
     "Nystrom": Entry(Nystrom(100, 1e-13), has_tol=False, symmetric=True),
     "NudgedAdjoint": Entry(
         NudgedAdjoint(1e-5, solver=Picard(4000, 5e-9)),

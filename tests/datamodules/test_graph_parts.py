@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.graph_parts import spectral_parts
+from datamodules.graph_parts import cut, random_parts, spectral_parts
 from datamodules.planetoid_files import load_planetoid
 from tests.graphs import random_graph
 
@@ -23,6 +23,22 @@ def test_every_node_is_in_one_part_and_parts_are_even(seed, nodes, edges, data) 
         assert max(sizes) - min(sizes) <= 1
     again = spectral_parts(edge_index, nodes, count)
     assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**31), nodes=st.integers(1, 40), edges=st.floats(0, 1), data=st.data())
+def test_a_cut_gives_each_node_to_one_part_with_the_edges_within(seed, nodes, edges, data) -> None:
+    count = data.draw(st.integers(1, nodes))
+    graph = random_graph(seed, nodes, edges=edges)
+    parts = random_parts(nodes, count, seed)
+    assert sorted(torch.cat(parts).tolist()) == list(range(nodes))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    for part, own in zip(cut(graph, parts), parts, strict=True):
+        expected = graph.subgraph(own)
+        assert part.whole is graph
+        assert torch.equal(part.nodes, own)
+        for name in ("x", "y", "train_mask", "val_mask", "test_mask", "edge_index"):
+            assert torch.equal(part[name], expected[name])
 
 
 def test_the_cut_finds_the_bridge_between_two_cliques() -> None:

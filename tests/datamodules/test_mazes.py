@@ -3,10 +3,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 
 from datamodules import Mazes
 from datamodules.maze_generation import open_walls, perfect_mazes
 from datamodules.puzzles import IGNORED
+from models import ConvolutionalCell, EquilibriumReasoner
 from rbp_lightning import UserError
 
 seeds = st.integers(0, 2**31)
@@ -86,3 +89,49 @@ def test_a_size_with_too_few_mazes_is_refused() -> None:
         Mazes(cells=2, num_train=50, num_val=5, num_test=5).setup("fit")
     with pytest.raises(UserError, match="cells=1 must be a whole number of at least 2"):
         Mazes(cells=1)
+
+
+def test_starts_in_dead_ends_are_drawn_alike() -> None:
+    data = Mazes(cells=3, val_cells=[3], test_cells=[3], dead_end_start=True, num_train=1000, num_val=1, num_test=1)
+    data.setup("fit")
+    inputs = data.splits["train"][3]["inputs"].bool().numpy()
+    shares = []
+    for free, start, end in inputs:
+        ends = [(row, column) for row in (1, 3, 5) for column in (1, 3, 5) if len(neighbours(free, (row, column))) == 1]
+        (position,) = zip(*start.nonzero(), strict=True)
+        assert position in ends
+        assert not end[position]
+        shares.append(ends.index(position) / (len(ends) - 1))
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.06)
+
+
+def test_loops_without_a_dead_end_have_no_such_start() -> None:
+    with pytest.raises(UserError, match="100 tries brought 0 different mazes of 2 x 2 cells"):
+        Mazes(cells=2, loops=1.0, dead_end_start=True, num_train=1, num_val=1, num_test=1).setup("fit")
+
+
+def sizes_of_a_training(max_epochs: int, **arguments) -> list[int]:
+    seen = []
+    see = LambdaCallback(on_train_batch_start=lambda trainer, module, batch, index: seen.append(int(batch["size"][0])))
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    few = {"num_train": 4, "num_val": 1, "num_test": 1}
+    trainer = Trainer(
+        accelerator="cpu", logger=False, limit_val_batches=0, callbacks=see, max_epochs=max_epochs, **quiet, **arguments
+    )
+    trainer.fit(EquilibriumReasoner(ConvolutionalCell(3, 2, num_hidden=2, dims=2)), Mazes(cells=[2, 4, 3], **few))
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # it learns nothing
+def test_sizes_to_train_on_take_turns() -> None:
+    assert sizes_of_a_training(4, reload_dataloaders_every_n_epochs=1) == [2, 2, 4, 3]
+
+
+def test_sizes_cannot_take_turns_where_loaders_are_made_once() -> None:
+    with pytest.raises(UserError, match=r"takes the sizes \[2, 4, 3\] in turn, so set the Trainer's reload_data"):
+        sizes_of_a_training(4)
+
+
+def test_sizes_beside_those_of_training_follow_its_last() -> None:
+    data = Mazes(cells=[2, 3])
+    assert data.sizes == {"train": (2, 3), "val": (3, 6), "test": (3, 6, 12)}

@@ -1,8 +1,5 @@
 import gzip
 import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from sklearn.datasets import load_digits
 from torch import nn
 
 from datamodules import MNISTSplits
 from datamodules.mnist_files import labelled_images, mnist_files
 from rbp_lightning import UserError
+from tests.cli.runs import Run
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("training-images.gz", "training-labels.gz", "test-images.gz", "test-labels.gz")
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -367,24 +364,36 @@ def test_a_trainer_gets_whole_splits_to_train_on_and_batches_to_evaluate() -> No
             assert_equal(batch, data.splits[split], slice(start, start + 10))
 
 
-def of_process(folder: str) -> None:
-    """Runs in each of two processes, and leaves there what this one has seen."""
+class Leaves(Callback):
+    """Leaves in the current folder what each process has seen."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: Recorder) -> None:
+        torch.save(pl_module.seen, f"fit{trainer.global_rank}")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: Recorder) -> None:
+        torch.save(pl_module.seen, f"predict{trainer.global_rank}")
+
+
+def in_two_processes() -> None:
+    """Trains and predicts in two processes of each."""
     data, model = MNISTSplits(num_train=40, num_val=26, num_test=31, eval_batch_size=10, label_noise=0.2), Recorder()
-    trainer = Trainer(**QUIET, devices=2, strategy="ddp", max_epochs=2, num_sanity_val_steps=0, log_every_n_steps=1)
+    options = {**QUIET, "devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "num_sanity_val_steps": 0}
+    trainer = Trainer(**options, log_every_n_steps=1, callbacks=[Leaves()])
     trainer.fit(model, data)
-    trainer.predict(model, data)
-    torch.save(model.seen, Path(folder) / f"rank{trainer.global_rank}")
+    trainer.predict(model, data, return_predictions=False)
 
 
 @pytest.mark.slow
-def test_each_of_two_processes_gets_the_whole_training_batch_and_its_share_of_the_others(tmp_path) -> None:
+def test_each_of_two_processes_gets_the_whole_training_batch_and_its_share_of_the_others(zygote, tmp_path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(f"from tests.datamodules.test_mnist_splits import of_process\nof_process({str(tmp_path)!r})\n")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
+    script.write_text("from tests.datamodules.test_mnist_splits import in_two_processes\nin_two_processes()\n")
+    run = Run(zygote, tmp_path, [], {}, script)
+    assert run.end(300) == 0, run.error()[-3000:]
     splits = loaded(num_train=40, num_val=26, num_test=31, label_noise=0.2).splits
-    seen = [torch.load(tmp_path / f"rank{rank}") for rank in (0, 1)]
+    seen = []
+    for rank in (0, 1):
+        fitted, predicted = (torch.load(tmp_path / f"{stage}{rank}") for stage in ("fit", "predict"))
+        seen.append({**fitted, "predict": predicted["predict"]})
     for of_rank in seen:
         assert len(of_rank["train"]) == 2
         for batch in of_rank["train"]:

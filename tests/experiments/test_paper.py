@@ -12,22 +12,29 @@ from PIL import Image
 from experiments.paper import associative_memory, documents, hyperparameters, instability
 from experiments.paper.findings import MEMORY, TAPE, best_of_all, less, summary, table
 from experiments.paper.report import Domain, paper
+from experiments.paper.runs import truncated
 from rbp_lightning import NeumannRBP, Picard, UserError
 from tests.cells import tanh_cell
 
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of solves that are cut short
 
 SHORT = {
-    associative_memory: "--trainer.max_epochs=2 --data.eval_draws=2 --model.num_hidden=16",
+    associative_memory: "--trainer.max_epochs=2 --data.eval_draws=1 --model.num_hidden=16 "
+    "--estimator.solver.max_steps=21",
     documents: "--trainer.max_epochs=2 --trainer.check_val_every_n_epoch=2 --estimator.solver.max_steps=21 "
     "--model.cell.num_hidden=16",
-    hyperparameters: "--trainer.max_epochs=3 --estimator.solver.max_steps=100",
+    hyperparameters: "--trainer.max_epochs=3 --estimator.solver.max_steps=40",
 }
+STEPS = {associative_memory: [10, 20], hyperparameters: [4, 20, 40]}
+"""Truncation steps of the estimators; three can tell whether memory grows along a line."""
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The quick mode with trainings of few epochs, and logs elsewhere."""
+    """The quick mode with trainings of few epochs and steps, and logs elsewhere."""
+    for domain, steps in STEPS.items():
+        monkeypatch.setattr(domain, "STEPS", steps)
+        monkeypatch.setattr(domain, "QUICK", replace(domain.QUICK, estimators=truncated(steps)))
     for domain, own in SHORT.items():
         logs = f" --trainer.logger.save_dir={tmp_path}/logs" if domain is documents else ""
         overrides = f"{domain.QUICK.overrides} {own}{logs} --trainer.accelerator=cpu"
@@ -49,7 +56,7 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
         "## Associative memory",
         "## Hyperparameters",
         "--quick=true --seeds=1",
-        "26 runs",
+        "22 runs",
     ):
         assert name in report
     pictures = sorted(tmp_path.glob("*.png"))
@@ -79,7 +86,7 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(associative_memory, "run", None)
     again = run(tmp_path, "associative_memory", "hyperparameters")
     assert again.partition("## The")[2] == report.partition("## The")[2]
-    assert [keys["estimator"] for keys in asked] == ["CGRBP:100"]
+    assert [keys["estimator"] for keys in asked] == ["CGRBP:40"]
 
 
 def _measured(path: Path, line: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Each experiment runs, keeps what it ran, and lays out its table."""
 
+import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from experiments.citation import citation
+from experiments.classification import classification
 from experiments.hypergradient import hypergradient
 from experiments.hypergradient_error import hypergradient_error
 from experiments.reasoning import reasoning
-from experiments.recall import recall
 from experiments.runs import run_missing
 from experiments.trust import trust
 from experiments.warm_start import warm_start
@@ -42,29 +42,6 @@ def twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
 
 
 @pytest.mark.slow
-def test_recall(twice: Callable[..., str], tmp_path: Path) -> None:
-    overrides = "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --data.train_draws=2 --data.eval_draws=1"
-    table = twice(recall, overrides, estimators=["NeumannRBP", "CGRBP"], seeds=2)
-    assert re.search(rf"\| CGRBP \| {NUMBER} % \| {NUMBER} % \| \d+ \| 2 \|", table)
-    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 5
-
-
-@pytest.mark.slow
-@pytest.mark.data
-@pytest.mark.usefixtures("cora")
-def test_citation(twice: Callable[..., str], tmp_path: Path) -> None:
-    overrides = "--trainer.max_epochs=2 --trainer.check_val_every_n_epoch=1 --estimator.solver.max_steps=10"
-    overrides += " --trainer.callbacks=null"  # the monitor is another test's
-    options = {"configs": ["configs/paper/cora.yaml"], "baseline": True, "estimators": ["RBP:3", "BPTT"], "seeds": 2}
-    table = twice(citation, overrides, **options).splitlines()
-    assert table[0] == "| gradient | configs/paper/cora.yaml | seeds |"
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| no propagation", "| RBP(steps=3)", "| BPTT"]
-    assert all(re.fullmatch(rf"\| .* \| {NUMBER} % \| 2 \|", line) for line in table[2:])
-    assert len((tmp_path / "runs.csv").read_text().splitlines()) == 7
-    Image.open(tmp_path / "runs.png").verify()
-
-
-@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.usefixtures("cora")
 def test_warm_start(twice: Callable[..., str], tmp_path: Path) -> None:
@@ -87,14 +64,33 @@ def test_hypergradient(twice: Callable[..., str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_reasoning_has_a_column_for_each_size(twice) -> None:
-    few = "--trainer.limit_train_batches=2 --trainer.max_epochs=1 --trainer.log_every_n_steps=1 --model.eval_steps=[4] "
-    few += "--data.num_train=256 --data.num_val=2 --data.num_test=2 --trainer.check_val_every_n_epoch=1"
-    table = twice(reasoning, few, estimators=["JFB", "BPTT"], seeds=2).splitlines()
-    assert re.findall(r"size (\d+)", table[0]) == ["16", "64", "512"]
-    share = rf"{NUMBER} % \(\d of 2\)"
-    for row, name in zip(table[2:], ["JFB", "BPTT"], strict=True):
-        assert re.fullmatch(rf"\| {name} \| {share} \| {share} \| {share} \| [\d.]+e[+-]\d+ \| \d+ \|", row)
+def test_reasoning_has_a_column_for_each_size_and_a_row_for_each_kind(twice, tmp_path: Path) -> None:
+    few = "--trainer.limit_train_batches=2 --trainer.max_epochs=1 --trainer.log_every_n_steps=1 "
+    few += "--data.num_train=256 --data.num_val=2 --data.num_test=2 --trainer.check_val_every_n_epoch=1 "
+    few += "--model.eval_steps=[2,4] --trainer.callbacks=null"  # the monitor is another test's
+    options = {"task": "configs/mazes.yaml", "estimators": ["JFB"], "also": ["loops=0.1"], "seeds": 2}
+    table = twice(reasoning, few, **options).splitlines()
+    assert re.findall(r"size (\d+)", table[0]) == ["5", "9", "15", "29"]
+    shares = r" \| ".join([rf"{NUMBER} % \(\d of 2\)"] * 4)
+    for row, name in zip(table[2:], ["JFB", "JFB, loops=0.1"], strict=True):
+        assert re.fullmatch(rf"\| {name} \| {shares} \| [\d.]+e[+-]\d+ \| \d+ \|", row)
+    header, *rows = csv.reader((tmp_path / "runs.csv").read_text().splitlines())
+    assert {row[header.index("steps")] for row in rows} == {"2 4"}
+    residuals = rows[0][header.index("residual_9")], rows[0][header.index("residual_9_loops=0.1")]
+    assert residuals[0] != residuals[1]
+    assert all(len(cell.split()) == 2 for cell in residuals)
+    Image.open(tmp_path / "runs.png").verify()
+
+
+@pytest.mark.slow
+def test_classification(twice) -> None:
+    few = "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.log_every_n_steps=1 "
+    few += "--data.num_train=128 --data.num_val=20 --data.num_test=20 --model.cell.num_hidden=4"
+    table = twice(classification, few, estimators=["JFB", "BPTT"], seeds=2)
+    row = rf"^\| (.*) \| {NUMBER} % \| [\d.]+ \| ([\d.]+) \| [\d.]+ \| \d+ \| 2 \|$"
+    found = re.findall(row, table, re.MULTILINE)
+    assert [name for name, _ in found] == ["JFB", "BPTT"]
+    assert float(found[0][1]) < float(found[1][1])  # a tape of one step, and of all
 
 
 def test_hypergradient_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,4 +124,4 @@ def test_a_file_of_another_version_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_config_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"'configs/nowhere\.yaml' cannot be read: No such file"):
-        recall("configs/nowhere.yaml")
+        hypergradient("configs/nowhere.yaml")

@@ -232,7 +232,7 @@ def refuses(files: Kind, folder: Path, case: str) -> bool:
 def test_damaged_files(kind, cases, figures, tmp_path, monkeypatch) -> None:
     """To see a case again: ``KINDS[kind]().write(folder, case)`` writes it."""
     monkeypatch.chdir(tmp_path)
-    files, refused, tried = KINDS[kind](), 0, cases(40, 1000)
+    files, refused, tried = KINDS[kind](), 0, cases(20, 1000)
     for number in range(-1, tried):
         case, folder = f"{kind}, case {number}" if number >= 0 else "", tmp_path / f"{number}"
         folder.mkdir()

@@ -110,7 +110,7 @@ def check_adjoint(found: FixedPoint, matrices: Tensor, gradient: Tensor, adjoint
 def test_a_report_is_of_what_is_returned(cases, figures) -> None:
     missed = {"states": 0, "adjoints": 0}
     tried = 0
-    for seed in range(cases(120, 1000)):
+    for seed in range(cases(60, 1000)):
         draw = random.Random(seed)
         matrices, estimator = maps(draw), estimators_of(draw)
         generator = torch.Generator().manual_seed(seed)

@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader
 from rbp_lightning import CGRBP, NeumannRBP, Picard, estimator_from_checkpoint
 from tests.training import Tanh, fit, read_events, vectors
 
+TOLD = {"estimator", "model", "seed"}
+"""What is logged beside a module's own."""
+
 
 class OfMapping(Tanh):
     """Its hyperparameters are one mapping, as OmegaConf's are."""
@@ -105,8 +108,9 @@ def logged(trainer: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("with_data", [False, True], ids=["loader", "data module"])
 @pytest.mark.parametrize("name", MODULES)
 def test_a_run_with_an_estimator_leaves_the_same_hyperparameters_as_one_without(
-    name: str, with_data: bool, tmp_path: Path
+    name: str, with_data: bool, tmp_path: Path, monkeypatch
 ) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     found = []
     for callbacks in ([], [CGRBP(7, solver=Picard(70))]):
         module = MODULES[name]()
@@ -119,15 +123,17 @@ def test_a_run_with_an_estimator_leaves_the_same_hyperparameters_as_one_without(
         trainer.save_checkpoint(tmp_path / "one.ckpt")
         saved = torch.load(tmp_path / "one.ckpt", weights_only=True).get("hyper_parameters")
         written = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text()) or {}
-        found.append((saved, {key: value for key, value in written.items() if key != "estimator"}, logged(trainer)))
+        found.append((saved, {key: value for key, value in written.items() if key not in TOLD}, logged(trainer)))
     (saved, written, hparams), (same_saved, same_written, same_hparams) = found
     assert same_saved == saved
     assert "estimator" not in (saved or {}) or name == "a name that is the estimator's"
-    expected = {key: value for key, value in written.items() if key != "estimator"}
-    assert same_written == expected
-    own = {key: value for key, value in same_hparams.items() if not key.startswith("estimator/")}
+    assert same_written == written
+    told = ("model", "seed", "estimator/")
+    own = {key: value for key, value in same_hparams.items() if not key.startswith(told)}
     assert own == hparams
     assert "secret" not in own
+    assert same_hparams["model"] == type(module).__name__
+    assert same_hparams["seed"] == 3
     if name != "a name that is the estimator's":  # which the user's own keeps
         assert same_hparams["estimator/class_path"] == "rbp_lightning.estimators.cg_rbp.CGRBP"
         assert same_hparams["estimator/init_args/steps"] == 7
@@ -160,7 +166,8 @@ def test_every_logger_is_told_of_the_estimator_once_and_evaluations_tell_none(tm
     module.test_step = lambda inputs, batch_idx: None
     trainer = fit(module, vectors(), CGRBP(7), logger=loggers, log_every_n_steps=1)
     trainer.test(module, vectors(), verbose=False)
-    assert [sorted(params) for params in Log.told if "estimator" in params] == [["depth", "estimator", "size"]]
+    told = [sorted(params.keys() - {"seed"}) for params in Log.told if "estimator" in params]
+    assert told == [["depth", "estimator", "model", "size"]]
     assert Log.told[0]["size"] == 3  # as it was given
 
 

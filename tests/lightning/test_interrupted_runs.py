@@ -21,6 +21,7 @@ TINY = [
     "--data.batch_size=20",
     "--trainer.accelerator=cpu",
     "--trainer.check_val_every_n_epoch=1",
+    "--trainer.callbacks.plot_every_n_steps=0",
 ]
 
 

@@ -11,7 +11,8 @@ from torch.nn.functional import conv1d, conv2d, cross_entropy
 from datamodules import PrefixSums
 from datamodules.puzzles import IGNORED
 from models import AttentionCell, ConvolutionalCell, EquilibriumReasoner, TwoLevelCell
-from models.equilibrium_reasoner.pictures import CLASSES, WRONG
+from models.annotated import MARGIN
+from models.equilibrium_reasoner.pictures import CLASSES, HEIGHT, WIDTH, WRONG
 from rbp_lightning import BPTT, TBPTT, FailurePolicy, NeumannRBP, Picard, UserError
 
 
@@ -151,6 +152,29 @@ def test_segments_carry_the_state_over_without_a_gradient() -> None:
         torch.testing.assert_close(gradient, parameter.grad)
 
 
+def test_a_jacobian_penalty_is_a_part_of_the_loss() -> None:
+    model, batch = reasoner(BPTT(Picard(max_steps=6, tol=0)), jacobian_penalty=0.5), batch_of()
+    logged = {}
+    model.log = lambda name, value, **kwargs: logged.update({name: float(torch.as_tensor(value).detach())})
+    loss = model.training_step(batch, 0)
+    assert float(loss.detach()) == pytest.approx(logged["train/loss"] + 0.5 * logged["train/jacobian_penalty"])
+    update, state = model.cell.start(batch["inputs"])
+    with torch.no_grad():
+        for _ in range(6):
+            state = update(state)
+    jacobian = torch.autograd.functional.jacobian(lambda h: update(h).sum(0), state)  # samples side by side
+    mean = float(jacobian.square().sum() / state.numel())
+    drawn = []
+    for _ in range(40):
+        model.training_step(batch, 0)
+        drawn.append(logged["train/jacobian_penalty"])
+    assert sum(drawn) / 40 == pytest.approx(mean, rel=0.1)
+    first = model.cell.block.first.weight
+    (through,) = torch.autograd.grad(model.training_step(batch, 0), first)
+    model.jacobian_penalty = 0.0
+    assert not torch.allclose(through, torch.autograd.grad(model.training_step(batch, 0), first)[0])
+
+
 def test_steps_and_start_are_drawn_anew_in_training_alone() -> None:
     model, batch = reasoner(random_steps=[2, 9], random_start=True), batch_of()
     logged = []
@@ -217,14 +241,17 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
     puzzle = {name: part[:1] for name, part in data.splits["test"][32].items()}
     with Image.open(f"{trainer.log_dir}/thinking_32.png") as picture:
         pixels = np.asarray(picture)
-    side = pixels.shape[1] // 32
-    shown = pixels[side // 2 :: side, side // 2 :: side]
     with torch.no_grad():
-        answers = [scores[0].argmax(0) for _, scores, _ in model.think(puzzle["inputs"], range(1, len(shown) + 1))]
+        answers = [scores[0].argmax(0) for _, scores, _ in model.think(puzzle["inputs"], range(1, 81))]
+    last = max(step for step in range(1, 80) if not torch.equal(answers[step], answers[step - 1]))
+    assert last > 6  # information travels three positions a step at most
     right = puzzle["targets"][0]
-    for row, answer in zip(shown, answers, strict=True):
-        assert np.array_equal(row, np.where((answer == right)[:, None], CLASSES[answer], WRONG))
-    assert len(shown) > 6  # information travels three positions a step at most
+    rows = [np.where((answer == right)[:, None], CLASSES[answer], WRONG) for answer in answers[: last + 1]]
+    # What it says is above and at the left of the answers, which are enlarged.
+    side = min(WIDTH // 32, HEIGHT // len(rows))
+    height, width = len(rows) * side, 32 * side
+    shown = pixels[-MARGIN - height : -MARGIN, -MARGIN - width : -MARGIN][side // 2 :: side, side // 2 :: side]
+    assert np.array_equal(shown, np.stack(rows))
 
 
 @pytest.mark.parametrize(
@@ -237,6 +264,7 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
         ({"eval_steps": [0, 1]}, "eval_steps=0 must be a whole number"),
         ({"random_start": 1}, "random_start=1 is no bool"),
         ({"segments": 0}, "segments=0 must be a whole number"),
+        ({"jacobian_penalty": -1.0}, "jacobian_penalty=-1.0 must be"),
     ],
 )
 def test_arguments_are_checked_at_once(arguments, told) -> None:

@@ -8,8 +8,9 @@ from torch.nn.functional import l1_loss
 
 from datamodules import ImagePatterns
 from models import HopfieldMemory
+from models.annotated import MARGIN
 from models.hopfield_cell import HopfieldCell
-from models.recall_pictures import recall_grid
+from models.recall_pictures import WRONG, recall_grid
 from rbp_lightning import BPTT, CGRBP, EquilibriumPropagation, JacobianOperator, Picard, UserError
 
 
@@ -114,10 +115,16 @@ def test_arguments_are_checked_at_once(arguments) -> None:
 def test_recall_grid_shows_each_image_in_its_row() -> None:
     clean, corrupted, recalled = torch.rand(3, 2, 5, 4).unbind()
     grid = recall_grid(clean, corrupted, recalled)
-    assert grid.shape == (21, 12)
-    assert torch.equal(grid[1:6, 1:5], clean[0])
-    assert torch.equal(grid[8:13, 7:11], corrupted[1])
-    assert torch.equal(grid[15:20, 7:11], recalled[1])
+    assert grid.shape == (21, 12, 3)
+
+    def grey(images: torch.Tensor) -> np.ndarray:
+        return (255 * images).byte().numpy()[..., None].repeat(3, axis=2)
+
+    assert np.array_equal(grid[1:6, 1:5], grey(clean[0]))
+    assert np.array_equal(grid[8:13, 7:11], grey(corrupted[1]))
+    wrong = ((clean[1] > 0.5) != (recalled[1] > 0.5)).numpy()[..., None]
+    assert 0 < wrong.sum() < 20
+    assert np.array_equal(grid[15:20, 7:11], np.where(wrong, WRONG, grey(recalled[1])))
 
 
 def test_pictures_show_what_was_recalled(tmp_path) -> None:
@@ -129,8 +136,9 @@ def test_pictures_show_what_was_recalled(tmp_path) -> None:
     recalled = memory.outputs(memory(batch["corrupted"])).reshape(10, 8, 8) > 0
     with Image.open(f"{trainer.log_dir}/recall.png") as picture:
         pixels = np.asarray(picture)
-    side = pixels.shape[1] // 100
-    shown = pixels[side // 2 :: side, side // 2 :: side]
-    assert np.array_equal(shown[1:9, 1:9] > 127, batch["clean"][0].numpy() > 0)
-    assert np.array_equal(shown[11:19, 11:19] > 127, batch["corrupted"][1].numpy() > 0)
-    assert np.array_equal(shown[21:29, 11:19] > 127, recalled[1].numpy())
+    # What it says is above and at the left of the images, whose pixels are ten times as large.
+    shown = pixels[-MARGIN - 300 : -MARGIN, -MARGIN - 1000 : -MARGIN][5::10, 5::10]
+    assert np.array_equal(shown, recall_grid(batch["clean"], batch["corrupted"], recalled.float()))
+    assert (pixels[: -MARGIN - 300] < 128).any()
+    for row in range(3):
+        assert (pixels[-MARGIN - 300 + 100 * row : -MARGIN - 200 + 100 * row, : -MARGIN - 1000] < 128).any()

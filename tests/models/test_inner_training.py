@@ -134,11 +134,11 @@ def test_a_step_without_momentum_is_gradient_descent_with_a_symmetric_jacobian()
     torch.testing.assert_close(jacobian, jacobian.mT)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**31), loss=st.sampled_from(list(LOSSES)), batch_size=st.sampled_from([1, 5, 12]))
 def test_bptt_through_minibatches_has_the_slope_of_the_outer_loss(seed: int, loss: str, batch_size: int) -> None:
     """Every entry of every hyperparameter, so that each is tied to its own tensor, class or example."""
-    training, estimator, step = Training(seed, loss, batch_size), BPTT(Picard(7, tol=0)), 1e-6
+    training, estimator, step = Training(seed, loss, batch_size), BPTT(Picard(5, tol=0)), 1e-6
     found = torch.autograd.grad(training.outer_loss(estimator), training.learned)
     slopes = [torch.zeros_like(parameter) for parameter in training.learned]
     with torch.no_grad():
@@ -156,16 +156,14 @@ def test_bptt_through_minibatches_has_the_slope_of_the_outer_loss(seed: int, los
 
 
 @pytest.mark.slow
-@settings(max_examples=2, deadline=None)
-@given(seed=st.integers(0, 2**31))
-def test_estimators_are_the_same_at_the_optimum_of_a_network(seed: int) -> None:
-    training = Training(seed, batch_size=NUM_EXAMPLES)
+def test_estimators_are_the_same_at_the_optimum_of_a_network() -> None:
+    training = Training(0, batch_size=NUM_EXAMPLES)
     decay = training.objective.hyperparameters[0]
     with torch.no_grad():
-        decay.log_coefficients.fill_(-0.5)  # with less, some networks do not settle within the steps
+        decay.log_coefficients.fill_(-0.5)  # the Jacobian then has a spectral radius of 0.84
         update = training.update()
         optimum = update.start(training.network)
-        for _ in range(2000):
+        for _ in range(300):
             optimum = update(optimum)
 
     def hypergradient(estimator: GradientEstimator) -> list[Tensor]:
@@ -173,37 +171,44 @@ def test_estimators_are_the_same_at_the_optimum_of_a_network(seed: int) -> None:
         in_loss = [parameter for parameter in training.objective.parameters() if parameter.requires_grad]
         return list(torch.autograd.grad(training.objective.plain(parameters, training.outer, NUM_EXAMPLES), in_loss))
 
-    solver = Picard(600, tol=0)
-    exact = hypergradient(BPTT(solver))
+    exact, settled = hypergradient(BPTT(Picard(300, tol=0))), Picard(1, tol=0)
     for estimator in (
-        TBPTT(500, solver),
-        RBP(500, tol=0, solver=solver),
-        NeumannRBP(500, solver=solver),
-        CGRBP(200, tol=0, solver=solver),
+        TBPTT(200, Picard(200, tol=0)),
+        RBP(200, tol=0, solver=settled),
+        NeumannRBP(200, solver=settled),
+        CGRBP(100, tol=0, solver=settled),
     ):
         found = hypergradient(estimator)
         assert relative_error_of(found, exact) < 1e-8, type(estimator).__name__
 
 
+def strongly_decayed(loss: str, momentum: float = 0.5) -> Problem:
+    """A small problem whose coefficients are so large that its training has settled after some hundred steps."""
+    problem = Problem(loss, size=60, momentum=momentum)
+    with torch.no_grad():
+        problem.decay.log_coefficients.fill_(-2.3)
+    return problem
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_known_hypergradients(name: str) -> None:
-    problem, solver = Problem(PROBLEMS[name], size=60), Picard(2000, tol=0)
-    exact = problem.exact()
+    problem, settled = strongly_decayed(PROBLEMS[name]), Picard(1, tol=0)
+    exact, optimum = problem.exact(), problem.optimum(400)
     errors = {}
     for estimator in (
-        TBPTT(1300, solver=solver),
-        RBP(1300, tol=0, solver=solver),
-        NeumannRBP(1300, solver=solver),
-        CGRBP(100, tol=0, solver=solver),
+        TBPTT(300, solver=Picard(300, tol=0)),
+        RBP(300, tol=0, solver=settled),
+        NeumannRBP(300, solver=settled),
+        CGRBP(100, tol=0, solver=settled),
     ):
-        errors[type(estimator).__name__] = relative_error(problem.hypergradient(estimator)[0], exact)
+        errors[type(estimator).__name__] = relative_error(problem.hypergradient(estimator, start=optimum)[0], exact)
     assert errors["CGRBP"] < 1e-12
     assert all(error < 1e-8 for error in errors.values()), errors
 
 
 def test_known_hypergradients_without_momentum() -> None:
-    problem = Problem("cross_entropy", size=60, momentum=0.0)
-    optimum, exact = problem.optimum(2000), problem.exact()
+    problem = strongly_decayed("cross_entropy", momentum=0.0)
+    optimum, exact = problem.optimum(400), problem.exact()
     for linear_solver in (ConjugateGradient(100, 1e-12), Nystrom(170, 1e-9)):
         estimator = Implicit(linear_solver, Picard(1, tol=0))
         assert relative_error(problem.hypergradient(estimator, start=optimum)[0], exact) < 1e-6
@@ -226,8 +231,8 @@ def test_the_true_hypergradient_of_ridge_regression_is_that_of_its_closed_form()
 
 
 def test_implicit_hypergradients_of_learning_rates_are_biased_however_long_the_training() -> None:
-    problem = Problem("squared_error", size=60)
-    for length, decay_error in ((100, 0.5), (800, 1e-4)):
+    problem = strongly_decayed("squared_error")
+    for length, decay_error in ((20, 0.5), (160, 1e-4)):
         solver = Picard(length, tol=0)
         true_decay, true_rate = problem.hypergradient(BPTT(solver))
         decay, rate = problem.hypergradient(CGRBP(100, tol=0, solver=solver))
@@ -376,7 +381,7 @@ def bytes_in_the_last_step(kind: type, steps: int) -> int:
 
 
 # A pass through the examples takes three steps, and all these numbers of steps end at the same place in a pass.
-@pytest.mark.parametrize(("kind", "steps"), [(RBP, 400), (NeumannRBP, 2500), (CGRBP, 400), (TBPTT, 400)])
+@pytest.mark.parametrize(("kind", "steps"), [(RBP, 400), (NeumannRBP, 1000), (CGRBP, 400), (TBPTT, 400)])
 def test_many_inner_steps_take_the_memory_of_a_hundred(kind: type, steps: int) -> None:
     # Every convergence check may keep a residual, of which there are few.
     assert 0 < bytes_in_the_last_step(kind, steps) < 1.02 * bytes_in_the_last_step(kind, 100)

@@ -37,6 +37,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--test", choices=["last", "best"], help="Test each training with its last weights or its best checkpoint.")
     add("--folder", type=Path, default=Path("logs/sweep"), help="Where everything lies (default: logs/sweep).")
     add("--jobs", type=int, help="How many trainings at once (default: one for each GPU or, without any, each core).")
+    add("--on", choices=["ray"], help="Run the trainings on a Ray cluster in place of this machine alone.")
     add("--search", choices=["optuna"], help="Search the ranges in place of training all combinations.")
     add("--trials", type=int, default=20, help="How many trainings a search has (default: 20).")
     add("--slurm", action="store_true", help="Print a script for sbatch in place of running anything.")
@@ -57,6 +58,7 @@ class SweepOptions:
         test: ``last``, ``best`` or ``None``.
         folder: Where everything lies.
         jobs: How many trainings run at once; ``None`` for as many as fit.
+        on: ``ray`` or, for this machine, ``None``.
         search: ``optuna`` or ``None``.
         trials: How many trainings a search has.
         slurm: Whether a script is printed.
@@ -71,6 +73,7 @@ class SweepOptions:
     test: str | None
     folder: Path
     jobs: int | None
+    on: str | None
     search: str | None
     trials: int
     slurm: bool

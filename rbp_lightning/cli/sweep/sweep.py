@@ -2,14 +2,13 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rbp_lightning.cli.explain import did_you_mean
 from rbp_lightning.cli.sweep.grid import Grid
 from rbp_lightning.cli.sweep.live_table import LiveTable
+from rbp_lightning.cli.sweep.on_ray import RayPool
 from rbp_lightning.cli.sweep.options import SweepOptions, parser
 from rbp_lightning.cli.sweep.planned import Planner
 from rbp_lightning.cli.sweep.pool import Pool, slots
@@ -18,6 +17,7 @@ from rbp_lightning.cli.sweep.search import Search, probes
 from rbp_lightning.cli.sweep.slurm import script
 from rbp_lightning.cli.sweep.variations import Variation, combinations
 from rbp_lightning.errors import UserError
+from rbp_lightning.overview import program
 
 
 def sweep(words: list[str]) -> None:
@@ -30,8 +30,7 @@ def sweep(words: list[str]) -> None:
         ArgumentError: If an option is wrong; nothing has been run then.
         UserError: If a value or a file is, or a training failed.
     """
-    program = Path(sys.argv[0]).name
-    options, left = SweepOptions.parse("python -m rbp_lightning" if program == "__main__.py" else program, words)
+    options, left = SweepOptions.parse(program(), words)
     planner = Planner(left, options)
     searched = options.search is not None
     try:
@@ -51,8 +50,13 @@ def sweep(words: list[str]) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     with LiveTable(options.trials if searched else len(planned), planner.metric) as table:
         source = Search(planner, options, table) if searched else Grid(planned, table)
-        free = slots(options.jobs, options.trials if searched else len(planned), planned[0].config)
-        Pool(free, planner.metric, options.test, _class_paths([run.config for run in planned])).run(source)
+        compared = (planner.metric, options.test, _class_paths([run.config for run in planned]))
+        if options.on == "ray":
+            RayPool(options.jobs, *compared).run(source)
+        else:
+            Pool(slots(options.jobs, options.trials if searched else len(planned), planned[0].config), *compared).run(
+                source
+            )
     if options.only is None:
         write_report(options.folder, source.ended, planner.metric, planner.mode, searched)
     failed = [one.run for one in source.ended if one.outcome.state == "failed"]

@@ -136,9 +136,9 @@ class GradientAudit(Callback):
         print_solvers(self.solvers)
         if self._folder is not None:
             folder = Path(self._folder)
-            write_files(folder, self.references, self.measurements, measured, self.solvers, self.advice)
+            write_files(folder, self.references, self.measurements, measured, self.solvers, self.advice, self.error)
             drawn = folder / "audit.png" if can_draw() else "not drawn, install matplotlib for that"
             print(f"Measurements: {folder / 'audit.csv'}, {folder / 'audit.json'}; error against cost: {drawn}")
         if can_draw():
-            log_figure(trainer, "audit/error_against_cost", pareto(measured), trainer.global_step)
+            log_figure(trainer, "audit/error_against_cost", pareto(measured, self.error), trainer.global_step)
         print(self.advice)

@@ -2,10 +2,11 @@
 
 import csv
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -81,6 +82,7 @@ def write_files(
     measured: Sequence[Measurement],
     solvers: Sequence[ForwardMeasurement],
     advice: str,
+    error: float,
 ) -> None:
     """Writes ``audit.csv`` (each measurement), ``audit.json`` (everything) and ``audit.png`` (error against cost).
 
@@ -93,6 +95,7 @@ def write_files(
         measured: The estimators, of all batches.
         solvers: The forward solvers on all batches.
         advice: The sentence.
+        error: Relative error that was asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(one) for one in measurements]
@@ -110,7 +113,7 @@ def write_files(
     }
     (folder / "audit.json").write_text(json.dumps(content, indent=2))
     if can_draw():
-        pareto(measured).savefig(folder / "audit.png", dpi=120)
+        pareto(measured, error).savefig(folder / "audit.png", dpi=120)
 
 
 def pareto_front(measured: Sequence[Measurement]) -> list[Measurement]:
@@ -132,28 +135,42 @@ def pareto_front(measured: Sequence[Measurement]) -> list[Measurement]:
     return front
 
 
-def pareto(measured: Sequence[Measurement]) -> "Figure":
+def pareto(measured: Sequence[Measurement], error: float) -> "Figure":
     """Draws relative error against number of products, a line for each estimator, with a ring where no other is better.
+
+    A star marks the configured estimator, and a dashed line the error that was asked for.
 
     Args:
         measured: The estimators.
+        error: Relative error that was asked for.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 5.5), layout="constrained")
     axes = figure.add_subplot()
     lines: dict[str, list[Measurement]] = {}
     for row in measured:
-        name = row.gradient.removeprefix("Implicit(")
-        lines.setdefault(name.partition("(")[0].partition(" as ")[0], []).append(row)
-    for name, rows in lines.items():
+        lines.setdefault(row.gradient.removeprefix("Implicit(").partition("(")[0], []).append(row)
+    for number, (name, rows) in enumerate(lines.items()):
         rows.sort(key=lambda row: row.products)
-        axes.loglog([row.products for row in rows], [row.relative_error for row in rows], "o-", label=name)
+        style: dict[str, Any] = {"marker": "os^vD"[number // 10], "color": f"C{number}"}
+        if name.endswith(" as configured"):
+            style = {"marker": "*", "markersize": 18, "color": "gold", "markeredgecolor": "black", "zorder": 3}
+        axes.loglog(*_points(rows), label=name, **style)
     best = pareto_front(measured)
-    x, y = [row.products for row in best], [row.relative_error for row in best]
-    axes.loglog(x, y, "o", markersize=12, fillstyle="none", color="black", label="no other beats it")
-    axes.set_xlabel("products with J^T and J")
-    axes.set_ylabel("relative error of the gradient")
+    axes.loglog(*_points(best), "o", markersize=12, fillstyle="none", color="black", label="no other beats it")
+    axes.axhline(error, color="black", linestyle="--", label=f"asked for: {error:g}")
+    axes.set(
+        title="What the gradients cost, and how wrong they are",
+        xlabel="products with J^T and J",
+        ylabel="relative error of the gradient",
+    )
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
+
+
+def _points(rows: Sequence[Measurement]) -> tuple[list[int], list[float]]:
+    """Products and errors; a logarithmic axis has no 0, which stands at the level of rounding."""
+    rounding = sys.float_info.epsilon
+    return [row.products for row in rows], [max(row.relative_error, rounding) for row in rows]

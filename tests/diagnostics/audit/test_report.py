@@ -15,6 +15,7 @@ from rbp_lightning import CGRBP, NeumannRBP, Picard
 from rbp_lightning.diagnostics.audit.advice import advise, summaries
 from rbp_lightning.diagnostics.audit.measurement import Measurement
 from rbp_lightning.diagnostics.audit.reference import Reference
+from rbp_lightning.diagnostics.audit.report import pareto
 from tests.diagnostics.audit.audited import Exact, audit
 
 
@@ -47,6 +48,19 @@ def test_without_a_logger_nothing_is_written(tmp_path: Path, monkeypatch) -> Non
     audit(Exact(), NeumannRBP(), CSVLogger(tmp_path / "logs"), steps=[1])
     assert (tmp_path / "logs/lightning_logs/version_0/audit.csv").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"logs"}
+
+
+def test_the_plot_names_the_target_and_marks_the_configured_estimator() -> None:
+    rows = [summary("NeumannRBP(steps=5)", 0.1, 6), summary("NeumannRBP(steps=20)", 1e-3, 21)]
+    rows += [summary("CGRBP as configured", 1e-4, 30), summary("BPTT", math.nan, 40)]
+    (axes,) = pareto(rows, 0.01).axes
+    assert axes.get_title()
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    assert set(lines["asked for: 0.01"].get_ydata()) == {0.01}
+    star = lines["CGRBP as configured"]
+    assert [*star.get_xydata()[0]] == [30, 1e-4]
+    assert star.get_marker() not in {line.get_marker() for line in lines.values() if line is not star}
+    assert lines["NeumannRBP"].get_xdata().tolist() == [6, 21]
 
 
 def summary(name: str, error: float, products: int, saved: int = 1) -> Measurement:

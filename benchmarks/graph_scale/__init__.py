@@ -1,0 +1,1 @@
+"""Graph networks as graphs grow: the whole graph at once, against its parts."""

@@ -1,0 +1,1 @@
+"""What training takes as steps, products, states and processes grow: a model, and measurements against it."""

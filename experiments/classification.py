@@ -1,0 +1,112 @@
+"""Images classified by deep equilibrium models, by each estimator."""
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from jsonargparse.typing import PositiveInt
+from torch.nn.functional import cross_entropy
+
+from benchmarks.memory import mebibytes
+from benchmarks.peak_memory import peak_bytes
+from benchmarks.report import markdown
+from experiments.runs import Row, config_keys, estimator_arguments, fit, label, mean_and_spread, run_missing
+from rbp_lightning.cli import RBPLightningCLI
+
+ESTIMATORS = ["JFB", "PhantomGradient", "NeumannRBP:5", "CGRBP", "Implicit", "BPTT"]
+
+MEASURED = ["accuracy", "minutes", "peak_bytes", "steps", "parameters"]
+
+
+def step_peak(cli: RBPLightningCLI) -> int:
+    """Peak bytes of the solve and the gradient of a batch, at the weights that were trained.
+
+    Args:
+        cli: After a training of an ``EquilibriumClassifier``.
+    """
+    model, batch = cli.model, next(iter(cli.datamodule.train_dataloader()))
+    model.train()
+    images, labels = batch["images"].to(model.device), batch["labels"].to(model.device)
+
+    def run() -> None:
+        model.zero_grad()
+        cross_entropy(model.cell.scores(model(images).state), labels).backward()
+
+    run()  # makes what stays
+    model.zero_grad()
+    return peak_bytes(run, model.device)
+
+
+def train_and_test(keys: Row) -> dict[str, float]:
+    """Runs one training, and the test of the checkpoint that did best in validation.
+
+    Args:
+        keys: Path of a config of an ``EquilibriumClassifier``, estimator as ``NAME`` or ``NAME:STEPS``, seed, and
+            further arguments of the command line.
+
+    Returns:
+        The share of test images told right, from 0 to 1; the time of the training on its processor, in minutes; peak
+        bytes of the solve and gradient of a batch; the mean number of steps of a solve in the test; and the number of
+        parameters.
+    """
+    begin = time.process_time()
+    cli = fit(keys, f"--data.data_seed={keys['seed']}", *estimator_arguments(keys["estimator"]))
+    minutes = (time.process_time() - begin) / 60
+    best = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]  # of the first ModelCheckpoint
+    (metrics,) = cli.trainer.test(cli.model, cli.datamodule, ckpt_path=best, verbose=False)
+    return {
+        "accuracy": metrics["test/accuracy"],
+        "minutes": round(minutes, 3),
+        "peak_bytes": step_peak(cli),
+        "steps": round(metrics["test/steps"], 2),
+        "parameters": sum(parameter.numel() for parameter in cli.model.parameters()),
+    }
+
+
+def table(rows: list[Row], estimators: list[str]) -> str:
+    """Lays the mean and standard deviation over the seeds, or the median, out as Markdown.
+
+    Args:
+        rows: Runs of one config, as in the CSV file.
+        estimators: Names of the estimators, a row each.
+    """
+    lines = []
+    for estimator in estimators:
+        runs = [row for row in rows if row["estimator"] == estimator]
+        accuracy = mean_and_spread([100 * float(row["accuracy"]) for row in runs])
+        middle = {name: statistics.median(float(row[name]) for row in runs) for name in MEASURED[1:]}
+        cells = [f"{middle['minutes']:.1f}", mebibytes(middle["peak_bytes"]), f"{middle['steps']:.1f}"]
+        lines.append([label(estimator), f"{accuracy} %", *cells, f"{middle['parameters']:.0f}", len(runs)])
+    columns = ["gradient", "test accuracy", "minutes", "peak MiB", "steps", "parameters", "seeds"]
+    return markdown(columns, lines)
+
+
+def classification(
+    task: str = "configs/digits.yaml",
+    estimators: list[str] = ESTIMATORS,
+    seeds: PositiveInt = 5,
+    overrides: str = "",
+    csv: Path = Path("logs/classification.csv"),
+) -> None:
+    """Images classified by deep equilibrium models, by each estimator.
+
+    Trains a config once for each estimator and seed, on one thread, tests the checkpoint that did best in validation,
+    and prints a table of the mean and standard deviation of the accuracy over the seeds, and of medians: minutes of the
+    training on the processor, peak memory of the solve and gradient of a batch, and steps of a solve. Finished runs
+    are kept in a CSV file and not done again unless the config changed; delete the file when the code did.
+
+    Args:
+        task: Config of an EquilibriumClassifier.
+        estimators: Estimators to compare, as NAME or NAME:STEPS.
+        seeds: How many seeds, from 0, of the network and of the data.
+        overrides: Further arguments of the command line of each training, separated by spaces.
+        csv: File of finished runs.
+    """
+    torch.set_num_threads(1)
+    wanted = [
+        {**config_keys(task, overrides), "estimator": name, "seed": str(seed)}
+        for name in estimators
+        for seed in range(seeds)
+    ]
+    print(table(run_missing(csv, wanted, MEASURED, train_and_test), estimators))

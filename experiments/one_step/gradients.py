@@ -1,0 +1,99 @@
+"""Errors of gradients, measured on one batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import EquilibriumReasoner
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    JFB,
+    TBPTT,
+    ExactAdjoint,
+    GradientEstimator,
+    Implicit,
+    JacobianOperator,
+    NeumannRBP,
+    PhantomGradient,
+    SolveObserver,
+)
+from rbp_lightning.diagnostics.audit.gradient import copy_of, gradient_of
+from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.linear import GMRES, spectral_radius
+from rbp_lightning.solvers import FixedPointSolver
+
+DENSE_SIZE = 1100
+"""Most elements of a state whose adjoint equation is solved densely."""
+
+MEASURED: dict[str, Callable[[FixedPointSolver], GradientEstimator]] = {
+    "JFB": lambda solver: JFB(solver),
+    "PhantomGradient:5": lambda solver: PhantomGradient(5, solver=solver),
+    "NeumannRBP:4": lambda solver: NeumannRBP(4, solver),
+    "NeumannRBP:20": lambda solver: NeumannRBP(20, solver),
+    "TBPTT:5": lambda solver: TBPTT(5, solver),
+    "CGRBP:5": lambda solver: CGRBP(5, tol=0.0, solver=solver),
+    "CGRBP:20": lambda solver: CGRBP(20, tol=0.0, solver=solver),
+    "GMRES:5": lambda solver: Implicit(GMRES(5, tol=0.0), solver),
+    "GMRES:20": lambda solver: Implicit(GMRES(20, tol=0.0), solver),
+    "BPTT": lambda solver: BPTT(solver),
+}
+"""The gradients that are compared, by name, with the forward solver of the training."""
+
+FIGURES = ["cosine to exact", "error to exact", "cosine to BPTT", "error to BPTT"]
+"""What is measured of each."""
+
+
+class _LastSolve(SolveObserver):
+    """Looks at where a solve ended."""
+
+    radius = residual = float("nan")
+
+    def on_solve_end(self, fixed_point: FixedPoint, operator: JacobianOperator) -> None:
+        self.radius = float(spectral_radius(operator, 20, 20).value.median())
+        self.residual = float(fixed_point.residual.median())
+
+
+def gradient_errors(reasoner: EquilibriumReasoner, batch: dict[str, Tensor]) -> dict[str, float]:
+    """Compares gradients of the training loss at one state of a training, in float64.
+
+    All start from the iterate that the training's forward solve ends in, be it a fixed point or not. The exact adjoint
+    solves (I - J^T) z = g there; BPTT differentiates the steps as they are. A Jacobian penalty is left out, as its
+    gradient is the same for all.
+
+    Args:
+        reasoner: The reasoner, with its estimator's forward solver.
+        batch: A training batch.
+
+    Returns:
+        For each gradient ``FIGURES``, of all parameters together, under ``"NAME: FIGURE"``; and of the median sample
+        the ``"spectral radius"`` of J and the ``"residual"`` of the last solve.
+    """
+    wide: Any = copy_of(reasoner).double()
+    wide.jacobian_penalty, wide.log = 0.0, _ignored
+    solver = reasoner.estimator.solver
+    arguments = [{name: part.double() if part.is_floating_point() else part for name, part in batch.items()}, 0]
+    last = _LastSolve()
+
+    def gradient(estimator: GradientEstimator, *observe: Callable[[], SolveObserver]) -> Tensor:
+        return gradient_of(copy_of(wide), estimator, arguments, *observe)[0]
+
+    exact = gradient(ExactAdjoint(DENSE_SIZE, solver=solver), lambda: last)
+    found = {name: gradient(make(solver)) for name, make in MEASURED.items()}
+    figures = {"spectral radius": last.radius, "residual": last.residual}
+    for name, one in found.items():
+        values = [*compared(one, exact), *compared(one, found["BPTT"])]
+        figures |= {f"{name}: {figure}": value for figure, value in zip(FIGURES, values, strict=True)}
+    return figures
+
+
+def compared(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Cosine of the angle between two gradients, and their distance relative to the second one's norm."""
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=0)
+    return float(cosine), float((one - other).norm() / other.norm())
+
+
+def _ignored(*_: Any, **__: Any) -> None:
+    pass

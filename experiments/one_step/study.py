@@ -1,0 +1,186 @@
+"""Is a one-step gradient enough?"""
+
+import copy
+import time
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from datamodules.puzzles import IGNORED
+from experiments.one_step.gradients import FIGURES, MEASURED, gradient_errors
+from experiments.one_step.limits import KINDS, limits_of, path_independence
+from experiments.one_step.report import draw, report
+from experiments.one_step.tasks import QUIET, TASKS, VARIANTS, arguments_of
+from experiments.runs import Row, config_keys, fit, run_missing
+from models import EquilibriumReasoner
+
+MOMENTS = (0.0, 0.25, 0.5, 1.0)
+"""When gradients are measured, in parts of the training."""
+
+SAMPLES = 8
+"""Samples of the batch that they are measured on."""
+
+AT_MOMENTS = ["loss", "spectral radius", "residual", *(f"{name}: {figure}" for name in MEASURED for figure in FIGURES)]
+
+
+class Snapshots(Callback):
+    """Keeps the parameters at chosen numbers of batches."""
+
+    def __init__(self, batches: list[int]) -> None:
+        self.batches = batches
+        self.kept: dict[int, dict[str, Tensor]] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the first."""
+        self._keep(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Keeps a later one."""
+        self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.global_step in self.batches:
+            self.kept[trainer.global_step] = copy.deepcopy(module.state_dict())
+
+
+def over_training(
+    reasoner: EquilibriumReasoner, snapshots: dict[int, dict[str, Tensor]], batch: dict[str, Tensor]
+) -> dict[str, str]:
+    """Measures gradients at several states of a training.
+
+    Args:
+        reasoner: The reasoner, which is left with the last state.
+        snapshots: Its states, by number of batches.
+        batch: The batch on which to measure.
+
+    Returns:
+        Figures by name, each a number for each state, separated by spaces.
+    """
+    found = []
+    for state in snapshots.values():
+        reasoner.load_state_dict(state)
+        with torch.no_grad():
+            scores = reasoner.cell.scores(reasoner(batch["inputs"]).state)
+            loss = torch.nn.functional.cross_entropy(scores, batch["targets"], ignore_index=IGNORED)
+        found.append({"loss": float(loss), **gradient_errors(reasoner, batch)})
+    return {name: " ".join(f"{one[name]:.4g}" for one in found) for name in found[0]}
+
+
+def after_training(reasoner: EquilibriumReasoner, splits: dict[int, Any], budgets: dict[int, int]) -> dict[str, str]:
+    """Solves test puzzles of each size, and looks at what the states come to.
+
+    Args:
+        reasoner: The reasoner.
+        splits: The puzzles by size.
+        budgets: Steps by size.
+
+    Returns:
+        Figures by name.
+    """
+    cell = reasoner.cell
+    found: dict[str, str] = {}
+    for size, steps in budgets.items():
+        inputs, targets = splits[size]["inputs"], splits[size]["targets"]
+        with torch.no_grad():
+            limits = limits_of(*cell.start(inputs), steps)
+            right = (cell.scores(limits.state).argmax(1) == targets) | (targets == IGNORED)
+        alike, distance = path_independence(cell, inputs, steps)
+        figures = {
+            "exact": float(right.flatten(1).all(1).float().mean()),
+            "residual": float(limits.residual.median()),
+            "residual twice": float(limits.residual_twice.median()),
+            "radius": float(limits.radius.median()),
+            **{kind: limits.share(kind) for kind in KINDS},
+            "alike": alike,
+            "distance": distance,
+        }
+        found |= {f"{name} {size}": f"{value:.4g}" for name, value in figures.items()}
+    return found
+
+
+def train_and_measure(keys: Row, task: str, batches: int) -> dict[str, Any]:
+    """Does one training, and measures its gradients and what came of it.
+
+    Args:
+        keys: What ``config_keys`` returns, cell, variant, estimator and seed.
+        task: Name of the task.
+        batches: How many batches it has.
+    """
+    chosen = TASKS[task]
+    snapshots = Snapshots([round(part * batches) for part in MOMENTS])
+    arguments = [*QUIET, *chosen.arguments, *chosen.cells[keys["cell"]], *VARIANTS[keys["variant"]]]
+    arguments += [*arguments_of(keys["estimator"]), f"--data.data_seed={keys['seed']}"]
+    # These come last, so that they win.
+    arguments += [f"--trainer.max_steps={batches}", *keys["overrides"].split()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*val_dataloader|.*smaller than the logging")
+        begin = time.perf_counter(), time.process_time()
+        cli = fit({**keys, "overrides": ""}, *arguments, callbacks=[snapshots])
+        seconds, processor = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    data: Any = cli.datamodule
+    data.setup("test")
+    batch = {name: part[:SAMPLES] for name, part in next(iter(data.train_dataloader())).items()}
+    return {
+        "seconds": f"{seconds:.1f}",
+        "processor seconds": f"{processor:.1f}",
+        **over_training(cli.model, snapshots.kept, batch),
+        **after_training(cli.model, data.splits["test"], chosen.budgets),
+    }
+
+
+def one_step(
+    task: Literal["prefix_sums", "sudoku", "mazes"] = "prefix_sums",
+    cells: list[str] = ["one", "two"],
+    variants: list[str] = ["plain"],
+    estimators: list[str] = ["JFB", "PhantomGradient:5", "NeumannRBP:4", "TBPTT:5", "CGRBP:5", "GMRES:5", "BPTT"],
+    seeds: PositiveInt = 5,
+    batches: PositiveInt | None = None,
+    overrides: str = "",
+    csv: Path | None = None,
+) -> None:
+    """Is a one-step gradient enough?
+
+    Trains cells of one and of two latent states by several estimators with the same seeds and number of batches. At
+    four moments it compares each cheap gradient with the exact adjoint and with BPTT; after the training it tests
+    puzzles of the size of training and of larger ones, looks at whether states end in a fixed point, a 2-cycle or
+    neither, and whether two random starts lead to the same answers. Prints tables, with differences to the first
+    estimator seed by seed, and leaves a picture beside the CSV file. Finished runs are kept in that file and not done
+    again unless the config changed; delete it when the code did.
+
+    Args:
+        task: What is learned.
+        cells: Of one or two latent states.
+        variants: Any of plain, penalty (a Jacobian penalty) and random start.
+        estimators: Estimators to train with, as NAME or NAME:STEPS.
+        seeds: How many seeds, from 0, of the network and of the puzzles.
+        batches: How many batches a training has; null stands for the task's own number.
+        overrides: Further arguments of the command line of each training, separated by spaces.
+        csv: File of finished runs; null stands for logs/one_step_TASK.csv.
+    """
+    chosen, path = TASKS[task], Path(f"logs/one_step_{task}.csv") if csv is None else csv
+    count = chosen.batches if batches is None else batches
+    wanted = [
+        {
+            **config_keys(chosen.config, overrides),
+            "batches": str(count),
+            "cell": cell,
+            "variant": variant,
+            "estimator": estimator,
+            "seed": str(seed),
+        }
+        for seed in range(seeds)
+        for variant in variants
+        for cell in cells
+        for estimator in estimators
+    ]
+    ends = ["exact", "residual", "residual twice", "radius", *KINDS, "alike", "distance"]
+    measured = ["seconds", "processor seconds", *AT_MOMENTS]
+    measured += [f"{name} {size}" for size in chosen.budgets for name in ends]
+    rows = run_missing(path, wanted, measured, lambda keys: train_and_measure(keys, task, count))
+    print(report(rows, list(chosen.budgets), [round(part * count) for part in MOMENTS]))
+    draw(rows, list(chosen.budgets), [round(part * count) for part in MOMENTS], path.with_suffix(".png"))

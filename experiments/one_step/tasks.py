@@ -1,0 +1,97 @@
+"""What is trained: the tasks, their cells, and what is varied."""
+
+from dataclasses import dataclass
+
+from experiments.runs import estimator_arguments
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the study.
+
+    Attributes:
+        config: Config of an ``EquilibriumReasoner``.
+        batches: How many batches each training has.
+        budgets: Steps of the evaluation, by the size of the test puzzles; the last size is that of extrapolation.
+        cells: Arguments of the command line for a cell of one and of two latent states.
+        arguments: Arguments of the command line for all.
+    """
+
+    config: str
+    batches: int
+    budgets: dict[int, int]
+    cells: dict[str, list[str]]
+    arguments: list[str]
+
+
+TASKS = {
+    "prefix_sums": Task(
+        config="configs/prefix_sums.yaml",
+        batches=300,
+        budgets={10: 12, 80: 160},
+        cells={
+            "one": ["--model.cell.num_hidden=24", "--estimator.solver.max_steps=12"],
+            # An update of it is three of the other's.
+            "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=16", "--estimator.solver.max_steps=6"],
+        },
+        arguments=[
+            *["--data.length=10", "--data.test_lengths=[10,80]", "--data.val_lengths=[10]", "--data.num_val=1"],
+            *["--data.num_train=896", "--data.num_test=64", "--data.batch_size=64", "--model.learning_rate=4.0e-3"],
+        ],
+    ),
+    "sudoku": Task(
+        config="configs/sudoku.yaml",
+        batches=500,
+        budgets={6: 64, 8: 64, 10: 64},
+        cells={
+            "one": [],
+            "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=32", "--model.cell.dims=2"],
+        },
+        arguments=["--data.num_val=1", "--data.num_test=128"],
+    ),
+    "mazes": Task(
+        config="configs/mazes.yaml",
+        batches=2000,
+        budgets={5: 40, 9: 200},
+        cells={"one": [], "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=24", "--model.cell.dims=2"]},
+        arguments=["--data.cells=5", "--data.test_cells=[5,9]", "--data.num_val=1"],
+    ),
+}
+"""The tasks by name. Another one of an ``EquilibriumReasoner`` is one more entry."""
+
+VARIANTS = {
+    "plain": [],
+    "penalty": ["--model.jacobian_penalty=0.1"],
+    "random start": ["--model.random_start=true"],
+}
+"""How a cell is trained."""
+
+QUIET = [
+    "--trainer.callbacks=null",
+    "--trainer.logger=false",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.limit_val_batches=0",
+    "--trainer.max_epochs=-1",
+    # What is wrong with the gradients is what is measured.
+    "--policy={not_converged: ignore, diverged: ignore, adjoint: ignore, spectral_radius: ignore, truncation_tol: 1.0}",
+]
+"""Trainings of a number of batches, of which the last state counts: none is chosen by a validation."""
+
+
+def arguments_of(estimator: str) -> list[str]:
+    """Arguments of the command line for ``NAME`` or ``NAME:STEPS``, where ``GMRES`` stands for ``Implicit`` with it.
+
+    Example:
+        >>> arguments_of("NeumannRBP:4")
+        ['--estimator=NeumannRBP', '--estimator.steps=4']
+    """
+    name, _, steps = estimator.partition(":")
+    if name != "GMRES":
+        return estimator_arguments(estimator)
+    solver = "--estimator.linear_solver"
+    return [
+        "--estimator=Implicit",
+        f"{solver}=rbp_lightning.linear.GMRES",
+        f"{solver}.steps={steps}",
+        f"{solver}.tol=0",
+    ]

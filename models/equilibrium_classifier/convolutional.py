@@ -1,0 +1,58 @@
+"""Cells of one feature map."""
+
+import torch
+from torch import Tensor, nn
+
+from models.equilibrium_classifier.cell import POOLED, ImageCell, Norm, pooled, stem
+from rbp_lightning import contractive, held
+from rbp_lightning.pytree import State
+from rbp_lightning.solvers import Update
+
+
+class ConvolutionalImageCell(ImageCell):
+    """h <- relu(W * h + d), where d is what the stem makes of the image and the norm of the convolution W is bounded.
+
+    ReLU has slopes of at most 1, so the update is a contraction with the constant ``bound``.
+
+    Args:
+        num_channels: Number of channels of an image.
+        num_classes: Number of classes.
+        num_hidden: Number of channels of h.
+        halvings: How often the sides of an image are halved before it is injected.
+        norm: In which norm the update is a contraction.
+        bound: Its constant, in (0, 1).
+
+    Raises:
+        UserError: If an argument is out of its range.
+
+    Example:
+        >>> cell = ConvolutionalImageCell(num_hidden=8)
+        >>> update, state = cell.start(torch.ones(4, 1, 28, 28))
+        >>> state.shape, cell.scores(update(state)).shape
+        (torch.Size([4, 8, 14, 14]), torch.Size([4, 10]))
+    """
+
+    def __init__(
+        self,
+        num_channels: int = 1,
+        num_classes: int = 10,
+        num_hidden: int = 48,
+        halvings: int = 1,
+        norm: Norm = "infinity",
+        bound: float = 0.9,
+    ) -> None:
+        super().__init__(num_channels, num_classes, num_hidden, halvings, norm, bound)
+        self.stem = stem(num_channels, num_hidden, halvings)
+        self.hidden = contractive(nn.Conv2d(num_hidden, num_hidden, 3, padding=1, bias=False), bound, norm)
+        self.readout = nn.Sequential(pooled(num_hidden), nn.Linear(num_hidden * POOLED**2, num_classes))
+
+    def start(self, images: Tensor) -> tuple[Update, State]:
+        """Injects the images."""
+        drive = self.stem(images)
+        update = held(lambda state: torch.relu(self.hidden(state) + drive), self.hidden)
+        return update, torch.zeros_like(drive)
+
+    def scores(self, state: State) -> Tensor:
+        """Class scores by a linear map of averages of the feature map."""
+        scores: Tensor = self.readout(state)
+        return scores

@@ -1,0 +1,130 @@
+"""The trainings of a sweep on the machines of a Ray cluster, which share the sweep's folder."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rbp_lightning.cli.sweep.outcome import Outcome, failure
+from rbp_lightning.cli.sweep.planned import Planned
+from rbp_lightning.cli.sweep.pool import Pool, Source
+from rbp_lightning.cli.sweep.worker import Slot
+from rbp_lightning.errors import UserError
+
+Report = tuple[str, int, float | None]
+
+
+class RayPool:
+    """Runs trainings wherever a Ray cluster has room, each with a GPU or, without any, a core.
+
+    Args:
+        jobs: How many at once; ``None`` for as many as the cluster has GPUs or cores.
+        metric: What is compared.
+        test: ``last``, ``best`` or, for no test, ``None``.
+        classes: Class paths whose modules are imported once in each of Ray's processes.
+
+    Raises:
+        UserError: If Ray is not installed.
+    """
+
+    def __init__(self, jobs: int | None, metric: str, test: str | None, classes: Iterable[str]) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("--on ray: Ray is not installed: pip install ray.") from error
+        self._ray: Any = ray
+        path = os.pathsep.join(path for path in sys.path if path)
+        # Connects to the cluster that RAY_ADDRESS names, or that this machine is part of, and makes one otherwise.
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+        found = ray.cluster_resources()
+        self._device = {"num_gpus": 1} if found.get("GPU") else {"num_cpus": 1}
+        self._most = jobs or int(found.get("GPU") or found["CPU"])
+        self._arguments = (metric, test, list(classes), os.getcwd())
+
+    def run(self, source: Source) -> None:
+        """Runs all that a source has.
+
+        Args:
+            source: The source.
+        """
+        ray = self._ray
+        desk = ray.remote(num_cpus=0)(_Desk).remote()
+        train = ray.remote(max_retries=0, **self._device)(_train)
+        running: dict[Any, Planned] = {}
+        try:
+            asked = desk.next.remote()
+            while self._start(source, running, lambda run: train.remote(run, desk, *self._arguments)):
+                (ready,), _ = ray.wait([asked, *running])
+                if ready == asked:
+                    folder, epoch, value = ray.get(asked)
+                    for run in running.values():  # without one, its process was lost since
+                        if str(run.folder) == folder:
+                            desk.answer.remote(folder, source.report(run, epoch, value))
+                    asked = desk.next.remote()
+                    continue
+                run = running.pop(ready)
+                try:
+                    outcome = ray.get(ready)
+                except ray.exceptions.RayError:  # its machine is lost, say
+                    outcome = failure(run, None)
+                source.end(run, outcome)
+        finally:
+            ray.shutdown()
+
+    def _start(self, source: Source, running: dict[Any, Planned], begin: Callable[[Planned], Any]) -> bool:
+        while len(running) < self._most and (run := source.next()) is not None:
+            running[begin(run)] = run
+            source.start(run)
+        return bool(running)
+
+
+class _Desk:
+    """Where trainings report, and wait until the sweep has answered."""
+
+    def __init__(self) -> None:
+        self._reports: asyncio.Queue[Report] = asyncio.Queue()
+        self._answers: dict[str, asyncio.Future[bool]] = {}
+
+    async def report(self, folder: str, epoch: int, value: float | None) -> bool:
+        self._answers[folder] = asyncio.get_running_loop().create_future()
+        await self._reports.put((folder, epoch, value))
+        return await self._answers[folder]
+
+    async def next(self) -> Report:
+        return await self._reports.get()
+
+    async def answer(self, folder: str, goes_on: bool) -> None:
+        self._answers[folder].set_result(goes_on)
+
+
+class _One:
+    """A single training, for the pool of a process of Ray's."""
+
+    outcome: Outcome
+
+    def __init__(self, run: Planned, ask: Callable[[str, int, float | None], bool]) -> None:
+        self._left, self._ask = [run], ask
+
+    def next(self) -> Planned | None:
+        return self._left.pop() if self._left else None
+
+    def start(self, run: Planned) -> None:
+        pass
+
+    def report(self, run: Planned, epoch: int, value: float | None) -> bool:
+        return self._ask(str(run.folder), epoch, value)
+
+    def end(self, run: Planned, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+
+def _train(run: Planned, desk: Any, metric: str, test: str | None, classes: list[str], folder: str) -> Outcome:
+    import ray
+
+    os.chdir(folder)
+    device = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if os.environ.get(name)}
+    one = _One(run, lambda *report: ray.get(desk.report.remote(*report)))
+    Pool([Slot(1, device)], metric, test, classes).run(one)
+    return one.outcome

@@ -1,0 +1,185 @@
+"""The study of one-step gradients measures what it says, and does no finished run again."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from datamodules import PrefixSums
+from experiments.one_step import gradients, study
+from experiments.one_step.gradients import compared, gradient_errors
+from experiments.one_step.limits import KINDS, change, limits_of, path_independence
+from experiments.one_step.report import over_time, results
+from experiments.one_step.tasks import TASKS, arguments_of
+from models import ConvolutionalCell, EquilibriumReasoner, ReasoningCell
+from rbp_lightning import JFB, Picard
+
+
+def batch_of(samples: int) -> dict[str, Tensor]:
+    data = PrefixSums(length=5, val_lengths=[5], test_lengths=[5], num_train=samples, num_val=1, num_test=1)
+    data.setup("fit")
+    return data.splits["train"][5]
+
+
+def reasoner(steps: int, **arguments) -> EquilibriumReasoner:
+    torch.manual_seed(0)
+    model = EquilibriumReasoner(ConvolutionalCell(num_inputs=1, num_classes=2, num_hidden=3), **arguments)
+    for parameter in model.cell.block.parameters():  # so that it contracts
+        parameter.data *= 0.7
+    model.estimator = JFB(Picard(steps, tol=0))
+    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    return model
+
+
+def dense_gradients(model: EquilibriumReasoner, batch: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """The exact and the one-step gradient by a dense Jacobian of the whole batch, and BPTT's by a plain loop."""
+    model = model.double()
+    inputs = batch["inputs"].double()
+    parameters = list(model.parameters())
+
+    def loss_of(state: Tensor) -> Tensor:
+        return cross_entropy(model.cell.scores(state), batch["targets"])
+
+    def flat(gradients: tuple[Tensor, ...]) -> Tensor:
+        return torch.cat([one.flatten() for one in gradients])
+
+    update, state = model.cell.start(inputs)
+    for _ in range(steps - 1):
+        state = update(state)
+    found = {"BPTT": flat(torch.autograd.grad(loss_of(update(state)), parameters))}
+    update, state = model.cell.start(inputs)[0], state.detach()
+    jacobian = torch.autograd.functional.jacobian(update, state).reshape(state.numel(), -1)
+    image = update(state)
+    last = image.detach().requires_grad_()
+    loss = loss_of(last)
+    direct = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+    (gradient,) = torch.autograd.grad(loss, last)
+    solved = torch.linalg.solve(torch.eye(state.numel()).double() - jacobian.T, gradient.flatten())
+    for name, adjoint in (("exact", solved.reshape(state.shape)), ("JFB", gradient)):
+        through = torch.autograd.grad(image, parameters, adjoint, allow_unused=True, retain_graph=True)
+        pairs = zip(parameters, direct, through, strict=True)
+        sums = tuple(torch.zeros_like(p) + sum(one for one in both if one is not None) for p, *both in pairs)
+        found[name] = flat(sums)
+    return found
+
+
+def test_errors_are_those_of_dense_gradients() -> None:
+    model, batch = reasoner(6, jacobian_penalty=0.5), batch_of(3)
+    figures = gradient_errors(model, batch)
+    dense = dense_gradients(model, batch, 6)
+    for reference in ("exact", "BPTT"):
+        cosine, error = compared(dense["JFB"], dense[reference])
+        assert figures[f"JFB: cosine to {reference}"] == pytest.approx(cosine, rel=1e-8)
+        assert figures[f"JFB: error to {reference}"] == pytest.approx(error, rel=1e-8)
+    assert figures["BPTT: error to exact"] == pytest.approx(compared(dense["BPTT"], dense["exact"])[1], rel=1e-8)
+    assert figures["BPTT: error to exact"] > 1e-6  # six steps are not enough
+    assert figures["BPTT: error to BPTT"] == 0
+
+
+def test_at_a_fixed_point_all_that_are_solved_agree() -> None:
+    figures = gradient_errors(reasoner(200), batch_of(3))
+    assert figures["residual"] < 1e-12
+    assert figures["spectral radius"] < 1
+    assert figures["BPTT: error to exact"] < 1e-9
+    assert figures["GMRES:20: error to exact"] < 1e-9
+    assert figures["TBPTT:5: error to exact"] == pytest.approx(figures["NeumannRBP:4: error to exact"], rel=1e-6)
+    assert figures["NeumannRBP:20: error to exact"] < figures["NeumannRBP:4: error to exact"] < 1
+
+
+def test_limits_are_told_apart() -> None:
+    """A contraction, a 2-cycle, a slow contraction and chaos, a sample each."""
+
+    def update(state: Tensor) -> Tensor:
+        contracted, cycled, slow, wild = state.unbind()
+        return torch.stack([0.5 * contracted + 1, 3 - cycled, 0.975 * slow + 1, 4 * wild * (1 - wild)])
+
+    state = torch.linspace(0.1, 0.9, 16, dtype=torch.float64).repeat(4, 1)
+    found = limits_of(update, state, budget=101)
+    assert [KINDS[kind] for kind in found.kinds] == ["fixed", "cycle", "falling", "wandering"]
+    assert [found.share(kind) for kind in KINDS] == [0.25] * 4
+    torch.testing.assert_close(found.radius[:3], torch.tensor([0.5, 1.0, 0.975], dtype=torch.float64))
+    torch.testing.assert_close(found.state[1], 3 - state[1])
+    assert float(found.residual_twice[2]) < 0.1 * float(found.residual[2])
+
+
+class _Remembers(ReasoningCell):
+    """Holds on to the sign it began with, or goes to the input's."""
+
+    def __init__(self, remembers: bool) -> None:
+        super().__init__(1, 2, 1)
+        self.remembers = remembers
+
+    def start(self, inputs):
+        return lambda state: torch.tanh(3 * state if self.remembers else inputs), torch.zeros_like(inputs)
+
+    def scores(self, state):
+        return torch.cat([state, -state], 1)
+
+
+def test_path_independence_is_that_of_two_starts() -> None:
+    inputs = torch.randn(200, 1, 2, dtype=torch.float64)
+    assert path_independence(_Remembers(False), inputs, 60) == (1.0, 0.0)
+    alike, distance = path_independence(_Remembers(True), inputs, 60)
+    assert alike == pytest.approx(0.25, abs=0.1)  # two signs that agree by chance
+    assert distance > 1
+
+
+def test_states_of_several_leaves_are_compared_as_one() -> None:
+    one = {"low": torch.tensor([[3.0]]), "high": torch.tensor([[[0.0]]])}
+    other = {"low": torch.tensor([[0.0]]), "high": torch.tensor([[[4.0]]])}
+    torch.testing.assert_close(change(one, other), torch.tensor([5 / 4]))
+
+
+def test_the_table_pairs_seeds() -> None:
+    ends = ["residual", "residual twice", "radius", *KINDS, "alike"]
+    rows = [
+        {"cell": "one", "variant": "plain", "estimator": name, "seed": str(seed), "processor seconds": "1"}
+        | {"exact 9": str(share), **{f"{end} 9": "0" for end in ends}}
+        for name, shares in {"JFB": [0.1, 0.5, 0.9], "BPTT": [0.2, 0.6, 1.0]}.items()
+        for seed, share in enumerate(shares)
+    ]
+    first, second = results(rows, [9]).splitlines()[2:]
+    assert first.startswith("| JFB | 50.0 ± 40.0 |  | ")
+    assert second.startswith("| BPTT | 60.0 ± 40.0 | +10.0 [10.0, 10.0] | ")
+    assert over_time([{"loss": "1 2"}, {"loss": "3 2"}, {"loss": "2 7"}], "loss") == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of trainings that are cut short
+@pytest.mark.parametrize("task", TASKS)
+def test_finished_runs_are_not_done_again(task: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    kept = tmp_path / "study.csv"
+    monkeypatch.setattr(gradients, "DENSE_SIZE", 100)
+    monkeypatch.setattr(study, "SAMPLES", 2)
+    monkeypatch.setitem(TASKS, task, replace(TASKS[task], budgets=dict.fromkeys(TASKS[task].budgets, 3)))
+    few = "--data.num_train=128 --data.num_test=2 --estimator.solver.max_steps=5 --model.cell.num_hidden=4"
+    options = {"task": task, "estimators": ["GMRES:2"], "seeds": 1, "batches": 4, "overrides": few, "csv": kept}
+    study.one_step(cells=["one"], **options)
+    assert len(kept.read_text().splitlines()) == 2
+    asked = []
+    measure = study.train_and_measure
+    monkeypatch.setattr(study, "train_and_measure", lambda keys, *others: asked.append(keys) or measure(keys, *others))
+    capsys.readouterr()
+    study.one_step(cells=["two", "one"], **options)
+    assert {keys["cell"] for keys in asked} == {"two"}
+    printed = capsys.readouterr().out
+    for title in ("### one latent state, plain", "### two latent states, plain"):
+        assert title in printed
+    assert len(re.findall(r"^\| GMRES\(steps=2\) ", printed, re.MULTILINE)) == 2
+    Image.open(kept.with_suffix(".png")).verify()
+    assert all(math.isfinite(float(one)) for one in re.findall(r"\| NeumannRBP\(steps=4\) \| (\S+)", printed))
+
+
+def test_an_estimator_by_its_linear_solver() -> None:
+    assert arguments_of("GMRES:5")[:2] == [
+        "--estimator=Implicit",
+        "--estimator.linear_solver=rbp_lightning.linear.GMRES",
+    ]
+    assert arguments_of("JFB") == ["--estimator=JFB"]

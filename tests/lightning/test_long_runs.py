@@ -1,0 +1,81 @@
+"""A run of any task that is interrupted and continued is the one that was not, in one process and in two."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rbp_lightning.cli.generators import generator_states, set_generator_states
+from tests.cli.runs import Run, Zygote
+from tests.lightning.long_runs import TASKS, run
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),  # as the command line
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
+
+PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "generators")
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether what checkpoints hold is bit-equal."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def assert_continued(folder: Path, processes: int) -> None:
+    whole, cut, continued = (
+        torch.load(folder / name, weights_only=True)
+        for name in ("whole/end.ckpt", "cut/last.ckpt", "continued/end.ckpt")
+    )
+    assert 0 < cut["global_step"] < whole["global_step"]
+    assert len(whole["generators"]) == processes
+    assert not same(cut["state_dict"], whole["state_dict"])
+    assert [part for part in PARTS if not same(whole[part], continued[part])] == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_continued_run_is_the_one_that_was_not_interrupted(task: str, tmp_path: Path) -> None:
+    run(task, tmp_path)
+    assert_continued(tmp_path / task, 1)
+
+
+def test_a_continued_run_of_two_processes_is_the_one_that_was_not_interrupted(zygote: Zygote, tmp_path: Path) -> None:
+    script = Path(__file__).with_name("long_runs.py")
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    runs = [
+        Run(zygote, tmp_path, [str(tmp_path), str(rank)], {**environment, "LOCAL_RANK": str(rank)}, script)
+        for rank in (0, 1)
+    ]
+    ended = [one.end(120) for one in runs]
+    assert ended == [0, 0], [one.error()[-3000:] for one in runs]
+    assert (tmp_path / "done0").exists()
+    for task in TASKS:
+        assert_continued(tmp_path / task, 2)
+
+
+@pytest.mark.parametrize("state", [{"pos": 10**6}, {"pos": -1}, {"key": [0]}])
+def test_a_state_that_numpy_would_read_beyond_is_refused(state: dict[str, Any]) -> None:
+    cpu = torch.device("cpu")
+    states = generator_states(cpu)
+    states["numpy"]["state"].update(state)
+    torch.rand(1)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="NumPy's generator"):
+        set_generator_states(states, cpu)
+    assert torch.equal(torch.get_rng_state(), before)
