@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import pad
 
 from models.annotated import Pixels, annotated, enlarged
-from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
+from models.first_batch_pictures import FirstBatchPictures
 
 WRONG = np.array([214, 39, 40], dtype=np.uint8)
 ROWS = ("clean", "corrupted", "recalled")
@@ -42,34 +41,15 @@ def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Pixels:
     return pixels
 
 
-class RecallPictures(Callback):
+class RecallPictures(FirstBatchPictures):
     """Shows clean, corrupted and recalled images at each validation, test and prediction.
 
     The first ten images of the first batch are logged as ``<stage>/recall`` and saved as ``recall.png`` in the log
-    folder, where the latest picture replaces earlier ones. Without a logger there is no picture.
+    folder.
     """
 
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the log folder, for which all processes have to ask."""
-        self._folder = picture_folder(trainer)
-
-    def _show(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Tensor],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Shows the first batch, with the recalled images that the step returned."""
-        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
-            return
-        assert trainer.state.stage is not None  # it is running
-        stage = trainer.state.stage.dataloader_prefix
+    def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
+        """Draws the images, with the recalled ones that the step returned."""
         clean, corrupted, recalled = (
             images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], outputs)
         )
@@ -77,6 +57,4 @@ class RecallPictures(Callback):
         wrong = int(((clean > 0.5) != (recalled > 0.5)).sum())
         caption = f"{len(clean)} memories, {wrong} of {clean.numel()} pixels wrong" + (" (red)" if wrong else "")
         labels = {(2 * row + 1) * len(grid) // 6: label for row, label in enumerate(ROWS)}
-        log_figure(trainer, f"{stage}/recall", annotated(grid, caption, labels), trainer.global_step, self._folder)
-
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _show
+        return "recall", annotated(grid, caption, labels)

@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
 from datamodules.puzzles import IGNORED
 from models.annotated import Pixels, annotated, enlarged
-from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
+from models.first_batch_pictures import FirstBatchPictures
 
 CLASSES = np.array(
     [
@@ -114,47 +113,30 @@ def spread(frames: Sequence[Any], most: int) -> list[int]:
     return chosen
 
 
-class ThinkingPictures(Callback):
+class ThinkingPictures(FirstBatchPictures):
     """Shows how the answer to a puzzle comes about, at each validation, test and prediction.
 
     The first puzzle of each size is solved once more, and its answer after each step, or after some of them, is shown
     in ``thinking_<size>.png`` in the log folder: below each other for a sequence, so that time runs downwards, and
-    beside each other for a grid, with ``thinking_<size>.gif`` moving. Positions that are wrong are red. The latest
-    picture replaces earlier ones; loggers have it as ``<stage>/thinking_<size>``. Without a logger there is none.
+    beside each other for a grid, with ``thinking_<size>.gif`` moving. Positions that are wrong are red. Loggers have it
+    as ``<stage>/thinking_<size>``.
     """
 
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the log folder, for which all processes have to ask."""
-        self._folder = picture_folder(trainer)
-
-    def _show(
-        self,
-        trainer: Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: dict[str, Tensor],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Shows the first puzzle of the first batch of a size."""
-        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
-            return
+    def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
+        """Draws the first puzzle."""
         targets = batch["targets"][0] if "targets" in batch else None
         is_grid = batch["inputs"].dim() == 4
-        most = pl_module.budgets[-1]
+        most = module.budgets[-1]
         steps = np.unique(np.linspace(1, most, min(most, FRAMES if is_grid else ROWS), dtype=int)).tolist()
         with torch.inference_mode():
-            answers = [scores[0].argmax(0) for _, scores, _ in pl_module.think(batch["inputs"][:1], steps)]
+            answers = [scores[0].argmax(0) for _, scores, _ in module.think(batch["inputs"][:1], steps)]
         frames = [coloured(answer, targets) for answer in answers]
         # What follows the last change shows nothing.
         changes = [index for index in range(1, len(answers)) if not torch.equal(answers[index], answers[index - 1])]
         frames, steps = frames[: max(changes, default=0) + 1], steps[: max(changes, default=0) + 1]
         size = int(batch["size"][0])
         if is_grid:
-            moving = self._folder / f"thinking_{size}.gif"
+            moving = folder / f"thinking_{size}.gif"
             moving.parent.mkdir(parents=True, exist_ok=True)
             first, *others = [
                 Image.fromarray(enlarged(frame, WIDTH // 3, WIDTH // 3)) for frame in [*frames, *[frames[-1]] * 10]
@@ -164,8 +146,4 @@ class ThinkingPictures(Callback):
         if targets is not None:
             wrong = int(((answers[-1] != targets) & (targets != IGNORED)).sum())
             caption += f", wrong in red: {wrong} in the end"
-        assert trainer.state.stage is not None  # it is running
-        tag = f"{trainer.state.stage.dataloader_prefix}/thinking_{size}"
-        log_figure(trainer, tag, labelled_strip(frames, steps, caption), trainer.global_step, self._folder)
-
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _show
+        return f"thinking_{size}", labelled_strip(frames, steps, caption)

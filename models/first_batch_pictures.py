@@ -1,0 +1,59 @@
+"""Pictures of the first batch of an evaluation."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from models.annotated import Pixels
+from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
+
+
+class FirstBatchPictures(Callback, ABC):
+    """Shows the first batch of each data loader at each validation, test and prediction.
+
+    A picture goes to the loggers and into the log folder, where the latest one replaces earlier ones. Without a logger
+    there is none.
+    """
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    @abstractmethod
+    def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
+        """Draws a batch.
+
+        Args:
+            module: The model.
+            outputs: What its step returned.
+            batch: The batch.
+            folder: The log folder, for files of other kinds.
+
+        Returns:
+            The picture's name and its pixels.
+        """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the log folder, for which all processes have to ask."""
+        self._folder = picture_folder(trainer)
+
+    def _show(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Shows the batch, if it is the first one."""
+        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
+            return
+        assert trainer.state.stage is not None  # it is running
+        name, picture = self.draw(pl_module, outputs, batch, self._folder)
+        tag = f"{trainer.state.stage.dataloader_prefix}/{name}"
+        log_figure(trainer, tag, picture, trainer.global_step, self._folder)
+
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _show
