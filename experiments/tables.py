@@ -7,15 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gradients
-from experiments import reasoning
+from benchmarks.graph_scale import grow
+from benchmarks.scaling import compare
+from experiments import classification, reasoning
 from rbp_lightning.errors import UserError
 
 PAGES = Path("docs")
 RESULTS = PAGES / "results"
 
-TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+Layout = Callable[[list[dict[str, Any]]], str]
+
+
+def _of_numbers(layout: Layout) -> Layout:
+    """A layout that takes numbers, and lists of them, where the file has text."""
+    return lambda rows: layout([{name: _number(cell) for name, cell in row.items()} for row in rows])
+
+
+def _number(cell: str) -> int | float | str | list[float]:
+    if re.fullmatch(r"[-\d.e+]+( [-\d.e+]+)+", cell):
+        return [float(part) for part in cell.split()]
+    try:
+        return int(cell) if cell.isdecimal() else float(cell)
+    except ValueError:
+        return cell
+
+
+TABLES: dict[str, Layout] = {
+    "classification_digits": classification.table_of_file,
     "gradients": gradients.table,
+    "graphs": _of_numbers(grow.table),
     "mazes": reasoning.table_of_file,
+    "scaling": _of_numbers(compare.table),
 }
 """What lays out the rows of a file, by its name."""
 
