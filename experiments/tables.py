@@ -34,6 +34,7 @@ def _number(cell: str) -> int | float | str | list[float]:
 
 TABLES: dict[str, Layout] = {
     "classification_digits": classification.table_of_file,
+    "classification_mnist": classification.table_of_file,
     "gradients": gradients.table,
     "graphs": _of_numbers(grow.table),
     "mazes": reasoning.table_of_file,
