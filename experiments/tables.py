@@ -39,6 +39,7 @@ TABLES: dict[str, Layout] = {
     "graphs": _of_numbers(grow.table),
     "mazes": reasoning.table_of_file,
     "scaling": _of_numbers(compare.table),
+    "sudoku": reasoning.table_of_file,
 }
 """What lays out the rows of a file, by its name."""
 
