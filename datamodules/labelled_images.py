@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from datamodules.augmentation import epoch_draws, moved
-from datamodules.epoch_sampler import epoch_sampler
+from datamodules.epoch_sampler import epoch_sampler, evaluation_sampler
 from datamodules.labelled_sources import SOURCES
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
 
@@ -127,15 +127,18 @@ class LabelledImages(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[int]:
         """Validation images in order."""
-        return self._loader("val", self.eval_batch_size)
+        return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[int]:
         """Test images in order."""
-        return self._loader("test", self.eval_batch_size)
+        return self._evaluation("test")
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, name: str, batch_size: int, sampler: DistributedSampler[int] | None = None) -> DataLoader[int]:
+    def _evaluation(self, name: str) -> DataLoader[int]:
+        return self._loader(name, self.eval_batch_size, evaluation_sampler(self, self.splits[name]["index"]))
+
+    def _loader(self, name: str, batch_size: int, sampler: DistributedSampler[int] | None) -> DataLoader[int]:
         # Indexing a split once per batch is much faster than collating its images.
         collate = partial(_examples, self.splits[name], self.brightest)
         indices = range(len(self.splits[name]["index"]))

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
-from models.batches import BatchesOfOneKind
+from models.batches import BatchesOfOneKind, weight
 from models.cell_config import save_with_cell
 from models.cosine_decay import adam_with_cosine_decay
 from models.equilibrium_classifier.cell import ImageCell
@@ -78,7 +78,7 @@ class EquilibriumClassifier(BatchesOfOneKind):
         fixed_point = self(batch["images"])
         scores = self.cell.scores(fixed_point.state)
         loss = cross_entropy(scores, batch["labels"])
-        options: dict[str, Any] = {"batch_size": len(scores), "sync_dist": stage != "train"}
+        options: dict[str, Any] = {"batch_size": weight(len(scores)), "sync_dist": stage != "train"}
         self.log(f"{stage}/loss", loss, prog_bar=stage == "train", **options)
         self.log(f"{stage}/steps", float(fixed_point.steps), **options)
         self.log(f"{stage}/residual", fixed_point.residual.max(), **options)

@@ -36,7 +36,7 @@ def titled(wrong: list[Wrong]) -> Figure:
 
 
 class WrongImages(Callback):
-    """Logs the first images of a test that are told wrong to TensorBoard, as ``test/wrong``, with their labels.
+    """Logs the first images of a test that are told wrong to the loggers, as ``test/wrong``, with their labels.
 
     With several processes they are those of the first one.
     """

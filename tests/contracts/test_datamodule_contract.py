@@ -232,6 +232,23 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(make, tmp_path) 
         assert first.batches[stage] + second.batches[stage] == whole.batches[stage]
 
 
+def test_two_processes_evaluate_each_example_once(make, monkeypatch) -> None:
+    shares, sizes = [], []
+    for rank in ("1", "0"):  # a Trainer leaves its rank to those that follow
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        data = make()
+        if isinstance(data, CitationGraph):
+            pytest.skip("each process evaluates the whole graph")
+        data.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+        data.setup("fit")
+        found = [getattr(data, f"{stage}_dataloader")() for stage in ("val", "test", "predict")]
+        loaders = [loader for one in found for loader in (one if isinstance(one, list) else [one])]
+        shares.append([list(loader.sampler) for loader in loaders])
+        sizes = [len(loader.dataset) for loader in loaders]
+    for one, other, size in zip(*shares, sizes, strict=True):
+        assert sorted(one + other) == list(range(size))
+
+
 def test_it_can_be_sent_to_another_process(make, case) -> None:
     data = make()
     data.setup("fit")

@@ -1,3 +1,4 @@
+import json
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from datamodules import LabelledImages
 from models import ConvolutionalImageCell, EquilibriumClassifier, MultiscaleImageCell
 from models.equilibrium_classifier.pictures import WrongImages
 from rbp_lightning import BPTT, GMRES, JFB, Implicit, Picard, UserError
-from tests.training import fit, read_events
+from tests.cli.runs import Run, Zygote
+from tests.training import QUIET, fit, read_events
 
 CELLS = [ConvolutionalImageCell, MultiscaleImageCell]
 NORMS = {"spectral": 2, "frobenius": 2, "infinity": float("inf")}
@@ -177,3 +179,24 @@ def test_images_of_another_kind_are_refused() -> None:
         model(images_of()[:, :, :6])
     with pytest.raises(UserError, match=r"num_classes=3, but there is a label 3: set num_classes to 4"):
         model.training_step({"images": images_of(), "labels": torch.tensor([0, 1, 3])}, 0)
+
+
+def told(processes: int) -> dict[str, float]:
+    """The figures of a test of an odd number of images, by a network that is not trained."""
+    torch.manual_seed(0)
+    model = EquilibriumClassifier(ConvolutionalImageCell(num_hidden=4)).double()
+    data = LabelledImages(num_test=7, eval_batch_size=2)
+    strategy = {"strategy": "ddp_fork"} if processes > 1 else {}
+    trainer = Trainer(**QUIET, devices=processes, precision="64-true", callbacks=[JFB(Picard(tol=1e-10))], **strategy)
+    (figures,) = trainer.test(model, data, verbose=False)
+    return {name: figures[name] for name in ("test/loss", "test/accuracy")}
+
+
+@pytest.mark.slow
+def test_two_processes_test_each_image_once(zygote: Zygote, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    lines = ["import json", "from tests.models.test_equilibrium_classifier import told"]
+    script.write_text("\n".join([*lines, "open('told.json', 'w').write(json.dumps(told(2)))"]))
+    run = Run(zygote, tmp_path, [], {}, script)
+    assert run.end(300) == 0, run.error()[-3000:]
+    assert json.loads((tmp_path / "told.json").read_text()) == pytest.approx(told(1), rel=1e-9)
