@@ -1,5 +1,6 @@
 """Several steps of a map by one launch, on a CUDA device."""
 
+import operator
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -71,12 +72,12 @@ class StepsAhead:
         Args:
             vector: Leaves of h.
         """
-        if len(vector) == len(self._last) and all(one is other for one, other in zip(vector, self._last, strict=True)):
-            self._in_a_row += 1
-        else:
-            self._in_a_row = 0
+        goes_on = len(vector) == len(self._last) and all(map(operator.is_, vector, self._last))
+        self._in_a_row = self._in_a_row + 1 if goes_on else 0
+        taped = torch.is_grad_enabled()
+        if taped or not goes_on:
             self._ahead.clear()
-        if not self._ahead and self._in_a_row >= 2 * self._count and not torch.is_grad_enabled():
+        if not taped and not self._ahead and self._in_a_row >= 2 * self._count:
             self._take_ahead(vector)
         self._last = self._ahead.popleft() if self._ahead else self._step(vector)
         return self._last

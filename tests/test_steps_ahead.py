@@ -48,6 +48,19 @@ def test_results_are_those_of_single_steps_from_wherever_it_goes_on(count: int, 
 
 
 @pytest.mark.usefixtures("recorded")
+def test_a_step_on_the_tape_is_taken_whatever_is_ahead() -> None:
+    weight = torch.tensor(0.5, requires_grad=True)
+    ahead, vector = StepsAhead(lambda vector: [weight * vector[0]], 4, Place("here.py", 1)), [torch.ones(2)]
+    with torch.no_grad():
+        for _ in range(11):
+            vector = ahead(vector)
+    assert ahead.replays == 1
+    (image,) = ahead(vector)
+    image.sum().backward()
+    torch.testing.assert_close(weight.grad, vector[0].sum())
+
+
+@pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("tol", [0.0, 1e-9])
 def test_a_solve_and_its_gradient_are_the_same(tol: float) -> None:
     found = []
