@@ -65,7 +65,8 @@ _SECTIONS = (
 _CLASS = "A name, a class path, or a YAML file with class_path and init_args."
 
 _HELP = {
-    "ckpt_path": "The checkpoint to continue from, or to load: a file, or last or best for the newest run's.",
+    "ckpt_path": "The checkpoint to continue from, or to load: a file, last or best for the newest run's, or for fit "
+    "auto, the run's own if it has one.",
     "weights_only": "Leave it out: of a checkpoint no more is ever loaded than its values.",
     "seed_everything": "The seed; true draws one.",
 }
