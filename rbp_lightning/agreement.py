@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,8 @@ from rbp_lightning.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.fsdp import FSDPModule
+
+Number = TypeVar("Number", int, float)
 
 
 class Sharing(NamedTuple):
@@ -160,6 +162,36 @@ def largest(figures: Tensor) -> Tensor:
         return figures
     # What a backend makes of NaN depends on the backend.
     return _reduced(figures.nan_to_num(float("inf"), float("inf"), -float("inf")), distributed.ReduceOp.MAX, sharing)
+
+
+def largest_of(number: Number) -> Number:
+    """The largest of a number over the processes.
+
+    Args:
+        number: The number here.
+
+    Example:
+        >>> largest_of(3)
+        3
+    """
+    if current_sharing() is None:
+        return number
+    found: Number = largest(torch.tensor(number)).item()  # type: ignore[assignment]
+    return found
+
+
+def count_of(flags: Tensor) -> tuple[int, int]:
+    """How many flags are set in all of the processes, and how many there are; waits for the device.
+
+    Args:
+        flags: Bool, one for each sample here.
+
+    Example:
+        >>> count_of(torch.tensor([True, False, True]))
+        (2, 3)
+    """
+    found, samples = total(torch.stack([flags.sum(), torch.ones_like(flags).sum()])).tolist()
+    return found, samples
 
 
 def total(figures: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 from models import ReasoningCell
 from rbp_lightning import JacobianOperator
 from rbp_lightning.linear import spectral_radius
-from rbp_lightning.pytree import State, flatten_state
+from rbp_lightning.pytree import State, change_and_size, flatten_state
 from rbp_lightning.solvers import Update
 
 TOL = 1e-4
@@ -47,9 +47,7 @@ class Limits:
 
 def change(one: State, other: State) -> Tensor:
     """Distance of two states relative to the second one's norm, per sample."""
-    leaves = zip(flatten_state(one, 1)[0], flatten_state(other, 1)[0], strict=True)
-    pairs = [((a - b).flatten(1).square().sum(1), b.flatten(1).square().sum(1)) for a, b in leaves]
-    distance, size = (torch.stack(part).sum(0).sqrt() for part in zip(*pairs, strict=True))
+    distance, size = change_and_size(flatten_state(one, 1)[0], flatten_state(other, 1)[0], 1)
     return torch.where(distance == 0, 0.0, distance / size)
 
 

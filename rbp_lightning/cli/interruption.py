@@ -17,6 +17,8 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from rbp_lightning.cli.summary import relative
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _SAME = 1.0
@@ -123,7 +125,7 @@ class SignalConnector(_SignalConnector):
         """
         path = self.trainer._checkpoint_connector.hpc_save_path(self.trainer.default_root_dir)
         super()._slurm_sigusr_handler_fn(signum, None)  # type: ignore[arg-type]
-        return _shown(Path(path))
+        return str(relative(path))
 
 
 class Interruption(Callback):
@@ -203,9 +205,5 @@ def _save(trainer: Trainer) -> str | None:
             path = Path(callback.dirpath) / "last.ckpt"
             if callback._last_checkpoint_saved != str(path) or callback._last_global_step_saved != trainer.global_step:
                 trainer.save_checkpoint(path)
-            return _shown(path)
+            return str(relative(path))
     return None
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -35,7 +35,7 @@ def print_training(trainer: Trainer) -> None:
     print(f"\nTrained for {trainer.current_epoch} epoch(s), {trainer.global_step} step(s).")
     for name in wanted:
         print(f"  {name.ljust(margin)}{metrics[name]:.4g}")
-    folder = _near(log_dir) if log_dir is not None and trainer.loggers else None
+    folder = relative(log_dir) if log_dir is not None and trainer.loggers else None
     if folder is not None:
         _print_pictures(folder)
     for callback in kept:
@@ -57,12 +57,20 @@ def print_results(trainer: Trainer) -> None:
     """
     log_dir = trainer.log_dir  # every rank has to ask
     if trainer.is_global_zero and log_dir is not None and trainer.loggers and Path(log_dir).exists():
-        _print_pictures(_near(log_dir))
-        print(f"Results: {_near(log_dir)}")
+        _print_pictures(relative(log_dir))
+        print(f"Results: {relative(log_dir)}")
 
 
-def _near(path: str) -> Path:
-    """A path as seen from the current folder, where it is in there."""
+def relative(path: str | Path) -> Path:
+    """A path relative to the current folder, where it lies in there.
+
+    Args:
+        path: The path.
+
+    Example:
+        >>> relative(Path.cwd() / "logs").name, relative("/").is_absolute()
+        ('logs', True)
+    """
     absolute = Path(path).absolute()
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else Path(path)
 
@@ -75,7 +83,7 @@ def _print_pictures(folder: Path) -> None:
 def _best(callback: ModelCheckpoint, trainer: Trainer) -> str:
     if callback.best_model_path:
         score = "" if callback.best_model_score is None else f" ({callback.monitor} {callback.best_model_score:.4g})"
-        return f"Best checkpoint: {_near(callback.best_model_path)}{score}"
+        return f"Best checkpoint: {relative(callback.best_model_path)}{score}"
     return (
         f"No best checkpoint: {callback.monitor} was not logged in {trainer.current_epoch} epoch(s). Log it, or "
         f"validate more often than trainer.check_val_every_n_epoch={trainer.check_val_every_n_epoch}."
@@ -88,5 +96,5 @@ def _next_command(trainer: Trainer, folder: Path, kept: list[ModelCheckpoint]) -
     tested = is_overridden("test_step", module) and is_overridden("test_dataloader", data or module)
     words = ["test" if tested else "audit", "--config", str(folder / "config.yaml")]
     everyone = [*kept, *(one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint))]
-    found = [str(_near(one.best_model_path)) for one in everyone if one.best_model_path]
+    found = [str(relative(one.best_model_path)) for one in everyone if one.best_model_path]
     return f"{program()} {shlex.join([*words, *(['--ckpt_path', found[0]] if found else [])])}"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rbp_lightning.agreement import anywhere, largest
+from rbp_lightning.agreement import anywhere, largest_of
 from rbp_lightning.diagnostics.monitor_plots import MonitorPlots
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators.observer import SolveObserver
@@ -69,7 +69,7 @@ class MonitorObserver(SolveObserver):
         if anywhere(value + min(residual, RADIUS_TOLERANCE) >= 1 - 10 * torch.finfo(radius.value.dtype).eps):
             report(
                 Failure.SPECTRAL_RADIUS,
-                f"The spectral radius of the Jacobian at the fixed point is {float(largest(torch.tensor(value))):.4g} "
+                f"The spectral radius of the Jacobian at the fixed point is {largest_of(value):.4g} "
                 f"(residual of the estimate {residual:.1e})",
             )
 

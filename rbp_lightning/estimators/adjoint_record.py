@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from rbp_lightning.agreement import anywhere, largest
+from rbp_lightning.agreement import anywhere, largest_of
 from rbp_lightning.estimators.observer import SolveObserver
 from rbp_lightning.estimators.warm_start import WarmStart
 from rbp_lightning.failures import Failure
@@ -71,7 +71,7 @@ class AdjointRecord:
         good_enough = (solution.tol and solution.converged) or solution.worst <= limit
         if not anywhere(not good_enough):
             return
-        worst = float(largest(torch.tensor(solution.worst)))
+        worst = largest_of(solution.worst)
         if solution.error_estimate is not None:
             figure = "an estimated relative error"
         else:

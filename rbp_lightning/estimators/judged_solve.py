@@ -1,9 +1,8 @@
 """Turning a solve into its result, and reporting one that did not end as it was meant to."""
 
-import torch
 from torch.utils._pytree import tree_unflatten
 
-from rbp_lightning.agreement import everywhere, largest, total
+from rbp_lightning.agreement import count_of, everywhere, largest
 from rbp_lightning.estimators.adjoint_record import AdjointRecord, parameters_of
 from rbp_lightning.failures import Failure
 from rbp_lightning.fixed_point import FixedPoint
@@ -63,7 +62,7 @@ def judged_solve(
     )
     if failure is not None:
         failed = fixed_point.samples(Status.DIVERGED, Status.NAN, *([Status.MAX_STEPS] if solve.solver.tol > 0 else []))
-        count, samples = total(torch.stack([failed.sum(), torch.ones_like(codes).sum()])).tolist()
+        count, samples = count_of(failed)
         whose = f" ({count} of {samples} samples)" if samples > 1 else ""
         worst = float(largest(fixed_point.residual.max()))
         with in_context(context):

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rbp_lightning.agreement import everywhere, largest, total
+from rbp_lightning.agreement import count_of, everywhere, largest_of
 from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.errors import check_choice, check_count, check_number
 from rbp_lightning.failures import Failure
@@ -85,7 +85,7 @@ class AdaptiveNeumannSeries(LinearSolver):
         adjoint, steps, residual, bound = self._series(operator, scale(bounded.to(factor), gradient), factor)
         if not everywhere(bounded.all()):
             others = scale((~bounded).to(factor), gradient)
-            count, samples = total(torch.stack([(~bounded).sum(), torch.ones_like(bounded).sum()])).tolist()
+            count, samples = count_of(~bounded)
             what = (
                 f"AdaptiveNeumannSeries: The norm of J is not known to be below 1 ({count} of {samples} samples), so "
                 "the error of the Neumann series is not bounded"
@@ -127,7 +127,7 @@ class AdaptiveNeumannSeries(LinearSolver):
         # A start of its own for each g: the probability is one over the starts. It depends on nothing else, so that a
         # resumed run draws the same; and processes that share one state do, should they have rounded g differently.
         seed = int.from_bytes(hashlib.sha256(size.double().cpu().numpy().tobytes()).digest()[:4], "big")
-        seed = int(largest(torch.tensor(seed)))
+        seed = largest_of(seed)
         bounds = norm_bounds(operator, self.norm_steps, seed=seed, stop_early=True)
         return (bounds.upper * (1 + ROUNDING * operator.epsilon)).nan_to_num(nan=float("inf"), posinf=float("inf"))
 

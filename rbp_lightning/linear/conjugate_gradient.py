@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
-from rbp_lightning.agreement import everywhere, total
+from rbp_lightning.agreement import count_of, everywhere
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.base import LinearSolution
 from rbp_lightning.linear.jacobian import JacobianOperator
@@ -94,11 +94,9 @@ def _explain(operator: JacobianOperator, failed: Tensor, recurrence: _CG) -> Non
     # Rounding alone, of many steps in low precision, makes residuals lean as well.
     asymmetric = failed & is_asymmetric(operator)
     indefinite = failed & recurrence.indefinite & ~asymmetric
-    *counts, samples = total(torch.stack([asymmetric.sum(), indefinite.sum(), torch.ones_like(failed).sum()])).tolist()
-    reasons = ("J is not symmetric", "I - J has an eigenvalue that is not positive")
-    found = [
-        f"{reason} in {count} of {samples} samples" for reason, count in zip(reasons, counts, strict=True) if count
-    ]
+    reasons = {"J is not symmetric": asymmetric, "I - J has an eigenvalue that is not positive": indefinite}
+    counts = {reason: count_of(flags) for reason, flags in reasons.items()}
+    found = [f"{reason} in {count} of {samples} samples" for reason, (count, samples) in counts.items() if count]
     if found:
         report(
             Failure.NOT_POSITIVE_DEFINITE, f"ConjugateGradient: {' and '.join(found)}, so it does not converge there"

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from rbp_lightning.agreement import largest
+from rbp_lightning.agreement import largest_of
 from rbp_lightning.check_schedule import CheckSchedule
 from rbp_lightning.errors import check_count, check_number
 from rbp_lightning.linear.base import LinearSolution, LinearSolver, rounding_floors
@@ -131,7 +131,7 @@ def gmres(
     # The true residual differs by rounding, below which nothing can be resolved.
     rest = max(0.9 * tol, epsilon)
     schedule, offset, step = CheckSchedule(check_every, rest if tol > 0 else 0.0, epsilon), 0, 0
-    restart = int(largest(torch.tensor(min(restart, right.shape[-1]))))
+    restart = largest_of(min(restart, right.shape[-1]))
     verification = Verification(tol)
     space = KrylovSpace(right, min(restart, steps), rest)
     while step < steps:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from rbp_lightning.agreement import alike, total
+from rbp_lightning.agreement import alike, count_of
 from rbp_lightning.errors import UserError, check_count, check_number, check_seed
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.back_substitution import solve_by_qr
@@ -110,7 +110,7 @@ def _report_asymmetry(columns: Tensor, chosen: list[int], flat: Tensor, image: T
     size = 1 + vector_norm(columns, dim=(-2, -1))
     allowed = ROUNDING * epsilon * size * vector_norm(flat, dim=-1)
     asymmetric = vector_norm(leaning, dim=-1) > allowed
-    count, samples = total(torch.stack([asymmetric.sum(), torch.ones_like(asymmetric).sum()])).tolist()
+    count, samples = count_of(asymmetric)
     if count:
         report(
             Failure.NOT_POSITIVE_DEFINITE,

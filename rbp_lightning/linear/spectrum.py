@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rbp_lightning.agreement import everywhere, largest
+from rbp_lightning.agreement import everywhere, largest_of
 from rbp_lightning.errors import check_count, check_instance, check_number, check_seed
 from rbp_lightning.linear.jacobian import JacobianOperator
 
@@ -62,7 +62,7 @@ def spectral_radius(
     vector = operator.random_unit_vector(seed)
     for _ in range(steps):
         _, vector = _normalized(operator.flat_vjp(vector))
-    return _arnoldi(operator, vector, int(largest(torch.tensor(min(krylov_steps, operator.size)))))
+    return _arnoldi(operator, vector, largest_of(min(krylov_steps, operator.size)))
 
 
 def _arnoldi(operator: JacobianOperator, vector: Tensor, steps: int) -> SpectralRadius:

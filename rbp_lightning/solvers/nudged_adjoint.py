@@ -5,8 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rbp_lightning.agreement import everywhere
-from rbp_lightning.agreement import total as total_anywhere
+from rbp_lightning.agreement import count_of, everywhere
 from rbp_lightning.errors import check_instance, check_number
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.adjoint_map import AdjointMap
@@ -87,7 +86,7 @@ class NudgedAdjoint(LinearSolver):
         solution = LinearSolution(vector, nudged.steps, 0, residual, solver.tol)
         if not everywhere(solution.converged):
             asymmetric = ~(residual <= solver.tol) & is_asymmetric(operator)
-            found, samples = total_anywhere(torch.stack([asymmetric.sum(), torch.ones_like(asymmetric).sum()])).tolist()
+            found, samples = count_of(asymmetric)
             if found:
                 report(
                     Failure.NOT_POSITIVE_DEFINITE,
