@@ -99,7 +99,9 @@ class Pool:
         while self._free and (run := source.next()) is not None:
             slot = self._free.pop(0)
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(target=work, args=(run, self._metric, self._test, slot, theirs))  # type: ignore[attr-defined]
+            # The server that forks it may have been started by an earlier sweep, with another environment.
+            given = Slot(slot.threads, {**os.environ, **slot.environment})
+            process = self._context.Process(target=work, args=(run, self._metric, self._test, given, theirs))  # type: ignore[attr-defined]
             process.start()
             theirs.close()
             self._running.append(_Running(run, slot, process, ours))

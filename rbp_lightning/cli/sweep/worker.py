@@ -30,7 +30,7 @@ class Slot:
 
     Attributes:
         threads: How many threads.
-        environment: Variables that say which device.
+        environment: Variables that say which device; for a training, all of its variables.
     """
 
     threads: int
@@ -71,6 +71,7 @@ def work(run: Planned, metric: str, test: str | None, slot: Slot, channel: Conne
     """
     arguments = run.arguments()
     _print_into(run.log)
+    os.environ.clear()
     os.environ.update(slot.environment)
     torch.set_num_threads(slot.threads)
     sys.argv[1:] = arguments

@@ -40,6 +40,7 @@ class Net(Tanh):
             raise RuntimeError("a bug of the module")
         loss = super().training_step(inputs, batch_idx)
         self.log("train/loss", loss)
+        self.log("train/level", float(os.environ.get("LEVEL", 0)))
         return loss
 
     def validation_step(self, inputs: Tensor, batch_idx: int) -> None:

@@ -68,6 +68,15 @@ def hparams(folder: str) -> tuple[list[str], list[str], dict[str, object]]:
     return [one.name for one in experiment.hparam_infos], metrics, values
 
 
+def test_trainings_have_the_environment_of_their_sweep(cli, monkeypatch) -> None:
+    for level in ("1", "2"):  # the second sweep finds the first one's server
+        monkeypatch.setenv("LEVEL", level)
+        status, _, err = cli("sweep", *NET, "--seeds=1", f"--folder=level{level}")
+        assert status == 0, err
+        (row,) = rows(f"level{level}")
+        assert float(row["train/level"]) == float(level)
+
+
 def test_two_estimators_and_two_seeds(cli, alone) -> None:
     status, out, err = cli("sweep", *NET, *TWO, "--test=best")
     assert status == 0, err
