@@ -1,6 +1,6 @@
 """The checkpoint that a command names: its model's arguments, and whether the model fits it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,12 @@ class NamedCheckpoint:
         self.kinds = _kinds(content["state_dict"])
         self.overridden: list[tuple[str, Any, Any]] = []
 
-    def model_config(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    def model_config(self, config: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any] | None:
         """Returns the configuration of the checkpoint's model, and prints which given arguments it overrides.
 
         Args:
             config: The model's configuration in plain types, ``class_path`` and ``init_args``.
+            kept: Dotted names, without ``init_args``, of values that stay as they are given.
 
         Returns:
             The configuration, or ``None`` if nothing is overridden. Every text in it is the given one's or one that the
@@ -98,10 +99,8 @@ class NamedCheckpoint:
             part: {name: self.hyperparameters[name] for name in config.get(part) or {} if name in self.hyperparameters}
             for part in ("init_args", "dict_kwargs")
         }
-        arguments = SavedArguments(self.source)
-        if self.trusted:
-            return {**config, **parts}
-        model = arguments.over_class(config, parts)
+        arguments = SavedArguments(self.source, kept, self.trusted)
+        model: dict[str, Any] = arguments.over_class(config, parts)
         self.overridden = sorted(arguments.overridden, key=lambda one: one[0])
         for name, value, given in self.overridden:
             print_once(f"The checkpoint's {name}={value} overrides {given}.")
@@ -117,7 +116,7 @@ class NamedCheckpoint:
         try:
             yield
         except Exception as error:
-            if not self.overridden or isinstance(error, OSError) or find_mistake(error):
+            if self.trusted or not self.overridden or isinstance(error, OSError) or find_mistake(error):
                 raise
             brought = ", ".join(f"{name}={shown(value)}" for name, value, _ in self.overridden)
             reason = f"{type(error).__name__}: {error}"

@@ -78,7 +78,8 @@ class RBPLightningCLI(LightningCLI):
             "parser_kwargs": parsers,
         }
         given = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
-        self._named = given[0] if isinstance(given, list) and given and given[0] in self.subcommands() else None
+        self._words: list[str] = given if isinstance(given, list) else []
+        self._named = self._words[0] if self._words and self._words[0] in self.subcommands() else None
         super().__init__(*args, **{**defaults, **kwargs})
 
     @staticmethod
@@ -115,10 +116,8 @@ class RBPLightningCLI(LightningCLI):
         Raises:
             ArgumentError: If an option is wrong.
         """
-        given = sys.argv[1:] if args is None else args
-        words = given if isinstance(given, list) else []
-        options = self._parser(next((word for word in words if word in self.subcommands()), "fit"))
-        print_class_list(words, options)
+        options = self._parser(next((word for word in self._words if word in self.subcommands()), "fit"))
+        print_class_list(self._words, options)
         try:
             super().parse_arguments(parser, args)
         except argparse.ArgumentError as error:
@@ -147,7 +146,9 @@ class RBPLightningCLI(LightningCLI):
             keep_results(config.trainer, subcommand, path)
         if self.checkpoint is not None:
             text = self._parser(subcommand).dump(config, format="json", skip_link_targets=False, skip_none=False)
-            model = self.checkpoint.model_config(json.loads(text)["model"])
+            # A continued run stays the one that it was; an evaluation may differ, such as by deeper solves.
+            kept = () if subcommand == "fit" else _model_options(self._words)
+            model = self.checkpoint.model_config(json.loads(text)["model"], kept)
             if model is not None:
                 self._take_model(model, self.checkpoint.source)
 
@@ -244,6 +245,17 @@ class RBPLightningCLI(LightningCLI):
         print_results(self.trainer)
 
     after_validate = after_test = after_predict = after_audit = _print_results
+
+
+def _model_options(words: Sequence[str]) -> list[str]:
+    """Names of the model's arguments among the words of a command line.
+
+    Example:
+        >>> _model_options(["test", "--model.cell.init_args.dims=2", "--model.bound", "0.9", "--model=Net"])
+        ['cell.dims', 'bound']
+    """
+    options = [word.partition("=")[0] for word in words]
+    return [option[len("--model.") :].replace("init_args.", "") for option in options if option.startswith("--model.")]
 
 
 class _Flag(argparse.Action):

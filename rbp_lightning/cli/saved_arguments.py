@@ -4,7 +4,7 @@ import enum
 import inspect
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rbp_lightning.checkpoint_file import shown
@@ -18,20 +18,23 @@ class SavedArguments:
     """Takes plain values from a checkpoint, and everything that could be looked up, imported or opened from the config.
 
     A number, a boolean, ``None`` or a list of them is taken from the checkpoint. A text is taken where the parameter's
-    type is a ``Literal`` or an enumeration that has it. Wherever else the two differ is an error.
+    type is a ``Literal`` or an enumeration that has it. Any other difference is an error, unless the user trusts the
+    checkpoint.
 
     Args:
         source: How messages name the checkpoint.
+        kept: Dotted names, without ``init_args``, of values that stay as they are given.
+        trusted: Whether classes, paths and texts are taken from the checkpoint as well.
 
     Attributes:
         overridden: Name, saved value and given value of each value that was taken.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, source: str, kept: Collection[str] = (), trusted: bool = False) -> None:
+        self.source, self.kept, self.trusted = source, kept, trusted
         self.overridden: list[tuple[str, Any, Any]] = []
 
-    def over_class(self, given: Mapping[str, Any], saved: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    def over_class(self, given: Mapping[str, Any], saved: Mapping[str, Any], name: str = "") -> Any:
         """Lays the arguments of a class over those of the same class.
 
         Args:
@@ -50,7 +53,7 @@ class SavedArguments:
         for key, prefix in (("init_args", "init_args."), ("dict_kwargs", "")):
             there, here = ({} if part.get(key) is None else part[key] for part in (saved, given))
             if not isinstance(there, dict) or there.keys() - here.keys():
-                self._refuse(name, given, saved)
+                return self._other(name, given, saved)
             for argument, value in there.items():
                 annotation = parameter_type(owner, argument) if owner is not None else None
                 where = f"{name}.{prefix}{argument}" if name else argument
@@ -60,7 +63,7 @@ class SavedArguments:
         return merged
 
     def _over(self, given: Any, saved: Any, annotation: Any, name: str) -> Any:
-        if _same(given, saved):
+        if _same(given, saved) or (name.replace(".init_args", "") in self.kept and not _holds_dict(given)):
             return given
         if isinstance(given, dict) and isinstance(saved, dict):
             if _names_one_class(given, saved):
@@ -73,9 +76,13 @@ class SavedArguments:
         elif isinstance(given, list) and isinstance(saved, list | tuple) and len(given) == len(saved):
             pairs = enumerate(zip(given, saved, strict=True))
             return [self._over(here, there, annotation, f"{name}[{index}]") for index, (here, there) in pairs]
-        return self._refuse(name, given, saved)
+        return self._other(name, given, saved)
 
-    def _refuse(self, name: str, given: Any, saved: Any) -> typing.NoReturn:
+    def _other(self, name: str, given: Any, saved: Any) -> Any:
+        """What is taken where the two differ in more than plain values."""
+        if self.trusted:
+            self.overridden.append((name, saved, given))
+            return saved
         option = name.replace(".init_args", "")
         raise UserError(
             f"{self.source} says model.{option}={shown(saved)}, and the command line {shown(given)}: a checkpoint "

@@ -126,12 +126,46 @@ def test_a_sound_checkpoint_with_a_foreign_object_names_the_object(sound: Path) 
         assert load_checkpoint(sound)["callbacks"] == {"Statistics": {"mean": 0.3}}
 
 
-def test_options_that_a_checkpoint_overrides_are_named(cli) -> None:
+def test_values_of_a_config_that_a_checkpoint_overrides_are_named(cli) -> None:
     assert cli("fit", *TINY)[0] == 0
-    status, out, _ = cli("test", *TINY, f"--ckpt_path={RUN}/checkpoints/last.ckpt", "--model.gain=5")
+    Path("gain.yaml").write_text("model: {init_args: {gain: 5.0}}")
+    status, out, _ = cli("test", *TINY, "--config=gain.yaml", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
     assert status == 0
     assert "The checkpoint's gain=1.5 overrides 5.0." in out
     assert "num_hidden" not in out  # the same in both
+
+
+class Told(Other):
+    """Prints its arguments, one of which is a part's."""
+
+    def __init__(self, name: str = "n", count: int = 1, part: "Part | None" = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.told = (name, count, part and part.size)
+
+    def test_step(self, inputs: torch.Tensor) -> None:
+        print(f"told: {self.told}")
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_command_line_of_an_evaluation_wins_over_the_checkpoint(cli, trusted) -> None:
+    name, part = "tests.cli.test_checkpoints.Told", "tests.cli.test_checkpoints.Part"
+    saved = {"name": "saved", "count": 2, "part": {"class_path": part, "init_args": {"size": 2}}, "_class_path": name}
+    head = {"pytorch-lightning_version": "2.6.0", "epoch": 0, "global_step": 0, "hyper_parameters": saved}
+    torch.save({**head, "state_dict": Other().state_dict()}, "model.ckpt")
+    options = [f"--model={name}", "--data=ImagePatterns", *OPTIONS, "--data.eval_draws=1", "--ckpt_path=model.ckpt"]
+    options += [f"--trust_checkpoint={trusted}", f"--model.part={part}", "--model.name=given"]
+    for more, told in ([], "('given', 2, 2)"), (["--model.count", "3", "--model.part.size=3"], "('given', 3, 3)"):
+        status, out, err = cli("test", *options, *more)
+        assert (status, f"told: {told}" in out) == (0, True), out + err
+
+
+def test_a_continued_run_keeps_the_checkpoint_s_values(cli) -> None:
+    assert cli("fit", *TINY)[0] == 0
+    longer = ["--trainer.max_epochs=3", f"--ckpt_path={RUN}/checkpoints/last.ckpt", "--model.gain=5"]
+    status, out, _ = cli("fit", *TINY, *longer)
+    assert status == 0
+    assert "The checkpoint's gain=1.5 overrides 5.0." in out
 
 
 class Plain(HopfieldMemory):
@@ -319,9 +353,9 @@ def test_hyperparameters_of_other_types_are_one_printable_error(saved: Any, soun
 @pytest.mark.parametrize("wrong", [float("nan"), [1]], ids=brief)
 def test_a_value_that_an_argument_does_not_take_is_one_line(wrong: Any, cli) -> None:
     save = {"state_dict": HopfieldMemory().state_dict(), "pytorch-lightning_version": "2.6.0"}
-    torch.save({**save, "hyper_parameters": {"num_hidden": wrong}}, "a.ckpt")
+    torch.save({**save, "hyper_parameters": {"gain": wrong}}, "a.ckpt")
     status, _, err = cli("test", *TINY, "--ckpt_path=a.ckpt")
-    assert (status, err.count("error:"), "num_hidden" in err) == (1, 1, True), err
+    assert (status, err.count("error:"), "gain" in err) == (1, 1, True), err
 
 
 @pytest.mark.parametrize("name", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"])
