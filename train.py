@@ -1,14 +1,14 @@
-"""Entry of a checkout: ``rbp-lightning`` with this checkout's tasks."""
+"""The command line of a checkout: ``rbp-lightning`` with the example tasks."""
 
 import sys
 
 from rbp_lightning.overview import answer, explained_imports
 
 if __name__ == "__main__":
-    answer(sys.argv[1:])  # before what takes seconds to import
+    answer(sys.argv[1:])  # before the slow imports
 
 with explained_imports():
-    # Imported so that the command line knows their classes by short names.
+    # Imported so that their classes can be named without their modules.
     import datamodules  # noqa: F401
     import models  # noqa: F401
     from rbp_lightning.cli import console

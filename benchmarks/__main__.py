@@ -6,6 +6,7 @@ from benchmarks.against.compare import against
 from benchmarks.command_line import run
 from benchmarks.compiled.compare import compiled
 from benchmarks.cost import cost
+from benchmarks.floors import floors
 from benchmarks.gradients import gradients
 from benchmarks.graph_scale.grow import graphs
 from benchmarks.growth.grow import growth
@@ -25,6 +26,7 @@ QUESTIONS: dict[str, Any] = {
     "compiled": compiled,
     "cost": cost,
     "derivatives": derivatives,
+    "floors": floors,
     "gradients": gradients,
     "graphs": graphs,
     "growth": growth,

@@ -3,9 +3,10 @@
 import statistics
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks import host_syncs
 from benchmarks.devices import DeviceName, available
 from benchmarks.peers.cases import CaseName, make_case
-from benchmarks.report import markdown, median_and_quartiles, write_csv
+from benchmarks.report import as_written, markdown, median_and_quartiles, write_csv
 from benchmarks.step_parts import Parts, timed_parts, timed_whole
 from benchmarks.timing import check_repeats
 from rbp_lightning import RBP, ConvergenceWarning, NeumannRBP, Picard
@@ -106,7 +107,7 @@ def fits(found: Sequence[Timing]) -> list[list[float]]:
     return ratios
 
 
-def tables(found: dict[CaseName, list[Timing]]) -> str:
+def tables(found: Mapping[CaseName, Sequence[Timing]]) -> str:
     """Lays parts, ratios and fits out as Markdown."""
     names = [field.name for field in fields(Parts)]
     parts = [
@@ -130,6 +131,17 @@ def tables(found: dict[CaseName, list[Timing]]) -> str:
             markdown(["fit of T a + K b + c", "a / step", "b / product", "c / what comes once"], fitted),
         ]
     )
+
+
+def tables_of_file(rows: Sequence[dict[str, Any]]) -> str:
+    """Lays the rows of the CSV file out as Markdown."""
+    names = [field.name for field in fields(Parts)]
+    found: dict[CaseName, list[Timing]] = {}
+    for row in rows:
+        parts = Parts(**{name: row[name] for name in names})
+        rest = {name: value for name, value in row.items() if name not in names}
+        found.setdefault(row["case"], []).append(Timing(**rest, parts=parts))
+    return tables(found)
 
 
 def plot(found: dict[CaseName, list[Timing]], path: Path) -> None:
@@ -193,7 +205,9 @@ def cost(
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No case could be timed.")
-    print(tables(found) + "\n\n" + host_syncs.table([*found, SLOW], where))
+    reads = host_syncs.reads([*found, SLOW], where)
+    print(tables(found) + "\n\n" + as_written(reads))
     rows = [asdict(one) for timed in found.values() for one in timed]
     write_csv(out / "cost.csv", [row | row.pop("parts") for row in rows])
+    write_csv(out / "reads.csv", reads)
     plot(found, out / "cost.png")

@@ -1,35 +1,30 @@
 """How often a computation waits for the device."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.counts import CountOperators
 from benchmarks.peers.cases import CaseName, make_case
 from benchmarks.peers.networks import Case
-from benchmarks.report import markdown
 from rbp_lightning import RBP, ConvergenceWarning, Picard
 
+COLUMNS = [
+    "RBP to 1e-06",
+    "steps of the solve",
+    "reads in them",
+    "products of the gradient",
+    "reads beside them",
+    "reads each 10 of both",
+]
 
-class CountSyncs(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts reads of a tensor's value, each of which waits for the device.
 
-    Attributes:
-        count: The number so far.
-    """
+class CountSyncs(CountOperators):
+    """Counts reads of a tensor's value, each of which waits for the device."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """Runs an operator, and counts it if it is such a read."""
-        self.count += func == torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
+        super().__init__(torch.ops.aten._local_scalar_dense.default)
 
 
 def syncs_of_rbp(case: Case, max_steps: int = 1000, tol: float = 1e-6) -> tuple[int, int, int, int]:
@@ -54,8 +49,8 @@ def syncs_of_rbp(case: Case, max_steps: int = 1000, tol: float = 1e-6) -> tuple[
     return fixed_point.steps, forward.count, fixed_point.adjoint.steps, backward.count
 
 
-def table(names: Sequence[CaseName], device: torch.device) -> str:
-    """Lays the reads of some cases out as Markdown, with the steps that they are for.
+def reads(names: Sequence[CaseName], device: torch.device) -> list[dict[str, str]]:
+    """Counts the reads of some cases; returns a row for each, with the steps that they are for.
 
     Args:
         names: The cases.
@@ -65,8 +60,8 @@ def table(names: Sequence[CaseName], device: torch.device) -> str:
     for name in names:
         with device:
             case = make_case(name)
-        steps, reads, adjoint_steps, adjoint_reads = syncs_of_rbp(case)
-        rate = 10 * (reads + adjoint_reads) / (steps + adjoint_steps)
-        rows.append([name, steps, reads, adjoint_steps, adjoint_reads, f"{rate:.2f}"])
-    columns = ["RBP to 1e-06", "steps of the solve", "reads", "steps of the gradient", "reads", "reads each 10 steps"]
-    return markdown(columns, rows)
+        steps, forward, adjoint_steps, backward = syncs_of_rbp(case)
+        rate = 10 * (forward + backward) / (steps + adjoint_steps)
+        values = [name, *map(str, (steps, forward, adjoint_steps, backward)), f"{rate:.2f}"]
+        rows.append(dict(zip(COLUMNS, values, strict=True)))
+    return rows

@@ -2,8 +2,9 @@
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -109,6 +110,16 @@ def training_table(peaks: dict[str, int]) -> str:
     return markdown(["training step on Cora", "peak MiB", "share of BPTT's", "share of 2.5 GB"], rows)
 
 
+def tables_of_file(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays the rows of the CSV file out as Markdown."""
+    found: dict[str, Peaks] = {}
+    for row in rows:
+        found.setdefault(row["by"], {}).setdefault(row["estimator"], {})[row["number"]] = row["bytes"]
+    training = {name: peak for name, row in found.pop("training step on Cora", {}).items() for peak in row.values()}
+    texts = [table(f"peak MiB, by {title}", peaks) for title, peaks in found.items()]
+    return "\n\n".join([*texts, *([training_table(training)] if training else [])])
+
+
 def plot(by_steps: Peaks, by_terms: Peaks, path: Path) -> None:
     """Draws both dependences into a PNG file."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -166,7 +177,7 @@ def memory(
             "TBPTT": {count: solve_peak(TBPTT(count, solver), where) for count in terms},
             "NeumannRBP": {count: solve_peak(NeumannRBP(count, solver), where) for count in terms},
         }
-        print("\n" + table(f"peak MiB, by terms; {solver.max_steps} steps", by_terms), flush=True)
+        print("\n" + table("peak MiB, by terms", by_terms), flush=True)
         training: dict[str, int] = {}
         try:
             training = training_peaks(CORA, where)
@@ -176,6 +187,9 @@ def memory(
     found = [("steps of the solve", name, one, peak) for name, row in by_steps.items() for one, peak in row.items()]
     found += [("terms", name, one, peak) for name, row in by_terms.items() for one, peak in row.items()]
     rows = [dict(zip(("by", "estimator", "number", "bytes"), values, strict=True)) for values in found]
-    rows += [{"by": "training step on Cora", "estimator": name, "bytes": peak} for name, peak in training.items()]
+    rows += [
+        {"by": "training step on Cora", "estimator": name, "number": "", "bytes": peak}
+        for name, peak in training.items()
+    ]
     write_csv(out / "memory.csv", rows)
     plot(by_steps, by_terms, out / "memory.png")

@@ -4,12 +4,14 @@ import inspect
 import statistics
 import time
 import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, write_csv
 from rbp_lightning import ConvergenceWarning, EquilibriumMonitor
 from rbp_lightning.cli import RBPLightningCLI
 
@@ -49,23 +51,40 @@ def times(config: str, steps: int) -> tuple[float, float, float]:
 def monitor(
     configs: list[str] = ["configs/hopfield.yaml", "configs/cora.yaml"],
     steps: PositiveInt = 200,
+    out: Path = Path("logs/monitor"),
 ) -> None:
     """What watching costs.
 
     Trains with an ``EquilibriumMonitor`` that looks every few steps and plots more rarely, and times the steps in
-    between, all in one run. From the medians it prints how much of the time the monitor takes at its default intervals.
+    between, all in one run. From the medians it prints how much of the time the monitor takes at its default intervals,
+    and leaves a CSV file.
 
     Args:
         configs: Configs to train.
         steps: Steps to train, at least 60.
+        out: Folder to write to.
     """
     defaults = {name: one.default for name, one in inspect.signature(EquilibriumMonitor).parameters.items()}
-    every, plot_every = defaults["every_n_steps"], defaults["plot_every_n_steps"]
+    intervals = {name: defaults[name] for name in ("every_n_steps", "plot_every_n_steps")}
     rows = []
     for config in configs:
         plain, look, plot = times(config, max(steps, 3 * PLOT))
-        shares = (look - plain) / plain / every, (plot - look) / plain / plot_every
-        looks, plots = (f"{100 * share:.1f} %" for share in shares)
-        rows.append([config, f"{look / plain:.1f}", f"{plot / plain:.1f}", looks, plots])
+        rows.append({"config": config, "look": look / plain, "plots": plot / plain, **intervals})
+    write_csv(out / "monitor.csv", rows)
+    print(table(rows))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays the time of a step that is watched, over one that is not, out as Markdown, with what that comes to.
+
+    Args:
+        rows: Of each config, as in the CSV file.
+    """
+    every, plot_every = rows[0]["every_n_steps"], rows[0]["plot_every_n_steps"]
+    lines = []
+    for row in rows:
+        look, plots = row["look"], row["plots"]
+        shares = (look - 1) / every, (plots - look) / plot_every
+        lines.append([row["config"], f"{look:.1f}", f"{plots:.1f}", *(f"{100 * share:.1f} %" for share in shares)])
     columns = ["config", "step with a look", "step with plots", f"looks, every {every} steps"]
-    print(markdown([*columns, f"plots, every {plot_every}"], rows))
+    return markdown([*columns, f"plots, every {plot_every}"], lines)

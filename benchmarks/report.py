@@ -29,6 +29,11 @@ def markdown(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
+def as_written(rows: Sequence[Mapping[str, object]]) -> str:
+    """Lays rows out as Markdown, with the columns of the CSV file."""
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Writes rows into a CSV file.
 

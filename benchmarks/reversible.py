@@ -1,12 +1,13 @@
 """How exactly the steps of a reversible scheme can be run backwards."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, write_csv
 
 SIZE, SAMPLES, RADIUS = 64, 16, 0.9
 
@@ -14,29 +15,54 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 """The two coupled states."""
 
 
-def reversible(steps: list[int] = [5, 10, 20, 40], damping: float = 0.5, seed: int = 0) -> None:
+FIGURES = {
+    "relative residual after them": ("residual", "float64"),
+    "worst error of a state run backwards, float32": ("state", "float32"),
+    "worst error of a state run backwards, float64": ("state", "float64"),
+    "relative error of the gradient, float32": ("gradient", "float32"),
+    "relative error of the gradient, float64": ("gradient", "float64"),
+}
+"""The rows of the table, each a figure in a dtype."""
+
+
+def reversible(
+    steps: list[int] = [5, 10, 20, 40], damping: float = 0.5, seed: int = 0, out: Path = Path("logs/reversible")
+) -> None:
     """Rounding in a reversible scheme that is run backwards (McCallum et al., Reversible deep equilibrium models).
 
     The steps are y <- (1 - b) y + b F(x), then x <- (1 - b) x + b F(y), on a tanh network of 64 units at a spectral
     radius of 0.9. Run backwards they divide by 1 - b, and what rounding has left with them. Prints, for each number of
     steps, the residual that they reach, the worst relative error of a state that was run backwards, and the error that
-    the gradient has by it, in float32 and in float64.
+    the gradient has by it, in float32 and in float64, and leaves a CSV file.
 
     Args:
         steps: Numbers of steps.
         damping: b, above 0 and below 1.
         seed: Seed of the network.
+        out: Folder to write to.
     """
     rows = []
-    for name, dtype, figure in (
-        ("relative residual after them", torch.float64, 0),
-        ("worst error of a state run backwards, float32", torch.float32, 1),
-        ("the same, float64", torch.float64, 1),
-        ("relative error of the gradient, float32", torch.float32, 2),
-        ("the same, float64", torch.float64, 2),
-    ):
-        rows.append([name, *(f"{run(count, damping, dtype, seed)[figure]:.0e}" for count in steps)])
-    print(markdown([f"steps, b = {damping}, spectral radius {RADIUS}", *map(str, steps)], rows))
+    for dtype in (torch.float32, torch.float64):
+        for count in steps:
+            residual, state, gradient = run(count, damping, dtype, seed)
+            figures = {"residual": residual, "state": state, "gradient": gradient}
+            rows.append({"dtype": str(dtype).removeprefix("torch."), "damping": damping, "steps": count, **figures})
+    write_csv(out / "reversible.csv", rows)
+    print(table(rows))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays the figures out as Markdown: a row for each figure and dtype, and a column for each number of steps.
+
+    Args:
+        rows: Of each dtype and number of steps, as in the CSV file.
+    """
+    damping, counts = rows[0]["damping"], dict.fromkeys(row["steps"] for row in rows)
+    lines = [
+        [name, *(f"{float(row[figure]):.0e}" for row in rows if row["dtype"] == dtype)]
+        for name, (figure, dtype) in FIGURES.items()
+    ]
+    return markdown([f"steps, b = {damping}, spectral radius {RADIUS}", *counts], lines)
 
 
 def run(steps: int, damping: float, dtype: torch.dtype, seed: int) -> tuple[float, float, float]:

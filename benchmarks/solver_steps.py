@@ -130,9 +130,9 @@ def solvers(
     if not rows:
         raise UserError("No case could be solved.")
     write_csv(out / "solvers.csv", rows)
-    tables = "\n\n".join(table(rows, equation) for equation in ("forward", "adjoint"))
-    (out / "solvers.md").write_text(tables + "\n")
-    print(tables)
+    text = tables(rows)
+    (out / "solvers.md").write_text(text + "\n")
+    print(text)
 
 
 def measured(name: str, ways: Mapping[tuple[str, str], Callable[[], Outcome]], repeats: int) -> list[dict[str, str]]:
@@ -152,6 +152,11 @@ def measured(name: str, ways: Mapping[tuple[str, str], Callable[[], Outcome]], r
             row = {"case": name, "equation": equation, "solver": one, "steps": str(steps)}
             rows.append(row | {"converged": str(converged), "ratio": f"{statistics.median(found[one]):.3f}"})
     return rows
+
+
+def tables(rows: list[dict[str, str]]) -> str:
+    """Lays the rows of the CSV file out as Markdown, a table for each equation."""
+    return "\n\n".join(table(rows, equation) for equation in ("forward", "adjoint"))
 
 
 def table(rows: list[dict[str, str]], equation: str) -> str:

@@ -1,5 +1,6 @@
 """What a training step consists of, and how long that takes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,38 +43,39 @@ class Parts:
         return steps * self.step + products * (self.product + self.sum) + self.once
 
 
-def timed_parts(case: Case, steps: int, products: int) -> Parts:
+def timed_parts(case: Case, steps: int, products: int, clock: Callable[[], float] = timer) -> Parts:
     """Does a training step by hand, and times its parts.
 
     Args:
         case: The network.
         steps: T, at least 2.
         products: K, at least 1.
+        clock: Tells the time; by default it is the world's, and waits for the device.
     """
-    laps = [timer()]  # a clock that waits for the device
+    laps = [clock()]
     prepared = case.prepare(*case.parameters)
-    laps.append(timer())
+    laps.append(clock())
     with torch.no_grad():
         state = case.start
         for _ in range(steps - 1):
             state = case.step(state, *prepared)
-    laps.append(timer())
+    laps.append(clock())
     state.requires_grad_()
     following = case.step(state, *prepared)
-    laps.append(timer())
+    laps.append(clock())
     found = following.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(case.loss(found), found)
-    laps.append(timer())
+    laps.append(clock())
     cotangent = gradient
     for _ in range(products):
         (cotangent,) = torch.autograd.grad(following, state, cotangent, retain_graph=True)
-    laps.append(timer())
+    laps.append(clock())
     total = gradient.clone()
     for _ in range(products):
         total += cotangent
-    laps.append(timer())
+    laps.append(clock())
     torch.autograd.grad(following, case.parameters, total)
-    laps.append(timer())
+    laps.append(clock())
     counts = (1, steps - 1, 1, 1, products, products, 1)
     return Parts(*((after - before) / count for before, after, count in zip(laps, laps[1:], counts, strict=False)))
 

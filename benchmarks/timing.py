@@ -6,6 +6,12 @@ from torch.utils.benchmark import Timer, timer
 
 from rbp_lightning.errors import UserError
 
+SECONDS = 0.1
+"""Time that a measurement takes at least, by as many calls as that needs."""
+
+Measured = Callable[[int], float]
+"""From a number of calls to the mean of their seconds."""
+
 
 def check_repeats(repeats: int) -> None:
     """Refuses a number of repeats that gives no quartiles.
@@ -45,6 +51,24 @@ def interleaved(
     for _ in range(repeats):
         for name, one in timers.items():
             times[name].append(one.timeit(1).mean)
+    return times
+
+
+def in_turn(runs: Mapping[str, Measured], repeats: int) -> dict[str, list[float]]:
+    """Times computations in turn, each by as many calls as take a while.
+
+    Args:
+        runs: The computations.
+        repeats: How often.
+
+    Returns:
+        Seconds of each, in the order of the repeats.
+    """
+    calls = {name: max(1, round(SECONDS / run(1))) for name, run in runs.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(run(calls[name]))
     return times
 
 

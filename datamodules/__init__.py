@@ -1,4 +1,4 @@
-"""LightningDataModules, one per kind of data."""
+"""The data modules of the example tasks."""
 
 from datamodules.citation_graph import CitationGraph
 from datamodules.image_patterns import ImagePatterns

@@ -1,4 +1,4 @@
-"""A graph whose nodes are to be classified."""
+"""Citation graphs and other graphs for node classification."""
 
 import warnings
 from collections.abc import Callable
@@ -23,36 +23,36 @@ from rbp_lightning.errors import UserError, check_choice, check_count, check_num
 
 
 class CitationGraph(LightningDataModule):
-    """Cora, CiteSeer, PubMed, or any PyG dataset of one graph, for the classification of its nodes.
+    """Cora, CiteSeer, PubMed, or any PyG dataset of one graph, for node classification.
 
-    A batch is a ``torch_geometric.data.Data`` with features ``x``, ``edge_index``, labels ``y`` (-1 where there is
-    none) and the masks ``train_mask``, ``val_mask`` and ``test_mask``. It is the whole graph or, in training with
-    ``num_parts``, a part of it.
+    A batch is a ``torch_geometric.data.Data`` with features ``x``, ``edge_index``, labels ``y`` (-1 for none) and the
+    masks ``train_mask``, ``val_mask`` and ``test_mask``. It is the whole graph or, in training with ``num_parts``, a
+    part of it.
 
     Several processes that train on the whole graph all do the same work. To share it, set ``num_parts`` to their number
-    or a multiple: the graph is cut along few edges, and each epoch deals its parts to the processes. The loss of a part
-    is the mean over its own training nodes, and all parts count alike.
+    or a multiple: the graph is cut along few edges, and each epoch distributes its parts over the processes. A part's
+    loss is the mean over its own training nodes, and all parts have the same weight.
 
     Args:
         name: ``"Cora"``, ``"CiteSeer"`` or ``"PubMed"``, in any case.
-        dataset: A PyG dataset of one graph, instead of these three: on the command line a class path with its
-            arguments, in Python a function that makes the dataset. Edges may be directed; their weights are not used.
+        dataset: A PyG dataset of one graph, instead of ``name``: on the command line a class path with its arguments,
+            in Python a function that makes the dataset. Edges may be directed; edge weights are ignored.
         data_dir: A folder that holds the graph's files, or holds them in ``planetoid/raw`` or ``<name>/raw``. ``None``
-            stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
-        split: ``"public"`` takes the masks that come with the graph (of several, number ``split_seed``), ``"ratio"``
-            draws shares of the nodes, ``"per_class"`` equally many training nodes of each class.
+            for the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        split: ``"public"`` uses the masks that come with the graph (of several, number ``split_seed``), ``"ratio"``
+            draws shares of the nodes, ``"per_class"`` the same number of training nodes of each class.
         train_ratio: Share of training nodes in a ``"ratio"`` split; 0.01 in the paper.
         val_ratio: Share of validation nodes in a ``"ratio"`` split; the rest are test nodes.
         per_class: Training nodes of each class in a ``"per_class"`` split.
         num_val: Validation nodes in a ``"per_class"`` split.
         num_test: Test nodes in a ``"per_class"`` split.
-        split_seed: Seed of a random split, and of the order of parts.
-        normalize_features: Whether to normalise the features by PyG's ``NormalizeFeatures``: the minimum of all is
-            subtracted, then each row is divided by its sum where that exceeds 1.
-        pca: Number of principal components to use instead of the features, cached beside the data; ``None`` for all
-            features.
-        num_parts: Number of parts that the graph is cut into for training, one batch each; 1 is the whole graph.
-        partition: How it is cut: ``"spectral"`` along few edges, ``"random"`` at once.
+        split_seed: Seed of a random split and of the order of the parts.
+        normalize_features: Whether to apply PyG's ``NormalizeFeatures``: subtract the overall minimum, then divide each
+            row by its sum if that exceeds 1.
+        pca: Number of principal components to use instead of the features, cached beside the data; ``None`` for the
+            features themselves.
+        num_parts: Number of parts that the graph is cut into for training, one batch each; 1 for the whole graph.
+        partition: How to cut it: ``"spectral"`` cuts few edges, ``"random"`` is fast.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -85,7 +85,7 @@ class CitationGraph(LightningDataModule):
         super().__init__()
         self.save_hyperparameters()
         if callable(dataset) and callable(self.hparams["dataset"]):
-            # A checkpoint can name a function from Python, but not store it.
+            # A checkpoint cannot store a Python function, only its name.
             self.save_hyperparameters({"dataset": repr(dataset)})
         if name.lower() not in NAMES:
             raise UserError(f"CitationGraph: name={name!r} must be one of {', '.join(NAMES.values())}.")
@@ -114,7 +114,7 @@ class CitationGraph(LightningDataModule):
         """Downloads what is missing and fills the cache, in one process of each machine."""
         if self.dataset is None or self.pca is not None:
             self._load()
-        else:  # a dataset downloads and processes where it is made; a graph is not drawn twice
+        else:  # making the dataset downloads and processes it; the graph itself is loaded in setup
             self.dataset()
 
     def setup(self, stage: str) -> None:
@@ -153,8 +153,8 @@ class CitationGraph(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Data, device: torch.device, dataloader_idx: int) -> Data:
         """Moves a graph to the device, where it stays from then on."""
-        with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
-            whole = batch.get("whole")  # of a part: for the model to move, if it makes use of it
+        with torch.inference_mode(False):  # training cannot use tensors created in inference mode
+            whole = batch.get("whole")  # the graph of a part: the model moves it if it uses it
             batch.whole = None
             moved: Data = batch.to(device)  # in place, so the next epoch finds it there
             batch.whole = whole
@@ -166,11 +166,11 @@ class CitationGraph(LightningDataModule):
             self.graph.cpu()
 
     def train_dataloader(self) -> DataLoader[Data]:
-        """The whole graph, or its parts in an order that depends on the seed and the epoch."""
+        """The whole graph, or its parts in an order that depends on seed and epoch."""
         processes = self.trainer.world_size if self.trainer else 1
         if self.num_parts % processes:
             warnings.warn(
-                f"num_parts={self.num_parts} is no multiple of {processes} processes, so some of their work is done "
+                f"num_parts={self.num_parts} is not a multiple of {processes} processes, so some work is done "
                 f"twice: set --data.num_parts to {processes} or a multiple.",
                 stacklevel=2,
             )

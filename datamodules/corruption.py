@@ -15,7 +15,7 @@ def erase(image: Image, level: float, generator: Generator) -> Image:
     Args:
         image: Pixels, 0 or 1, of shape ``[height, width]``.
         level: Fraction of the on pixels, 0 to 1, rounded to whole pixels.
-        generator: Source of the random choice.
+        generator: The random generator.
 
     Returns:
         The corrupted image.
@@ -36,7 +36,7 @@ def salt_and_pepper(image: Image, level: float, generator: Generator) -> Image:
     Args:
         image: Pixels, 0 or 1, of shape ``[height, width]``.
         level: Fraction of the pixels, 0 to 1, rounded to whole pixels.
-        generator: Source of the random choice.
+        generator: The random generator.
 
     Returns:
         The corrupted image.
@@ -48,12 +48,12 @@ def salt_and_pepper(image: Image, level: float, generator: Generator) -> Image:
 
 
 def occlude(image: Image, level: float, generator: Generator) -> Image:
-    """Turns all pixels of a block off, which has the proportions of the image and a random place.
+    """Turns all pixels of a randomly placed block off; it has the proportions of the image.
 
     Args:
         image: Pixels, 0 or 1, of shape ``[height, width]``.
-        level: Fraction of the area that the block covers, 0 to 1; its sides are rounded to whole pixels.
-        generator: Source of the random place.
+        level: Fraction of the image's area, 0 to 1; the block's sides are rounded to whole pixels.
+        generator: The random generator.
 
     Returns:
         The corrupted image.

@@ -1,4 +1,4 @@
-"""Which process sees which examples, and in training in which order."""
+"""Samplers that distribute examples over processes."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ from rbp_lightning.errors import UserError
 
 
 def epoch_sampler(datamodule: LightningDataModule, dataset: Any, seed: int) -> DistributedSampler[Any]:
-    """Makes the sampler of a training, which deals the examples to the Trainer's processes.
+    """Returns a sampler for training, which shuffles the examples and distributes them over the Trainer's processes.
 
     Lightning sets its epoch, so a resumed run sees the same order.
 
     Args:
         datamodule: The data module.
-        dataset: Anything that has a length.
+        dataset: Any object with a length.
         seed: Seed of the orders.
 
     Example:
@@ -29,19 +29,19 @@ def epoch_sampler(datamodule: LightningDataModule, dataset: Any, seed: int) -> D
 
 
 def evaluation_sampler(datamodule: LightningDataModule, dataset: Any) -> DistributedSampler[Any] | None:
-    """Makes the sampler of an evaluation, which deals each example to one process.
+    """Returns a sampler for evaluation, which gives each example to exactly one process.
 
-    Lightning's own would evaluate some of them twice where they are no multiple of the processes.
+    Lightning's own sampler repeats some examples if their number is not a multiple of that of the processes.
 
     Args:
         datamodule: The data module.
-        dataset: Anything that has a length.
+        dataset: Any object with a length.
 
     Returns:
-        The sampler, or ``None``, for all in order, in one process.
+        The sampler; ``None``, for all examples in order, with one process.
 
     Raises:
-        UserError: If there are fewer examples than processes, which could not average over them together.
+        UserError: If there are fewer examples than processes.
 
     Example:
         >>> evaluation_sampler(LightningDataModule(), range(3)) is None
@@ -51,7 +51,7 @@ def evaluation_sampler(datamodule: LightningDataModule, dataset: Any) -> Distrib
     if len(dataset) < processes:
         raise UserError(
             f"{type(datamodule).__name__}: {len(dataset)} examples are too few for an evaluation in {processes} "
-            "processes: take more examples, or evaluate in one process."
+            "processes: use more examples, or evaluate in one process."
         )
     if processes == 1:
         return None

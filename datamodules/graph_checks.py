@@ -1,7 +1,7 @@
-"""What a graph must be for its nodes to be classified.
+"""Checks of graphs for node classification.
 
-Each function takes the name of the graph's owner for its message. Reading a tensor waits for its device, so a graph is
-to be checked once and not at every step.
+Each function takes the name of the graph's owner for its messages. The checks wait for the device, so they belong
+outside of training steps.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ def checked_features(owner: str, x: Any) -> Tensor:
     """Checks node features.
 
     Args:
-        owner: Whose graph it is.
+        owner: The owner of the graph.
         x: Finite real numbers of shape ``[num_nodes, num_features]``, dense or sparse.
 
     Returns:
-        The features, dense, in their own dtype.
+        The dense features, in their own dtype.
 
     Raises:
         UserError: If they are anything else.
@@ -39,7 +39,7 @@ def checked_edges(owner: str, edge_index: Any, num_nodes: int) -> Tensor:
     """Checks the edges of a graph.
 
     Args:
-        owner: Whose graph it is.
+        owner: The owner of the graph.
         edge_index: Source and target of each edge, integers of shape ``[2, num_edges]``.
         num_nodes: Number of nodes.
 
@@ -47,17 +47,17 @@ def checked_edges(owner: str, edge_index: Any, num_nodes: int) -> Tensor:
         The edges, int64.
 
     Raises:
-        UserError: If they are anything else, or there is no such node.
+        UserError: If they are anything else, or name a node that does not exist.
     """
     _check_shape(owner, "edge_index", edge_index, [2, None], "[2, num_edges], a row of sources and a row of targets")
     _check_integers(owner, "edge_index", edge_index)
     edges: Tensor = edge_index.long()
     if edges.numel():
-        least, greatest = (int(end) for end in edges.aminmax())
-        if least < 0 or greatest >= num_nodes:
+        low, high = (int(end) for end in edges.aminmax())
+        if low < 0 or high >= num_nodes:
             raise UserError(
-                f"{owner}: edge_index holds node {least if least < 0 else greatest}, but the {num_nodes} nodes of x "
-                f"count from 0 to {num_nodes - 1}: renumber the edges, or add the missing rows to x."
+                f"{owner}: edge_index holds node {low if low < 0 else high}, but the {num_nodes} nodes of x have the "
+                f"numbers 0 to {num_nodes - 1}: renumber the edges, or add the missing rows to x."
             )
     return edges
 
@@ -66,8 +66,8 @@ def checked_labels(owner: str, y: Any, num_nodes: int) -> Tensor:
     """Checks the labels of nodes.
 
     Args:
-        owner: Whose graph it is.
-        y: Class of each node, from 0 on and negative where there is none: integers of shape ``[num_nodes]``.
+        owner: The owner of the graph.
+        y: Class of each node, counted from 0 and negative for none: integers of shape ``[num_nodes]``.
         num_nodes: Number of nodes.
 
     Returns:
@@ -86,7 +86,7 @@ def checked_mask(owner: str, name: str, mask: Any, num_nodes: int) -> Tensor:
     """Checks the mask of a split.
 
     Args:
-        owner: Whose graph it is.
+        owner: The owner of the graph.
         name: Name of the mask.
         mask: Whether each node belongs to the split: bool, of shape ``[num_nodes]``.
         num_nodes: Number of nodes.
@@ -105,7 +105,7 @@ def checked_mask(owner: str, name: str, mask: Any, num_nodes: int) -> Tensor:
 
 
 def _check_shape(owner: str, name: str, value: Any, shape: list[int | None], wanted: str) -> None:
-    """Refuses what is no tensor of a shape, in which ``None`` stands for any size."""
+    """Checks that a value is a tensor of a shape, in which ``None`` matches any size."""
     if value is None:
         raise UserError(f"{owner}: {name} is missing: add a tensor of shape {wanted}.")
     if not isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""A user's own graph."""
+"""Reading the graph of a PyG dataset."""
 
 import copy
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rbp_lightning.errors import UserError
 
 
 def only_graph(dataset: Any) -> Data:
-    """Takes the graph of a PyG dataset that holds one, and checks that its nodes can be classified.
+    """Returns the graph of a PyG dataset that has exactly one, checked for node classification.
 
     Args:
         dataset: The dataset, or a list of one graph.
@@ -20,7 +20,7 @@ def only_graph(dataset: Any) -> Data:
         The graph, with features ``x`` in float32, and with ``edge_index`` and labels ``y`` in int64.
 
     Raises:
-        UserError: If there is not one graph, or it lacks something or is malformed.
+        UserError: If there is not exactly one graph, or it is incomplete or malformed.
 
     Example:
         >>> from torch_geometric.datasets import KarateClub
@@ -35,7 +35,7 @@ def only_graph(dataset: Any) -> Data:
     graph = dataset[0]
     if not isinstance(graph, Data):
         raise UserError(f"{owner} holds a {type(graph).__name__}: give a dataset that holds a Data.")
-    graph = copy.copy(graph)  # a list's graph is the user's own
+    graph = copy.copy(graph)  # the user's own graph stays unchanged
     graph.x = checked_features(owner, graph.x).float()
     num_nodes = len(graph.x)
     if graph.num_nodes != num_nodes:
@@ -43,5 +43,5 @@ def only_graph(dataset: Any) -> Data:
     graph.edge_index = checked_edges(owner, graph.edge_index, num_nodes)
     graph.y = checked_labels(owner, graph.y, num_nodes)
     if not (graph.y >= 0).any():
-        raise UserError(f"{owner}: no node has a label: y must be a class from 0 on, and -1 where there is none.")
+        raise UserError(f"{owner}: no node has a label: give classes from 0 on in y, and -1 for none.")
     return graph

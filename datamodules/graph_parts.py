@@ -18,15 +18,15 @@ Nodes = NDArray[np.int64]
 
 
 def cut(graph: Data, parts: Sequence[Tensor]) -> list[Data]:
-    """Cuts a graph in one pass over its edges, however many parts there are.
+    """Cuts a graph into parts, in one pass over its edges.
 
     Args:
         graph: The graph, with ``x``, ``edge_index``, ``y`` and the masks of its splits.
-        parts: The nodes of each part, int64; together all nodes, each once.
+        parts: The nodes of each part, int64; each node is in exactly one part.
 
     Returns:
-        Each part as a graph of its own, with the edges within it. It keeps its nodes' numbers in the graph as ``nodes``
-        and the graph itself as ``whole``, for models that make use of the edges between parts.
+        Each part as a graph with the edges inside it. ``nodes`` holds its nodes' numbers in the whole graph and
+        ``whole`` that graph, for models that use the edges between parts.
 
     Example:
         >>> mask = torch.ones(3, dtype=torch.bool)
@@ -37,11 +37,11 @@ def cut(graph: Data, parts: Sequence[Tensor]) -> list[Data]:
         [[[0, 1], [1, 0]], [[], []]]
     """
     edges = graph.edge_index
-    number, place = (edges.new_empty(graph.num_nodes) for _ in range(2))
-    for which, nodes in enumerate(parts):
-        number[nodes], place[nodes] = which, torch.arange(len(nodes), device=edges.device)
-    part_of_edge = number[edges[0]]
-    inside = (part_of_edge == number[edges[1]]).nonzero()[:, 0]
+    part, place = (edges.new_empty(graph.num_nodes) for _ in range(2))  # of each node, and its number within the part
+    for number, nodes in enumerate(parts):
+        part[nodes], place[nodes] = number, torch.arange(len(nodes), device=edges.device)
+    part_of_edge = part[edges[0]]
+    inside = (part_of_edge == part[edges[1]]).nonzero()[:, 0]
     inside = inside[torch.argsort(part_of_edge[inside], stable=True)]
     counts = torch.bincount(part_of_edge[inside], minlength=len(parts)).tolist()
     return [
@@ -56,7 +56,7 @@ def cut(graph: Data, parts: Sequence[Tensor]) -> list[Data]:
 
 
 def random_parts(num_nodes: int, count: int, seed: int) -> list[Tensor]:
-    """Cuts the nodes of a graph into parts at random, which takes no time but cuts most edges.
+    """Divides the nodes of a graph into parts at random, which is fast but cuts most edges.
 
     Args:
         num_nodes: Number of nodes.
@@ -75,7 +75,7 @@ def random_parts(num_nodes: int, count: int, seed: int) -> list[Tensor]:
 
 
 def spectral_parts(edge_index: Tensor, num_nodes: int, count: int) -> list[Tensor]:
-    """Cuts the nodes of a graph into parts, by recursive spectral bisection.
+    """Divides the nodes of a graph into parts by recursive spectral bisection.
 
     The nodes are ordered by the second eigenvector of the normalised adjacency matrix and cut in the middle (Pothen,
     Simon and Liou, SIAM J. Matrix Anal. Appl. 11, 1990), and each half in turn until there are enough parts.
@@ -86,7 +86,7 @@ def spectral_parts(edge_index: Tensor, num_nodes: int, count: int) -> list[Tenso
         count: Number of parts, at most ``num_nodes``.
 
     Returns:
-        The nodes of each part, int64, in ascending order. The sizes differ by no more than rounding at each cut.
+        The nodes of each part, int64, in ascending order. The sizes differ only by the rounding at each cut.
 
     Example:
         >>> two_pairs = torch.tensor([[0, 2, 1, 3, 0], [2, 0, 3, 1, 1]])
@@ -95,17 +95,16 @@ def spectral_parts(edge_index: Tensor, num_nodes: int, count: int) -> list[Tenso
     """
     directed = to_scipy_sparse_matrix(edge_index, num_nodes=num_nodes).tocsr()
     adjacency = directed.maximum(directed.T) + eye(num_nodes, format="csr")
-    return [torch.from_numpy(np.sort(part)) for part in _bisected(adjacency, np.arange(num_nodes), count)]
+    return [torch.from_numpy(np.sort(part)) for part in _bisect(adjacency, np.arange(num_nodes), count)]
 
 
-def _bisected(adjacency: csr_matrix, nodes: Nodes, count: int) -> list[Nodes]:
+def _bisect(adjacency: csr_matrix, nodes: Nodes, count: int) -> list[Nodes]:
     if count == 1 or len(nodes) == count:
         return list(np.array_split(nodes, count))
     ordered = nodes[_spectral_order(adjacency[nodes][:, nodes])]
     middle = len(nodes) * (count // 2) // count
-    return _bisected(adjacency, ordered[:middle], count // 2) + _bisected(
-        adjacency, ordered[middle:], count - count // 2
-    )
+    halves = (ordered[:middle], count // 2), (ordered[middle:], count - count // 2)
+    return [part for half, parts in halves for part in _bisect(adjacency, half, parts)]
 
 
 def _spectral_order(adjacency: csr_matrix) -> Nodes:
@@ -114,7 +113,7 @@ def _spectral_order(adjacency: csr_matrix) -> Nodes:
     # The first eigenvector is known: the square roots of the degrees.
     start = np.stack([root_degree, np.random.default_rng(0).standard_normal(len(root_degree))], axis=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # an inaccurate eigenvector only cuts a few more edges
+        warnings.simplefilter("ignore", UserWarning)  # an inaccurate eigenvector only costs a few more cut edges
         values, vectors = lobpcg(scaling @ adjacency @ scaling, start, largest=True, tol=1e-3, maxiter=50)
     order: Nodes = np.argsort(vectors[:, np.argmin(values)] / root_degree, kind="stable")
     return order

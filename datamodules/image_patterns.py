@@ -14,21 +14,21 @@ from datamodules.image_sources import digits_images, folder_images, mnist_images
 from datamodules.mnist_files import TRAINING_FILES, mnist_files
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
 
-LARGEST_SIZE = 4096
-"""Greatest height and width that images are resized to."""
+MAX_SIZE = 4096
+"""The largest height and width that images are resized to."""
 
-MOST_IMAGES = 10**7
-"""Most images of an epoch, whose order is drawn at once."""
+MAX_IMAGES = 10**7
+"""The most images of an epoch, whose order is drawn at once."""
 
 STREAMS = {"train": 0, "val": 1, "test": 2}
 
 
 class RepeatedPatterns(Dataset[dict[str, Tensor]]):
-    """Each pattern several times, to be corrupted differently every time.
+    """Repeats each pattern, to be corrupted differently every time.
 
     Args:
         patterns: Binary images, 0.0 or 1.0, of shape ``[n, height, width]``.
-        repeats: How often each pattern occurs.
+        repeats: The number of times each pattern occurs.
 
     Example:
         >>> repeated = RepeatedPatterns(torch.eye(2).reshape(2, 1, 2), repeats=3)
@@ -51,28 +51,27 @@ class ImagePatterns(LightningDataModule):
     """Binary images, clean and corrupted.
 
     A batch holds ``clean`` and ``corrupted`` images, 0.0 or 1.0, of shape ``[batch, height, width]``, and the number
-    ``draw`` of each. Training, validation and test differ in their corruptions. These depend on the seed, the epoch
-    (in training) and the draw alone, not on the batch size, the number of processes or an interruption. Validation
-    and test recall the stored patterns, or others with ``held_out``.
+    ``draw`` of each. Training, validation and test differ in their corruptions, which depend only on the seed, the
+    epoch (in training) and the draw, not on the batch size, the number of processes or interruptions. Validation and
+    test recall the stored patterns or, with ``held_out``, others.
 
     Args:
-        source: ``"digits"`` (8 x 8, bundled with scikit-learn), ``"mnist"`` (28 x 28) or ``"folder"`` (files of BMP,
-            GIF, JPEG, PNG or TIFF, of no more than 33 million pixels each).
-        num_patterns: How many images to store: digits from all classes in turn, files of a folder by name.
-        held_out: How many further images to recall in validation and test instead of the stored ones; 0 for none.
-        data_dir: The folder of image files, or of MNIST's files; ``None`` stands for the environment variable
-            ``RBP_DATA_DIR``, or else ``data``.
-        size: Height and width that the images of a folder are resized to; ``None`` stands for 28. Leave it out for the
-            other sources.
-        threshold: Intensity, 0 to 1, at and above which a pixel is on.
-        train_corruption: How training images are corrupted: ``"erase"`` turns on pixels off, ``"salt_and_pepper"``
-            replaces pixels by random ones, ``"occlude"`` turns a block off.
-        train_level: Fraction of the on pixels, of all pixels, or of the area that is corrupted in training; 0 trains on
-            clean images, as the paper does.
-        corruption: How the images to recall are corrupted.
-        level: Fraction that is corrupted in them.
-        train_draws: How many corrupted versions of each pattern make an epoch; they are new in every epoch.
-        eval_draws: How many corrupted versions of each pattern are in validation, and in test.
+        source: ``"digits"`` (8 x 8, bundled with scikit-learn), ``"mnist"`` (28 x 28) or ``"folder"`` (BMP, GIF, JPEG,
+            PNG or TIFF files of up to 33 million pixels each).
+        num_patterns: Number of images to store: digits from all classes in turn, files of a folder by name.
+        held_out: Number of other images to recall in validation and test; 0 recalls the stored ones.
+        data_dir: The folder of image files, or of MNIST's files; ``None`` for the environment variable
+            ``RBP_DATA_DIR`` or else ``data``.
+        size: With ``source="folder"``, the height and width that images are resized to; ``None`` for 28.
+        threshold: Intensity, 0 to 1, from which on a pixel is on.
+        train_corruption: Corruption of training images: ``"erase"`` turns off some of the on pixels,
+            ``"salt_and_pepper"`` replaces pixels by random ones, ``"occlude"`` turns a block off.
+        train_level: Fraction of the on pixels, of all pixels, or of the area, respectively, that is corrupted in
+            training; 0 trains on clean images, as the paper does.
+        corruption: Corruption of the images to recall.
+        level: Corrupted fraction of the images to recall.
+        train_draws: Number of corrupted versions of each pattern per epoch; each epoch has new ones.
+        eval_draws: Number of corrupted versions of each pattern in validation, and in test.
         batch_size: Images in a batch of one process.
         corruption_seed: Seed of all corruptions.
 
@@ -116,23 +115,23 @@ class ImagePatterns(LightningDataModule):
         self.data_dir = data_dir
         if source != "folder" and size is not None:
             raise UserError(f"ImagePatterns: size={size!r} is only for source='folder': leave it out (null).")
-        self.size = 28 if size is None else check_count(self, "size", size, 1, LARGEST_SIZE)
+        self.size = 28 if size is None else check_count(self, "size", size, 1, MAX_SIZE)
         self.threshold = check_number(self, "threshold", threshold, 0.0, 1.0)
         self.train_corruption, self.corruption = train_corruption, corruption
         self.train_level = check_number(self, "train_level", train_level, 0.0, 1.0)
         self.level = check_number(self, "level", level, 0.0, 1.0)
         self.train_draws = check_count(self, "train_draws", train_draws, 1)
         self.eval_draws = check_count(self, "eval_draws", eval_draws, 1)
-        if (num_patterns + held_out) * max(train_draws, eval_draws) > MOST_IMAGES:
+        if (num_patterns + held_out) * max(train_draws, eval_draws) > MAX_IMAGES:
             raise UserError(
                 f"ImagePatterns: train_draws={train_draws} or eval_draws={eval_draws} of num_patterns={num_patterns} "
-                f"and held_out={held_out} images are more than the limit of {MOST_IMAGES} in an epoch: lower them."
+                f"and held_out={held_out} images exceed the limit of {MAX_IMAGES} in an epoch: lower them."
             )
         self.batch_size = check_count(self, "batch_size", batch_size, 1)
         self.corruption_seed = check_seed(self, "corruption_seed", corruption_seed)
 
     def prepare_data(self) -> None:
-        """Downloads MNIST if it is needed and missing."""
+        """Downloads MNIST if needed and missing."""
         if self.source == "mnist":
             mnist_files(TRAINING_FILES, self.data_dir)
 
@@ -159,7 +158,7 @@ class ImagePatterns(LightningDataModule):
         self.recalled = patterns[self.num_patterns :] if self.held_out else self.stored
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Stored patterns in an order that depends on the seed and the epoch."""
+        """Stored patterns in an order that depends on seed and epoch."""
         dataset = RepeatedPatterns(self.stored, self.train_draws)
         sampler = epoch_sampler(self, dataset, self.corruption_seed)
         return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler)
@@ -185,7 +184,7 @@ class ImagePatterns(LightningDataModule):
 
         Args:
             batch: ``clean`` images and their ``draw`` numbers.
-            stage: Which stage's kind of corruption, level and random numbers to use.
+            stage: The stage whose corruption, level and random numbers to use.
             epoch: The training epoch.
 
         Returns:

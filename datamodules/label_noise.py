@@ -1,4 +1,4 @@
-"""Wrong labels, to train on noisy data."""
+"""Label noise for training data."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,13 +7,13 @@ from numpy.typing import NDArray
 def flip_labels(
     labels: NDArray[np.int64], classes: NDArray[np.int64], fraction: float, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Replaces a fraction of labels, each by one of the other classes with equal probability.
+    """Replaces a fraction of the labels, each by one of the other classes with equal probability.
 
     Args:
         labels: Class of each example.
         classes: All classes, sorted; at least two.
         fraction: Fraction of the labels to replace, rounded to whole labels.
-        generator: Source of the random numbers.
+        generator: The random generator.
 
     Returns:
         The noisy labels.

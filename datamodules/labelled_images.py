@@ -1,4 +1,4 @@
-"""Labelled images to classify."""
+"""Labelled images for classification."""
 
 from functools import partial
 from typing import Literal
@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from datamodules.augmentation import epoch_draws, moved
+from datamodules.augmentation import augment, epoch_draws
 from datamodules.epoch_sampler import epoch_sampler, evaluation_sampler
 from datamodules.labelled_sources import SOURCES
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
@@ -19,23 +19,23 @@ class LabelledImages(LightningDataModule):
     """Scikit-learn's digits, MNIST or CIFAR-10, for classifiers.
 
     A batch holds ``images``, float32 of shape ``[batch, channels, height, width]`` from 0 to 1, their ``labels``,
-    int64, and the ``index`` of each in its split. The images of MNIST and CIFAR-10 that are tested are of their test
-    files. Training images can be moved a little, anew in every epoch.
+    int64, and the ``index`` of each in its split. For MNIST and CIFAR-10, the test split is drawn from the test files.
+    Training images can be augmented by random shifts, rotations and scalings, new in every epoch.
 
     Args:
         source: ``"digits"`` (1797 images of 8 x 8, bundled with scikit-learn), ``"mnist"`` (70,000 of 28 x 28) or
             ``"cifar10"`` (60,000 of 32 x 32 in three colours).
         data_dir: The folder of the files, which may also be in its ``mnist/raw``, ``MNIST/raw`` or ``cifar10``;
-            ``None`` stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
-        num_train: Training images; ``None`` takes all that the other splits leave.
-        num_val: Validation images, drawn from the digits or from the training files.
-        num_test: Test images, drawn; ``None`` takes a quarter of the digits, or the test files whole.
-        shift: Training images are shifted by up to so many pixels in each direction.
-        rotation: They are turned by up to so many degrees, 0 to 180.
-        scaling: Their size is changed by up to this share, 0 to 1.
-        batch_size: Images in a batch of one process in training.
-        eval_batch_size: Images in a batch of one process in validation, test and prediction.
-        data_seed: Seed of the splits, of the order in training and of how images are moved.
+            ``None`` for the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        num_train: Number of training images; ``None`` for all that the other splits leave.
+        num_val: Number of validation images, drawn from the digits or from the training files.
+        num_test: Number of test images; ``None`` for a quarter of the digits, or all images of the test files.
+        shift: Largest shift of training images in each direction, in pixels.
+        rotation: Largest rotation of training images, in degrees, 0 to 180.
+        scaling: Largest relative change in the size of training images, 0 to 1.
+        batch_size: Training batch size per process.
+        eval_batch_size: Batch size per process in validation, test and prediction.
+        data_seed: Seed of the splits, of the order in training and of the augmentation.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -77,7 +77,7 @@ class LabelledImages(LightningDataModule):
         self.data_seed = check_seed(self, "data_seed", data_seed)
 
     def prepare_data(self) -> None:
-        """Downloads files that are needed and missing."""
+        """Downloads missing files."""
         SOURCES[self.source].files(self.data_dir)
 
     def setup(self, stage: str) -> None:
@@ -93,22 +93,22 @@ class LabelledImages(LightningDataModule):
         generator = np.random.default_rng([self.data_seed, 0])
         drawn = generator.permutation(len(labels) - in_test_files)
         if in_test_files:
-            held = len(labels) - in_test_files + generator.permutation(in_test_files)
+            test = len(labels) - in_test_files + generator.permutation(in_test_files)
         else:
-            held, drawn = np.split(drawn, [self.num_test or len(drawn) // 4])
+            test, drawn = np.split(drawn, [self.num_test or len(drawn) // 4])
         num_train = len(drawn) - self.num_val if self.num_train is None else self.num_train
         chosen = {
             "train": drawn[self.num_val : self.num_val + num_train],
             "val": drawn[: self.num_val],
-            "test": held[: self.num_test],
+            "test": test[: self.num_test],
         }
-        wanted = {"num_train": max(num_train, 1), "num_val": self.num_val, "num_test": self.num_test or len(held)}
+        wanted = {"num_train": max(num_train, 1), "num_val": self.num_val, "num_test": self.num_test or len(test)}
         if [len(rows) for rows in chosen.values()] != list(wanted.values()):
-            asked = ", ".join(f"{name}={count}" for name, count in wanted.items())
-            own = f", {in_test_files} of them in its test files" if in_test_files else ""
+            given = ", ".join(f"{name}={count}" for name, count in wanted.items())
+            of_test = f", {in_test_files} of them in its test files" if in_test_files else ""
             raise UserError(
-                f"LabelledImages: {asked} is more than the {len(labels)} images of source={self.source!r}{own}: lower "
-                "them."
+                f"LabelledImages: {given} is more than the {len(labels)} images of source={self.source!r}{of_test}: "
+                "lower them."
             )
         self.brightest = source.brightest
         self.splits = {
@@ -121,7 +121,7 @@ class LabelledImages(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[int]:
-        """Training images in an order that depends on the seed and the epoch."""
+        """Training images in an order that depends on seed and epoch."""
         sampler = epoch_sampler(self, self.splits["train"]["index"], self.data_seed)
         return self._loader("train", self.batch_size, sampler)
 
@@ -145,13 +145,13 @@ class LabelledImages(LightningDataModule):
         return DataLoader(indices, batch_size=batch_size, sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """Moves training images."""
+        """Augments training images."""
         assert self.trainer is not None  # a Trainer calls this hook
         if not self.trainer.training or not (self.shift or self.rotation or self.scaling):
             return batch
         drawn = epoch_draws(self.data_seed, self.trainer.current_epoch, len(self.splits["train"]["index"]))
         draws = torch.from_numpy(drawn[batch["index"].numpy()])
-        images = moved(batch["images"], draws, self.shift, self.rotation, self.scaling)
+        images = augment(batch["images"], draws, self.shift, self.rotation, self.scaling)
         return {**batch, "images": images}
 
 

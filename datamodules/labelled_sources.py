@@ -1,4 +1,4 @@
-"""Where labelled images come from: scikit-learn's digits, MNIST or CIFAR-10."""
+"""Sources of labelled images: scikit-learn's digits, MNIST and CIFAR-10."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +18,10 @@ class Source(NamedTuple):
     """A data set.
 
     Attributes:
-        files: Finds its files in a ``data_dir``, or downloads them.
-        load: Reads them: all images, ``[n, channels, height, width]``, their labels, ``[n]``, and how many of them, at
-            the end, are of test files.
-        brightest: The greatest value that a pixel can have.
+        files: Finds the files in a ``data_dir``, or downloads them.
+        load: Reads the files. Returns all images, of shape ``[n, channels, height, width]``, their labels, of shape
+            ``[n]``, and the number of images from test files, which come last.
+        brightest: The largest value of a pixel.
     """
 
     files: Callable[[str | None], list[Path]]

@@ -1,4 +1,4 @@
-"""Mazes, drawn many at a time."""
+"""Generation of mazes and their shortest paths, many at a time."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,23 +8,23 @@ from scipy.sparse.csgraph import dijkstra
 Grids = NDArray[np.bool_]
 
 STEPS = np.array([[-1, 0], [1, 0], [0, -1], [0, 1]])
-"""From a cell to its neighbours, in rows and columns of cells."""
+"""Steps from a cell to its neighbours, in rows and columns of cells."""
 
 
 def perfect_mazes(size: int, count: int, generator: np.random.Generator) -> Grids:
-    """Carves mazes in which exactly one way leads from each cell to each other, by depth-first search.
+    """Generates perfect mazes, with exactly one path between any two cells, by depth-first search.
 
-    All are carved at once: at each step every maze goes on from its current cell to a random neighbour that it has not
-    been at, or back to where it came from.
+    All mazes are carved at once: at each step, every search moves on to a random unvisited neighbour or, without one,
+    back.
 
     Args:
-        size: Cells of a side.
-        count: How many mazes.
-        generator: Where randomness comes from.
+        size: Number of cells per side.
+        count: Number of mazes.
+        generator: The random generator.
 
     Returns:
-        Which positions are free, of shape ``[count, 2 size + 1, 2 size + 1]``: cells have odd rows and columns, walls
-        and openings are between them.
+        Whether each position is free, of shape ``[count, 2 size + 1, 2 size + 1]``. Cells have odd rows and columns;
+        walls and openings are between them.
 
     Example:
         >>> perfect_mazes(2, 1, np.random.default_rng(0))[0].sum()  # four cells and three openings
@@ -36,7 +36,7 @@ def perfect_mazes(size: int, count: int, generator: np.random.Generator) -> Grid
     visited = np.pad(np.zeros((count, size, size), dtype=bool), ((0, 0), (1, 1), (1, 1)), constant_values=True)
     path = np.zeros((count, size * size, 2), dtype=np.int64)
     path[:, 0] = generator.integers(size, size=(count, 2))
-    length = np.ones(count, dtype=np.int64)  # 0 once the search is back where it began
+    length = np.ones(count, dtype=np.int64)  # 0 once the search is back at its start
     row, column = path[:, 0].T
     visited[mazes, row + 1, column + 1] = True
     free[mazes, 2 * row + 1, 2 * column + 1] = True
@@ -45,25 +45,25 @@ def perfect_mazes(size: int, count: int, generator: np.random.Generator) -> Grid
         neighbours = cell[:, None] + STEPS
         new = ~visited[mazes[:, None], neighbours[..., 0] + 1, neighbours[..., 1] + 1]
         chosen = np.where(new, generator.random(new.shape), -1).argmax(1)
-        goes_on = new.any(1)
-        on, step = mazes[goes_on], STEPS[chosen[goes_on]]
-        old, cell = cell[goes_on], cell[goes_on] + step
+        moves_on = new.any(1)
+        on, step = mazes[moves_on], STEPS[chosen[moves_on]]
+        old, cell = cell[moves_on], cell[moves_on] + step
         visited[on, cell[:, 0] + 1, cell[:, 1] + 1] = True
         free[on, 2 * cell[:, 0] + 1, 2 * cell[:, 1] + 1] = True
         free[on, old[:, 0] + cell[:, 0] + 1, old[:, 1] + cell[:, 1] + 1] = True
         path[on, length[on]] = cell
-        length[mazes] += np.where(goes_on, 1, -1)
+        length[mazes] += np.where(moves_on, 1, -1)
         mazes = mazes[length[mazes] > 0]
     return free
 
 
 def open_walls(free: Grids, share: float, generator: np.random.Generator) -> Grids:
-    """Opens some of the walls between neighbouring cells, which makes loops.
+    """Opens some of the walls between neighbouring cells, which creates loops.
 
     Args:
         free: Mazes, of shape ``[count, side, side]``.
-        share: Which share of the closed walls to open, 0 to 1.
-        generator: Where randomness comes from.
+        share: Share of the closed walls to open, 0 to 1.
+        generator: The random generator.
 
     Returns:
         The mazes with loops.
@@ -74,13 +74,13 @@ def open_walls(free: Grids, share: float, generator: np.random.Generator) -> Gri
 
 
 def dead_ends(free: Grids) -> Grids:
-    """Finds the cells with a single opening.
+    """Finds dead ends, the cells with a single opening.
 
     Args:
         free: Mazes of n x n cells, of shape ``[count, 2 n + 1, 2 n + 1]``.
 
     Returns:
-        Which cells they are, of shape ``[count, n, n]``.
+        Whether each cell is a dead end, of shape ``[count, n, n]``.
 
     Example:
         >>> int(dead_ends(perfect_mazes(2, 1, np.random.default_rng(0))).sum())  # four cells in a row
@@ -92,14 +92,14 @@ def dead_ends(free: Grids) -> Grids:
 
 
 def random_cells(allowed: Grids, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Draws one of the allowed cells of each maze, all alike; where none is, any of them.
+    """Draws one of the allowed cells of each maze uniformly; any cell if none is allowed.
 
     Args:
-        allowed: Of shape ``[count, n, n]``.
-        generator: Where randomness comes from.
+        allowed: Whether each cell is allowed, of shape ``[count, n, n]``.
+        generator: The random generator.
 
     Returns:
-        Row and column of each, of shape ``[count, 2]``.
+        Row and column of each drawn cell, of shape ``[count, 2]``.
     """
     flat = allowed.reshape(len(allowed), -1)
     drawn = np.where(flat, generator.random(flat.shape), -1).argmax(1)
@@ -107,14 +107,14 @@ def random_cells(allowed: Grids, generator: np.random.Generator) -> NDArray[np.i
 
 
 def distances(free: Grids, cells: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Counts the steps from a cell of each maze to every free position.
+    """Computes the distance of every free position from a given cell, for each maze.
 
     Args:
         free: Mazes, of shape ``[count, side, side]``.
-        cells: Row and column of a cell of each, of shape ``[count, 2]``.
+        cells: Row and column of the cell of each maze, of shape ``[count, 2]``.
 
     Returns:
-        Numbers of steps of the shape of the mazes; infinite where there is no way.
+        The distances in steps, of the shape of ``free``; infinite for unreachable positions.
     """
     numbers = np.arange(free.size).reshape(free.shape)
     down, right = free[:, :-1] & free[:, 1:], free[:, :, :-1] & free[:, :, 1:]
@@ -122,7 +122,7 @@ def distances(free: Grids, cells: NDArray[np.int64]) -> NDArray[np.float64]:
         np.concatenate([numbers[:, :-1][down], numbers[:, :, :-1][right]]),
         np.concatenate([numbers[:, 1:][down], numbers[:, :, 1:][right]]),
     )
-    # One graph of all mazes, which no edge connects.
+    # A single graph, in which the mazes are not connected.
     graph = csr_array((np.ones(len(ends[0])), ends), shape=(free.size, free.size))
     sources = numbers[np.arange(len(free)), 2 * cells[:, 0] + 1, 2 * cells[:, 1] + 1]
     found: NDArray[np.float64] = dijkstra(graph, directed=False, indices=sources, unweighted=True, min_only=True)
@@ -130,16 +130,16 @@ def distances(free: Grids, cells: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def shortest_paths(free: Grids, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[Grids, NDArray[np.bool_]]:
-    """Finds the shortest way from one cell of each maze to another.
+    """Finds the shortest paths between two cells of each maze.
 
     Args:
         free: Mazes, of shape ``[count, side, side]``.
-        starts: Row and column of a cell of each, of shape ``[count, 2]``.
-        ends: Another cell of each.
+        starts: Row and column of the first cell of each maze, of shape ``[count, 2]``.
+        ends: The same for the second cell.
 
     Returns:
-        Which positions are on a shortest way, both cells included, of the shape of the mazes; and which mazes have but
-        one such way.
+        Whether each position is on a shortest path, both cells included, of the shape of ``free``; and whether each
+        maze has a unique shortest path.
     """
     from_start, from_end = distances(free, starts), distances(free, ends)
     mazes = np.arange(len(free))

@@ -1,4 +1,4 @@
-"""Mazes and the shortest ways through them."""
+"""Mazes with the shortest path between two cells."""
 
 from collections.abc import Sequence
 
@@ -10,38 +10,37 @@ from datamodules.maze_generation import dead_ends, open_walls, perfect_mazes, ra
 from datamodules.puzzles import IGNORED, Puzzles, check_sizes
 from rbp_lightning.errors import UserError, check_entries, check_instance, check_number
 
-LARGEST = 200
-"""Most cells of a side."""
+MAX_CELLS = 200
+"""The most cells per side."""
 
 TRIES = 100
-"""How often mazes are drawn in place of those that were drawn before, or have several shortest ways."""
+"""The most attempts to replace mazes that are duplicates or have several shortest paths."""
 
 
 class Mazes(Puzzles):
-    """Square mazes with a start and an end, and the only shortest way between them.
+    """Square mazes with a start, an end and the unique shortest path between them.
 
-    The task is that of Schwarzschild et al. (NeurIPS 2021).
+    The task of Schwarzschild et al. (NeurIPS 2021).
 
-    A maze of n x n cells has (2 n + 1) x (2 n + 1) positions, those of walls and openings between cells included.
-    ``inputs`` are 0.0 and 1.0, of shape ``[batch, 3, 2 n + 1, 2 n + 1]``: free positions, the start, the end.
-    ``targets`` are 1 on the way, start and end included, 0 on other free positions and ``IGNORED`` in walls, of shape
+    A maze of n x n cells has (2 n + 1) x (2 n + 1) positions, including the walls and openings between cells.
+    ``inputs`` are 0.0 or 1.0, of shape ``[batch, 3, 2 n + 1, 2 n + 1]``: free positions, start and end. ``targets`` are
+    1 on the path, including start and end, 0 on other free positions and ``IGNORED`` in walls, of shape
     ``[batch, 2 n + 1, 2 n + 1]``; ``size`` is n. No maze occurs twice with the same start and end.
 
     Args:
-        cells: n in training; of several, each in turn.
-        val_cells: n in validation; ``None`` stands for the last of training and twice as many.
-        test_cells: n in test and prediction; ``None`` stands for the last of training, twice and four times
-            as many.
-        loops: Share of the walls that is opened, 0 to 1. Without any there is one way from each cell to each other.
-        dead_end_start: Whether the start is a cell with a single opening; it may be any otherwise.
-        num_train: How many of each size to train on.
-        num_val: How many of each size are in validation.
-        num_test: How many of each size are in test.
-        batch_size: Mazes in a batch of one process.
+        cells: The size n in training; several sizes are trained on one after the other.
+        val_cells: Sizes in validation; ``None`` for the last training size and twice it.
+        test_cells: Sizes in test and prediction; ``None`` for the last training size, twice and four times it.
+        loops: Share of the walls that is opened, 0 to 1; with 0 there is one path between any two cells.
+        dead_end_start: Whether the start is a dead end; otherwise it is any cell.
+        num_train: Number of training mazes of each size.
+        num_val: Number of validation mazes of each size.
+        num_test: Number of test mazes of each size.
+        batch_size: Batch size per process.
         data_seed: Seed of all mazes and of their order in training.
 
     Raises:
-        UserError: If an argument is out of its range, or there are not so many mazes of a size.
+        UserError: If an argument is out of its range, or there are too few distinct mazes of a size.
 
     Example:
         >>> data = Mazes(cells=2, num_train=3, num_val=1, num_test=1)
@@ -63,18 +62,18 @@ class Mazes(Puzzles):
         batch_size: int = 32,
         data_seed: int = 0,
     ) -> None:
-        train = check_sizes(self, "cells", [cells] if isinstance(cells, int) else cells, 2, LARGEST)
+        train = check_sizes(self, "cells", [cells] if isinstance(cells, int) else cells, 2, MAX_CELLS)
         val = [train[-1], 2 * train[-1]] if val_cells is None else val_cells
         test = [train[-1], 2 * train[-1], 4 * train[-1]] if test_cells is None else test_cells
-        check_sizes(self, "val_cells", val, 2, LARGEST)
-        check_sizes(self, "test_cells", test, 2, LARGEST)
+        check_sizes(self, "val_cells", val, 2, MAX_CELLS)
+        check_sizes(self, "test_cells", test, 2, MAX_CELLS)
         self.loops = check_number(self, "loops", loops, 0.0, 1.0)
         self.dead_end_start = check_instance(self, "dead_end_start", dead_end_start, bool, "true or false")
         super().__init__(train, val, test, num_train, num_val, num_test, batch_size, data_seed)
         self.save_hyperparameters()
 
     def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Draws mazes, none of them twice."""
+        """Draws distinct mazes."""
         side = 2 * size + 1
         check_entries(self, 3 * side * side * count, cells=size, count=count)
         found: dict[bytes, tuple[Tensor, Tensor]] = {}
@@ -98,6 +97,6 @@ class Mazes(Puzzles):
                 drawn, answers = zip(*found.values(), strict=True)
                 return torch.stack(drawn), torch.stack(answers)
         raise UserError(
-            f"Mazes: {TRIES} tries brought {len(found)} different mazes of {size} x {size} cells with one shortest "
-            f"way, but num_train, num_val and num_test ask for {count}: lower these or loops, or make the mazes larger."
+            f"Mazes: {TRIES} tries found {len(found)} different mazes of {size} x {size} cells with one shortest path, "
+            f"but num_train, num_val and num_test ask for {count}: lower these or loops, or use larger mazes."
         )

@@ -1,4 +1,4 @@
-"""MNIST's files: where they are and how to read them (http://yann.lecun.com/exdb/mnist/, "file formats")."""
+"""Finding and reading MNIST's files (http://yann.lecun.com/exdb/mnist/, "file formats")."""
 
 import gzip
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.files import MOST_BYTES, data_directory, obtain, read_bytes, refused_unless
+from datamodules.files import MAX_BYTES, data_directory, obtain, read_bytes, reading
 from rbp_lightning.errors import UserError
 
 TRAINING_FILES = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
@@ -30,9 +30,9 @@ def mnist_files(names: Sequence[str], data_dir: str | None) -> list[Path]:
     """Finds files of MNIST, or downloads them.
 
     Args:
-        names: Keys of ``SHA256``.
-        data_dir: A folder that holds the files, or holds them in ``mnist/raw`` or ``MNIST/raw``; ``None`` stands for
-            the environment variable ``RBP_DATA_DIR``, or else ``data``.
+        names: File names, keys of ``SHA256``.
+        data_dir: A folder that holds the files, or holds them in ``mnist/raw`` or ``MNIST/raw``; ``None`` for the
+            environment variable ``RBP_DATA_DIR`` or else ``data``.
 
     Raises:
         UserError: If a file is missing and cannot be downloaded, or is corrupt.
@@ -45,26 +45,26 @@ def mnist_files(names: Sequence[str], data_dir: str | None) -> list[Path]:
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """Reads a gzipped IDX file of unsigned bytes.
 
-    No more is decompressed than the header says, which may be ``MOST_BYTES``.
+    It decompresses no more than the header says, and at most ``MAX_BYTES``.
 
     Args:
         path: The file.
 
     Returns:
-        Its array, which is not empty.
+        The array, which is not empty.
 
     Raises:
-        UserError: If it is no such file, or holds less or more than its header says.
+        UserError: If it is not such a file, or holds less or more than its header says.
     """
     compressed = io.BytesIO(read_bytes(path))
-    with refused_unless(path, "a gzipped IDX file"), gzip.GzipFile(fileobj=compressed) as file:
+    with reading(path, "a gzipped IDX file"), gzip.GzipFile(fileobj=compressed) as file:
         start = file.read(4)
         if start[:3] != b"\x00\x00\x08":
             raise ValueError("its header is not that of unsigned bytes")
         shape = np.frombuffer(file.read(4 * start[3]), ">u4").tolist()
         size = math.prod(shape)
-        if len(shape) != start[3] or not 0 < size <= MOST_BYTES:
-            raise ValueError(f"its header says {shape}; 1 to {MOST_BYTES} values can be read")
+        if len(shape) != start[3] or not 0 < size <= MAX_BYTES:
+            raise ValueError(f"its header says {shape}; 1 to {MAX_BYTES} values can be read")
         content = file.read(size + 1)  # gzip verifies its checksum at the end
         if len(content) != size:
             raise ValueError(f"its header says {shape}, but it holds {'less' if len(content) < size else 'more'}")
@@ -86,12 +86,12 @@ def labelled_images(images_path: Path, labels_path: Path) -> tuple[NDArray[np.ui
     for path, array, kind, dims in ((images_path, images, "images", 3), (labels_path, labels, "labels", 1)):
         if array.ndim != dims:
             raise UserError(
-                f"{path} has an array of {array.ndim} dimensions, but {kind} have {dims}: name the files in the order "
+                f"{path} has an array of {array.ndim} dimensions, but {kind} have {dims}: give the files in the order "
                 f"{ORDER}."
             )
     if len(images) != len(labels):
         raise UserError(
-            f"{labels_path} has {len(labels)} labels, but {images_path} has {len(images)} images: name files that "
+            f"{labels_path} has {len(labels)} labels, but {images_path} has {len(images)} images: give files that "
             "belong together."
         )
     return images, labels

@@ -1,4 +1,4 @@
-"""Labelled images for networks whose training is itself differentiated."""
+"""Labelled images for hyperparameter optimisation, where a training step trains a whole network."""
 
 import re
 from functools import partial
@@ -22,14 +22,14 @@ from rbp_lightning.errors import UserError, check_choice, check_count, check_num
 
 
 class MNISTSplits(LightningDataModule):
-    """MNIST, data in its format, or scikit-learn's digits, for models that train a network in each training step.
+    """MNIST, other data in its format, or scikit-learn's digits, for models that train a network in each step.
 
-    The only training batch of an epoch holds the whole ``train`` and ``val`` splits, from which the model draws its own
-    minibatches; every process gets both. Validation, test and prediction go through a split in batches.
+    An epoch has a single training batch: the whole ``train`` and ``val`` splits, from which the model draws its own
+    minibatches; every process gets both. Validation, test and prediction iterate over a split in batches.
 
     A split, or a batch of one, is a dictionary of ``images``, float32 of shape ``[n, 1, height, width]``, with
     intensities from 0 to 1 before the mean is subtracted; their ``labels``, int64; the ``index`` of each in its split;
-    and ``clean``, True where the label is the original one.
+    and ``clean``, whether the label is the original one.
 
     Args:
         source: ``"digits"`` (1797 images of 8 x 8, bundled with scikit-learn) or ``"mnist"`` (28 x 28).
@@ -37,14 +37,14 @@ class MNISTSplits(LightningDataModule):
             gzipped IDX file by its name in ``data_dir``, in the order training images, training labels, test images,
             test labels. They are not downloaded.
         data_dir: The folder of ``files``, or of MNIST's files, which may also be in its ``mnist/raw`` or ``MNIST/raw``.
-            ``None`` stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
-        num_train: Training images, drawn from the digits or the training files.
-        num_val: Validation images, drawn from the rest of those.
-        num_test: Test images, drawn from the rest of the digits or from the test files, and kept in their order.
+            ``None`` for the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        num_train: Number of training images, drawn from the digits or the training files.
+        num_val: Number of validation images, drawn from the rest of those.
+        num_test: Number of test images, drawn from the rest of the digits or from the test files; their order is kept.
         subtract_mean: Whether to subtract the mean of the training split's images from the images of all splits.
         label_noise: Fraction of the training split's labels, below 1, that are replaced by other classes at random.
         split_seed: Seed of the splits and of the label noise.
-        eval_batch_size: Images in a batch of validation, test or prediction, in one process.
+        eval_batch_size: Batch size per process in validation, test and prediction.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -95,7 +95,7 @@ class MNISTSplits(LightningDataModule):
         self.eval_batch_size = check_count(self, "eval_batch_size", eval_batch_size, 1)
 
     def prepare_data(self) -> None:
-        """Downloads MNIST if it is needed and missing."""
+        """Downloads MNIST if needed and missing."""
         if self.files is None and self.source == "mnist":
             self._paths()
 
@@ -113,7 +113,7 @@ class MNISTSplits(LightningDataModule):
             classes = np.unique(labels)
             if len(classes) == 1:
                 raise UserError(f"MNISTSplits: label_noise={self.label_noise} needs several classes: set it to 0.")
-            # Its own random numbers, so that the splits do not depend on the noise.
+            # A generator of its own, so that the splits do not depend on the noise.
             noise = np.random.default_rng([self.split_seed, 1])
             given[rows["train"]] = flip_labels(labels[rows["train"]], classes, self.label_noise, noise)
         splits = {
@@ -148,7 +148,7 @@ class MNISTSplits(LightningDataModule):
             if images.shape[1:] != test_images.shape[1:]:
                 raise UserError(
                     f"{paths[2]} has images of {test_images.shape[1:]} pixels and {paths[0]} of {images.shape[1:]}: "
-                    "name files of one data set."
+                    "give files of one data set."
                 )
             self._check_enough(["num_train", "num_val"], len(labels), f"{paths[0]} has")
             self._check_enough(["num_test"], len(test_labels), f"{paths[2]} has")
@@ -176,7 +176,7 @@ class MNISTSplits(LightningDataModule):
             raise UserError(f"MNISTSplits: {wanted} is more than the {available} images that {holder}: lower it.")
 
     def train_dataloader(self) -> DataLoader[dict[str, dict[str, Tensor]]]:
-        """The whole training and validation splits, as one batch."""
+        """A single batch of the whole training and validation splits."""
         # Lightning's distributed sampler gives a single item to every process.
         return DataLoader([{"train": self.splits["train"], "val": self.splits["val"]}], batch_size=None)  # type: ignore[arg-type]
 

@@ -21,8 +21,8 @@ from rbp_lightning.errors import UserError
 def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
     """Projects features onto their first principal components.
 
-    They are computed on the CPU and cached in ``folder``, provided that it can be written. What the cache holds is used
-    if it was made from these features, is undamaged and finite; otherwise it is made again.
+    They are computed on the CPU and cached in ``folder`` if it can be written to. The cache is used if it was made from
+    these features and is undamaged and finite; otherwise it is made again.
 
     Args:
         features: Features, of shape ``[num_nodes, num_features]``.
@@ -33,7 +33,7 @@ def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
         The centred features in the basis of the components, float32, of shape ``[num_nodes, count]``.
 
     Raises:
-        UserError: If there are fewer components, or none at all.
+        UserError: If there are not that many components.
 
     Example:
         >>> import tempfile
@@ -44,17 +44,17 @@ def principal_components(features: Tensor, count: int, folder: Path) -> Tensor:
         raise UserError(f"pca={count} must be below the number of nodes and of features, {min(features.shape)}.")
     values = np.ascontiguousarray(features.numpy())
     # All that the components depend on.
-    made_from = f"{values.shape} {values.dtype} {count} {sklearn.__version__}".encode()
-    fingerprint = hashlib.sha256(made_from + values.tobytes()).digest()
+    inputs = f"{values.shape} {values.dtype} {count} {sklearn.__version__}".encode()
+    fingerprint = hashlib.sha256(inputs + values.tobytes()).digest()
     path = folder / f"{fingerprint.hex()}.float32"
     components = _read(path, fingerprint, (len(values), count))
     if components is None:
-        components = _computed(values, count)
+        components = _compute(values, count)
         _write(path, fingerprint, components)
     return torch.from_numpy(components)
 
 
-def _computed(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+def _compute(features: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     try:
         components: NDArray[np.float32] = PCA(count, svd_solver="arpack", random_state=0).fit_transform(features)
     except ArpackError as error:
@@ -69,7 +69,7 @@ def _checksum(fingerprint: bytes, content: bytes) -> bytes:
 
 
 def _read(path: Path, fingerprint: bytes, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """Reads a cached array, or returns ``None`` for any other file."""
+    """Reads a cached array; returns ``None`` if the file is anything else."""
     size = 4 * shape[0] * shape[1]
     try:
         stored = read_bytes(path, 32 + size)
@@ -83,10 +83,10 @@ def _read(path: Path, fingerprint: bytes, shape: tuple[int, int]) -> NDArray[np.
 
 
 def _write(path: Path, fingerprint: bytes, components: NDArray[np.float32]) -> None:
-    """Writes an array after its checksum; a process that reads at the same time finds all of it or nothing."""
+    """Writes a checksum and the array atomically, so that a concurrent reader finds all of it or nothing."""
     content = components.tobytes()
     part = path.with_name(f".{secrets.token_hex(8)}.part")
-    with suppress(OSError, ValueError):  # without a place to write there is no cache
+    with suppress(OSError, ValueError):  # no cache if the folder cannot be written to
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_bytes(_checksum(fingerprint, content) + content)

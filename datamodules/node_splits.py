@@ -13,11 +13,11 @@ Split = tuple[Tensor, Tensor, Tensor]
 
 
 def public_split(graph: Data, number: int) -> Split:
-    """Takes the split that comes with a graph.
+    """Returns the split that comes with a graph.
 
     Args:
-        graph: The graph. Its masks are bool, of shape ``[num_nodes]``, or ``[num_nodes, num_splits]``.
-        number: Which of several splits to take, modulo their number.
+        graph: The graph, whose masks are bool, of shape ``[num_nodes]`` or ``[num_nodes, num_splits]``.
+        number: The index of the split, modulo the number of splits.
 
     Raises:
         UserError: If the graph has no such masks.
@@ -37,13 +37,13 @@ def split_by_ratio(labels: Tensor, train: float, val: float, seed: int) -> Split
     """Splits the labelled nodes by shares; the test nodes are the rest (paper, section 4.2).
 
     Args:
-        labels: Class of each node, -1 where there is none.
+        labels: Class of each node, -1 for none.
         train: Share of training nodes, rounded to whole nodes.
         val: Share of validation nodes, rounded to whole nodes.
         seed: Seed of the random choice.
 
     Raises:
-        UserError: If a set is left without nodes.
+        UserError: If a set would have no nodes.
 
     Example:
         >>> [int(mask.sum()) for mask in split_by_ratio(torch.zeros(100), train=0.01, val=0.49, seed=0)]
@@ -51,16 +51,16 @@ def split_by_ratio(labels: Tensor, train: float, val: float, seed: int) -> Split
     """
     count = int((labels >= 0).sum())
     num_train, num_val = round(train * count), round(val * count)
-    # RandomNodeSplit trains on the nodes that are left.
+    # RandomNodeSplit uses the remaining nodes for training.
     transform = RandomNodeSplit("train_rest", num_val=num_val, num_test=count - num_train - num_val)
     return _split(labels, transform, seed)
 
 
 def split_by_class(labels: Tensor, per_class: int, num_val: int, num_test: int, seed: int) -> Split:
-    """Draws equally many training nodes of each class, as the public splits do, and the other sets from the rest.
+    """Draws the same number of training nodes of each class, like the public splits, and the other sets from the rest.
 
     Args:
-        labels: Class of each node, -1 where there is none. A class may be empty.
+        labels: Class of each node, -1 for none. A class may be empty.
         per_class: Number of training nodes of each class that is not empty.
         num_val: Number of validation nodes.
         num_test: Number of test nodes.

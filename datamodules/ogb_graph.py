@@ -12,14 +12,14 @@ from rbp_lightning.errors import UserError
 
 
 class OGBGraph(InMemoryDataset):  # type: ignore[misc]
-    """A graph of the Open Graph Benchmark (Hu et al., NeurIPS 2020) whose nodes have one class each; its own split.
+    """A graph of the Open Graph Benchmark (Hu et al., NeurIPS 2020) with one class per node, and its own split.
 
-    The package ``ogb`` downloads and reads it. ``ogbn-arxiv`` and ``ogbn-products`` are such graphs.
+    The package ``ogb`` downloads and reads it. Examples are ``ogbn-arxiv`` and ``ogbn-products``.
 
     Args:
         name: Name of the data set.
-        data_dir: Folder of the data. ``None`` stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
-        undirected: Whether each edge is made to go both ways.
+        data_dir: Folder of the data. ``None`` for the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        undirected: Whether to add the reverse of each edge.
 
     Raises:
         UserError: If ``ogb`` is not installed, or has no such data set.
@@ -37,7 +37,7 @@ class OGBGraph(InMemoryDataset):  # type: ignore[misc]
             raise UserError(
                 f"OGBGraph: name={name!r} is read by the package ogb, which is missing: pip install ogb."
             ) from error
-        # The package loads its own files by torch.load, which from PyTorch 2.6 on takes what is allowed alone.
+        # ogb loads its files with torch.load, which since PyTorch 2.6 accepts only types that are allowed.
         torch.serialization.add_safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage])
         try:
             dataset = PygNodePropPredDataset(name, str(data_directory(data_dir)))

@@ -1,4 +1,4 @@
-"""The files of the Planetoid citation graphs: where they are, and the graph that they hold together."""
+"""Finding and reading the files of the Planetoid citation graphs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch_geometric.utils import coalesce, index_to_mask, remove_self_loops
 
 from datamodules.files import data_directory, obtain
 from datamodules.graph_checks import MASKS, checked_edges
-from datamodules.planetoid_pickles import MOST_VALUES, Matrix, read_indices, read_matrix, read_neighbours
+from datamodules.planetoid_pickles import MAX_VALUES, Matrix, read_indices, read_matrix, read_neighbours
 from rbp_lightning.errors import UserError
 
 NAMES = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
@@ -58,11 +58,11 @@ def load_planetoid(name: str, data_dir: str | None) -> Data:
     Args:
         name: A value of ``NAMES``.
         data_dir: A folder that holds the eight files, or holds them in ``planetoid/raw`` or ``<name>/raw``; ``None``
-            stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
+            for the environment variable ``RBP_DATA_DIR`` or else ``data``.
 
     Returns:
-        The graph as ``torch_geometric.datasets.Planetoid`` has it, except that the 15 nodes of CiteSeer that have
-        neither features nor a label get the label -1 instead of 0.
+        The graph of ``torch_geometric.datasets.Planetoid``, except that the 15 nodes of CiteSeer without features and
+        label have the label -1 instead of 0.
 
     Raises:
         UserError: If a file is missing and cannot be downloaded, or is corrupt.
@@ -77,9 +77,10 @@ def read_planetoid(paths: Mapping[str, Path]) -> Data:
     """Reads the files of a citation graph.
 
     Args:
-        paths: The files by the ends of their names: features ``allx`` and labels ``ally`` of the first nodes, among
-            them the training nodes, as many as ``y`` has; ``tx`` and ``ty`` of the test nodes, whose numbers are in
-            ``test.index``; and ``graph``, the neighbours of each node. ``x`` repeats rows of ``allx`` and is not read.
+        paths: The files by the ends of their names: ``allx`` and ``ally``, features and labels of the first nodes, of
+            which the first ``len(y)`` are the training nodes; ``tx`` and ``ty``, those of the test nodes, whose numbers
+            are in ``test.index``; and ``graph``, the neighbours of each node. ``x`` repeats rows of ``allx`` and is not
+            read.
 
     Raises:
         UserError: If a file is malformed, or they do not belong together.
@@ -112,7 +113,7 @@ def _check_together(
     ):
         if matrix.shape != wanted:
             raise UserError(
-                f"{paths[end]} has a matrix of {matrix.shape}, but the files beside it need {wanted}: replace them all."
+                f"{paths[end]} has a matrix of {matrix.shape}, but the other files need {wanted}: replace them all."
             )
     num_train, num_first, num_nodes = len(y), len(allx), int(test.max()) + 1
     if num_train + NUM_VAL > num_first:
@@ -120,8 +121,8 @@ def _check_together(
             f"{paths['y']} has {num_train} training nodes, which leave no {NUM_VAL} validation nodes among the "
             f"{num_first} of {paths['allx']}: replace them all."
         )
-    if test.min() < num_first or len(np.unique(test)) < len(test) or num_nodes * allx.shape[1] > MOST_VALUES:
+    if test.min() < num_first or len(np.unique(test)) < len(test) or num_nodes * allx.shape[1] > MAX_VALUES:
         raise UserError(
-            f"{paths['test.index']} must hold different numbers from {num_first} on, for at most {MOST_VALUES} "
+            f"{paths['test.index']} must hold different numbers from {num_first} on, for at most {MAX_VALUES} "
             "features in all: replace it."
         )

@@ -1,4 +1,4 @@
-"""Reading the pickles of citation graphs: what they say is data, and nothing that they name is imported or called."""
+"""Safe reading of the pickles of citation graphs: nothing that they name is imported or called."""
 
 import io
 import math
@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from datamodules.files import read_bytes, refused_unless
+from datamodules.files import read_bytes, reading
 
-MOST_FILE_BYTES = 2**26
-"""A file may have no more bytes than these; the largest published one has 8 million."""
+MAX_FILE_BYTES = 2**26
+"""The most bytes of a file; the largest published one has 8 million."""
 
-MOST_VALUES = 2**26
-"""A matrix may have no more entries than these; the largest published one has 9 million."""
+MAX_VALUES = 2**26
+"""The most entries of a matrix; the largest published one has 9 million."""
 
-MOST_EDGES = 2**24
-"""A graph may have no more edges than these; the largest published one has 90 thousand."""
+MAX_EDGES = 2**24
+"""The most edges of a graph; the largest published one has 90 thousand."""
 
 Matrix: TypeAlias = NDArray[np.float32] | NDArray[np.int32]
 
 KIND = "a file of a citation graph"
 
-_MOST_TUPLES = 100
+_MAX_TUPLES = 100
 _OPCODES = {
     *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
     *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "SHORT_BINSTRING", "BINSTRING"),
@@ -37,7 +37,7 @@ _OPCODES = {
 
 
 class _Part:
-    """Stands for what a pickle names, and keeps what the pickle says of it."""
+    """Stands in for an object named by a pickle; keeps its arguments and state."""
 
     arguments: tuple[Any, ...] = ()
     state: Any = None
@@ -73,7 +73,7 @@ GLOBALS = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("scipy.sparse.csr", "csr_matrix"): _SparseMatrix,
 }
-"""All globals that the pickles of the published files name, and what stands for them here."""
+"""All globals named by the pickles of the published files, with their stand-ins."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -90,16 +90,16 @@ def read_matrix(path: Path) -> Matrix:
         path: The file.
 
     Returns:
-        The matrix, dense, of float32 or int32.
+        The dense matrix, float32 or int32.
 
     Raises:
-        UserError: If the file holds anything else, or more than ``MOST_VALUES`` values.
+        UserError: If the file holds anything else, or more than ``MAX_VALUES`` values.
     """
-    with refused_unless(path, KIND):
+    with reading(path, KIND):
         content = _unpickled(path)
         matrix = _dense(content) if isinstance(content, _SparseMatrix) else _array(content)
         if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
-            raise ValueError("it holds no matrix of finite values")
+            raise ValueError("it does not hold a matrix of finite values")
     return matrix
 
 
@@ -110,27 +110,27 @@ def read_neighbours(path: Path) -> NDArray[np.int64]:
         path: The file.
 
     Returns:
-        The edges, of shape ``[2, num_edges]``: in one row the nodes, in the other their neighbours.
+        The edges, of shape ``[2, num_edges]``: a row of nodes and a row of their neighbours.
 
     Raises:
-        UserError: If the file holds anything else, or more than ``MOST_EDGES`` edges.
+        UserError: If the file holds anything else, or more than ``MAX_EDGES`` edges.
     """
-    with refused_unless(path, KIND):
+    with reading(path, KIND):
         graph = _unpickled(path)
         if not isinstance(graph, _Neighbours) or any(type(near) is not list for near in graph.values()):
-            raise ValueError("it holds no lists of neighbours")
+            raise ValueError("it does not hold lists of neighbours")
         counts = [len(near) for near in graph.values()]
-        if sum(counts) > MOST_EDGES:
-            raise ValueError(f"it has {sum(counts)} edges, and {MOST_EDGES} are the limit")
+        if sum(counts) > MAX_EDGES:
+            raise ValueError(f"it has {sum(counts)} edges; the limit is {MAX_EDGES}")
         nodes, near = list(graph), list(chain.from_iterable(graph.values()))
         if any(type(node) is not int for node in chain(nodes, near)):
-            raise ValueError("it holds nodes that are no numbers")
+            raise ValueError("its nodes are not all numbers")
         edges = np.stack([np.repeat(np.array(nodes, np.int64), counts), np.array(near, np.int64)])
     return edges
 
 
 def read_indices(path: Path) -> NDArray[np.int64]:
-    """Reads a text of node numbers.
+    """Reads a text file of node numbers.
 
     Args:
         path: The file.
@@ -138,42 +138,42 @@ def read_indices(path: Path) -> NDArray[np.int64]:
     Raises:
         UserError: If the file holds anything else.
     """
-    with refused_unless(path, KIND):
-        indices = np.array([int(number) for number in read_bytes(path, MOST_FILE_BYTES).split()], np.int64)
+    with reading(path, KIND):
+        indices = np.array([int(number) for number in read_bytes(path, MAX_FILE_BYTES).split()], np.int64)
         if not len(indices):
             raise ValueError("it is empty")
     return indices
 
 
 def _unpickled(path: Path) -> Any:
-    content = read_bytes(path, MOST_FILE_BYTES)
+    content = read_bytes(path, MAX_FILE_BYTES)
     _check_instructions(content)
     return _Unpickler(io.BytesIO(content), encoding="latin1").load()
 
 
 def _check_instructions(content: bytes) -> None:
-    """Refuses instructions by which a small pickle takes much memory or makes Python crash."""
+    """Rejects instructions with which a small pickle takes much memory or crashes Python."""
     tuples = 0
     for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if opcode.name not in _OPCODES:
             raise ValueError(f"it has the instruction {opcode.name}, which no published file has")
-        # The unpickler has a list as long as the highest number.
+        # The unpickler allocates a list as long as the highest number.
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > count:
             raise ValueError(f"it numbers a value {argument} that is at most the {count}th")
-        # Python computes the hash of nested ones by recursion.
+        # Python hashes nested tuples by recursion.
         tuples += opcode.name.startswith("TUPLE")
-        if tuples > _MOST_TUPLES:
-            raise ValueError(f"it has more than {_MOST_TUPLES} tuples")
+        if tuples > _MAX_TUPLES:
+            raise ValueError(f"it has more than {_MAX_TUPLES} tuples")
 
 
 def _dense(matrix: _SparseMatrix) -> NDArray[Any]:
     state = matrix.state
     shape = state["_shape"]
-    if not 0 < math.prod(shape) <= MOST_VALUES:
-        raise ValueError(f"its matrix is {shape}; 1 to {MOST_VALUES} values can be read")
+    if not 0 < math.prod(shape) <= MAX_VALUES:
+        raise ValueError(f"its matrix is {shape}; 1 to {MAX_VALUES} values can be read")
     data, indices, indptr = (_array(state[name]) for name in ("data", "indices", "indptr"))
     if indices.dtype != np.int32 or indptr.dtype != np.int32:
-        raise ValueError("its indices are no integers")
+        raise ValueError("its indices are not int32")
     sparse = csr_matrix((data, indices, indptr), shape=shape)
     sparse.check_format(full_check=True)
     dense: NDArray[Any] = sparse.toarray()
@@ -182,7 +182,7 @@ def _dense(matrix: _SparseMatrix) -> NDArray[Any]:
 
 def _array(content: Any) -> NDArray[Any]:
     if not isinstance(content, _Array):
-        raise ValueError("it holds no array")
+        raise ValueError("it does not hold an array")
     _, shape, dtype, by_columns, values = content.state
     kind = f"{dtype.state[1]}{dtype.arguments[0]}" if isinstance(dtype, _Dtype) else dtype
     if kind not in ("<f4", "<i4"):

@@ -1,4 +1,4 @@
-"""A large random graph with hubs, whose nodes can be classified."""
+"""A large random graph with hubs, for node classification."""
 
 import numpy as np
 import torch
@@ -13,28 +13,26 @@ Nodes = NDArray[np.int64]
 
 
 class PowerLawGraph(InMemoryDataset):  # type: ignore[misc]
-    """A graph whose degrees follow a power law, as a PyG dataset of that graph.
+    """A PyG dataset of one random graph whose degrees follow a power law.
 
     It is a degree-corrected block model (Karrer and Newman, Phys. Rev. E 83, 2011): both ends of an edge are drawn by
-    weights with a power-law tail, as of Chung and Lu (PNAS 99, 2002), and an edge keeps within a class with the
-    probability ``homophily``. The features of a node are those of its class, in noise. All is drawn in a few passes
-    over arrays, so that time and memory grow with the nodes and the edges alone. The graph is drawn when it is asked
-    for.
+    weights with a power-law tail (Chung and Lu, PNAS 99, 2002), and an edge stays within a class with probability
+    ``homophily``. A node's features are the mean of its class plus noise. The graph is drawn on access, in a few passes
+    over arrays; time and memory are linear in nodes and edges.
 
     Args:
         num_nodes: Number of nodes, at least 2.
-        average_degree: Neighbours of a node on average. Each edge is stored both ways: ``edge_index`` has so many
-            columns for each node.
-        exponent: gamma, above 2: nodes of degree k are in number as k**-gamma, up to the largest degree at which edges
-            do not repeat, the root of all degrees' sum.
-        homophily: Probability that an edge is drawn within a class, in [0, 1]; otherwise its ends may be of any.
+        average_degree: Average number of neighbours of a node. Each edge is stored in both directions.
+        exponent: The exponent gamma, above 2: the number of nodes of degree k is proportional to k**-gamma, up to the
+            square root of the sum of all degrees, from which on edges would repeat.
+        homophily: Probability, in [0, 1], that an edge is drawn within a class; otherwise its ends may be of any class.
         num_classes: Number of classes, equally likely.
         num_features: Number of features.
-        signal: Distance of a class's mean from 0, in standard deviations of the noise.
-        seed: Seed of all draws.
+        signal: Norm of each class mean, in standard deviations of the noise.
+        seed: Seed of the graph.
 
     Raises:
-        UserError: If an argument is out of its range, or the edges are too many to be told apart.
+        UserError: If an argument is out of its range, or there would be too many edges to be distinct.
 
     Example:
         >>> graph = PowerLawGraph(num_nodes=1000, average_degree=10)[0]
@@ -70,7 +68,7 @@ class PowerLawGraph(InMemoryDataset):  # type: ignore[misc]
         self.seed = check_seed(PowerLawGraph, "seed", seed)
 
     def len(self) -> int:
-        """One graph."""
+        """Returns 1, the number of graphs."""
         return 1
 
     def get(self, idx: int) -> Data:
@@ -88,21 +86,21 @@ class PowerLawGraph(InMemoryDataset):  # type: ignore[misc]
         weights = (1 - generator.random(self.nodes)) ** (-1 / (self.exponent - 1))
         largest = np.sqrt(2 * self.pairs) * weights.mean() / (2 * self.pairs / self.nodes)
         np.minimum(weights, largest, out=weights)
-        by_class = np.argsort(labels, kind="stable")  # so that each class is an interval of the summed weights
+        by_class = np.argsort(labels, kind="stable")  # so that each class is an interval of the cumulative weights
         total = np.concatenate([[0.0], np.cumsum(weights[by_class])])
         ends = total[np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=self.classes))])]
         found = np.empty(0, np.int64)
         while (missing := self.pairs - len(found)) > 0:
-            found = np.union1d(found, self._drawn(missing + missing // 8 + 8, total, ends, labels, by_class, generator))
+            found = np.union1d(found, self._draw(missing + missing // 8 + 8, total, ends, labels, by_class, generator))
         if len(found) > self.pairs:
             found = np.delete(found, generator.choice(len(found), len(found) - self.pairs, replace=False))
         low, high = torch.from_numpy(found // self.nodes), torch.from_numpy(found % self.nodes)
         return torch.stack([torch.cat([low, high]), torch.cat([high, low])])
 
-    def _drawn(
+    def _draw(
         self, count: int, total: Numbers, ends: Numbers, labels: Nodes, by_class: Nodes, generator: np.random.Generator
     ) -> Nodes:
-        """Draws edges; returns each as one number, the lower node first, without those from a node to itself."""
+        """Draws edges without self-loops; encodes each as one number, the lower node first."""
         source = _places(generator.random(count) * total[-1], total, by_class)
         within = generator.random(count) < self.homophily
         first = np.where(within, ends[labels[source]], 0.0)
@@ -115,6 +113,6 @@ class PowerLawGraph(InMemoryDataset):  # type: ignore[misc]
 
 
 def _places(points: Numbers, total: Numbers, nodes: Nodes) -> Nodes:
-    """The nodes whose intervals of the summed weights hold the points."""
+    """The nodes whose intervals of the cumulative weights contain the points."""
     found: Nodes = nodes[np.minimum(np.searchsorted(total, points, side="right") - 1, len(nodes) - 1)]
     return found

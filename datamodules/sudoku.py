@@ -1,4 +1,4 @@
-"""Sudoku puzzles."""
+"""Generated Sudoku puzzles."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,30 +13,30 @@ from datamodules.sudoku_generation import BOXES, Grid, puzzle
 from rbp_lightning.errors import UserError, check_count
 
 TRIES = 20
-"""How often puzzles are drawn, for each that is wanted, before there are too few."""
+"""The number of attempts for each puzzle."""
 
 
 class Sudoku(Puzzles):
-    """Sudoku puzzles with one solution, the harder the more cells are empty.
+    """Sudoku puzzles with a unique solution; more empty cells make them harder.
 
     ``inputs`` are 1.0 in the channel of a given digit and 0.0 elsewhere, of shape ``[batch, side, side, side]``.
-    ``targets`` are the digits of empty cells, from 0, and ``IGNORED`` where digits are given, of shape
-    ``[batch, side, side]``; ``size`` is the number of empty cells. No puzzle occurs twice, but puzzles may have the
-    same solution: there are no more than 288 of 4 x 4 cells.
+    ``targets`` are the digits of empty cells, counted from 0, and ``IGNORED`` in given cells, of shape
+    ``[batch, side, side]``; ``size`` is the number of empty cells. No puzzle occurs twice, but puzzles may share a
+    solution: there are only 288 of 4 x 4 cells.
 
     Args:
-        side: Cells of a side, which is the number of digits: 4, 6 or 9, in boxes of 2 x 2, 2 x 3 or 3 x 3.
-        empty: Empty cells in training; ``None`` stands for half of the cells.
-        val_empty: Numbers of empty cells in validation; ``None`` stands for that of training.
-        test_empty: Numbers of empty cells in test and prediction; ``None`` stands for that of training.
-        num_train: How many puzzles to train on.
-        num_val: How many of each number of empty cells are in validation.
-        num_test: How many of each number of empty cells are in test.
-        batch_size: Puzzles in a batch of one process.
+        side: Cells per side, which is also the number of digits: 4, 6 or 9, in boxes of 2 x 2, 2 x 3 or 3 x 3.
+        empty: Number of empty cells in training; ``None`` for half of the cells.
+        val_empty: Numbers of empty cells in validation; ``None`` for that of training.
+        test_empty: Numbers of empty cells in test and prediction; ``None`` for that of training.
+        num_train: Number of training puzzles.
+        num_val: Number of validation puzzles for each number of empty cells.
+        num_test: Number of test puzzles for each number of empty cells.
+        batch_size: Batch size per process.
         data_seed: Seed of all puzzles and of their order in training.
 
     Raises:
-        UserError: If an argument is out of its range, or there are not so many puzzles.
+        UserError: If an argument is out of its range, or too few puzzles are found.
 
     Example:
         >>> data = Sudoku(empty=6, num_train=3, num_val=1, num_test=1)
@@ -66,7 +66,7 @@ class Sudoku(Puzzles):
         self.save_hyperparameters()
 
     def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Draws puzzles, none of them twice."""
+        """Draws distinct puzzles."""
         found = {}
         for _ in range(TRIES * count):
             drawn = puzzle(self.side, size, generator)
@@ -76,7 +76,7 @@ class Sudoku(Puzzles):
                 break
         else:
             raise UserError(
-                f"Sudoku: {TRIES * count} tries brought {len(found)} different puzzles of {self.side} x {self.side} "
+                f"Sudoku: {TRIES * count} tries found {len(found)} different puzzles of {self.side} x {self.side} "
                 f"cells with {size} of them empty, but num_train, num_val and num_test ask for {count}: lower these or "
                 "empty."
             )
@@ -84,10 +84,10 @@ class Sudoku(Puzzles):
 
 
 def as_tensors(given: Grid, solutions: Grid) -> tuple[Tensor, Tensor]:
-    """The inputs and the targets of puzzles.
+    """Returns the inputs and targets of puzzles.
 
     Args:
-        given: Digits from 1, and 0 where a cell is empty, of shape ``[count, side, side]``.
+        given: Digits from 1, and 0 for empty cells, of shape ``[count, side, side]``.
         solutions: The full grids.
     """
     digits, solved = torch.from_numpy(given), torch.from_numpy(solutions)
@@ -96,14 +96,14 @@ def as_tensors(given: Grid, solutions: Grid) -> tuple[Tensor, Tensor]:
 
 
 def check_side(owner: object, side: int) -> int:
-    """Returns the side of a grid, or says which class cannot have it.
+    """Checks the side of a grid, and returns it.
 
     Args:
         owner: The object whose argument it is.
-        side: The value that was given.
+        side: The argument's value.
 
     Raises:
-        UserError: If there are no grids of that side.
+        UserError: If it is not 4, 6 or 9.
     """
     if side not in BOXES or not isinstance(side, int):
         raise UserError(f"{type(owner).__name__}: side={side!r} must be one of {', '.join(map(str, BOXES))}.")

@@ -1,4 +1,4 @@
-"""Sudoku puzzles from a file."""
+"""Sudoku puzzles from a CSV file."""
 
 import csv
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from datamodules.files import data_directory, read_bytes, refused_unless
+from datamodules.files import data_directory, read_bytes, reading
 from datamodules.puzzles import Puzzles
 from datamodules.sudoku import as_tensors, check_side
 from datamodules.sudoku_generation import Grid, is_solution
@@ -20,21 +20,21 @@ DIGITS = set(".0123456789")
 class SudokuFile(Puzzles):
     r"""Sudoku puzzles from a CSV file, each on a line with its solution.
 
-    Both are fields of as many characters as a grid has cells, 81 of 9 x 9, row by row: digits, and 0 or a dot where a
-    cell is empty. The puzzle comes first; other fields, such as a number or a rating, are passed over, and so is a
-    first line of titles. The public collections of puzzles have this form. Training, validation and test are drawn
-    from the file, none of them twice. That a puzzle has no other solution is not checked. Batches are those of
-    ``Sudoku``, but that ``size`` is the side.
+    A line has the puzzle and then its solution, each a field with a character per cell (81 for 9 x 9), row by row: a
+    digit, or 0 or a dot for an empty cell. Other fields, such as a number or a rating, and a header line are ignored.
+    The public collections of puzzles have this form. Training, validation and test are distinct puzzles drawn from the
+    file. Whether a puzzle has other solutions is not checked. Batches are those of ``Sudoku``, except that ``size`` is
+    the side.
 
     Args:
-        file: The file, in ``data_dir``; or its whole path.
-        data_dir: A folder; ``None`` stands for the environment variable ``RBP_DATA_DIR``, or else ``data``.
-        side: Cells of a side: 4, 6 or 9.
-        num_train: How many puzzles to train on.
-        num_val: How many are in validation.
-        num_test: How many are in test.
-        batch_size: Puzzles in a batch of one process.
-        data_seed: Seed of the drawing and of the order in training.
+        file: The file's name in ``data_dir``, or its full path.
+        data_dir: A folder; ``None`` for the environment variable ``RBP_DATA_DIR`` or else ``data``.
+        side: Cells per side: 4, 6 or 9.
+        num_train: Number of training puzzles.
+        num_val: Number of validation puzzles.
+        num_test: Number of test puzzles.
+        batch_size: Batch size per process.
+        data_seed: Seed of the splits and of the order in training.
 
     Raises:
         UserError: If an argument is out of its range, or the file is missing, damaged or too short.
@@ -67,16 +67,16 @@ class SudokuFile(Puzzles):
         self.save_hyperparameters()
 
     def draw(self, size: int, count: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Draws puzzles, none of them twice."""
+        """Draws distinct puzzles."""
         path = data_directory(self.data_dir) / self.file
         if not path.is_file():
             raise UserError(
                 f"Missing {path.name}: not found in {path.parent}. Put it there, or set file, data_dir or RBP_DATA_DIR."
             )
-        with refused_unless(path, "a CSV file of Sudoku puzzles"):
+        with reading(path, "a CSV file of Sudoku puzzles"):
             lines = read_bytes(path).decode().splitlines()
         found = {}
-        for given, solution in puzzles_of(path, lines, self.side, generator):
+        for given, solution in read_puzzles(path, lines, self.side, generator):
             found[given.tobytes()] = given, solution
             if len(found) == count:
                 return as_tensors(*(np.stack(part) for part in zip(*found.values(), strict=True)))
@@ -86,20 +86,22 @@ class SudokuFile(Puzzles):
         )
 
 
-def puzzles_of(path: Path, lines: list[str], side: int, generator: np.random.Generator) -> Iterator[tuple[Grid, Grid]]:
-    """The puzzles of a file in random order, each with its solution, without those that are solved.
+def read_puzzles(
+    path: Path, lines: list[str], side: int, generator: np.random.Generator
+) -> Iterator[tuple[Grid, Grid]]:
+    """Yields the puzzles of a file with their solutions in random order, except for those without empty cells.
 
     Args:
         path: The file.
-        lines: Its lines.
-        side: Cells of a side.
-        generator: Where randomness comes from.
+        lines: The file's lines.
+        side: Cells per side.
+        generator: The random generator.
 
     Yields:
-        Digits from 1, and 0 where a cell is empty, of shape ``[side, side]``; and the full grid.
+        The puzzle, digits from 1 and 0 for empty cells, of shape ``[side, side]``, and its solution.
 
     Raises:
-        UserError: If a line holds no puzzle and its solution.
+        UserError: If a line does not hold a puzzle and its solution.
     """
     for number in generator.permutation(len(lines)):
         fields = next(csv.reader([lines[number]]), [])
@@ -108,13 +110,13 @@ def puzzles_of(path: Path, lines: list[str], side: int, generator: np.random.Gen
             if number == 0 or not fields:
                 continue
             raise UserError(
-                f"Line {number + 1} of {path} has {len(grids)} fields of {side * side} digits or dots, but a puzzle "
-                "and its solution are two: correct it, or set side."
+                f"Line {number + 1} of {path} has {len(grids)} fields of {side * side} digits or dots instead of "
+                "two, a puzzle and its solution: correct it, or set side."
             )
         given, solution = (
             np.array([int(digit) for digit in field.replace(".", "0")]).reshape(side, side) for field in grids
         )
         if not is_solution(solution, given):
-            raise UserError(f"Line {number + 1} of {path}: the second grid is no solution of the first: correct it.")
+            raise UserError(f"Line {number + 1} of {path}: the second grid is not a solution of the first: correct it.")
         if not given.all():
             yield given, solution

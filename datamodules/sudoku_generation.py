@@ -1,4 +1,4 @@
-"""Sudoku puzzles with one solution."""
+"""Generation of Sudoku puzzles with a unique solution."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -14,7 +14,7 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 
 @lru_cache
 def _units(side: int) -> list[list[tuple[int, int, int]]]:
-    """Numbers of the row, column and box of each cell, of all units of a grid."""
+    """The indices of the row, column and box of each cell, among all units of a grid."""
     height, width = BOXES[side]
     per_row = side // width
     return [
@@ -24,11 +24,11 @@ def _units(side: int) -> list[list[tuple[int, int, int]]]:
 
 
 def solutions(grid: Grid, generator: np.random.Generator | None = None) -> Iterator[Grid]:
-    """Finds the solutions of a puzzle one after another, by depth-first search from the cell with the fewest choices.
+    """Yields the solutions of a puzzle, by depth-first search from the cell with the fewest candidates.
 
     Args:
-        grid: Digits from 1, and 0 where a cell is empty, of shape ``[side, side]``.
-        generator: Tries digits in random order; ``None`` tries them in ascending order.
+        grid: Digits from 1, and 0 for empty cells, of shape ``[side, side]``.
+        generator: The random generator of the order in which digits are tried; ``None`` for ascending order.
 
     Yields:
         Full grids.
@@ -42,7 +42,7 @@ def solutions(grid: Grid, generator: np.random.Generator | None = None) -> Itera
     units = _units(side)
     full = (1 << side) - 1
     cells = grid.tolist()
-    used = [0] * (3 * side)  # digits of each unit, a bit each
+    used = [0] * (3 * side)  # a bit mask of the digits in each unit
     for row in range(side):
         for column in range(side):
             if cells[row][column]:
@@ -57,15 +57,15 @@ def solutions(grid: Grid, generator: np.random.Generator | None = None) -> Itera
         if not empty:
             yield np.array(cells)
             return
-        left = {}
+        candidates = {}
         for row, column in empty:
             one, two, three = units[row][column]
-            left[row, column] = full & ~(used[one] | used[two] | used[three])
-            if left[row, column].bit_count() < 2:
+            candidates[row, column] = full & ~(used[one] | used[two] | used[three])
+            if candidates[row, column].bit_count() < 2:
                 break
-        # In order, as a set has none of its own.
-        row, column = min(left, key=lambda cell: (left[cell].bit_count(), cell))
-        digits = [digit for digit in range(1, side + 1) if left[row, column] >> (digit - 1) & 1]
+        # The cell breaks ties, since a set has no order.
+        row, column = min(candidates, key=lambda cell: (candidates[cell].bit_count(), cell))
+        digits = [digit for digit in range(1, side + 1) if candidates[row, column] >> (digit - 1) & 1]
         if generator is not None:
             digits = generator.permutation(digits).tolist()
         empty.remove((row, column))
@@ -86,22 +86,22 @@ def is_unique(grid: Grid) -> bool:
     """Whether a puzzle has exactly one solution.
 
     Args:
-        grid: Digits from 1, and 0 where a cell is empty, of shape ``[side, side]``.
+        grid: Digits from 1, and 0 for empty cells, of shape ``[side, side]``.
     """
     found = solutions(grid)
     return next(found, None) is not None and next(found, None) is None
 
 
 def puzzle(side: int, empty: int, generator: np.random.Generator) -> tuple[Grid, Grid] | None:
-    """Draws a full grid and empties cells in random order, as long as its solution stays the only one.
+    """Draws a full grid and empties cells in random order, while its solution stays unique.
 
     Args:
         side: 4, 6 or 9.
-        empty: How many cells to empty.
-        generator: Where randomness comes from.
+        empty: Number of cells to empty.
+        generator: The random generator.
 
     Returns:
-        The puzzle and its solution; ``None`` where so many cells could not be emptied.
+        The puzzle and its solution; ``None`` if that many cells could not be emptied.
     """
     solution = next(solutions(np.zeros((side, side), dtype=np.int64), generator))
     grid, left = solution.copy(), empty
@@ -118,16 +118,16 @@ def puzzle(side: int, empty: int, generator: np.random.Generator) -> tuple[Grid,
 
 
 def is_solution(solution: Grid, grid: Grid) -> bool:
-    """Whether a full grid has each digit once in each unit, and the digits that are given.
+    """Whether a full grid has each digit once in each unit, and agrees with the given digits.
 
     Args:
         solution: Digits, of shape ``[side, side]``.
-        grid: Digits from 1, and 0 where a cell is empty, of the same shape.
+        grid: The given digits from 1, and 0 for empty cells, of the same shape.
 
     Example:
         >>> solution = np.array([[1, 2, 3, 4], [3, 4, 1, 2], [2, 1, 4, 3], [4, 3, 2, 1]])
         >>> is_solution(solution, solution * np.eye(4, dtype=np.int64)), is_solution(solution, solution.T)
         (True, False)
     """
-    kept = bool(((grid == 0) | (grid == solution)).all())
-    return kept and bool(solution.all()) and next(solutions(solution), None) is not None
+    agrees = bool(((grid == 0) | (grid == solution)).all())
+    return agrees and bool(solution.all()) and next(solutions(solution), None) is not None

@@ -1,7 +1,8 @@
 """Error of hypergradients whose true value is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, write_csv
 from models.hyperparameters import Examples, WeightDecay
 from models.inner_training import InnerObjective, MomentumSGD, SGDUpdate, TrainingState
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, GradientEstimator, NeumannRBP, Picard
@@ -137,23 +138,41 @@ def errors(problem: Problem, steps: list[int], inner_steps: int) -> dict[str, li
     return found
 
 
-def bias(problem: Problem, lengths: list[int]) -> str:
-    """A table in Markdown: error of NeumannRBP's hypergradients relative to BPTT's, by length of the inner training."""
-    lines = []
+def bias(problem: Problem, lengths: list[int]) -> list[dict[str, float]]:
+    """Errors of NeumannRBP's hypergradients relative to BPTT's, and the norm of that, by length of the inner training.
+
+    Args:
+        problem: The problem.
+        lengths: Numbers of inner steps.
+    """
+    rows = []
     for length in lengths:
         solver = Picard(length, tol=0)
         true = problem.hypergradient(BPTT(solver))
         found = problem.hypergradient(NeumannRBP(2000, solver=solver))
         decay, rate = (relative_error(one, other) for one, other in zip(found, true, strict=True))
-        lines.append([length, f"{decay:.1e}", f"{rate:.1e}", f"{float(true[1].norm()):.1e}"])
-    return markdown(["inner steps", "L2 coefficients", "learning rates", "norm of the latter"], lines)
+        rows.append({"inner_steps": length, "decay": decay, "rate": rate, "rate_norm": float(true[1].norm())})
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays the bias out as Markdown.
+
+    Args:
+        rows: Of each problem and length, as in the CSV file.
+    """
+    lines = [
+        [row["problem"], row["inner_steps"], *(f"{float(row[name]):.1e}" for name in ("decay", "rate", "rate_norm"))]
+        for row in rows
+    ]
+    return markdown(["problem", "inner steps", "L2 coefficients", "learning rates", "norm of the latter"], lines)
 
 
 def hypergradient_error(
     steps: list[PositiveInt] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000],
     inner_steps: PositiveInt = 4000,
     lengths: list[PositiveInt] = [50, 200, 800],
-    png: Path = Path("logs/hypergradient_error.png"),
+    csv: Path = Path("logs/hypergradient_error.csv"),
 ) -> None:
     """Error of hypergradients whose true value is known.
 
@@ -167,8 +186,9 @@ def hypergradient_error(
         steps: Steps of the estimators.
         inner_steps: Steps of the inner training of the picture.
         lengths: Steps of the inner trainings of the table.
-        png: The picture.
+        csv: File of the table; the picture is left beside it.
     """
+    rows: list[dict[str, Any]] = []
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, len(PROBLEMS))
     for panel, (name, loss) in zip(panels, PROBLEMS.items(), strict=True):
@@ -180,7 +200,7 @@ def hypergradient_error(
         panel.set_xlabel("steps")
         panel.set_ylabel("relative error of the hypergradient")
         panel.legend()
-        print(f"\n{name}, NeumannRBP against BPTT:\n\n{bias(problem, lengths)}\n")
-    png.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(png, dpi=120)
-    print(f"Picture: {png}")
+        rows += [{"problem": name, **row} for row in bias(problem, lengths)]
+    write_csv(csv, rows)
+    figure.savefig(csv.with_suffix(".png"), dpi=120)
+    print(f"\nNeumannRBP against BPTT:\n\n{table(rows)}")

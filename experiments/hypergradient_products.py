@@ -1,10 +1,14 @@
 """Error of hypergradients against the products that they take, by solvers for symmetric Jacobians and minibatches."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, write_csv
 from experiments.hypergradient_error import PROBLEMS, Problem, relative_error
 from rbp_lightning import (
     ConjugateGradient,
@@ -18,23 +22,40 @@ from rbp_lightning import (
 )
 
 
-def by_products(problem: Problem, products: list[int], inner_steps: int) -> str:
-    """A table in Markdown: relative error of the L2 coefficients' hypergradient at the optimum, on all examples."""
+def by_products(problem: Problem, products: list[int], inner_steps: int) -> list[dict[str, Any]]:
+    """Relative errors of the L2 coefficients' hypergradient at the optimum, on all examples.
+
+    Args:
+        problem: The problem.
+        products: Numbers of products.
+        inner_steps: Steps of the training.
+    """
     exact, optimum, last = problem.exact(), problem.optimum(inner_steps), Picard(1, tol=0)
-    header = ["products", "NeumannSeries", "ConjugateGradient", "Nystrom, damping 1e-1", "1e-2", "1e-3"]
-    lines = []
+    rows = []
     for count in products:
-        solvers: list[LinearSolver] = [NeumannSeries(count), ConjugateGradient(count, tol=0)]
-        solvers += [Nystrom(count, damping) for damping in (1e-1, 1e-2, 1e-3)]
-        found = [problem.hypergradient(Implicit(one, last), start=optimum)[0] for one in solvers]
-        lines.append([count, *(f"{relative_error(one, exact):.1e}" for one in found)])
-    return markdown(header, lines)
+        solvers: dict[str, LinearSolver] = {
+            "NeumannSeries": NeumannSeries(count),
+            "ConjugateGradient": ConjugateGradient(count, tol=0),
+            **{f"Nystrom, damping {damping:g}": Nystrom(count, damping) for damping in (1e-1, 1e-2, 1e-3)},
+        }
+        for name, solver in solvers.items():
+            found, _ = problem.hypergradient(Implicit(solver, last), start=optimum)
+            rows.append({"products": count, "solver": name, "error": relative_error(found, exact)})
+    return rows
 
 
-def by_minibatches(problem: Problem, steps: int, inner_steps: int, batch_size: int, seeds: int) -> str:
-    """A table in Markdown: error of the mean hypergradient, and mean error, of trainings on minibatches."""
+def by_minibatches(problem: Problem, steps: int, inner_steps: int, batch_size: int, seeds: int) -> list[dict[str, Any]]:
+    """Error of the mean hypergradient, and mean error, of trainings on minibatches.
+
+    Args:
+        problem: The problem.
+        steps: Number of products.
+        inner_steps: Steps of the trainings.
+        batch_size: Examples in a minibatch.
+        seeds: How many trainings.
+    """
     exact, solver, size = problem.exact(), Picard(inner_steps, tol=0), len(problem.training["labels"])
-    lines = []
+    rows = []
     for name, linear_solver, minibatch_steps, examples in (
         ("one minibatch", NeumannSeries(steps), None, steps * batch_size),
         ("fresh minibatches", StochasticNeumannSeries(steps), None, steps * batch_size),
@@ -44,10 +65,41 @@ def by_minibatches(problem: Problem, steps: int, inner_steps: int, batch_size: i
         found: list[Tensor] = []
         for seed in range(seeds):
             found.append(problem.hypergradient(estimator, batch_size, seed, minibatch_steps)[0])
-        mean = relative_error(torch.stack(found).mean(dim=0), exact)
-        single = sum(relative_error(one, exact) for one in found) / seeds
-        lines.append([name, examples, f"{mean:.2f}", f"{single:.2f}"])
-    return markdown(["products on", "examples in them", "error of the mean", "mean error"], lines)
+        errors = {
+            "error_of_mean": relative_error(torch.stack(found).mean(dim=0), exact),
+            "mean_error": sum(relative_error(one, exact) for one in found) / seeds,
+        }
+        rows.append({"products_on": name, "examples": examples, **errors})
+    return rows
+
+
+def table_of_products(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays errors out as Markdown: a row for each problem and number of products, a column for each solver.
+
+    Args:
+        rows: Of each problem, number of products and solver, as in the CSV file.
+    """
+    solvers = list(dict.fromkeys(row["solver"] for row in rows))
+    found: dict[tuple[str, int], list[str]] = {}
+    for row in rows:
+        found.setdefault((row["problem"], row["products"]), []).append(f"{float(row['error']):.1e}")
+    return markdown(["problem", "products", *solvers], [[*key, *cells] for key, cells in found.items()])
+
+
+def table_of_minibatches(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lays errors on minibatches out as Markdown.
+
+    Args:
+        rows: Of each problem and kind of products, as in the CSV file.
+    """
+    lines = [
+        [
+            *(row[name] for name in ("problem", "products_on", "examples")),
+            *(f"{float(row[name]):.2f}" for name in ("error_of_mean", "mean_error")),
+        ]
+        for row in rows
+    ]
+    return markdown(["problem", "products on", "examples in them", "error of the mean", "mean error"], lines)
 
 
 def hypergradient_products(
@@ -57,6 +109,7 @@ def hypergradient_products(
     minibatch_steps: PositiveInt = 400,
     batch_size: PositiveInt = 20,
     seeds: PositiveInt = 20,
+    out: Path = Path("logs/hypergradient_products"),
 ) -> None:
     """Error of hypergradients against the products that they take, without momentum.
 
@@ -64,6 +117,7 @@ def hypergradient_products(
     Jacobian is symmetric. The first table has the relative error of the L2 coefficients' hypergradient at the optimum
     by solvers of the adjoint equation, for several numbers of products. The second one is of trainings on minibatches:
     the products of a Neumann series are taken with one minibatch, with the next one each time, or with all examples.
+    Leaves a CSV file of each table.
 
     Args:
         products: Numbers of products, of 170 parameters.
@@ -72,10 +126,16 @@ def hypergradient_products(
         minibatch_steps: Steps of the trainings on minibatches.
         batch_size: Examples in a minibatch, of 200.
         seeds: Trainings on minibatches.
+        out: Folder to write to.
     """
+    of_products: list[dict[str, Any]] = []
+    of_minibatches: list[dict[str, Any]] = []
     with ignoring():
         for name, loss in PROBLEMS.items():
             problem = Problem(loss, momentum=0.0)
-            print(f"\n{name}, all examples:\n\n{by_products(problem, products, inner_steps)}")
-            table = by_minibatches(problem, steps, minibatch_steps, batch_size, seeds)
-            print(f"\n{name}, minibatches:\n\n{table}")
+            of_products += [{"problem": name, **row} for row in by_products(problem, products, inner_steps)]
+            found = by_minibatches(problem, steps, minibatch_steps, batch_size, seeds)
+            of_minibatches += [{"problem": name, **row} for row in found]
+    write_csv(out / "hypergradient_products.csv", of_products)
+    write_csv(out / "hypergradient_minibatches.csv", of_minibatches)
+    print(f"{table_of_products(of_products)}\n\n{table_of_minibatches(of_minibatches)}")

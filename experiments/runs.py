@@ -16,14 +16,14 @@ from lightning.pytorch import Callback
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.files import read_bytes, refused_unless
+from datamodules.files import read_bytes, reading
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, UserError
 from rbp_lightning.cli import RBPLightningCLI
 
 Row = dict[str, str]
 
-_MEASURED = re.compile(r"nan|-?inf|-?\d+(\.\d+)?(e[+-]\d+)?|[0-9a-f]{16,}", re.ASCII)
-"""A number, or a picture in hexadecimal digits."""
+_MEASURED = re.compile(r"nan|-?inf|-?\d+(\.\d+)?(e[+-]\d+)?|\d+(\.\d+){2}|[0-9a-f]{16,}", re.ASCII)
+"""A number, a version, or a picture in hexadecimal digits."""
 
 ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
 
@@ -150,7 +150,7 @@ def read_runs(path: Path, keys: list[str], measured: list[str]) -> list[Row]:
     Raises:
         UserError: If the file has other columns, or is missing or damaged.
     """
-    with refused_unless(path, "a file of finished runs"):
+    with reading(path, "a file of finished runs"):
         text = read_bytes(path).decode()
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows: list[Row] = list(reader)

@@ -2,18 +2,24 @@
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gradients
-from benchmarks.graph_scale import grow
-from benchmarks.scaling import compare
-from experiments import classification, reasoning
+from benchmarks import cost, floors, gradients, memory, monitor, reversible, solver_steps
+from benchmarks.against import compare as against
+from benchmarks.graph_scale import grow as graphs
+from benchmarks.peers import compare as peers
+from benchmarks.report import as_written
+from benchmarks.scaling import compare as scaling
+from experiments import classification, hypergradient, hypergradient_error, hypergradient_products, reasoning
+from experiments.one_step import pages as one_step
+from experiments.paper import documents
 from rbp_lightning.errors import UserError
 
 PAGES = Path("docs")
-RESULTS = PAGES / "results"
+FOLDERS = (PAGES / "results", Path("experiments/paper"))
+"""Where the files are."""
 
 Layout = Callable[[list[dict[str, Any]]], str]
 
@@ -33,55 +39,74 @@ def _number(cell: str) -> int | float | str | list[float]:
 
 
 TABLES: dict[str, Layout] = {
+    "against": _of_numbers(against.table),
     "classification_digits": classification.table_of_file,
     "classification_mnist": classification.table_of_file,
+    "cost": _of_numbers(cost.tables_of_file),
+    "documents": documents.accuracies,
+    "floors": _of_numbers(floors.table),
     "gradients": gradients.table,
-    "graphs": _of_numbers(grow.table),
+    "graphs": _of_numbers(graphs.table),
+    "hypergradient": hypergradient.table_of_file,
+    "hypergradient_error": _of_numbers(hypergradient_error.table),
+    "hypergradient_minibatches": _of_numbers(hypergradient_products.table_of_minibatches),
+    "hypergradient_products": _of_numbers(hypergradient_products.table_of_products),
     "mazes": reasoning.table_of_file,
-    "scaling": _of_numbers(compare.table),
+    "memory": _of_numbers(memory.tables_of_file),
+    "monitor": _of_numbers(monitor.table),
+    **{f"one_step_prefix_sums: {name}": layout for name, layout in one_step.LAYOUTS.items()},
+    "peers": peers.tables,
+    "reads": as_written,
+    "reversible": _of_numbers(reversible.table),
+    "scaling": _of_numbers(scaling.table),
+    "scaling_devices": _of_numbers(scaling.table_of_devices),
+    "solvers": solver_steps.tables,
     "sudoku": reasoning.table_of_file,
 }
-"""What lays out the rows of a file, by its name."""
+"""What lays out the rows of a file, by its name, or by that and the table's where a file has several."""
 
-_BLOCK = re.compile(r"(<!-- table: (\w+)\.csv -->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: (\w+\.csv(?:: [\w ]+)?) -->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
 
 
-def laid_out(name: str, folder: Path = RESULTS) -> str:
+def laid_out(table: str, folders: Sequence[Path] = FOLDERS) -> str:
     """A table in Markdown.
 
     Args:
-        name: Name of its file, without the ending.
-        folder: Where the file is.
+        table: ``NAME.csv``, or ``NAME.csv: TABLE``.
+        folders: Where the file may be.
 
     Raises:
         UserError: If there is no such file, or nothing that lays it out.
     """
+    name = table.replace(".csv", "", 1)
     if name not in TABLES:
-        raise UserError(f"Nothing lays out {name}.csv: add it to experiments/tables.py, which has {', '.join(TABLES)}.")
-    path = folder / f"{name}.csv"
-    if not path.is_file():
-        raise UserError(f"There is no {path}: copy it there from what the command has written.")
-    with path.open(newline="") as file:
-        return TABLES[name](list(csv.DictReader(file)))
+        raise UserError(f"Nothing lays out {table}: add it to experiments/tables.py, which has {', '.join(TABLES)}.")
+    file = table.partition(":")[0]
+    found = [folder / file for folder in folders if (folder / file).is_file()]
+    if not found:
+        raise UserError(f"There is no {folders[0] / file}: copy it there from what the command has written.")
+    with found[0].open(newline="") as opened:
+        return TABLES[name](list(csv.DictReader(opened)))
 
 
-def with_tables(text: str, folder: Path = RESULTS) -> str:
+def with_tables(text: str, folders: Sequence[Path] = FOLDERS) -> str:
     """A page whose tables are those of the files.
 
-    A table stands between ``<!-- table: NAME.csv -->`` and ``<!-- end of table -->``.
+    A table stands between ``<!-- table: NAME.csv -->`` and ``<!-- end of table -->``; where a file has several, the
+    table's name follows, as in ``<!-- table: NAME.csv: results -->``.
 
     Args:
         text: The page.
-        folder: Where the files are.
+        folders: Where the files may be.
 
     Raises:
         UserError: If a file is not there.
     """
-    return _BLOCK.sub(lambda block: f"{block[1]}{laid_out(block[2], folder)}{block[4]}", text)
+    return _BLOCK.sub(lambda block: f"{block[1]}{laid_out(block[2], folders)}{block[4]}", text)
 
 
 def tables() -> None:
-    """Writes the tables of the pages out of the CSV files in docs/results.
+    """Writes the tables of the pages out of the CSV files in docs/results and experiments/paper.
 
     Raises:
         UserError: If a page names a file that is not there.

@@ -1,4 +1,4 @@
-"""LightningModules, one per task."""
+"""The LightningModules of the example tasks, and their cells."""
 
 from models.citation_gnn import CitationGNN
 from models.equilibrium_classifier import (

@@ -1,4 +1,4 @@
-"""Telling a model's kind of batches from another's."""
+"""A check that a model gets batches of the right kind, and batch sizes for logging."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, cast
@@ -9,12 +9,12 @@ from rbp_lightning import UserError
 
 
 def weight(count: int) -> Any:
-    """The ``batch_size`` of a logged mean that is averaged over processes.
+    """Returns the ``batch_size`` of a logged mean that is averaged over processes.
 
-    Lightning averages the sizes over the processes as well, and would round a whole number down.
+    Lightning averages the sizes over the processes as well, and would round an integer down.
 
     Args:
-        count: How many the value is the mean of.
+        count: The number of values that the mean is over.
 
     Example:
         >>> from models.batches import weight
@@ -25,7 +25,7 @@ def weight(count: int) -> Any:
 
 
 class BatchesOfOneKind(LightningModule):
-    """A module that refuses the batches of other data, in every stage and before it uses them.
+    """A module that checks, in every stage, that its batches are of the right kind.
 
     Attributes:
         batch_kind: The class of its batches.
@@ -34,7 +34,7 @@ class BatchesOfOneKind(LightningModule):
     batch_kind: type = Mapping
 
     def batch_entries(self, stage: str) -> Collection[str]:
-        """What a batch has to hold.
+        """Returns the entries that a batch must have.
 
         Args:
             stage: ``"train"``, ``"val"``, ``"test"`` or ``"predict"``.
@@ -51,21 +51,21 @@ class BatchesOfOneKind(LightningModule):
         found = " with " + ", ".join(map(str, batch)) if isinstance(batch, Mapping) else ""
         raise UserError(
             f"{type(self).__name__} takes batches that are a {self.batch_kind.__name__}{wanted}, but {data} gives a "
-            f"{type(batch).__name__}{found}: choose data and model that belong together."
+            f"{type(batch).__name__}{found}: choose data and a model that belong together."
         )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Refuses a batch of another kind."""
+        """Checks the batch."""
         self._check_kind(batch, "train")
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuses a batch of another kind."""
+        """Checks the batch."""
         self._check_kind(batch, "val")
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuses a batch of another kind."""
+        """Checks the batch."""
         self._check_kind(batch, "test")
 
     def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuses a batch of another kind."""
+        """Checks the batch."""
         self._check_kind(batch, "predict")

@@ -1,4 +1,4 @@
-"""Classification of documents on citation graphs."""
+"""A graph network for node classification on citation graphs."""
 
 from typing import Any
 
@@ -28,13 +28,12 @@ class CitationGNN(NodeClassifier):
     """Graph network that classifies nodes by their states at a fixed point (paper, section 4.2).
 
     Args:
-        cell: The update of the states, and the readout.
+        cell: The update of the node states, and the readout.
         learning_rate: Adam's learning rate, above 0.
-        weight_decay: L2 penalty on the layer that reads the features, at least 0. ``--optimizer`` on the command line
-            replaces both.
-        warm_start: Whether a training step on the same graph starts from the last fixed point, and its adjoint solve
-            (``RBP`` and ``CGRBP``) from the last adjoint. Both are saved in checkpoints; evaluation never uses them. It
-            pays off if only the weights change from step to step: dropout makes each step another problem.
+        weight_decay: L2 penalty on the input layer, at least 0. ``--optimizer`` on the command line replaces both.
+        warm_start: Whether each training step on the same graph starts from the last fixed point, and the adjoint solve
+            (``RBP`` and ``CGRBP``) from the last adjoint. Both are saved in checkpoints; evaluation does not use them.
+            It helps if only the weights change between steps; with dropout each step is a different problem.
         consistency: Weight, at least 0, of the consistency loss between two dropout masks, as in GRAND (Feng et al.,
             NeurIPS 2020); 0 uses one mask.
         temperature: Temperature that sharpens the target of the consistency loss, in (0, 1].
@@ -71,12 +70,12 @@ class CitationGNN(NodeClassifier):
         self.temperature = check_number(self, "temperature", temperature, 0.0, 1.0, low_allowed=False)
         self.jacobian_weight = check_number(self, "jacobian_weight", jacobian_weight, 0.0)
         self.column_sum_weight = check_number(self, "column_sum_weight", column_sum_weight, 0.0)
-        # The default without a Trainer, whose estimator replaces it.
+        # A Trainer's estimator replaces it.
         self.estimator: GradientEstimator = NeumannRBP()
         if warm_start and cell.features_enter == "first_state":
             raise UserError(
-                "CitationGNN: warm_start=True replaces the initial state, but with features_enter='first_state' the "
-                "features are nowhere else: change one of them."
+                "CitationGNN: warm_start=True replaces the initial state, but with features_enter='first_state' only "
+                "that has the features: change one of them."
             )
         self.warm_start = WarmStart() if warm_start else None
         self._warm_graph: str | None = None
@@ -85,7 +84,7 @@ class CitationGNN(NodeClassifier):
         """Solves for the fixed point of the node states.
 
         Args:
-            graph: A graph with ``x`` and ``edge_index``. The matrices made from it are kept on it, for the next call.
+            graph: A graph with ``x`` and ``edge_index``. The matrices made from it are cached on it.
 
         Returns:
             The update and its fixed point, whose state has the shape ``[num_nodes, d]``.
@@ -103,11 +102,11 @@ class CitationGNN(NodeClassifier):
 
     def _prepare(self, graph: Data) -> PreparedGraph:
         prepare = PrepareGraph(self.cell.aggregation, self.cell.inject.weight.dtype)
-        prepared: PreparedGraph = prepare.forward(graph).prepared  # on the graph itself, for the next step
+        prepared: PreparedGraph = prepare.forward(graph).prepared  # cached on the graph itself
         return prepared
 
     def class_scores(self, graph: Data, stage: str) -> Tensor:
-        """Class scores of all nodes at the fixed point."""
+        """Returns the class scores of all nodes at the fixed point."""
         _, fixed_point = self(graph)
         if stage != "predict":
             self._log_solves([fixed_point], stage)
@@ -118,8 +117,8 @@ class CitationGNN(NodeClassifier):
         wanted = [fixed_point.state.shape[0], self.num_classes]
         if list(scores.shape) != wanted:
             raise UserError(
-                f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but {wanted} are the "
-                f"nodes and num_classes. If the cell returns its state, set num_hidden to {self.num_classes}."
+                f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but must have {wanted}, "
+                f"[num_nodes, num_classes]. If the cell returns its state, set num_hidden to {self.num_classes}."
             )
         return scores
 
@@ -130,7 +129,7 @@ class CitationGNN(NodeClassifier):
         self.log(f"{stage}/residual", residual, batch_size=1, sync_dist=stage != "train")
 
     def training_loss(self, graph: Data) -> Tensor:
-        """Mean cross-entropy of the labelled training nodes, plus the weighted terms."""
+        """Returns the mean cross-entropy of the labelled training nodes plus the weighted penalties."""
         draws = [self(graph) for _ in range(2 if self.consistency else 1)]
         self._log_solves([fixed_point for _, fixed_point in draws], "train")
         scores = [self._scores(fixed_point) for _, fixed_point in draws]
@@ -147,10 +146,10 @@ class CitationGNN(NodeClassifier):
         return loss
 
     def on_train_start(self) -> None:
-        """Refuses a warm start that could not carry over from step to step, or to a resumed run.
+        """Checks that a warm start can carry over from step to step and to a resumed run.
 
         Raises:
-            UserError: If an epoch has more than one batch, or there is more than one process.
+            UserError: If there is a warm start and more than one batch per epoch or more than one process.
         """
         batches, processes = self.trainer.num_training_batches, self.trainer.world_size
         if self.warm_start is not None and (batches > 1 or processes > 1):

@@ -1,4 +1,4 @@
-"""A file of predicted classes."""
+"""Writing predicted classes to a file."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def write_classes(trainer: Trainer, classes: Tensor) -> None:
-    """Writes predicted classes to ``classes.txt`` of the log folder, if there is one, one class per line.
+    """Writes predicted classes to ``classes.txt`` in the log folder, if there is one, one class per line.
 
     Args:
-        trainer: The Trainer. All its processes have to call this; the first one writes.
+        trainer: The Trainer; all its processes must call this, and process 0 writes.
         classes: All predicted classes, integers of shape ``[n]``.
     """
-    folder = trainer.log_dir  # broadcast, so all processes have to ask
+    folder = trainer.log_dir  # all processes must ask together
     if folder is not None and trainer.is_global_zero:
         Path(folder).mkdir(parents=True, exist_ok=True)
         np.savetxt(Path(folder) / "classes.txt", classes.cpu().numpy(), fmt="%d")

@@ -1,11 +1,11 @@
-"""Training on the nodes without a label."""
+"""The consistency loss, which also trains on nodes without a label."""
 
 import torch
 from torch import Tensor
 
 
 def consistency_loss(scores: list[Tensor], temperature: float) -> Tensor:
-    """Mean squared distance of predictions under several dropout masks from their sharpened mean.
+    """Computes the mean squared distance of predictions under several dropout masks from their sharpened mean.
 
     From GRAND (Feng et al., NeurIPS 2020, arXiv 2005.11079, equations 3 to 5).
 

@@ -1,4 +1,4 @@
-"""The optimiser of models that are trained once, for a known number of steps."""
+"""Adam with a cosine decay of the learning rate."""
 
 import math
 from typing import Any
@@ -27,6 +27,6 @@ def adam_with_cosine_decay(module: LightningModule, learning_rate: float) -> Any
             f"{type(module).__name__}: the learning rate decay needs to know the run's length: set max_epochs or "
             "max_steps."
         )
-    # A resumed run may have more epochs. CosineAnnealingLR would keep to the length of the first one.
+    # Not CosineAnnealingLR, which would keep the first run's length when a resumed run has more epochs.
     scheduler = LambdaLR(optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(step / max(steps, 1), 1)))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,4 +1,4 @@
-"""Pictures of the first batch of an evaluation."""
+"""The base class of callbacks that log a picture of the first batch of an evaluation."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -12,10 +12,10 @@ from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
 
 
 class FirstBatchPictures(Callback, ABC):
-    """Shows the first batch of each data loader at each validation, test and prediction.
+    """Logs a picture of the first batch of each data loader at each validation, test and prediction.
 
-    A picture goes to the loggers and into the log folder, where the latest one replaces earlier ones. Without a logger
-    there is none.
+    The picture goes to the loggers and into the log folder, where it replaces the previous one. Without a logger there
+    is none.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class FirstBatchPictures(Callback, ABC):
 
         Args:
             module: The model.
-            outputs: What its step returned.
+            outputs: The outputs of the model's step.
             batch: The batch.
             folder: The log folder, for files of other kinds.
 
@@ -36,7 +36,7 @@ class FirstBatchPictures(Callback, ABC):
         """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the log folder, for which all processes have to ask."""
+        """Finds the log folder, for which all processes must ask."""
         self._folder = picture_folder(trainer)
 
     def _show(
@@ -48,7 +48,7 @@ class FirstBatchPictures(Callback, ABC):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Shows the batch, if it is the first one."""
+        """Logs the picture of the batch, if it is the first one."""
         if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
             return
         assert trainer.state.stage is not None  # it is running

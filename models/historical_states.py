@@ -1,4 +1,4 @@
-"""The states of a graph's nodes, as the last visit of each left them."""
+"""Historical node states of a graph that is solved part by part."""
 
 from typing import Any
 
@@ -9,13 +9,12 @@ from rbp_lightning import UserError
 
 
 class HistoricalStates:
-    """States of all nodes of a graph that is visited part by part (GNNAutoScale: Fey et al., ICML 2021).
+    """The last known states of all nodes of a graph that is solved part by part (GNNAutoScale: Fey et al., ICML 2021).
 
-    What lies outside of a part enters its solve as a constant, with the state that its own last visit found; 0 before
-    the first. While the weights stay as they are, repeated visits are a block Gauss-Seidel iteration, which leads to
-    the fixed point of the whole graph if the update contracts in a maximum norm over the nodes (Bertsekas and
-    Tsitsiklis, Parallel and Distributed Computation, 1989, section 6.2). While they change, a state is up to one epoch
-    old.
+    In the solve of a part, the nodes outside are constants: the states from the last solve of their own part, initially
+    0. With fixed weights, solving the parts in turn is a block Gauss-Seidel iteration, which converges to the fixed
+    point of the whole graph if the update is a contraction in a maximum norm over the nodes (Bertsekas and Tsitsiklis,
+    Parallel and Distributed Computation, 1989, section 6.2). In training, a state is up to one epoch old.
 
     Example:
         >>> history = HistoricalStates()
@@ -28,11 +27,11 @@ class HistoricalStates:
         self._states: Tensor | None = None
 
     def states_like(self, state: Tensor, num_nodes: int) -> Tensor:
-        """States of all nodes, of shape ``[num_nodes, d]``, to read from.
+        """Returns the states of all nodes, of shape ``[num_nodes, d]``.
 
         Args:
-            state: A state of some nodes, ``[num_part, d]``, which tells d, the dtype and the device.
-            num_nodes: Nodes of the graph. States of another number of nodes or another d are forgotten.
+            state: A state of some nodes, of shape ``[num_part, d]``, which determines d, dtype and device.
+            num_nodes: Number of nodes of the graph. If it or d has changed, the states are reset to 0.
         """
         shape = (num_nodes, *state.shape[1:])
         if self._states is None or self._states.shape != shape:
@@ -41,24 +40,24 @@ class HistoricalStates:
         return self._states
 
     def push(self, nodes: Tensor, state: Tensor, num_nodes: int) -> None:
-        """Keeps the states that a visit found.
+        """Stores the states of a part.
 
         Args:
-            nodes: Which nodes, int64, of shape ``[num_part]``.
+            nodes: The part's nodes, int64, of shape ``[num_part]``.
             state: Their states, of shape ``[num_part, d]``.
-            num_nodes: Nodes of the graph.
+            num_nodes: Number of nodes of the graph.
         """
         self.states_like(state, num_nodes)[nodes] = state.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Returns the states for a checkpoint."""
         return {"states": self._states}
 
     def load_state_dict(self, saved: Any) -> None:
-        """Takes what a checkpoint kept.
+        """Restores the states from a checkpoint.
 
         Args:
-            saved: What ``state_dict`` returned.
+            saved: The result of ``state_dict``.
 
         Raises:
             UserError: If it is anything else.

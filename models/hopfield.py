@@ -1,4 +1,4 @@
-"""Associative memory."""
+"""An associative memory."""
 
 from typing import Any, Literal
 
@@ -20,18 +20,18 @@ class HopfieldMemory(BatchesOfOneKind):
     """Associative memory: a continuous Hopfield network trained to complete images (paper, section 4.1).
 
     The corrupted image is clamped to the input units and the network runs to its fixed point. The states of the output
-    units are the recalled image: a pixel is on where its unit's state is positive. They are trained by an L1 loss
+    units are the recalled image: a pixel is on if its unit's state is positive. They are trained with an L1 loss
     against the clean image.
 
     Args:
         num_pixels: Number of pixels of an image, at least 2.
         num_hidden: Number of hidden units, at least 0.
-        decay: a, in (0, 1]: the fraction of its state that a unit loses in a step.
+        decay: a, in (0, 1]: fraction of its state that a unit loses per step.
         gain: b, above 0: slope of the activation sigmoid(b h).
         weight_scale: Standard deviation of the initial weights, at least 0.
         learning_rate: Adam's initial learning rate, above 0, with a cosine decay to 0 over the run. ``--optimizer`` on
             the command line, with or without ``--lr_scheduler``, replaces both.
-        dynamics: ``"leaky"`` as in the paper, or ``"energy"``, which has the same fixed points and a symmetric Jacobian
+        dynamics: ``"leaky"``, as in the paper, or ``"energy"``, with the same fixed points but a symmetric Jacobian
             there, for ``EquilibriumPropagation``.
 
     Raises:
@@ -90,16 +90,16 @@ class HopfieldMemory(BatchesOfOneKind):
         return fixed_point
 
     def outputs(self, fixed_point: FixedPoint) -> Tensor:
-        """Returns the states of the output units, ``[batch, num_pixels]``. A pixel is on where they are positive.
+        """Returns the states of the output units, of shape ``[batch, num_pixels]``; a positive state is an on pixel.
 
         Args:
-            fixed_point: What ``forward`` returned.
+            fixed_point: The result of ``forward``.
         """
         state: Tensor = fixed_point.state
         return state[:, self.cell.num_hidden :]
 
     def batch_entries(self, stage: str) -> tuple[str, ...]:
-        """Images."""
+        """Images: corrupted and, except in prediction, clean ones."""
         return ("corrupted",) if stage == "predict" else ("clean", "corrupted")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -122,7 +122,7 @@ class HopfieldMemory(BatchesOfOneKind):
         metrics.update(recalled, clean.flatten(1).int())
         self.log_dict(metrics, prog_bar=True)
         if stage == "val":
-            self.log("hp_metric", metrics["exact_recall"])  # TensorBoard's HPARAMS compares runs by it
+            self.log("hp_metric", metrics["exact_recall"])  # shown in TensorBoard's HPARAMS tab
         return recalled.reshape(clean.shape).float()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -11,7 +11,7 @@ from rbp_lightning.solvers import Update
 
 
 class SymmetricWithoutSelfLoops(nn.Module):
-    """Parametrisation that keeps a square matrix symmetric with a zero diagonal. The upper triangle is learned.
+    """Parametrisation of a symmetric matrix with zero diagonal by its upper triangle.
 
     Example:
         >>> SymmetricWithoutSelfLoops()(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -34,22 +34,22 @@ class HopfieldCell(ParametrizedWeight):
 
     Every unit has a state h and an activation sigmoid(b h). All units are connected by a symmetric matrix W without
     self-loops. The input units are clamped to an image. The others, hidden units before output units, follow
-    h <- (1 - a) h + W sigmoid(b h), where the input from the clamped units is the same at every step.
+    h <- (1 - a) h + W sigmoid(b h), where the input from the clamped units is constant.
 
     With s = sigmoid(b h), and x the input from the clamped units, the change of h is -dE/ds of Hopfield's energy
     E = a (integral of h ds) - s W s / 2 - x s. The ``"energy"`` dynamics multiply it by 4 s (1 - s), the slope of each
-    activation as a share of the largest, and so are gradient descent, h <- h - (4 / b) dE/dh. Their fixed points are
-    the same, and their Jacobian there is symmetric, as ``EquilibriumPropagation`` and ``ConjugateGradient`` want it;
-    that of the leaky ones is the product of a symmetric matrix and the slopes, but for 1 - a. A unit near saturation
-    moves slowly.
+    activation relative to the largest one, which makes them gradient descent, h <- h - (4 / b) dE/dh. They have the
+    same fixed points, and a symmetric Jacobian there, which ``EquilibriumPropagation`` and ``ConjugateGradient`` need;
+    the Jacobian of the leaky dynamics is (1 - a) I plus a symmetric matrix times the slopes. Units near saturation move
+    slowly.
 
     Args:
-        num_pixels: Number of pixels of an image, at least 1; also the number of input units and of output units.
+        num_pixels: Number of pixels of an image, at least 1, and of input and of output units.
         num_hidden: Number of hidden units, at least 0.
-        decay: a, in (0, 1]: the fraction of its state that a unit loses in a step.
+        decay: a, in (0, 1]: fraction of its state that a unit loses per step.
         gain: b, above 0: slope of the activation.
         weight_scale: Standard deviation of the initial weights, at least 0.
-        dynamics: ``"leaky"`` as in the paper, or ``"energy"``.
+        dynamics: ``"leaky"``, as in the paper, or ``"energy"``.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -87,7 +87,7 @@ class HopfieldCell(ParametrizedWeight):
         return self.num_hidden + self.num_pixels
 
     def clamp(self, images: Tensor) -> Update:
-        """Clamps the input units and returns the update of the others.
+        """Clamps the input units, and returns the update of the others.
 
         Args:
             images: Pixels from 0 to 1, of shape ``[batch, num_pixels]``. A pixel p clamps its unit to 2 p - 1.
@@ -97,12 +97,12 @@ class HopfieldCell(ParametrizedWeight):
         """
         weight = self.weight[:, self.num_pixels :]
         drive = torch.sigmoid(self.gain * (2 * images - 1)) @ weight[: self.num_pixels]
-        between = weight[self.num_pixels :]
+        free = weight[self.num_pixels :]
         if self.dynamics == "leaky":
-            return lambda state: (1 - self.decay) * state + drive + torch.sigmoid(self.gain * state) @ between
+            return lambda state: (1 - self.decay) * state + drive + torch.sigmoid(self.gain * state) @ free
 
         def descend(state: Tensor) -> Tensor:
             rates = torch.sigmoid(self.gain * state)
-            return state + 4 * rates * (1 - rates) * (drive + rates @ between - self.decay * state)
+            return state + 4 * rates * (1 - rates) * (drive + rates @ free - self.decay * state)
 
         return descend

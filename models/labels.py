@@ -1,4 +1,4 @@
-"""Checking labels against the number of classes."""
+"""A check of labels against the number of classes."""
 
 from torch import Tensor
 
@@ -6,10 +6,10 @@ from rbp_lightning.errors import UserError
 
 
 def check_labels(owner: object, num_classes: int, labels: Tensor) -> None:
-    """Refuses labels that are not below the number of classes.
+    """Checks that labels are below the number of classes.
 
     Args:
-        owner: The object whose argument ``num_classes`` is.
+        owner: The object with the argument ``num_classes``.
         num_classes: Number of classes.
         labels: Integers, of any shape.
 

@@ -1,4 +1,4 @@
-"""The paper's baseline without propagation."""
+"""A linear node classifier, the paper's baseline without propagation."""
 
 from torch import Tensor, nn
 from torch_geometric.data import Data
@@ -41,7 +41,7 @@ class LinearClassifier(NodeClassifier):
 
         Args:
             graph: The graph.
-            stage: Not used.
+            stage: Unused.
         """
         scores: Tensor = self.layer(graph.x.to(self.layer.weight.dtype))
         return scores

@@ -1,4 +1,4 @@
-"""What all node classifiers share."""
+"""The base class of node classifiers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ from rbp_lightning.errors import check_number
 
 
 class NodeClassifier(BatchesOfOneKind, ABC):
-    """Trains and evaluates class scores of the nodes of a graph.
+    """Trains and evaluates a classifier of the nodes of a graph.
 
     A batch is a graph with ``x``, ``edge_index``, ``y`` and the masks ``train_mask``, ``val_mask`` and ``test_mask``;
-    each stage uses the nodes of its mask. The random numbers of a training step depend on the seed, the epoch, the
-    batch and the process alone, so a resumed run draws the same ones.
+    each stage uses the nodes of its mask. The random numbers of a training step depend only on the seed, the epoch, the
+    batch and the process, so a resumed run draws the same ones.
 
     Args:
-        input_layer: The layer that reads the features.
+        input_layer: The layer that is applied to the features.
         num_classes: Number of classes.
         learning_rate: Adam's learning rate, above 0.
         weight_decay: L2 penalty on the input layer, at least 0 (Kipf and Welling 2017). ``--optimizer`` on the command
@@ -72,16 +72,16 @@ class NodeClassifier(BatchesOfOneKind, ABC):
         """
 
     def training_loss(self, graph: Data) -> Tensor:
-        """Mean cross-entropy of the labelled training nodes."""
+        """Returns the mean cross-entropy of the labelled training nodes."""
         return self.cross_entropy(self.class_scores(graph, "train"), graph, graph.train_mask)
 
     def cross_entropy(self, scores: Tensor, graph: Data, mask: Tensor) -> Tensor:
-        """Mean cross-entropy of the labelled nodes of a mask, or 0 if there is none.
+        """Returns the mean cross-entropy of the labelled nodes of a mask, or 0 if there are none.
 
         Args:
             scores: Class scores (logits), of shape ``[num_nodes, num_classes]``.
             graph: The graph.
-            mask: Which nodes, bool, of shape ``[num_nodes]``.
+            mask: Whether each node is included, bool, of shape ``[num_nodes]``.
         """
         known = mask & (graph.y >= 0)
         wide = scores[known].to(torch.promote_types(scores.dtype, torch.float32))
@@ -106,7 +106,7 @@ class NodeClassifier(BatchesOfOneKind, ABC):
         metrics.update(scores[mask], graph.y[mask])
         self.log_dict(metrics, prog_bar=True, batch_size=1)
         if stage == "val":
-            self.log("hp_metric", metrics["accuracy"], batch_size=1)  # TensorBoard's HPARAMS compares it
+            self.log("hp_metric", metrics["accuracy"], batch_size=1)  # shown in TensorBoard's HPARAMS tab
 
     def validation_step(self, graph: Data, batch_idx: int) -> None:
         """Classifies the validation nodes."""
@@ -128,16 +128,16 @@ class NodeClassifier(BatchesOfOneKind, ABC):
         return classes
 
     def _check(self, graph: Data, mask: str | None = None) -> None:
-        """Refuses a graph that does not suit the model or, given a mask, the stage that the mask belongs to.
+        """Checks that a graph fits the model and, given a mask, that mask's stage.
 
-        A check has to wait for the device, so each graph is checked once.
+        Checks wait for the device, so each graph is checked only once.
         """
         needed = ("y", mask) if mask else ()
         present = [name for name in ("y", *MASKS) if name in graph or name in needed]
         sizes = self._num_features, self.num_classes
         if graph.get("checked") == Snapshot(graph, ["x", *present], sizes):
             return
-        with torch.inference_mode(False):  # training cannot use tensors that validation moved in inference mode
+        with torch.inference_mode(False):  # training cannot use tensors created in inference mode
             graph.apply(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
         owner = type(self).__name__
         num_nodes, num_features = checked_features(owner, graph.get("x")).shape
@@ -163,7 +163,7 @@ class NodeClassifier(BatchesOfOneKind, ABC):
             yield
 
     def configure_optimizers(self) -> Optimizer:
-        """Adam, with an L2 penalty on the input layer."""
+        """Returns Adam with an L2 penalty on the input layer."""
         decayed = {id(parameter) for parameter in self._input_parameters}
         others = [parameter for parameter in self.parameters() if id(parameter) not in decayed]
         groups: list[dict[str, Any]] = [{"params": self._input_parameters, "weight_decay": self.weight_decay}]

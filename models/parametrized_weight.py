@@ -1,18 +1,18 @@
-"""A weight that is computed from what is learned, in a module that a process can be handed."""
+"""A parametrised weight in a module that can be pickled."""
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 
 class ParametrizedWeight(nn.Module):
-    """Has a ``weight`` that a parametrisation computes, anew at every reading.
+    """A module whose ``weight`` is computed by a parametrisation at every access.
 
-    ``register_parametrization`` makes a class for each module, of which no instance can be pickled, and so none be
-    handed to a process that is spawned. The names in the ``state_dict`` are the same.
+    ``register_parametrization`` creates a class for each module, whose instances cannot be pickled and thus not be
+    passed to a spawned process. The names in the ``state_dict`` are the same as with it.
 
     Args:
-        original: What is learned.
-        parametrization: Computes the weight from it.
+        original: The initial value of the learned parameter.
+        parametrization: Computes the weight from the parameter.
 
     Example:
         >>> from rbp_lightning import SpectralNormBound
@@ -32,6 +32,6 @@ class ParametrizedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight."""
+        """The weight, computed from the learned parameter."""
         weight: Tensor = self.parametrizations["weight"]()
         return weight

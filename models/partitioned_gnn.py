@@ -1,4 +1,4 @@
-"""Classification of the nodes of graphs that are too large to be solved at once."""
+"""A graph network for graphs that are too large to be solved at once."""
 
 from typing import Any
 
@@ -14,23 +14,23 @@ from rbp_lightning.solvers import Update
 
 
 class PartitionedGNN(CitationGNN):
-    """Graph network that trains on parts of a graph, without losing the edges between them.
+    """Graph network that trains on parts of a graph without dropping the edges between them.
 
-    A part, as ``CitationGraph`` makes them with ``num_parts``, is solved with all edges that lead into it: the states
-    of nodes outside are constants, as their own last visit left them (GNNAutoScale: Fey et al., ICML 2021), and the
-    solve starts from the part's own. So a training step takes memory for the part, and one state of the graph is kept.
-    The gradient is that of the part's own equation; it leaves out how the part's states act on themselves through other
-    parts. Training on the whole graph is that of ``CitationGNN``.
+    A part, from ``CitationGraph`` with ``num_parts``, is solved with all edges into it: nodes outside are constants,
+    with the states from the last solve of their own part (GNNAutoScale: Fey et al., ICML 2021), and the solve starts
+    from the part's last states. A training step takes memory for the part, beside one state of the whole graph. The
+    gradient is that of the part's own equation, without the effect of its states on themselves through other parts.
+    Training on the whole graph is the same as with ``CitationGNN``.
 
-    Evaluation is of the whole graph, at its own fixed point and not at the historical states.
+    Evaluation uses the fixed point of the whole graph, not the historical states.
 
     Args:
-        cell: The update of the states, and the readout.
-        eval_blocks: Number of row blocks in which evaluation evaluates the update: more take less memory.
-        **arguments: Those of ``CitationGNN``.
+        cell: The update of the node states, and the readout.
+        eval_blocks: Number of row blocks in which evaluation computes the update; more blocks take less memory.
+        **arguments: Arguments of ``CitationGNN``.
 
     Raises:
-        UserError: If an argument is out of its range, or the features are only in a solve's initial state.
+        UserError: If an argument is out of its range, or only the initial state of the cell has the features.
 
     Example:
         >>> from models import PageRankCell
@@ -46,16 +46,16 @@ class PartitionedGNN(CitationGNN):
         self.eval_blocks = check_count(self, "eval_blocks", eval_blocks, 1)
         if cell.features_enter == "first_state":
             raise UserError(
-                "PartitionedGNN: a part starts from its last state, but with features_enter='first_state' the features "
-                "are nowhere else: set it to every_step."
+                "PartitionedGNN: a part starts from its last state, but with features_enter='first_state' only the "
+                "initial state has the features: set it to every_step."
             )
         self.history = HistoricalStates()
 
     def forward(self, graph: Data) -> tuple[Update, FixedPoint]:
-        """Solves for the fixed point of a graph's node states, or of a part's.
+        """Solves for the fixed point of the node states of a graph or a part.
 
         Args:
-            graph: A graph with ``x`` and ``edge_index``, or a part with its ``nodes`` and the ``whole``.
+            graph: A graph with ``x`` and ``edge_index``, or a part with ``nodes`` and ``whole``.
 
         Returns:
             The update and its fixed point, whose state has the shape ``[num_nodes, d]``.
@@ -72,7 +72,7 @@ class PartitionedGNN(CitationGNN):
         return update, self.estimator(update, state)
 
     def _solve_part(self, part: Data) -> tuple[Update, FixedPoint]:
-        whole = part.whole.to(part.x.device)  # in place, so the next part finds it there
+        whole = part.whole.to(part.x.device)  # in place, so that it is moved only once
         prepared, num_nodes = self._prepare(whole), whole.num_nodes
         matrices = part.get("matrices")
         if not isinstance(matrices, PartMatrices) or matrices.adjacency is not prepared.adjacency:
@@ -86,18 +86,18 @@ class PartitionedGNN(CitationGNN):
             self.history.push(part.nodes, fixed_point.state, num_nodes)
         return update, fixed_point
 
-    def on_train_start(self) -> None:
-        """Refuses parts in several processes, whose historical states would each be of some parts alone.
+    def on_train_batch_start(self, batch: Data, batch_idx: int) -> None:
+        """Checks that parts are trained in one process, since processes do not share historical states.
 
         Raises:
-            UserError: If there are parts, and more than one process.
+            UserError: If the batch is a part and there are several processes.
         """
-        super().on_train_start()
-        batches, processes = self.trainer.num_training_batches, self.trainer.world_size
-        if batches > 1 and processes > 1:
+        super().on_train_batch_start(batch, batch_idx)
+        processes = self.trainer.world_size
+        if processes > 1 and "whole" in batch:
             raise UserError(
-                f"PartitionedGNN: an epoch has {batches} parts in each of {processes} processes, which do not share "
-                "their historical states: set devices to 1, or take CitationGNN, which leaves out edges between parts."
+                f"PartitionedGNN: {processes} processes do not share the historical states of the graph's parts: set "
+                "devices to 1, or use CitationGNN, which ignores edges between parts."
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

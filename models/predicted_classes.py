@@ -1,4 +1,4 @@
-"""Keeping the classes of predicted images."""
+"""A callback that writes predicted classes to a file."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from models.classes_file import write_classes
 
 
 class PredictedClasses(Callback):
-    """Writes the classes of all images to ``classes.txt`` of the log folder, in the order of the split."""
+    """Writes the predicted classes of all images to ``classes.txt`` in the log folder, in the order of the split."""
 
     def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets an earlier prediction."""
+        """Discards an earlier prediction."""
         self._predicted: list[Tensor] = []
 
     def on_predict_batch_end(
@@ -25,16 +25,16 @@ class PredictedClasses(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the classes of a batch, with the positions of its images in the split."""
+        """Collects the classes of a batch, with the indices of its images in the split."""
         self._predicted.append(torch.stack([batch["index"], outputs]))
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the file."""
-        own = torch.cat(self._predicted, 1).cpu()
-        shards = [own] * trainer.world_size
+        local = torch.cat(self._predicted, 1).cpu()
+        shards = [local] * trainer.world_size
         if trainer.world_size > 1:
-            # Unlike all_gather, this takes shards of different sizes.
-            torch.distributed.all_gather_object(shards, own)
+            # Unlike all_gather, this supports shards of different sizes.
+            torch.distributed.all_gather_object(shards, local)
         index, classes = torch.cat(shards, 1)
         in_order = classes.new_empty(int(index.max()) + 1)
         in_order[index] = classes

@@ -1,4 +1,4 @@
-"""Pictures of what an associative memory recalls."""
+"""Pictures of the images that an associative memory recalls."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ ROWS = ("clean", "corrupted", "recalled")
 
 
 def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Pixels:
-    """Arranges images in three rows: clean, corrupted, recalled. Pixels that are recalled wrongly are red.
+    """Arranges images in three rows: clean, corrupted, recalled. Wrongly recalled pixels are red.
 
     Args:
         clean: Images of shape ``[n, height, width]``, pixels from 0 to 1.
-        corrupted: What the memory was shown, of the same shape.
-        recalled: What it recalled, of the same shape: a pixel is on above 0.5.
+        corrupted: The images shown to the memory, of the same shape.
+        recalled: The images that it recalled, of the same shape; a pixel is on above 0.5.
 
     Returns:
         One picture of shape ``[3 (height + 2), n (width + 2), 3]``, with grey lines between the images.
@@ -42,14 +42,14 @@ def recall_grid(clean: Tensor, corrupted: Tensor, recalled: Tensor) -> Pixels:
 
 
 class RecallPictures(FirstBatchPictures):
-    """Shows clean, corrupted and recalled images at each validation, test and prediction.
+    """Logs clean, corrupted and recalled images at each validation, test and prediction.
 
     The first ten images of the first batch are logged as ``<stage>/recall`` and saved as ``recall.png`` in the log
     folder.
     """
 
     def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
-        """Draws the images, with the recalled ones that the step returned."""
+        """Draws the images; the outputs of the step are the recalled ones."""
         clean, corrupted, recalled = (
             images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], outputs)
         )

@@ -1,4 +1,4 @@
-"""Telling whether a graph still holds the tensors that something was computed from."""
+"""Detecting whether a graph has changed since something was computed from it."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -8,16 +8,16 @@ from torch_geometric.data import Data
 
 
 class Snapshot:
-    """The tensors that a graph holds, in their present state.
+    """The tensors of a graph in their current state.
 
-    Two snapshots are equal if they hold the same tensor objects, none of which was changed in place in between. So what
-    was computed from a graph, and kept on it with a snapshot, is out of date once a new snapshot differs: the graph was
-    moved, converted or edited.
+    Two snapshots are equal if they hold the same tensor objects and none was changed in place in between. A result that
+    is cached on a graph with a snapshot is out of date once a new snapshot differs, because the graph was moved,
+    converted or edited.
 
     Args:
         graph: The graph.
-        names: Names of its tensors; some may be missing.
-        key: What else the computation depends on.
+        names: The names of the tensors; some may be missing.
+        key: Anything else that the result depends on.
 
     Example:
         >>> graph = Data(x=torch.ones(2, 3))
@@ -43,5 +43,5 @@ class Snapshot:
 
 
 def _version(value: Any) -> int:
-    # Inference tensors do not count their versions.
+    # Inference tensors have no version counter.
     return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

@@ -16,7 +16,7 @@ else:
     del __all__
 
     def __getattr__(name: str) -> Any:
-        """Imports all public names where the first one is asked for: PyTorch takes seconds, and --help needs none."""
+        """Imports the public names on first use: importing PyTorch takes seconds, and --help does not need it."""
         api = import_module("rbp_lightning.api")
         globals().update({public: getattr(api, public) for public in api.__all__})
         globals()["__all__"] = sorted([*api.__all__, "__version__"])

@@ -8,7 +8,7 @@ from rbp_lightning.overview import answer
 def run() -> None:
     """Runs the command line with the arguments of the process."""
     answer(sys.argv[1:])
-    from rbp_lightning.cli import console  # it takes seconds to import
+    from rbp_lightning.cli import console  # takes seconds to import
 
     console()
 

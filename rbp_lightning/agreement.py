@@ -1,8 +1,8 @@
-"""What the processes decide together that share an update.
+"""Reductions that make all processes sharing an update take the same decisions.
 
-The parameters of a sharded module are gathered from all its processes each time that it is applied or differentiated.
-So these have to apply the update, and take products with its Jacobian, equally often: whatever a solve reads off its
-device to decide on its next step is reduced over the processes here. Without such a module nothing is.
+A sharded module gathers its parameters from all processes each time it is applied or differentiated. All processes
+must therefore apply the update, and compute products with its Jacobian, equally often: every value that decides how a
+solve continues is reduced over the processes here. Without a sharded module nothing is communicated.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Sharing(NamedTuple):
     """The processes that share an update.
 
     Attributes:
-        groups: Their process groups; of a mesh of several dimensions one of each.
+        groups: Their process groups, one for each dimension of the device mesh.
     """
 
     groups: tuple[ProcessGroup, ...]
 
     @property
     def device(self) -> str:
-        """The device whose tensors all of the groups reduce."""
+        """A type of device whose tensors every group can reduce."""
         return "cuda" if all(distributed.get_backend(group) == "nccl" for group in self.groups) else "cpu"
 
 
@@ -46,20 +46,20 @@ _found: WeakKeyDictionary[nn.Module, Sharing] = WeakKeyDictionary()
 
 @contextmanager
 def agreeing(shared: nn.Module | ProcessGroup) -> Iterator[None]:
-    """Context in which solves decide together with the processes that share their update.
+    """Context manager in which all processes that share an update take the same number of solver steps.
 
-    A ``FixedPointLayer`` does it for its cell, and an estimator that is a Trainer's callback for the LightningModule.
-    The backward pass may come after the context.
+    ``FixedPointLayer`` enters it for its cell, and an estimator used as a Trainer callback for the LightningModule.
+    The backward pass may run after the context has ended.
 
     Args:
-        shared: A module, whose parameters tell with whom it is shared if it is (``fully_shard``, tensor parallelism);
-            or the process group over which the update communicates.
+        shared: A module whose parameters may be sharded (``fully_shard``, tensor parallelism), or the process group
+            over which the update communicates.
 
     Raises:
-        UserError: If it is neither.
+        UserError: If ``shared`` is neither.
 
     Example:
-        >>> cell = torch.nn.Linear(4, 4)  # of one process
+        >>> cell = torch.nn.Linear(4, 4)  # not sharded
         >>> with agreeing(cell):
         ...     NeumannRBP()(lambda h: 0.1 * cell(h), torch.ones(4)).converged
         True
@@ -76,7 +76,7 @@ def _of_group(group: ProcessGroup) -> Sharing:
 
 
 def sharing_of(module: nn.Module) -> Sharing | None:
-    """With whom a module is shared; ``None`` if it is not.
+    """The processes that share a module; ``None`` if it is not sharded.
 
     Args:
         module: The module.
@@ -89,7 +89,7 @@ def sharing_of(module: nn.Module) -> Sharing | None:
         return None
     if module not in _found:
         for part in fully_sharded_parts(module):
-            part.reshard()  # else its parameters may be whole just now, and tell nothing
+            part.reshard()  # parameters that are gathered at the moment have no device mesh
         meshes = dict.fromkeys(getattr(parameter, "device_mesh", None) for parameter in module.parameters())
         groups = [mesh.get_group(index) for mesh in meshes if mesh is not None for index in range(mesh.ndim)]
         shared = tuple(group for group in dict.fromkeys(groups) if group.size() > 1)
@@ -100,7 +100,7 @@ def sharing_of(module: nn.Module) -> Sharing | None:
 
 
 def fully_sharded_parts(module: nn.Module) -> list[FSDPModule]:
-    """The modules in a module, itself included, that ``torch.distributed.fsdp.fully_shard`` has sharded."""
+    """The submodules, including the module itself, that ``torch.distributed.fsdp.fully_shard`` has sharded."""
     if not distributed.is_available() or not distributed.is_initialized():
         return []
     try:
@@ -111,17 +111,17 @@ def fully_sharded_parts(module: nn.Module) -> list[FSDPModule]:
 
 
 def current_sharing() -> Sharing | None:
-    """With whom decisions are taken here; ``None`` for nobody."""
+    """The processes that share the current solve; ``None`` for a solve of this process alone."""
     stack = _sharing.get()
     return stack[-1] if stack else None
 
 
 @contextmanager
 def in_sharing(sharing: Sharing | None) -> Iterator[None]:
-    """Context in which decisions are taken with some processes.
+    """Context manager that sets the processes that share a solve.
 
     Args:
-        sharing: Which; ``None`` for nobody else.
+        sharing: The processes; ``None`` for this process alone.
     """
     token = _sharing.set(() if sharing is None else (*_sharing.get(), sharing))
     try:
@@ -131,7 +131,7 @@ def in_sharing(sharing: Sharing | None) -> Iterator[None]:
 
 
 def begin_agreeing(module: nn.Module) -> None:
-    """Has decisions taken with those that share a module, if any, until ``end_agreeing``; again is no more.
+    """Enters ``agreeing(module)`` until ``end_agreeing``, if the module is sharded; repeated calls have no effect.
 
     Args:
         module: The module.
@@ -142,16 +142,16 @@ def begin_agreeing(module: nn.Module) -> None:
 
 
 def end_agreeing(module: nn.Module) -> None:
-    """Ends what ``begin_agreeing`` began."""
+    """Ends the effect of ``begin_agreeing``."""
     sharing = _found.get(module)
     _sharing.set(tuple(one for one in _sharing.get() if one is not sharing))
 
 
 def largest(figures: Tensor) -> Tensor:
-    """The largest of each figure over the processes, to be read: an infinity stands for NaN among several of them.
+    """The elementwise maximum over the processes, detached; with several processes NaN becomes infinity.
 
     Args:
-        figures: A tensor of figures.
+        figures: The values of this process.
 
     Example:
         >>> largest(torch.tensor([1.0, 2.0]))
@@ -160,15 +160,15 @@ def largest(figures: Tensor) -> Tensor:
     sharing = current_sharing()
     if sharing is None:
         return figures
-    # What a backend makes of NaN depends on the backend.
+    # Backends differ in how they reduce NaN.
     return _reduced(figures.nan_to_num(float("inf"), float("inf"), -float("inf")), distributed.ReduceOp.MAX, sharing)
 
 
 def largest_of(number: Number) -> Number:
-    """The largest of a number over the processes.
+    """The maximum of a number over the processes.
 
     Args:
-        number: The number here.
+        number: The number of this process.
 
     Example:
         >>> largest_of(3)
@@ -181,10 +181,10 @@ def largest_of(number: Number) -> Number:
 
 
 def count_of(flags: Tensor) -> tuple[int, int]:
-    """How many flags are set in all of the processes, and how many there are; waits for the device.
+    """The number of flags that are set, and the number of flags, over all processes; synchronises with the device.
 
     Args:
-        flags: Bool, one for each sample here.
+        flags: Bool, one for each sample of this process.
 
     Example:
         >>> count_of(torch.tensor([True, False, True]))
@@ -195,10 +195,10 @@ def count_of(flags: Tensor) -> tuple[int, int]:
 
 
 def total(figures: Tensor) -> Tensor:
-    """The sum of each figure over the processes, to be read.
+    """The elementwise sum over the processes, detached.
 
     Args:
-        figures: A tensor of figures.
+        figures: The values of this process.
     """
     sharing = current_sharing()
     return figures if sharing is None else _reduced(figures.clone(), distributed.ReduceOp.SUM, sharing)
@@ -212,10 +212,10 @@ def _reduced(own: Tensor, operation: distributed.ReduceOp.RedOpType, sharing: Sh
 
 
 def anywhere(flag: Tensor | bool) -> bool:
-    """Whether something holds in any of the processes; waits for the device.
+    """Whether a condition holds in any process; synchronises with the device.
 
     Args:
-        flag: Whether it holds here: of one element.
+        flag: The condition in this process, a bool or a tensor of one element.
 
     Example:
         >>> anywhere(torch.tensor(True)), everywhere(torch.tensor(True)), anywhere(False)
@@ -227,32 +227,32 @@ def anywhere(flag: Tensor | bool) -> bool:
 
 
 def everywhere(flag: Tensor | bool) -> bool:
-    """Whether something holds in all of the processes; waits for the device.
+    """Whether a condition holds in all processes; synchronises with the device.
 
     Args:
-        flag: Whether it holds here: of one element.
+        flag: The condition in this process, a bool or a tensor of one element.
     """
     return bool(flag) if current_sharing() is None else not anywhere(~torch.as_tensor(flag))
 
 
-def alike(count: int) -> bool:
-    """Whether a number is the same in all of the processes.
+def same_everywhere(count: int) -> bool:
+    """Whether a number is the same in all processes.
 
     Args:
-        count: The number here.
+        count: The number of this process.
     """
     most, least = largest(torch.tensor([float(count), -float(count)])).tolist()
     return bool(most == -least)
 
 
-def speaks() -> bool:
-    """Whether this process is the one that says what all of them found."""
+def is_reporting_process() -> bool:
+    """Whether this process is the one that reports for all that share the solve."""
     sharing = current_sharing()
     return sharing is None or all(group.rank() == 0 for group in sharing.groups)
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: of one that is distributed its part, of another one all.
+def local_part(tensor: Tensor) -> Tensor:
+    """The local shard of a distributed tensor; any other tensor as it is.
 
     Args:
         tensor: The tensor.

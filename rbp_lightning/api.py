@@ -1,4 +1,4 @@
-"""The public names."""
+"""The public names of the library."""
 
 from rbp_lightning.agreement import agreeing
 from rbp_lightning.diagnostics import AuditTrainer, EquilibriumMonitor, FailurePolicy, GradientAudit

@@ -1,4 +1,4 @@
-"""When an iteration reads its residual off the device, and when that tells it to stop."""
+"""Decides when an iteration checks its residual, and when it stops."""
 
 import math
 
@@ -8,29 +8,29 @@ from torch import Tensor
 from rbp_lightning.agreement import largest as largest_anywhere
 
 STALL_STEPS = 30
-"""Steps without a new minimum after which a residual at the level of rounding has stalled."""
+"""Number of steps without a new minimum after which a residual at the level of rounding has stalled."""
 
 STALL_CHECKS = 3
-"""The same in checks."""
+"""Number of convergence checks without a new minimum that are needed as well."""
 
 STALL_SHARE = 10
-"""One in so many of the steps taken so far, where that is more than ``STALL_STEPS``."""
+"""After many steps, the stall window is the number of steps so far divided by this, if that is longer."""
 
 HIGHEST_FLOOR = 0.05
-"""A residual above it is never put down to rounding."""
+"""A residual above this is never attributed to rounding."""
 
 FALLING = 0.7
-"""A residual that falls by this factor in a step is not stalled, however small it is."""
+"""A residual that falls by this factor in one step has not stalled, however small it is."""
 
 PROGRESS = 0.95
-"""A residual below this share of the least one so far is a new minimum."""
+"""A residual below this factor times the smallest one so far is a new minimum."""
 
 
 def rounding_floor(epsilon: float) -> float:
-    """Relative residual up to which rounding can keep an iteration from converging.
+    """The relative residual below which rounding can prevent further convergence.
 
     The level depends on the spectral radius: for h <- tanh(h W + x) with 256 units it is 4 epsilon at 0.93 and
-    21 epsilon at 0.99. A residual above 5% is never put down to rounding.
+    21 epsilon at 0.99. A residual above 5% is never attributed to rounding.
 
     Args:
         epsilon: Relative precision of the computation.
@@ -39,24 +39,25 @@ def rounding_floor(epsilon: float) -> float:
 
 
 class CheckSchedule:
-    """Says at which steps an iteration checks for convergence; each check waits for the device.
+    """Schedules the convergence checks of an iteration; each check synchronises with the device.
 
-    Checks come at every multiple of ``check_every``. From six on, the first check comes after a third of that, and
-    where the decline of the residual predicts when it will reach the tolerance, the next check comes then, at most
-    twice ``check_every`` later. Beyond one in ``check_every`` steps there are at most three checks, of which two found
-    a prediction wrong.
+    Checks come at every multiple of ``check_every``. If ``check_every`` is at least 6, the first check comes after a
+    third of that, and a check comes when the residual is predicted to reach the tolerance from its decline, at most
+    ``2 * check_every`` steps after the last one. Wrong predictions cost at most two additional checks, so that there
+    are at most three more than one per ``check_every`` steps.
 
     Args:
         check_every: Steps between two checks.
-        tol: Residual at which a sample has converged; 0 runs a fixed number of steps, and checks, at intervals that
-            double, only whether the iterates are still finite.
+        tol: Residual at which a sample has converged; 0 runs a fixed number of steps, and checks only, at intervals
+            that double, whether the iterates are finite.
         epsilon: Relative precision of the computation.
 
     Attributes:
         next_check: The step of the next check.
-        steps_left: How many more steps it takes if the residual declines as it did between the last two checks;
-            infinite where it does not decline.
-        largest: The largest residual of the last check, not finite if any is; of all processes that share the solve.
+        steps_left: Predicted number of remaining steps, from the decline of the residual between the last two checks;
+            infinite if it did not decline.
+        largest: The largest residual at the last check, over all processes that share the solve; not finite if any
+            residual is not.
         stalled: Whether the residual has stopped falling at a level that rounding explains.
 
     Example:
@@ -84,18 +85,18 @@ class CheckSchedule:
         self._least_at = (0, 0)
 
     def should_check(self, step: int) -> bool:
-        """Whether the residual of this step, counted from 1, is wanted: of the first one, and of ``next_check``."""
+        """Whether the residual of this step, counted from 1, is needed: at the first step and at ``next_check``."""
         return step == 1 or step == self.next_check
 
     def is_finished(self, step: int, residual: Tensor) -> bool:
-        """Whether every sample has converged, or stalled at rounding.
+        """Whether every sample has converged, or stalled at the level of rounding.
 
-        The residual of the first step is read along with the next one, in one transfer.
+        The residual of the first step is transferred together with that of the next check.
 
         Args:
-            step: A step to check at.
-            residual: Its residual, one value per sample. Where one is not finite, ``largest`` is not either, and the
-                answer is no.
+            step: A step for which ``should_check`` is true.
+            residual: Its residual, one value per sample. If any is not finite, ``largest`` is not finite and the result
+                is ``False``.
         """
         largest = residual.max()
         if step != self.next_check:
@@ -109,7 +110,7 @@ class CheckSchedule:
         return self.decide(step, self.largest)
 
     def decide(self, step: int, largest: float) -> bool:
-        """What ``is_finished`` says of a largest residual that has been read.
+        """``is_finished`` for a largest residual that was already read from the device.
 
         Args:
             step: The step.
@@ -128,20 +129,20 @@ class CheckSchedule:
     def _has_stalled(self, step: int, largest: float) -> bool:
         if largest < PROGRESS * self._least:
             self._least, self._least_at = largest, (step, self._checks)
-        # What has taken long may well decline slowly: at a rate of 0.999 a residual loses 3% in 30 steps.
+        # A long iteration may decline slowly: at a rate of 0.999 a residual loses only 3% in 30 steps.
         window = max(STALL_STEPS, step // STALL_SHARE)
         since = step - self._least_at[0] >= window and self._checks - self._least_at[1] >= STALL_CHECKS
         self.stalled = since and largest <= self._floor
         return self.stalled
 
     def _steps_left(self, step: int, largest: float) -> float:
-        """How many more steps it takes if the residual declines as it did; 0 if none."""
+        """Predicted number of remaining steps; 0 if the residual has converged."""
         before, self._before = self._before, (step, largest)
         if largest == 0:
             return 0
         ratio = 0.0 if before is None else before[1] / largest
         decline = math.log(ratio) / (step - before[0]) if before is not None and 1 < ratio < math.inf else 0.0
-        # A residual that starts small may yet grow.
+        # A residual that is small at the start may still grow.
         if largest <= self.tol and (decline > 0 or before is None or step >= self.check_every):
             return 0
         return math.log(largest / self.tol) / decline if decline > 0 else math.inf

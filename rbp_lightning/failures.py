@@ -1,4 +1,4 @@
-"""What can go wrong with a fixed point or its gradient, and what to do about it."""
+"""The kinds of failure of a fixed point or its gradient, and their remedies."""
 
 from enum import Enum
 
@@ -19,19 +19,19 @@ class Failure(Enum):
     ADJOINT = "the adjoint solve did not converge"
     TRUNCATED = "the adjoint's Neumann series was truncated early"
     NOT_POSITIVE_DEFINITE = "I - J is not symmetric positive definite"
-    NO_CONTRACTION = "the update is no contraction"
+    NO_CONTRACTION = "the update is not known to be a contraction"
     SPECTRAL_RADIUS = "the spectral radius is at or above 1"
     COUPLED_SAMPLES = "the samples of a batch act on each other"
-    REPLACED = "a parameter got other data between the solve and its backward pass"
+    REPLACED = "a parameter was assigned other data between the solve and its backward pass"
 
     @property
     def policy(self) -> str:
-        """The argument of ``FailurePolicy`` that decides about it."""
+        """The argument of ``FailurePolicy`` that sets the reaction to it."""
         return _POLICIES[self]
 
     @property
     def message(self) -> str:
-        """What it is and what to do about it, in one line."""
+        """What the failure is and what to do about it, in one line."""
         return f"{self.value}: {_REMEDIES[self]}"
 
 
@@ -52,7 +52,7 @@ _POLICIES = {
 
 _REMEDIES = {
     Failure.NOT_CONVERGED: "increase max_steps or loosen tol, or make the update a stronger contraction",
-    Failure.RANDOM: "draw random numbers, such as dropout masks, once for a solve: outside the update, or by "
+    Failure.RANDOM: "draw random numbers, such as dropout masks, once per solve: outside the update, or with "
     "rbp_lightning.nn.held",
     Failure.DIVERGED: "the update is not a contraction, so scale its weights down or damp it",
     Failure.NAN: "look for NaN in the inputs and the parameters, and lower the learning rate",
@@ -61,11 +61,11 @@ _REMEDIES = {
     "no estimator is reliable)",
     Failure.TRUNCATED: "increase steps, use an estimator that solves to a tolerance (CGRBP, AdaptiveNeumann), or "
     "increase the policy's truncation_tol where truncation is intended",
-    Failure.NOT_POSITIVE_DEFINITE: "use GMRES, or CGRBP and its NormalCG, which need no symmetry",
+    Failure.NOT_POSITIVE_DEFINITE: "use GMRES or NormalCG (CGRBP), which do not need symmetry",
     Failure.NO_CONTRACTION: "bound the norm of the weights (rbp_lightning.nn), or use CGRBP",
     Failure.SPECTRAL_RADIUS: "the Neumann series and RBP do not converge there: bound the norm of the weights "
     "(rbp_lightning.nn), add jacobian_penalty to the loss, or damp the update",
-    Failure.COUPLED_SAMPLES: "pass batch_dims=0, or replace what couples them, such as batch normalisation in training "
-    "mode",
-    Failure.REPLACED: "assign to parameter.data before the solve or after backward()",
+    Failure.COUPLED_SAMPLES: "pass batch_dims=0, or replace the layer that couples them, such as batch normalisation "
+    "in training mode",
+    Failure.REPLACED: "assign to parameter.data only before the solve or after backward()",
 }

@@ -1,4 +1,4 @@
-"""What a solve returns."""
+"""The result of a forward solve."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,19 +14,19 @@ from rbp_lightning.status import Status
 
 
 class HoldsSolution(Protocol):
-    """What the backward pass leaves its solution on."""
+    """Where the backward pass stores its adjoint solution."""
 
     solution: LinearSolution | None
 
 
 class Residual(NamedTuple):
-    """The residual of a step.
+    """The residual of one step.
 
     Attributes:
-        step: Its number.
-        relative: Residual per sample, relative to the norm of F(h) or to ``atol / tol`` if that is more; the largest
-            one of the leaves where each is judged by itself.
-        absolute: ||F(h) - h|| per sample.
+        step: The number of the step.
+        relative: Relative residual ||F(h) - h|| / max(||F(h)||, atol / tol) per sample; with ``per_leaf`` the largest
+            over the leaves.
+        absolute: Absolute residual ||F(h) - h|| per sample.
     """
 
     step: int
@@ -36,25 +36,24 @@ class Residual(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FixedPoint:
-    """Result of a forward solve.
+    """The result of a forward solve.
 
     Attributes:
-        state: The iterate whose residual is reported, of the structure of the initial state; differentiable when it was
-            made with gradients enabled. Samples that diverged or ceased to be finite are at their best iterate. With a
-            tolerance of 0 it is one step further, after the number of steps that was asked for.
-        steps: How often the update was applied, all passes counted.
-        absolute_residual: Norm of the change ||F(h) - h|| at that iterate, per sample (a scalar tensor where the state
-            has no batch); of several leaves that are judged apart, that of the one with the largest residual.
-        size: Norm ||F(h)|| of the state, or of that leaf, then, per sample.
-        status: How the solve ended; of a batch, the worst sample's status.
-        sample_status: How it ended per sample: int64, each the ``code`` of a ``Status``.
-        history: The residuals, relative and absolute, of the steps at which they were observed; of all steps where
-            ``history=True`` asked for them.
+        state: The iterate h whose residual is reported, with the structure of the initial state; differentiable if
+            gradients were enabled. Samples that diverged or became non-finite are frozen at their best iterate. If
+            ``tol`` is 0, it is F(h) of the last step instead.
+        steps: Number of applications of the update, including repeated passes.
+        absolute_residual: Absolute residual ||F(h) - h|| per sample (a scalar tensor for a state without a batch);
+            with ``per_leaf``, that of the leaf with the largest relative residual.
+        size: Norm ||F(h)|| of the state, or of that leaf, per sample.
+        status: How the solve ended: the worst status of all samples.
+        sample_status: How the solve ended for each sample: int64, the ``code`` of a ``Status``.
+        history: The residuals of the steps at which they were computed; of all steps with ``history=True``.
         tol: The solver's tolerance.
-        record: Where the backward pass leaves how it solved the adjoint equation.
-        states: The states after the steps that ``states_at`` named.
-        penalty: That of a ``FixedPointLayer`` with one, in training mode.
-        aux: What an update with ``has_aux`` returns beside the state, at the fixed point.
+        record: Where the backward pass stores how it solved the adjoint equation.
+        states: The states after the steps listed in ``states_at``.
+        penalty: The penalty of a ``FixedPointLayer`` that has one, in training mode.
+        aux: The auxiliary output of an update with ``has_aux``, at the fixed point.
 
     Example:
         >>> fixed_point = NeumannRBP()(torch.cos, torch.zeros(()))
@@ -77,33 +76,33 @@ class FixedPoint:
 
     @cached_property
     def residual(self) -> Tensor:
-        """``absolute_residual`` relative to ``size``, per sample; infinite where the state is, or is 0 and moves."""
+        """Relative residual ``absolute_residual / size`` per sample; infinite where ``size`` is 0 or infinite."""
         relative = self.absolute_residual / self.size
         return torch.where(self.absolute_residual == 0, 0.0, relative.masked_fill(self.size.isinf(), float("inf")))
 
     @property
     def converged(self) -> bool:
-        """Whether every sample reached the tolerance, or came as near to it as rounding allows."""
+        """Whether every sample reached the tolerance, or stalled at the level of rounding."""
         return self.status in (Status.CONVERGED, Status.STALLED)
 
     @property
     def adjoint(self) -> LinearSolution | None:
-        """How the adjoint equation was solved, without its vector, once a backward pass ran; ``None`` before."""
+        """How the last backward pass solved the adjoint equation, without the vector; ``None`` before the first."""
         return None if self.record is None else self.record.solution
 
     @property
     def sample_steps(self) -> Tensor:
-        """Steps after which each sample was first seen within the tolerance, int64; ``steps`` where it never was."""
+        """The first checked step at which each sample was within the tolerance, int64; ``steps`` if it never was."""
         counts = torch.full_like(self.sample_status, self.steps)
         for step, residual, _ in reversed(self.history):
             counts = torch.where(residual <= self.tol, step, counts)
         return torch.where(self.samples(Status.DIVERGED, Status.NAN), self.steps, counts)
 
     def samples(self, *statuses: Status) -> Tensor:
-        """Which samples ended so, bool, of the shape of ``residual``.
+        """Which samples ended with one of the given statuses: bool, of the shape of ``residual``.
 
         Args:
-            statuses: Any of these.
+            statuses: The statuses.
         """
         codes = torch.tensor([status.code for status in statuses], device=self.sample_status.device)
-        return (self.sample_status[..., None] == codes).any(-1)  # vmap has no isin
+        return (self.sample_status[..., None] == codes).any(-1)  # torch.isin does not support vmap

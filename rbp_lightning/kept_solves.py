@@ -1,4 +1,4 @@
-"""The last solves of a layer, kept with its parameters."""
+"""The warm starts of a layer, stored in its ``state_dict``."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from rbp_lightning.estimators import WarmStart
 
 
 class KeptSolves(nn.Module):
-    """The warm starts of a layer, part of its ``state_dict``; trainings and evaluations are kept apart.
+    """The warm starts of a layer, one for training and one for evaluation, as part of its ``state_dict``.
 
     Example:
-        >>> kept = KeptSolves()
-        >>> kept.of_mode(training=True) is kept.of_mode(training=False)
+        >>> warm_starts = KeptSolves()
+        >>> warm_starts.of_mode(training=True) is warm_starts.of_mode(training=False)
         False
     """
 
@@ -22,10 +22,10 @@ class KeptSolves(nn.Module):
         self._warm_starts = {True: WarmStart(), False: WarmStart()}
 
     def of_mode(self, training: bool) -> WarmStart:
-        """The warm start of trainings, or of evaluations.
+        """The warm start of a mode.
 
         Args:
-            training: Which one.
+            training: Whether it is training mode.
         """
         return self._warm_starts[training]
 
@@ -35,23 +35,25 @@ class KeptSolves(nn.Module):
             warm_start.clear()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Loads weights that were saved without warm starts as well, and begins without one then."""
+        """Starts without warm starts if none were saved."""
         if f"{prefix}_extra_state" not in state_dict:
             self.clear()
         else:
             super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the ``state_dict`` holds of it."""
+        """The warm starts, for the ``state_dict``."""
         return {"training": self._warm_starts[True].state_dict(), "evaluation": self._warm_starts[False].state_dict()}
 
     def set_extra_state(self, state: Any) -> None:
-        """Takes what the ``state_dict`` holds.
+        """Restores the warm starts of a ``state_dict``.
 
         Raises:
-            UserError: If it is something else.
+            UserError: If ``state`` is not what ``get_extra_state`` returned.
         """
         if not isinstance(state, dict) or not {"training", "evaluation"} <= state.keys():
-            raise UserError("KeptSolves: its state is no dict with training and evaluation: load a layer's own.")
+            raise UserError(
+                "KeptSolves: its state is not a dict with training and evaluation: load the state_dict of a layer."
+            )
         self._warm_starts[True].load_state_dict(state["training"])
         self._warm_starts[False].load_state_dict(state["evaluation"])

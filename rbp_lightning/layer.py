@@ -1,4 +1,4 @@
-"""A fixed point as a layer."""
+"""A layer whose output is a fixed point."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,25 +21,25 @@ from rbp_lightning.tracing import is_traced
 class FixedPointLayer(nn.Module):
     """A layer whose output is the fixed point h* = cell(h*, *inputs).
 
-    Over a solve, ``held`` holds what the cell draws at random, such as dropout masks, and the parametrized weights. A
-    cell that is sharded is solved for by its processes together.
+    During a solve, ``held`` keeps random numbers, such as dropout masks, and parametrized weights constant. The
+    processes that share a sharded cell solve together.
 
     Args:
-        cell: A module ``cell(h, *inputs)`` that returns the next state, of the structure and shapes of h.
-        estimator: Finds the fixed point and decides how gradients flow; ``None`` is ``Implicit()``, and in a
-            LightningModule the Trainer's estimator, if it has one.
-        batch_dims: How many leading dimensions of the state index independent samples.
-        order: The highest order of derivatives that is wanted, at least 1.
-        initial_state: A module ``initial_state(*inputs)`` that makes the state to start at; ``None`` is zeros of the
-            first input's shape and dtype. Only ``BPTT`` and ``CheckpointedBPTT`` pass a gradient on to it.
-        warm_start: Whether to start at the last fixed point, each sample at that of its place in the batch, as long as
-            the shapes are the same; trainings and evaluations apart. It is part of the ``state_dict``.
-        eval_max_steps: Most applications of the cell in evaluation mode; ``None`` takes the solver's.
-        penalty: A function ``penalty(update, state)``, such as ``jacobian_penalty``, whose value in training mode is in
+        cell: A module ``cell(h, *inputs)`` that returns the next state, with the structure and shapes of h.
+        estimator: Finds the fixed point and its gradient; ``None`` is the estimator of the Trainer in a
+            LightningModule that has one, and ``Implicit()`` otherwise.
+        batch_dims: Number of leading dimensions of the state that index independent samples.
+        order: The highest order of derivatives, at least 1.
+        initial_state: A module ``initial_state(*inputs)`` that returns the initial state; ``None`` is zeros with the
+            shape and dtype of the first input. Only ``BPTT`` and ``CheckpointedBPTT`` propagate a gradient to it.
+        warm_start: Whether a solve starts at the last fixed point, sample by sample, if its shape is the same. Training
+            and evaluation have separate warm starts, which are part of the ``state_dict``.
+        eval_max_steps: Maximum number of applications of the cell in evaluation mode; ``None`` is the solver's.
+        penalty: A function ``penalty(update, state)``, such as ``jacobian_penalty``, whose value in training mode is
             ``FixedPoint.penalty``, to be weighted and added to the loss.
 
     Raises:
-        UserError: If an argument is not as described.
+        UserError: If an argument is invalid.
 
     Example:
         >>> class Cell(torch.nn.Module):
@@ -79,22 +79,24 @@ class FixedPointLayer(nn.Module):
         self.kept_solves = KeptSolves() if warm_start else None
         self.eval_max_steps = None if eval_max_steps is None else check_count(self, "eval_max_steps", eval_max_steps, 1)
         if penalty is not None and not callable(penalty):
-            raise UserError(f"FixedPointLayer: penalty={penalty!r} is no function: pass one, such as jacobian_penalty.")
+            raise UserError(
+                f"FixedPointLayer: penalty={penalty!r} is not a function: pass one, such as jacobian_penalty."
+            )
         self.penalty = penalty
 
     def solve(self, *inputs: Any, initial_state: State | None = None, max_steps: int | None = None) -> FixedPoint:
         """Finds the fixed point.
 
         Args:
-            inputs: What the cell takes beside the state.
-            initial_state: Where to start; ``None`` leaves it to the layer.
-            max_steps: Most applications of the cell; ``None`` leaves it to the layer.
+            inputs: The inputs of the cell other than the state.
+            initial_state: The initial state; ``None`` is the layer's.
+            max_steps: Maximum number of applications of the cell; ``None`` is the layer's.
 
         Returns:
             The fixed point, and how the solve ended.
 
         Raises:
-            UserError: If there is neither an initial state nor an input to take its shape from.
+            UserError: If there is no initial state, and no input to take its shape from.
         """
         if is_traced():
             return self._solve(inputs, initial_state, max_steps)
@@ -116,24 +118,24 @@ class FixedPointLayer(nn.Module):
         return replace(fixed_point, penalty=self.penalty(update, fixed_point.state))
 
     def forward(self, *inputs: Any, initial_state: State | None = None, max_steps: int | None = None) -> State:
-        """Returns the state at the fixed point; arguments as ``solve`` takes them."""
+        """Returns the state at the fixed point; the arguments are those of ``solve``."""
         return self.solve(*inputs, initial_state=initial_state, max_steps=max_steps).state
 
     def _start(self, inputs: tuple[Any, ...]) -> State:
         if self.initial_state is not None:
             return self.initial_state(*inputs)
         if not inputs or not isinstance(inputs[0], Tensor) or inputs[0].layout is not torch.strided:
-            raise UserError("FixedPointLayer: its first input is no dense tensor: pass an initial_state.")
+            raise UserError("FixedPointLayer: its first input is not a dense tensor: pass an initial_state.")
         return torch.zeros_like(inputs[0])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Loads weights that were saved with warm starts as well, which it has no use for without them."""
+        """Ignores saved warm starts if this layer has none."""
         if self.kept_solves is None:
             state_dict.pop(f"{prefix}kept_solves._extra_state", None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
-        """Its options, for ``repr``."""
+        """The options, for ``repr``."""
         shown = {"estimator": self.estimator, "batch_dims": self.batch_dims}
         defaults = {"order": 1, "eval_max_steps": None, "penalty": None}
         shown |= {name: value for name, default in defaults.items() if (value := getattr(self, name)) != default}

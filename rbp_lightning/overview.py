@@ -1,4 +1,4 @@
-"""What the command line answers before anything large is imported."""
+"""The short help and the version of the command line, shown without importing PyTorch."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,14 +41,14 @@ Start with:
 """
 
 _INSTALLED = {"torch", "lightning", "torch_geometric", "sklearn", "scipy", "PIL", "matplotlib", "pooch"}
-"""What a Python lacks into which no checkout was installed, or the library alone."""
+"""Packages that are missing if the checkout was not installed, or without its ``tasks`` extra."""
 
 _CHECKOUT = "fit --config configs/hopfield.yaml"
 _OWN = "fit --model my_file.MyModule --data my_file.MyData"
 
 
 def program() -> str:
-    """How this program is called, in a shell."""
+    """The command that starts this program."""
     script = Path(sys.argv[0])
     if script.name == "__main__.py":
         return "python -m rbp_lightning"
@@ -56,10 +56,10 @@ def program() -> str:
 
 
 def answer(words: Sequence[str]) -> None:
-    """Answers what needs no model, and ends the program: a call for help in general, for the version, or no word.
+    """Prints the short help or the version and exits, if that is all the arguments ask for.
 
     Args:
-        words: The program's arguments; nothing is done where they are something else.
+        words: The program's arguments.
 
     Example:
         >>> answer(["fit", "--help"])
@@ -75,7 +75,7 @@ def answer(words: Sequence[str]) -> None:
 
 @contextmanager
 def explained_imports() -> Iterator[None]:
-    """Ends the program with one line where a package is missing that a checkout's installation brings.
+    """Context manager that exits with a one-line message if a package of the checkout's installation is missing.
 
     Example:
         >>> with explained_imports():
@@ -87,6 +87,6 @@ def explained_imports() -> Iterator[None]:
         if error.name not in _INSTALLED:
             raise
         sys.exit(
-            f"error: {sys.executable} has no {error.name}. `make demo` installs all into .venv, and "
-            '`. .venv/bin/activate` makes it the Python of a shell; `pip install ".[tasks]"` installs into another one.'
+            f"error: {sys.executable} has no package {error.name}. Install all packages into .venv with `make demo` "
+            'and activate it with `. .venv/bin/activate`, or run `pip install ".[tasks]"` in your own environment.'
         )

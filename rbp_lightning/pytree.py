@@ -1,7 +1,7 @@
-"""States as lists of tensors, and the arithmetic that solvers and estimators share.
+"""Flattens states into leaves, and does arithmetic with them.
 
 A state is a tensor or any pytree of floating-point tensors. Its first ``batch_dims`` dimensions, the same in every
-leaf, index independent samples; norms and inner products are taken over all the others.
+leaf, index independent samples; norms and inner products are taken over the remaining dimensions.
 """
 
 import math
@@ -22,33 +22,33 @@ Vector: TypeAlias = Sequence[Tensor]
 
 
 FLOATS = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
-"""The dtypes that a state may have."""
+"""The dtypes of a state."""
 
 SAFE_RANGE = 1e-2, 1e2
-"""Largest entries of a state between which squares of them, and of small residuals, are in float32's range, and the
-terms of a long series do not become denormal early, with which a CPU computes slowly."""
+"""Range of the largest entry of a state in which squares, also of small residuals, stay within the range of float32,
+and the terms of a long series do not soon become denormal, which is slow on a CPU."""
 
 
 def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec]:
-    """Flattens an initial state after checking that it can be iterated on.
+    """Checks an initial state and flattens it.
 
     Args:
         state: The state.
         batch_dims: The number of leading dimensions that index independent samples.
 
     Returns:
-        The tensors of the state and its structure.
+        The leaves of the state and its structure.
 
     Raises:
-        UserError: If a leaf is not a dense floating-point tensor, there is none, or the leaves do not share their
-            device and their first ``batch_dims`` dimensions.
+        UserError: If there are no leaves, a leaf is not a dense floating-point tensor, or the leaves differ in their
+            device or first ``batch_dims`` dimensions.
     """
     try:
         leaves, structure = tree_flatten(state)
     except RecursionError as error:
-        raise UserError("The initial state contains itself: pass a pytree of tensors that ends.") from error
+        raise UserError("The initial state contains itself: pass a finite pytree of tensors.") from error
     if not any(isinstance(leaf, Tensor) and leaf.numel() for leaf in leaves):
-        raise UserError("The initial state has no elements: pass a tensor, or a pytree of tensors, that has some.")
+        raise UserError("The initial state has no elements: pass a tensor, or a pytree of tensors, with some elements.")
     for leaf in leaves:
         if not isinstance(leaf, Tensor) or leaf.dtype not in FLOATS or leaf.layout is not torch.strided:
             kind = f"{leaf.dtype}, {leaf.layout}" if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -69,12 +69,12 @@ def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec
             )
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
         return leaves, structure
-    # A tape cannot save tensors that were made in inference mode.
+    # Autograd cannot save tensors that were created in inference mode.
     return [leaf.clone() if leaf.is_inference() else leaf for leaf in leaves], structure
 
 
 def to_float32(vector: Vector) -> list[Tensor]:
-    """Casts the leaves to float32 where they are less precise."""
+    """Casts leaves in half precision to float32."""
     return [leaf.float() if leaf.dtype in (torch.float16, torch.bfloat16) else leaf for leaf in vector]
 
 
@@ -125,12 +125,12 @@ def norm(vector: Vector, batch_dims: int) -> Tensor:
 
 
 def leaf_norms(vector: Vector, batch_dims: int) -> Tensor:
-    """Euclidean norm of each leaf, per sample: ``norm`` of the leaves apart, of shape ``[num_leaves, *batch]``."""
+    """Euclidean norm of each leaf, per sample, of shape ``[num_leaves, *batch]``."""
     return torch.stack([_leaf_norm(leaf, batch_dims) for leaf in vector])
 
 
 def norms_of(vectors: Sequence[Vector], batch_dims: int) -> list[Tensor]:
-    """The norms of some states, each per sample."""
+    """The norms of several states, per sample."""
     return [norm(vector, batch_dims) for vector in vectors]
 
 
@@ -156,31 +156,31 @@ def change_and_size(vector: Vector, image: Vector, batch_dims: int) -> tuple[Ten
 
 
 def normalize(vector: Vector, always: bool = False) -> tuple[list[Tensor], Tensor | None]:
-    """Divides a state by its largest absolute entry, in float32 at least, where squares would leave float32's range.
+    """Divides a state by its largest absolute entry, in float32 at least, if squares could leave float32's range.
 
-    On a GPU, where reading the largest entry would wait for the device, the state is always divided.
+    On a GPU the state is always divided, because reading the largest entry would synchronise with the device.
 
     Args:
         vector: Leaves of the state.
-        always: Whether to divide in any case, as low precision wants it.
+        always: Whether to divide in any case, as low precision requires.
 
     Returns:
-        The quotient, and what it was divided by, a scalar tensor; the state itself and ``None`` where it was not.
+        The quotient and the divisor, a scalar tensor; or the state and ``None`` if it was not divided.
     """
     wide = to_float32(vector)
     ends = [end for leaf in wide if leaf.numel() for end in leaf.aminmax()]
     if not always and wide[0].device.type == "cpu":
         least, most = SAFE_RANGE
-        if least <= max(abs(float(end)) for end in ends) <= most:  # NaN may hide in this: the other samples go on
+        if least <= max(abs(float(end)) for end in ends) <= most:  # may miss NaN, which is fine
             return wide, None
     size = torch.stack([end.abs() for end in ends]).max()
-    # Where there is NaN or an infinity, the other samples are left as they are.
+    # A sample with NaN or infinities must not change the others.
     size = size.nan_to_num(1.0, 1.0).clamp_min(torch.finfo(size.dtype).tiny)
     return [leaf / size for leaf in wide], size
 
 
 def denormalize(vector: Vector, size: Tensor, like: Vector) -> list[Tensor]:
-    """Undoes ``normalize`` where it has divided, in the dtypes of ``like``."""
+    """Multiplies by the divisor of ``normalize``, and casts to the dtypes of ``like``."""
     return [(size * leaf).to(other.dtype) for leaf, other in zip(vector, like, strict=True)]
 
 
@@ -192,7 +192,7 @@ def ravel(vector: Vector, batch_dims: int) -> Tensor:
         batch_dims: The number of leading dimensions that index independent samples.
 
     Returns:
-        The vectors, ``[*batch, size]``; a view where there is one leaf.
+        The vectors, ``[*batch, size]``; a view if there is one leaf.
     """
     wide = to_float32(vector)
     if len(wide) == 1 and wide[0].dim() == batch_dims + 1:
@@ -202,11 +202,11 @@ def ravel(vector: Vector, batch_dims: int) -> Tensor:
 
 
 def unravel(flat: Tensor, like: Vector) -> list[Tensor]:
-    """Splits vectors that ``ravel`` joined.
+    """Splits vectors into leaves, the inverse of ``ravel``.
 
     Args:
         flat: The vectors, ``[*batch, size]``.
-        like: Leaves whose shapes and dtypes are wanted.
+        like: Leaves with the shapes and dtypes of the result.
     """
     sizes = [math.prod(leaf.shape[flat.dim() - 1 :]) for leaf in like]
     pieces = torch.split(flat, sizes, dim=-1) if len(like) > 1 else [flat]
@@ -214,19 +214,19 @@ def unravel(flat: Tensor, like: Vector) -> list[Tensor]:
 
 
 def divide(part: Tensor, whole: Tensor) -> Tensor:
-    """Quotient of two norms, per sample; ``part`` itself where the whole is 0."""
+    """Quotient of two norms, per sample; ``part`` itself where ``whole`` is 0."""
     return torch.where(whole == 0, part, part / whole)
 
 
 def scale(factor: Tensor, vector: Vector) -> list[Tensor]:
-    """Multiplies each sample of a state by a factor of its own.
+    """Multiplies each sample of a state by its own factor.
 
     Args:
         factor: Factors, of the shape of the batch dimensions, or one for all samples.
         vector: Leaves of the state.
 
     Returns:
-        The products, each of its leaf's shape and dtype.
+        The products, with the shapes and dtypes of the leaves.
     """
     return [_align(factor, leaf).to(leaf.dtype) * leaf for leaf in vector]
 
@@ -236,8 +236,8 @@ def where(condition: Tensor, chosen: Vector, other: Vector) -> list[Tensor]:
 
     Args:
         condition: Bool, of the shape of the batch dimensions.
-        chosen: Leaves of the state taken where it holds.
-        other: Leaves of the state taken elsewhere.
+        chosen: Leaves of the state where ``condition`` holds.
+        other: Leaves of the state elsewhere.
     """
     return [torch.where(_align(condition, one), one, two) for one, two in zip(chosen, other, strict=True)]
 
@@ -253,5 +253,5 @@ def subtract(left: Vector, right: Vector) -> list[Tensor]:
 
 
 def _align(per_sample: Tensor, leaf: Tensor) -> Tensor:
-    """Appends dimensions of size 1, so that one value per sample broadcasts over a leaf."""
+    """Appends dimensions of size 1, so that per-sample values broadcast over a leaf."""
     return per_sample.reshape(per_sample.shape + (1,) * (leaf.dim() - per_sample.dim()))

@@ -1,4 +1,4 @@
-"""Who decides about a failure, and where it is reported: at a line of the user's code."""
+"""Reports failures of solves to the active failure handler, at a line of the user's code."""
 
 import sys
 import warnings
@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
-from rbp_lightning.agreement import Sharing, current_sharing, in_sharing, speaks
+from rbp_lightning.agreement import Sharing, current_sharing, in_sharing, is_reporting_process
 from rbp_lightning.errors import ConvergenceWarning, check_instance
 from rbp_lightning.failures import Failure
 
 Action: TypeAlias = Literal["ignore", "warn", "raise", "skip"]
-"""What is done about a failure."""
+"""The reaction to a failure."""
 
 
 class Place(NamedTuple):
@@ -35,26 +35,26 @@ class FailureHandler(Protocol):
     truncation_tol: float
 
     def action(self, failure: Failure) -> Action:
-        """What is done about a kind of failure."""
+        """The reaction to a kind of failure."""
 
     def warn(self, failure: Failure, text: str, place: Place) -> None:
-        """Warns of a failure, as often as the handler finds right."""
+        """Issues a warning of a failure; the handler may suppress repeated ones."""
 
     def handle(self, failure: Failure, text: str, place: Place, parameters: Iterable[Tensor] | None) -> None:
         """Acts on a failure.
 
         Args:
-            failure: Its kind.
+            failure: The kind of failure.
             text: What happened and what to do, in one line.
             place: The line of the user's code.
-            parameters: The parameters whose gradient it makes wrong; ``None`` for all.
+            parameters: The parameters whose gradient is wrong; ``None`` for all.
         """
 
 
 class WarnOncePerLine:
-    """Warns of each kind of failure once per line of the user's code, as Python does with equal texts.
+    """Warns of each kind of failure once per line of the user's code, as Python does for identical warnings.
 
-    It is in force where there is no ``FailurePolicy``.
+    It is the default handler, used without a ``FailurePolicy``.
     """
 
     truncation_tol = 0.1
@@ -67,23 +67,23 @@ class WarnOncePerLine:
         return "warn"
 
     def warn(self, failure: Failure, text: str, place: Place) -> None:
-        """Warns, unless it has."""
+        """Warns of the first failure of this kind at this line."""
         if (failure, place) not in self._warned or _every_warning_wanted():
             self._warned.add((failure, place))
             warn_at(place, text)
 
     def handle(self, failure: Failure, text: str, place: Place, parameters: Iterable[Tensor] | None) -> None:
-        """Warns, unless it has."""
+        """Warns of the first failure of this kind at this line."""
         self.warn(failure, text, place)
 
 
 class SolveContext(NamedTuple):
-    """Who decides about the failures of a solve, and where it was called; its backward pass takes them along.
+    """The failure handler of a solve and the line that called it, which its backward pass uses as well.
 
     Attributes:
-        handler: Who decides.
+        handler: The failure handler.
         place: The line of the user's code.
-        sharing: With which processes it decides; ``None`` for no other.
+        sharing: The processes that share the solve; ``None`` for this process alone.
     """
 
     handler: FailureHandler
@@ -99,13 +99,13 @@ _SKIPPED = ("rbp_lightning", "torch", "lightning", "contextlib")
 
 
 def current_context() -> SolveContext:
-    """The handler in force and the line of the user's code that is being run."""
+    """The active handler and the line of the user's code that is being run."""
     return _context.get() or SolveContext(_handlers.get()[-1], user_place(), current_sharing())
 
 
 @contextmanager
 def in_context(context: SolveContext) -> Iterator[None]:
-    """Restores the context of a solve, in its backward pass for example, which may run in another thread."""
+    """Restores the context of a solve, such as in its backward pass, which may run in another thread."""
     token = _context.set(context)
     try:
         with in_sharing(context.sharing):
@@ -115,12 +115,12 @@ def in_context(context: SolveContext) -> Iterator[None]:
 
 
 def push_handler(handler: FailureHandler) -> None:
-    """Puts a handler in force, in this thread; it may be in force in others as well."""
+    """Makes a handler the active one of this thread."""
     _handlers.set((*_handlers.get(), handler))
 
 
 def pop_handler(handler: FailureHandler) -> None:
-    """Puts the handler in force that was before one."""
+    """Removes a handler, so that the previous one is active again."""
     handlers = _handlers.get()
     for index in reversed(range(len(handlers))):
         if handlers[index] is handler:
@@ -129,33 +129,33 @@ def pop_handler(handler: FailureHandler) -> None:
 
 
 def action(failure: Failure) -> Action:
-    """What the handler in force does about a kind of failure."""
+    """The active handler's reaction to a kind of failure."""
     return current_context().handler.action(failure)
 
 
 def report(failure: Failure, what: str, parameters: Iterable[Tensor] | None = None) -> None:
-    """Has the handler in force act on a failure.
+    """Passes a failure to the active handler.
 
     Args:
-        failure: Its kind.
-        what: What happened, with the figure, in one sentence without its end.
-        parameters: The parameters whose gradient it makes wrong; ``None`` for all.
+        failure: The kind of failure.
+        what: What happened, with numbers: one sentence without a full stop.
+        parameters: The parameters whose gradient is wrong; ``None`` for all.
 
     Raises:
-        ConvergenceError: If that is the policy.
+        ConvergenceError: If the policy is to raise.
     """
     context = current_context()
     if context.sharing is not None:
-        parameters = None  # a tape has whole ones, where an optimiser has its share of them
+        parameters = None  # the graph holds gathered parameters, and the optimiser only their shards
     context.handler.handle(failure, f"{what}; {failure.message}.", context.place, parameters)
 
 
 def notify(failure: Failure, what: str) -> None:
-    """Warns of a failure that was made up for, whatever the policy is.
+    """Warns of a failure for which there was a fallback, unless the policy is to ignore it.
 
     Args:
-        failure: Its kind.
-        what: What happened, in one sentence without its end.
+        failure: The kind of failure.
+        what: What happened: one sentence without a full stop.
     """
     context = current_context()
     if context.handler.action(failure) != "ignore":
@@ -163,7 +163,7 @@ def notify(failure: Failure, what: str) -> None:
 
 
 class _Ignoring:
-    """Leaves some kinds of failure out, and hands the others on."""
+    """Ignores some kinds of failure, and passes the others on."""
 
     def __init__(self, handler: FailureHandler, failures: frozenset[Failure]) -> None:
         self._inner, self._failures = handler, failures
@@ -183,13 +183,13 @@ class _Ignoring:
 
 @contextmanager
 def ignoring(*failures: Failure) -> Iterator[None]:
-    """Context in which some kinds of failure are left to the caller, also in the backward pass of its solves.
+    """Context manager in which some kinds of failure are not reported, also in the backward pass of its solves.
 
     Args:
-        failures: The kinds; none given means all.
+        failures: The kinds of failure; all if none is given.
 
     Raises:
-        UserError: If one is no kind of failure.
+        UserError: If an argument is not a ``Failure``.
     """
     for failure in failures:
         check_instance(ignoring, "failures", failure, Failure, "kinds such as Failure.NOT_CONVERGED")
@@ -202,13 +202,13 @@ def ignoring(*failures: Failure) -> Iterator[None]:
 
 
 def warn_at(place: Place, text: str) -> None:
-    """Warns of a failure at a line of the user's code, in one of the processes that share the solve."""
-    if speaks():
+    """Warns of a failure at a line of the user's code, in only one of the processes that share the solve."""
+    if is_reporting_process():
         warnings.warn_explicit(text, ConvergenceWarning, place.filename, place.lineno)
 
 
 def user_place() -> Place:
-    """The innermost line that is neither of this library nor of PyTorch or Lightning."""
+    """The innermost line on the stack that is outside this library, PyTorch and Lightning."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _SKIPPED:
         frame = frame.f_back
@@ -216,6 +216,6 @@ def user_place() -> Place:
 
 
 def _every_warning_wanted() -> bool:
-    """Whether the first filter that matches asks for every warning, or for an error."""
+    """Whether the first matching warning filter shows every warning, or turns it into an error."""
     actions = (one[0] for one in warnings.filters if issubclass(ConvergenceWarning, one[2]) and one[1] is None)
     return next(actions, "default") in ("always", "all", "error")

@@ -1,4 +1,4 @@
-"""An update as a map of lists of leaves."""
+"""The update F as a function of the leaves of a state, with checks of what it returns."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from rbp_lightning.errors import UserError
 from rbp_lightning.pytree import FLOATS, State, Vector
 
 Update: TypeAlias = Callable[[State], State]
-"""The map F(h) whose fixed point is wanted; inputs and parameters are what it closes over."""
+"""The function F(h) whose fixed point is to be found; it closes over inputs and parameters."""
 
 _CALLERS = (
     __name__,
@@ -20,21 +20,21 @@ _CALLERS = (
     "rbp_lightning.estimators.transforms",
     "rbp_lightning.nn.same_draws",
 )
-"""The modules that call an update."""
+"""The modules that call the update."""
 
 
 class StateFunction:
-    """F on the leaves of a state. What F returns is paired with its argument by structure, not by position.
+    """F on the leaves of a state. The leaves of F(h) and h are matched by structure, not by position.
 
     Args:
-        update: The map F.
+        update: The function F.
         structure: Structure of the state.
 
     Raises:
-        UserError: If ``update`` is no function.
+        UserError: If ``update`` is not a function.
 
     Attributes:
-        calls: How often F was applied.
+        calls: Number of applications of F.
 
     Example:
         >>> from torch.utils._pytree import tree_flatten
@@ -46,7 +46,7 @@ class StateFunction:
 
     def __init__(self, update: Update, structure: TreeSpec) -> None:
         if not callable(update):
-            raise UserError(f"update={update!r} is no function: pass one from a state to the next state.")
+            raise UserError(f"update={update!r} is not a function: pass one that maps a state to the next state.")
         self.calls = 0
         self._update, self._structure = update, structure
         self._is_leaf = structure.is_leaf()
@@ -61,7 +61,7 @@ class StateFunction:
             Leaves of F(h), in the same order.
 
         Raises:
-            UserError: If F returns another structure, other shapes or something that is no floating-point tensor.
+            UserError: If F returns another structure, other shapes, or leaves that are not floating-point tensors.
         """
         self.calls += 1
         try:
@@ -86,12 +86,12 @@ class StateFunction:
         return leaves
 
     def checked(self, vector: Vector) -> list[Tensor]:
-        """Applies F for the first time, and checks that it returns new tensors.
+        """Applies F, and checks that it returns new tensors.
 
         Raises:
-            UserError: If F changes its argument in place or returns a tensor of it.
+            UserError: If F changes its argument in place, or returns one of its tensors.
         """
-        # New objects, so that a tensor that F closes over is not taken for its argument.
+        # New tensor objects, to tell them from tensors that F closes over.
         arguments = [leaf.view_as(leaf) if leaf.requires_grad else leaf.detach() for leaf in vector]
         versions = [leaf._version for leaf in vector if not leaf.is_inference()]
         image = self(arguments)
@@ -99,55 +99,55 @@ class StateFunction:
             raise UserError("The update changes its argument in place: it must return a new state.")
         if any(one is other for one, other in zip(arguments, image, strict=True)):
             raise UserError(
-                "The update returned a tensor of the state itself: it must return new ones, and what it does not "
-                "change is no state but something to close over."
+                "The update returned a tensor of the state itself: it must return new tensors. A tensor that it never "
+                "changes does not belong to the state: let the update close over it."
             )
         return image
 
     def check_reuse(self, vector: Vector) -> None:
-        """Refuses an F that writes F(h) into h, once it was seen to return it; applies it once more.
+        """Checks, by another application, that F does not write its result into its argument.
 
-        A constant that F closes over is returned each time as well, and does not change.
+        It is called when F(h) is the same tensor as h, as it is for an F that returns a constant or reuses its output.
 
         Args:
             vector: Leaves of h.
 
         Raises:
-            UserError: If it does.
+            UserError: If F changes them.
         """
         before = [leaf.detach().clone() for leaf in vector]
         with torch.no_grad():
             self(vector)
         if not all(torch.equal(leaf, one) for leaf, one in zip(vector, before, strict=True)):
             raise UserError(
-                "The update writes its result into one tensor each time, which by then is its argument: it must return "
-                "a new one."
+                "The update writes its result into the same tensor each time, which is then its argument: it must "
+                "return a new one."
             )
 
     @staticmethod
     def refuse(before: Vector, after: Vector) -> None:
-        """Refuses what F returned.
+        """Raises the error for a result of F that cannot be the next state.
 
         Args:
             before: Leaves of h.
-            after: What F made of them.
+            after: Leaves of F(h).
 
         Raises:
             UserError: Always.
         """
         kinds = [", ".join(_kind(leaf) for leaf in leaves) for leaves in (before, after)]
         raise UserError(
-            f"The update turned a state of {kinds[0]} into one of {kinds[1]}: it must return what it was given, one "
-            "step later, in dense floating-point tensors."
+            f"The update turned a state of {kinds[0]} into one of {kinds[1]}: it must return dense floating-point "
+            "tensors with the shapes and on the device of the state."
         )
 
 
 def continues(leaf: Tensor, following: object) -> bool:
-    """Whether something can be the next value of a leaf: of its shape, on its device and of any floating-point dtype.
+    """Whether a value can replace a leaf: a dense floating-point tensor of the same shape and device, of any dtype.
 
     Args:
         leaf: The leaf.
-        following: What an update made of it.
+        following: The corresponding value that the update returned.
     """
     return (
         isinstance(following, Tensor)
@@ -171,7 +171,7 @@ def _in_one_line(structure: TreeSpec) -> str:
 
 
 def _raised_by_the_call(error: TypeError) -> bool:
-    """Whether an update was not entered at all, as it takes other arguments."""
+    """Whether the call itself failed, because the update takes other arguments."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -179,7 +179,7 @@ def _raised_by_the_call(error: TypeError) -> bool:
 
 
 def precision(vector: Vector) -> float:
-    """Relative precision of a computation on some tensors: that of the coarsest dtype among them and autocast's.
+    """Relative precision of a computation on some tensors: the coarsest of their dtypes and autocast's.
 
     Args:
         vector: Tensors on one device.
@@ -192,9 +192,9 @@ def precision(vector: Vector) -> float:
 
 
 def outside_autocast(device: str) -> AbstractContextManager[Any]:
-    """Keeps autocast, which is for the update, from a solver's arithmetic.
+    """Disables autocast, which is meant for the update, in a solver's own arithmetic.
 
     Args:
-        device: A device's type.
+        device: The type of device.
     """
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -1,4 +1,4 @@
-"""How an iteration ended."""
+"""The status of a solve: how it ended."""
 
 from enum import Enum
 
@@ -6,14 +6,14 @@ from rbp_lightning.failures import Failure
 
 
 class Status(str, Enum):
-    """Outcome of a fixed-point iteration or of a linear solve; of a batch, that of its worst sample.
+    """Outcome of a fixed-point iteration or a linear solve; for a batch, the outcome of the worst sample.
 
     - ``CONVERGED``: the residual is within the tolerance.
     - ``STALLED``: the residual stopped falling above the tolerance, at a level that rounding in the dtype explains.
-      More steps would not help, so it is no failure.
-    - ``MAX_STEPS``: the steps ran out above the tolerance; or the update was found to be random, so that a small
-      residual means nothing.
-    - ``DIVERGED``: the steps grew up to the end, or the iterates ceased to be finite.
+      More steps would not help, so this is not a failure.
+    - ``MAX_STEPS``: the residual was above the tolerance after the last step, or the update is random, so that a small
+      residual does not mean convergence.
+    - ``DIVERGED``: the residual grew up to the last step, or the iterates became non-finite.
     - ``NAN``: the first step was not finite.
 
     Example:
@@ -29,17 +29,17 @@ class Status(str, Enum):
 
     @property
     def code(self) -> int:
-        """Its number in a tensor of per-sample codes; worse outcomes have higher ones."""
+        """The integer of this status in ``FixedPoint.sample_status``; worse outcomes have higher codes."""
         return _ORDER.index(self)
 
     @classmethod
     def of_code(cls, code: int) -> "Status":
-        """The status with a number."""
+        """The status with a code."""
         return _ORDER[code]
 
     @property
     def failure(self) -> Failure | None:
-        """The failure of a forward solve that ended so; ``None`` where it is none."""
+        """The failure that this status means for a forward solve; ``None`` if it is not a failure."""
         return _FAILURES.get(self)
 
 

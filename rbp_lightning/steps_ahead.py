@@ -1,4 +1,4 @@
-"""Several steps of a map by one launch, on a CUDA device."""
+"""Runs several steps of an iteration with one launch of a CUDA graph."""
 
 import operator
 import warnings
@@ -14,36 +14,36 @@ from rbp_lightning.pytree import Vector
 from rbp_lightning.reporting import Place
 
 Step: TypeAlias = Callable[[Vector], Vector]
-"""A map of leaves."""
+"""One step of an iteration, on leaves."""
 
 Replay: TypeAlias = Callable[[Vector], list[Vector]]
-"""Takes the leaves of an iterate and returns those of the ones that follow it, in new tensors."""
+"""Takes the leaves of an iterate and returns those of the next iterates, in new tensors."""
 
 _refused: set[Place] = set()
-"""Lines of the user's code whose map could not be captured."""
+"""Lines of the user's code whose steps could not be captured."""
 
 
 class StepsAhead:
-    """Applies a map, and where it is applied to its own results takes several of its steps ahead, by a CUDA graph.
+    """A step of an iteration that computes several iterates in advance with a CUDA graph.
 
-    A step of a small network takes a GPU less time than it takes the host to launch its kernels. Once the map has been
-    applied to its own results twice ``count`` times in a row, ``count`` more steps are captured and launched in one go,
-    and their results are handed out one by one; those that are left when the iteration stops, or goes on from
-    elsewhere, are dropped. Steps on a tape are taken one by one.
+    For a small network, launching the kernels of a step takes longer than running them. Once the step has been applied
+    to its own results ``2 * count`` times in a row, ``count`` steps are captured and launched at once, and their
+    results are returned one by one. Results that are not needed, because the iteration stops or continues from another
+    iterate, are discarded. Steps that autograd records are taken one by one.
 
-    A map that cannot be captured, as one that reads values off the device, is warned about once per line of the user's
-    code and stepped one by one, as every map is on another device, and one that processes share: they have to take the
-    same steps, and might not all capture it.
+    Steps are also taken one by one on other devices, if several processes share the update, since they must take the
+    same steps and might not all succeed in capturing them, and if the step cannot be captured, for example because it
+    reads values from the device; that is warned about once per line of the user's code.
 
     Args:
-        step: The map.
-        count: How many steps a graph has, at least 2.
-        place: The line of the user's code that is iterated.
-        prepare: Makes the map that is captured, on the stream of the capture, where what is taped for it must be made
-            anew; ``None`` captures ``step``.
+        step: The step.
+        count: Number of steps in a graph, at least 2.
+        place: The line of the user's code that called the solve.
+        prepare: Makes the step that is captured, on the capture's stream, if what it needs must be computed there;
+            ``None`` captures ``step``.
 
     Attributes:
-        replays: How often several steps were taken ahead.
+        replays: Number of launches of the graph.
 
     Example:
         >>> halve = StepsAhead(lambda vector: [vector[0] / 2], 4, Place("train.py", 12))
@@ -67,15 +67,15 @@ class StepsAhead:
         self.replays = 0
 
     def __call__(self, vector: Vector) -> Vector:
-        """Applies the map.
+        """Takes a step.
 
         Args:
             vector: Leaves of h.
         """
-        goes_on = len(vector) == len(self._last) and all(map(operator.is_, vector, self._last))
-        self._in_a_row = self._in_a_row + 1 if goes_on else 0
+        consecutive = len(vector) == len(self._last) and all(map(operator.is_, vector, self._last))
+        self._in_a_row = self._in_a_row + 1 if consecutive else 0
         taped = torch.is_grad_enabled()
-        if taped or not goes_on:
+        if taped or not consecutive:
             self._ahead.clear()
         if not taped and not self._ahead and self._in_a_row >= 2 * self._count:
             self._take_ahead(vector)
@@ -92,8 +92,9 @@ class StepsAhead:
             except RuntimeError as reason:
                 _refused.add(self._place)
                 warnings.warn_explicit(
-                    f"Its steps cannot be captured in a CUDA graph, and are taken one by one: leave graph_steps out, "
-                    f"or keep the update from reading values off the device ({str(reason).splitlines()[0]}).",
+                    f"The steps of this solve cannot be captured in a CUDA graph, and are taken one by one: set "
+                    f"graph_steps=0, or do not read values from the device in the update "
+                    f"({str(reason).splitlines()[0]}).",
                     UserWarning,
                     self._place.filename,
                     self._place.lineno,
@@ -104,15 +105,15 @@ class StepsAhead:
 
 
 def record_cuda_graph(prepare: Callable[[], Step], vector: Vector, count: int) -> Replay:
-    """Captures several steps of a map.
+    """Captures several steps in a CUDA graph.
 
     Args:
-        prepare: Makes the map.
-        vector: Leaves that the steps begin with, on a CUDA device.
-        count: How many.
+        prepare: Makes the step.
+        vector: Leaves of the first iterate, on a CUDA device.
+        count: Number of steps.
 
     Raises:
-        RuntimeError: If a step does what cannot be captured.
+        RuntimeError: If a step contains an operation that cannot be captured.
     """
     device = vector[0].device
     with torch.cuda.device(device):
@@ -121,7 +122,7 @@ def record_cuda_graph(prepare: Callable[[], Step], vector: Vector, count: int) -
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             step = prepare()
-            step(first)  # makes the workspaces of products
+            step(first)  # warm-up: allocates cuBLAS workspaces
         current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         images: list[Vector] = [first]
@@ -134,11 +135,11 @@ def record_cuda_graph(prepare: Callable[[], Step], vector: Vector, count: int) -
         for leaf, other in zip(first, start, strict=True):
             leaf.copy_(other)
         graph.replay()
-        kept: list[list[Tensor]] = [list(leaf.clone().unbind()) for leaf in results]  # the next replay overwrites them
-        return [list(leaves) for leaves in zip(*kept, strict=True)]
+        copies: list[list[Tensor]] = [list(leaf.clone().unbind()) for leaf in results]  # a replay overwrites results
+        return [list(leaves) for leaves in zip(*copies, strict=True)]
 
     return replay
 
 
 RECORDERS: dict[str, Callable[[Callable[[], Step], Vector, int], Replay]] = {"cuda": record_cuda_graph}
-"""What captures steps, by the type of device."""
+"""The function that captures steps, by type of device."""

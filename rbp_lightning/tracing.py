@@ -1,4 +1,4 @@
-"""Whether a graph is being made."""
+"""Tells whether the running code is being compiled, exported or traced."""
 
 import sys
 
@@ -6,7 +6,7 @@ import torch
 
 
 def is_traced() -> bool:
-    """Whether what runs now is put into a graph by ``torch.compile``, or as ``is_traced_for_inference`` has it.
+    """Whether the running code is being compiled by ``torch.compile``, exported or traced.
 
     Example:
         >>> is_traced()
@@ -16,10 +16,9 @@ def is_traced() -> bool:
 
 
 def is_traced_for_inference() -> bool:
-    """Whether that is a graph of which no part can be left out.
+    """Whether the running code is being traced into a graph that cannot have graph breaks.
 
-    ``torch.export``, ONNX and ``torch.jit.trace`` make one, and so does ``make_fx``, also within
-    ``torch.func.linearize``.
+    This holds for ``torch.export``, ONNX, ``torch.jit.trace`` and ``make_fx``, and hence ``torch.func.linearize``.
 
     Example:
         >>> is_traced_for_inference()
@@ -29,5 +28,5 @@ def is_traced_for_inference() -> bool:
         return torch.compiler.is_exporting()
     if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return True
-    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # which takes a while to import
+    tracer = sys.modules.get("torch.fx.experimental.proxy_tensor")  # slow to import, and only in use once imported
     return tracer is not None and tracer.get_proxy_mode() is not None

@@ -1,4 +1,4 @@
-"""Updates to test on, and the exact gradients of their fixed points."""
+"""Contractive updates for tests, and the exact gradients of their fixed points."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from models.hopfield_cell import HopfieldCell
 
 @dataclass
 class Cell:
-    """A contraction in float64 with everything that a gradient may reach."""
+    """A contractive update in float64, its initial state and the tensors to differentiate."""
 
     update: Callable[[Any], Any]
     start: Any
-    tensors: list[Tensor]  # what the update uses and a gradient is wanted for
+    tensors: list[Tensor]  # tensors that the update uses and that need a gradient
     batch_dims: int
 
 
-def _spectral(weight: Tensor, norm: float) -> Tensor:
+def _with_spectral_norm(weight: Tensor, norm: float) -> Tensor:
     return (weight * norm / torch.linalg.matrix_norm(weight, 2)).requires_grad_()
 
 
 def tanh_cell(seed: int, norm: float = 0.8, batch: int = 3, size: int = 4) -> Cell:
     generator = torch.Generator().manual_seed(seed)
-    weight = _spectral(torch.randn(size, size, generator=generator, dtype=torch.float64), norm)
+    weight = _with_spectral_norm(torch.randn(size, size, generator=generator, dtype=torch.float64), norm)
     drive = torch.randn(batch, size, generator=generator, dtype=torch.float64, requires_grad=True)
     start = torch.zeros(batch, size, dtype=torch.float64)
     return Cell(lambda h: torch.tanh(h @ weight + drive), start, [weight, drive], 1)
@@ -48,7 +48,7 @@ def hopfield_cell(seed: int, norm: float = 0.8, batch: int = 3, size: int = 2) -
     torch.manual_seed(seed)
     hopfield = HopfieldCell(size, 3, decay=0.7, gain=1.5, weight_scale=1.0).double()
     with torch.no_grad():
-        # The sigmoid's slope is at most b / 4.
+        # The slope of the sigmoid is at most gain / 4.
         scale = norm * 0.7 * 4 / 1.5 / torch.linalg.matrix_norm(hopfield.weight, 2)
         hopfield.parametrizations.weight.original.mul_(scale)
     images = torch.rand(batch, size, dtype=torch.float64, requires_grad=True)
@@ -57,9 +57,9 @@ def hopfield_cell(seed: int, norm: float = 0.8, batch: int = 3, size: int = 2) -
 
 
 def pytree_cell(seed: int, norm: float = 0.8, batch: int = 3, size: int = 2) -> Cell:
-    """Two coupled leaves of different shapes, and a third that does not act back."""
+    """Two coupled leaves of different shapes, and a third leaf that the others do not depend on."""
     generator = torch.Generator().manual_seed(seed)
-    weight = _spectral(torch.randn(3 * size, 3 * size, generator=generator, dtype=torch.float64), norm)
+    weight = _with_spectral_norm(torch.randn(3 * size, 3 * size, generator=generator, dtype=torch.float64), norm)
     drive = torch.randn(batch, 3 * size, generator=generator, dtype=torch.float64, requires_grad=True)
 
     def update(state: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def cells(draw: st.DrawFn) -> Cell:
 
 
 def loss_of(state: Any) -> Tensor:
-    """A loss whose gradient differs from entry to entry."""
+    """A loss whose gradient is different for every entry."""
     return sum(
         (leaf * torch.linspace(0.5, 2.0, leaf.numel(), dtype=leaf.dtype).reshape(leaf.shape)).sum() + (leaf**2).sum()
         for leaf in tree_flatten(state)[0]
@@ -96,7 +96,7 @@ def loss_of(state: Any) -> Tensor:
 
 
 def settle(cell: Cell, steps: int = 2000) -> Any:
-    """The fixed point to rounding, where the iteration stops to change or its steps are spent."""
+    """Iterates until the state no longer changes, for at most ``steps`` steps; returns the last iterate."""
     state = cell.start
     with torch.no_grad():
         for step in range(steps):
@@ -108,7 +108,7 @@ def settle(cell: Cell, steps: int = 2000) -> Any:
 
 @dataclass
 class Dense:
-    """The linearised problem as matrices: rows of J are outputs; z solves (I - J^T) z = g."""
+    """The linearised problem as dense tensors: J (one row per output), g, z with (I - J^T) z = g, and the gradients."""
 
     jacobian: Tensor
     gradient: Tensor
@@ -117,7 +117,7 @@ class Dense:
 
 
 def dense(cell: Cell) -> Dense:
-    """Exact gradients, by the dense solution of the adjoint equation at the fixed point."""
+    """Exact gradients, from the dense solution of the adjoint equation at the fixed point."""
     state = tree_map(lambda leaf: leaf.detach().requires_grad_(), settle(cell))
     leaves, structure = tree_flatten(state)
 
@@ -135,6 +135,6 @@ def dense(cell: Cell) -> Dense:
 
 
 def relative_error(found: list[Tensor], exact: list[Tensor]) -> float:
-    """Norm of the difference over the norm of the exact gradients, all tensors together."""
+    """Norm of the difference relative to the norm of the exact gradients, over all tensors together."""
     difference = torch.cat([(one - other).reshape(-1) for one, other in zip(found, exact, strict=True)])
     return float(difference.norm() / torch.cat([other.reshape(-1) for other in exact]).norm())

@@ -1,4 +1,4 @@
-"""Fixtures: where the real data files are, and the command line, in this process or another."""
+"""Fixtures for the real data files and for the command line, in this process or another."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from tests.cli.runs import Zygote
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
-    """A folder with links to the real data files, for caches to be beside; tests skip where there are no files."""
+    """A folder with links to the real data files, so that caches are written there; skips without the files."""
     folder = Path(os.environ.get("RBP_DATA_DIR") or Path(__file__).parents[2] / "shared" / "data").absolute()
     for name in ("mnist/raw/train-images-idx3-ubyte.gz", "planetoid/raw/ind.pubmed.allx"):
         if not (folder / name).is_file():
@@ -26,7 +26,7 @@ def data_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
-    """Starts programs in processes of their own."""
+    """Starts programs in separate processes."""
     zygote = Zygote()
     yield zygote
     zygote.end()
@@ -35,7 +35,7 @@ def zygote() -> Iterator[Zygote]:
 @pytest.fixture
 def cli(tmp_path, monkeypatch, capfd):
     """Runs the command line in this process; returns the exit status and what was printed."""
-    # Slow to import, and of no use to the process that hands the tests out to others.
+    # Imported here because they are slow to import and the controller process of pytest-xdist does not need them.
     import datamodules  # noqa: F401  # as in train.py
     import models  # noqa: F401
     from rbp_lightning.cli import console

@@ -1,4 +1,4 @@
-"""Small graphs to test on."""
+"""Small graphs for tests."""
 
 import torch
 from torch_geometric.data import Data, InMemoryDataset
@@ -8,7 +8,7 @@ from torch_geometric.utils import erdos_renyi_graph
 def random_graph(
     seed: int = 0, num_nodes: int = 8, num_features: int = 5, num_classes: int = 3, edges: float = 0.4
 ) -> Data:
-    """A graph with every mask, in float32."""
+    """A random graph in float32 with training, validation and test masks."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -25,7 +25,7 @@ def random_graph(
 
 
 class RandomGraph(InMemoryDataset):
-    """The graph as a PyG dataset; a user's own looks like this."""
+    """Random graphs as a PyG dataset, as a user would write one."""
 
     def __init__(self, num_graphs: int = 1, num_nodes: int = 30, num_features: int = 5) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class RandomGraph(InMemoryDataset):
 
 
 class WithoutLabels(InMemoryDataset):
-    """A dataset that cannot be used: its graph has no labels."""
+    """An invalid dataset: its graph has no labels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,20 +1,28 @@
-"""Image files, and what is written into their headers."""
+"""Image files for tests, with manipulated headers."""
 
 import io
 import zlib
+from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 
 def saved(kind: str, width: int, height: int, mode: str = "L") -> bytes:
-    """A black image as a file of one of Pillow's formats."""
+    """The content of a black image's file, in one of Pillow's formats."""
     file = io.BytesIO()
     Image.new(mode, (width, height), 0).save(file, kind)
     return file.getvalue()
 
 
+def pixels_of(picture: Path | io.BytesIO) -> np.ndarray:
+    """The pixels of an image file, of shape ``[height, width, 3]``."""
+    with Image.open(picture) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
 def with_checksums(content: bytes) -> bytes:
-    """Sets the checksums of a PNG's chunks to what they should be."""
+    """Corrects the checksums of a PNG's chunks."""
     fixed, at = bytearray(content), 8
     while at + 12 <= len(fixed):
         end = at + 8 + int.from_bytes(fixed[at : at + 4], "big")

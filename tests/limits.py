@@ -1,4 +1,4 @@
-"""Bounds on what a block of a test may take, and what may be where a file is looked for."""
+"""Limits on a test's memory and time, and paths that are not regular files."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ NO_FILES = ("folder", "pipe", "device", "broken link", "link to itself")
 
 
 def make_no_file(path: Path, kind: str) -> None:
-    """Puts one of ``NO_FILES`` where a file should be."""
+    """Creates one of ``NO_FILES`` at the path."""
     if kind == "folder":
         path.mkdir()
     elif kind == "pipe":
@@ -25,32 +25,32 @@ def make_no_file(path: Path, kind: str) -> None:
 
 @contextmanager
 def bounded(mebibytes: int, seconds: float, case: str = "") -> Iterator[None]:
-    """Fails if a block takes more memory at its peak, beyond what was held before, or more time.
+    """Context manager that fails if its block increases the peak memory too much or takes too long.
 
-    A test that hangs is stopped. The peak is the kernel's, so that of C libraries counts; it is known on Linux alone.
+    A test that hangs is stopped. The peak includes memory of C libraries; it is read from /proc, on Linux only.
     """
 
     def stop(*_: object) -> None:
-        pytest.fail(f"it took more than {seconds} s {case}")  # no Exception, so nothing on the way catches it
+        pytest.fail(f"took more than {seconds} s {case}")  # not an Exception, so no handler in between catches it
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        _forget_peak()
+        _reset_peak()
         before = _resident("VmRSS")
         yield
         taken = (_resident("VmHWM") - before) / MIB
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-    assert taken <= mebibytes, f"it took {taken:.0f} MiB {case}"
+    assert taken <= mebibytes, f"took {taken:.0f} MiB {case}"
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        pytest.skip("the peak of memory is read from /proc")
+        pytest.skip("peak memory can be measured only through /proc")
 
 
 def _resident(kind: str) -> int:

@@ -1,4 +1,4 @@
-"""A small citation graph in files like the published ones: pickles of Python 2, with its names and instructions."""
+"""A small citation graph in files like the published ones: pickles of Python 2, assembled from opcodes."""
 
 import struct
 from pathlib import Path
@@ -28,7 +28,7 @@ def pack(*values: bytes) -> bytes:
 
 
 def array(values: np.ndarray, shape: tuple[int, ...] | None = None) -> bytes:
-    """The instructions that make an array, which may claim another shape."""
+    """The opcodes of an array; its pickled shape can be falsified."""
     dtype = named("numpy", "dtype") + pack(text(values.dtype.str[1:].encode()), number(0), number(1)) + b"R"
     dtype += pack(number(3), text(b"<"), b"N", b"N", b"N", number(-1), number(-1), number(0)) + b"b"
     start = named("numpy.core.multiarray", "_reconstruct")
@@ -57,7 +57,7 @@ def pickled(instructions: bytes) -> bytes:
 
 
 def small_contents() -> dict[str, bytes]:
-    """The eight files by the ends of their names."""
+    """The contents of the eight files, by the ends of their names."""
     draw = np.random.default_rng(0)
     nodes = FIRST + TEST
     x = (draw.random((nodes, WIDTH)) < 0.5).astype(np.float32)
@@ -76,7 +76,7 @@ def small_contents() -> dict[str, bytes]:
 
 
 def write(folder: Path, contents: dict[str, bytes]) -> dict[str, Path]:
-    """Writes files, and returns their paths by the ends of their names."""
+    """Writes the files; returns their paths by the ends of their names."""
     paths = {end: folder / f"ind.small.{end}" for end in contents}
     for end, path in paths.items():
         path.write_bytes(contents[end])

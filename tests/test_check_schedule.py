@@ -1,4 +1,4 @@
-"""When iterations check their residuals, and when that stops them."""
+"""At which steps an iteration checks its residual, and when it stops."""
 
 import math
 
@@ -15,7 +15,7 @@ from rbp_lightning.check_schedule import CheckSchedule, rounding_floor
 def steps_and_checks(
     residuals: list[torch.Tensor], every: int, tol: float, epsilon: float = 0.0
 ) -> tuple[int | None, int]:
-    """The step at which they end, and after how many checks."""
+    """The step at which the schedule stops, or ``None``, and its number of checks."""
     schedule, checks = CheckSchedule(every, tol, epsilon), 0
     for step, residual in enumerate(residuals, start=1):
         checks += step == schedule.next_check
@@ -26,33 +26,33 @@ def steps_and_checks(
 
 @settings(deadline=None)
 @given(rate=st.floats(0.05, 0.999), every=st.integers(1, 20), tol=st.sampled_from([1e-2, 1e-5]))
-def test_a_geometric_decline_is_seen_to_end_soon(rate: float, every: int, tol: float) -> None:
+def test_geometric_convergence_is_detected_soon(rate: float, every: int, tol: float) -> None:
     first = next(step for step in range(1, 15000) if rate**step <= tol)
     residuals = [torch.tensor(rate**step, dtype=torch.float64) for step in range(1, first + every + 1)]
     stopped, count = steps_and_checks(residuals, every, tol)
     assert stopped is not None
-    # A hop is at most twice the interval, and 15% of it are to spare, rounded up; rounding can add a step.
+    # Predicted checks are at most 2 * every steps apart, with a margin of 15%; rounding can add a step.
     assert first <= stopped <= max(first + (0.3 * every + 2 if every >= 6 else every), every)
     assert count <= stopped // every + 2
 
 
-FIGURES = st.sampled_from([0.0, 1e-30, 0.4, 0.6, 3.0, 3e38, float("inf"), float("nan")])
+RESIDUALS = st.sampled_from([0.0, 1e-30, 0.4, 0.6, 3.0, 3e38, float("inf"), float("nan")])
 
 
 @settings(deadline=None)
-@given(residuals=st.lists(st.tuples(FIGURES, FIGURES), min_size=1, max_size=80), every=st.integers(1, 12))
-def test_whatever_the_residuals_do_it_stops_in_time_and_checks_rarely(residuals: list, every: int) -> None:
+@given(residuals=st.lists(st.tuples(RESIDUALS, RESIDUALS), min_size=1, max_size=80), every=st.integers(1, 12))
+def test_any_sequence_of_residuals_stops_in_time_with_few_checks(residuals: list, every: int) -> None:
     stopped, count = steps_and_checks([torch.tensor(both) for both in residuals], every, tol=0.5)
     done = [all(figure <= 0.5 for figure in both) for both in residuals]
     assert count <= len(residuals) // every + 3
     if stopped is not None:
         assert done[stopped - 1]
-    # The first check is not believed where a residual grows.
+    # The first check does not count if a residual grows after it.
     before = done if stopped is None else done[: stopped - 1]
     assert not any(all(before[i : i + every]) for i in range(every, len(before) - every + 1))
 
 
-def test_without_a_tolerance_only_whether_it_is_finite_is_read_at_doubling_intervals() -> None:
+def test_tolerance_zero_checks_at_doubling_intervals_only() -> None:
     schedule = CheckSchedule(check_every=10, tol=0.0)
     checked = [
         step
@@ -62,30 +62,30 @@ def test_without_a_tolerance_only_whether_it_is_finite_is_read_at_doubling_inter
     assert checked == [1, 10, 20, 40, 80, 160, 320]
 
 
-def test_an_iterate_of_zero_is_no_promise() -> None:
-    # h goes 3, 0, 1, 2/3, ...: the residual at 0 is next to infinite.
+def test_an_iterate_at_zero_does_not_spoil_the_prediction() -> None:
+    # The iterates are 3, 0, 1, 2/3, ...: the relative residual at 0 is nearly infinite.
     fixed_point = NeumannRBP(5)(lambda h: 1 - h / 3, torch.tensor([3.0]))
     torch.testing.assert_close(fixed_point.state.detach(), torch.tensor([0.75]))
     assert fixed_point.converged
 
 
-def test_a_change_that_grows_from_next_to_nothing_is_no_convergence() -> None:
+def test_a_residual_that_grows_from_almost_zero_is_not_convergence() -> None:
     start = torch.tensor([1e5, 1e-4])
     fixed_point = NeumannRBP(5)(lambda h: torch.stack([start[0], 100 * torch.tanh(3 * h[1] / 100)]), start)
     assert float(fixed_point.state[1].detach()) > 90
 
 
-def test_recurrent_back_propagation_reads_the_device_once_in_ten_steps_and_stops_in_time() -> None:
+def test_rbp_synchronises_once_in_ten_steps_and_stops_in_time() -> None:
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     estimator = RBP(1000, 1e-6, start="gradient", solver=Picard(200, tol=0))
     fixed_point = estimator(lambda h: weight * h + 1, torch.zeros(3, 1, dtype=torch.float64), batch_dims=1)
     with CountSyncs() as reads:
         fixed_point.state.sum().backward()
     assert 20 <= fixed_point.adjoint.steps <= 23  # 0.5^20 is the first below 1e-6
-    assert reads.count <= 2 * (20 // 10 + 2)  # whether samples are coupled among them
+    assert reads.count <= 2 * (20 // 10 + 2)  # includes the check whether samples are coupled
 
 
-def test_an_easy_problem_is_done_before_the_tenth_step() -> None:
+def test_a_fast_decline_stops_before_the_first_multiple_of_the_interval() -> None:
     residuals = [torch.tensor(0.3**step) for step in range(1, 20)]
     assert steps_and_checks(residuals, every=10, tol=2e-3) == (6, 2)  # 0.3^6 is the first below
 
@@ -102,7 +102,7 @@ def test_a_slow_decline_is_checked_once_in_twenty_steps() -> None:
     rates=st.lists(st.tuples(st.floats(0.1, 0.99), st.integers(1, 30)), min_size=2, max_size=4),
     every=st.integers(1, 12),
 )
-def test_a_decline_that_quickens_is_seen_before_twice_the_interval_is_over(rates: list, every: int) -> None:
+def test_a_decline_that_accelerates_is_checked_within_twice_the_interval(rates: list, every: int) -> None:
     figures = [1.0]
     for rate, steps in rates:
         figures += [figures[-1] * rate ** (step + 1) for step in range(steps)]
@@ -113,7 +113,7 @@ def test_a_decline_that_quickens_is_seen_before_twice_the_interval_is_over(rates
     assert first <= stopped < first + (2 * every if every >= 6 else every)
 
 
-def test_below_six_every_multiple_is_checked() -> None:
+def test_intervals_below_six_check_at_every_multiple() -> None:
     schedule = CheckSchedule(check_every=2, tol=1e-9)
     checked = [
         step
@@ -124,7 +124,7 @@ def test_below_six_every_multiple_is_checked() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_sample_that_fails_is_known(bad: float) -> None:
+def test_a_sample_that_is_not_finite_makes_the_largest_residual_so(bad: float) -> None:
     schedule = CheckSchedule(check_every=2, tol=0.1)
     assert not schedule.is_finished(1, torch.tensor([1.0, 1.0]))
     assert not schedule.is_finished(2, torch.tensor([bad, 0.01]))
@@ -135,7 +135,7 @@ def test_a_sample_that_fails_is_known(bad: float) -> None:
 
 
 def noisy(rate: float, floor: float, steps: int, seed: int = 0) -> list[torch.Tensor]:
-    """Residuals that fall to a floor and jitter there by a fifth."""
+    """Residuals that decline to a floor, with noise of 20% there."""
     generator = torch.Generator().manual_seed(seed)
     jitter = 1 + 0.2 * torch.randn(steps, generator=generator, dtype=torch.float64).clamp(-2, 2)
     return list(jitter * floor + rate ** torch.arange(1, steps + 1, dtype=torch.float64))
@@ -145,7 +145,7 @@ def noisy(rate: float, floor: float, steps: int, seed: int = 0) -> list[torch.Te
 @given(
     rate=st.floats(0.3, 0.99), share=st.floats(1, 30), every=st.sampled_from([1, 3, 10, 20]), seed=st.integers(0, 99)
 )
-def test_a_floor_that_rounding_explains_is_found_at_a_handful_of_checks(
+def test_a_floor_at_the_level_of_rounding_stops_the_iteration_soon(
     rate: float, share: float, every: int, seed: int
 ) -> None:
     epsilon = 1.2e-7
@@ -157,19 +157,19 @@ def test_a_floor_that_rounding_explains_is_found_at_a_handful_of_checks(
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1.2e-7])
-def test_a_floor_that_rounding_does_not_explain_is_none(epsilon: float) -> None:
-    """A limit cycle, for example."""
+def test_a_floor_above_the_level_of_rounding_does_not_stop_the_iteration(epsilon: float) -> None:
+    """For example, the residual of a limit cycle."""
     assert steps_and_checks(noisy(0.5, 1e-3, 1000), 10, 1e-6, epsilon)[0] is None
     assert rounding_floor(1.2e-7) < 1e-5
 
 
 @settings(deadline=None, max_examples=40)
 @given(exponent=st.floats(0.5, 4), level=st.floats(-6, -1), every=st.sampled_from([1, 3, 10, 20]))
-def test_a_slow_decline_is_no_floor(exponent: float, level: float, every: int) -> None:
-    """Whatever its rate is, and also at the level of rounding."""
+def test_a_slow_decline_is_not_taken_for_a_floor(exponent: float, level: float, every: int) -> None:
+    """For any rate, and also at the level of rounding."""
     rate = 1 - 10**-exponent
     epsilon = 1.2e-7
-    # That of h <- rate h + x from 0, which falls as 1 / t at first.
+    # The relative residual of h <- rate h + x from 0, which declines as 1 / t at first.
     steps = torch.arange(1, 60_001, dtype=torch.float64)
     residuals = (1 - rate) * rate**steps / (1 - rate**steps)
     tol = 10**level * epsilon
@@ -187,24 +187,24 @@ def test_a_slow_decline_is_no_floor(exponent: float, level: float, every: int) -
 # --- in a solve
 
 
-def test_the_taped_step_of_what_has_converged_is_not_checked_again() -> None:
+def test_the_taped_step_after_convergence_is_not_checked_again() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     with CountSyncs() as reads:
         fixed_point = NeumannRBP(5, solver=Picard(100, 1e-4))(lambda h: weight * h + 1, torch.zeros(2, 3), batch_dims=1)
-    assert reads.count <= 3  # after 3 steps, when promised, and as that was too early
+    assert reads.count <= 3  # the first check, the predicted one, and one more because that was too early
     assert fixed_point.converged
     assert fixed_point.residual.max() <= 1e-4
     assert bool(fixed_point.samples(Status.CONVERGED).all())
 
 
-def test_a_residual_may_change_its_dtype() -> None:
+def test_an_update_may_change_the_dtype_of_the_state() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     state = torch.zeros(3, 4, dtype=torch.float64)
     fixed_point = NeumannRBP(5, solver=Picard(100, 1e-4))(lambda h: torch.tanh(weight * h.float() + 1), state)
     assert fixed_point.converged
 
 
-def test_a_mode_that_grows_within_the_taped_steps_is_seen() -> None:
+def test_divergence_during_the_taped_steps_is_reported() -> None:
     rates = torch.tensor([0.1, 1.5], requires_grad=True)
     estimator = TBPTT(60, solver=Picard(200, 1e-4))
     with pytest.warns(ConvergenceWarning, match="diverged"):

@@ -1,4 +1,4 @@
-"""The estimators on a CUDA device."""
+"""Solves, gradients and trainings on a CUDA device agree with those on the CPU."""
 
 import warnings
 
@@ -69,7 +69,7 @@ SOLVER = Picard(300, tol=1e-13)
     ],
     ids=lambda estimator: type(estimator).__name__,
 )
-def test_gradients_are_those_of_the_cpu(estimator: GradientEstimator) -> None:
+def test_gradients_equal_those_on_the_cpu(estimator: GradientEstimator) -> None:
     found = {}
     for device in ("cpu", "cuda"):
         weight, drive = (tensor.detach().to(device).requires_grad_() for tensor in tanh_cell(0).tensors)
@@ -78,16 +78,16 @@ def test_gradients_are_those_of_the_cpu(estimator: GradientEstimator) -> None:
         def update(h: torch.Tensor, weight: torch.Tensor = weight, drive: torch.Tensor = drive) -> torch.Tensor:
             return torch.tanh(h @ weight + drive)
 
-        with ignoring():  # RBP draws the same start on every device
+        with ignoring():  # RBP draws the same initial z on every device
             loss_of(estimator(update, start, batch_dims=1).state.cpu()).backward()
         found[device] = (weight.grad.cpu(), drive.grad.cpu())
     torch.testing.assert_close(found["cuda"], found["cpu"], rtol=1e-9, atol=1e-11)
 
 
-def test_problems_end_as_on_the_cpu() -> None:
+def test_solves_end_with_the_same_status_as_on_the_cpu() -> None:
     with torch.device("cuda"):
-        moved = contractions() + failures()
-    for problem, other in zip(ALL, moved, strict=True):
+        on_cuda = contractions() + failures()
+    for problem, other in zip(ALL, on_cuda, strict=True):
         with torch.no_grad(), ignoring():
             cpu, cuda = (
                 NeumannRBP(solver=Picard(3000, 1e-8))(one.update, one.start, batch_dims=1) for one in (problem, other)
@@ -99,7 +99,7 @@ def test_problems_end_as_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_solve_stalls_at_rounding(dtype: torch.dtype) -> None:
+def test_a_solve_that_stalls_at_rounding_stops(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     weight = (0.98 * torch.linalg.qr(torch.randn(64, 64))[0]).cuda().to(dtype)
     inputs = torch.randn(32, 64).cuda().to(dtype)
@@ -109,9 +109,9 @@ def test_a_solve_stalls_at_rounding(dtype: torch.dtype) -> None:
     assert found.steps < 5000
 
 
-def test_autocast_gives_no_false_alarm() -> None:
+def test_autocast_does_not_warn_of_convergence_failures() -> None:
     torch.manual_seed(0)
-    layer = FixedPointLayer(Halved(16), RBP(solver=Picard(60, 1e-2))).cuda()
+    layer = FixedPointLayer(HalfNormCell(16), RBP(solver=Picard(60, 1e-2))).cuda()
     inputs = torch.randn(8, 16, device="cuda")
     layer(inputs).square().sum().backward()
     exact = layer.cell.linear.weight.grad.clone()
@@ -123,7 +123,7 @@ def test_autocast_gives_no_false_alarm() -> None:
         assert float((layer.cell.linear.weight.grad - exact).norm() / exact.norm()) < 0.1
 
 
-class Halved(nn.Module):
+class HalfNormCell(nn.Module):
     """tanh(h W + x) with ||W|| = 0.5."""
 
     def __init__(self, size: int) -> None:
@@ -136,10 +136,10 @@ class Halved(nn.Module):
         return torch.tanh(self.linear(h) + x)
 
 
-def test_a_solve_and_its_gradient_wait_for_the_device_where_a_value_is_read_and_nowhere_else() -> None:
+def test_a_solve_and_its_gradient_synchronise_only_where_a_value_is_read() -> None:
     with torch.device("cuda"):
         case = tanh(0.8)(torch.float32)
-    syncs_of_rbp(case)  # makes the workspaces of products
+    syncs_of_rbp(case)  # allocates the workspaces of matrix products
     try:
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as caught:
@@ -148,7 +148,7 @@ def test_a_solve_and_its_gradient_wait_for_the_device_where_a_value_is_read_and_
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [f"{one.filename}:{one.lineno}" for one in caught if "synchronizing" in str(one.message)]
-    # The first two figures of either iteration are read in one transfer, which the count of reads does not see.
+    # The first two residuals of each iteration are read in one transfer, which the count of reads does not include.
     assert reads + adjoint_reads <= len(waits) <= reads + adjoint_reads + 2, waits
     assert len(waits) <= (steps + adjoint_steps) // 10 + 8
 
@@ -176,15 +176,15 @@ def test_hyperparameters_are_learned_as_on_the_cpu(kind: type) -> None:
         model = HyperparameterOptimizer(MLP([64, 12, 10], log_scale=-1.5), hyperparameters, batch_size=20)
         estimator = kind(solver=Picard(30, tol=0))
         options = {**QUIET, "accelerator": accelerator, "devices": 1}
-        policy = FailurePolicy(adjoint="ignore")  # of a number of steps that is wanted
+        policy = FailurePolicy(adjoint="ignore")  # a fixed number of steps does not converge
         trainer = Trainer(max_epochs=3, callbacks=[estimator, policy], **options)
         trainer.fit(model, MNISTSplits(num_train=60, num_val=80, num_test=100))
         found.append(torch.cat([leaf.detach().cpu().flatten() for leaf in model.parameters() if leaf.requires_grad]))
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
-def test_a_monitored_training_and_an_audit_are_those_of_the_cpu() -> None:
-    figures, errors = [], []
+def test_a_monitored_training_and_an_audit_agree_with_the_cpu() -> None:
+    monitored, errors = [], []
     for accelerator in ("cpu", "gpu"):
         callbacks = [NeumannRBP(), FailurePolicy(adjoint="skip"), EquilibriumMonitor(1, 1)]
         options = {**QUIET, "accelerator": accelerator, "devices": 1}
@@ -192,17 +192,17 @@ def test_a_monitored_training_and_an_audit_are_those_of_the_cpu() -> None:
         seed_everything(0, verbose=False)
         model, data = HopfieldMemory(num_hidden=16), ImagePatterns(train_draws=2, eval_draws=1)
         trainer.fit(model, data)
-        figures.append({name: float(one) for name, one in trainer.callback_metrics.items() if "monitor" in name})
+        monitored.append({name: float(one) for name, one in trainer.callback_metrics.items() if "monitor" in name})
         audit = AuditTrainer(callbacks=[NeumannRBP()], **options)
         found = audit.audit(model, data, steps=[1, 10])
         errors.append({row.gradient: row.relative_error for row in found.measurements})
-    assert figures[1] == pytest.approx(figures[0], rel=1e-2, abs=1e-5)
+    assert monitored[1] == pytest.approx(monitored[0], rel=1e-2, abs=1e-5)
     assert errors[1] == pytest.approx(errors[0], rel=1e-2, abs=1e-3)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # of kernels of their own
-def test_products_through_attention_are_of_one_map(dropout: float, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # each uses another kernel
+def test_products_through_attention_with_j_and_its_transpose_agree(dropout: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(64, 4, dropout, batch_first=True, device="cuda", dtype=dtype)
     update = held(lambda h: attention(h, h, h, need_weights=False)[0], attention)
@@ -214,7 +214,7 @@ def test_products_through_attention_are_of_one_map(dropout: float, dtype: torch.
     assert float(one.sum()) == pytest.approx(float(other.sum()), abs=200 * torch.finfo(dtype).eps * scale)
 
 
-def test_steps_in_graphs_are_those_that_are_launched_one_by_one() -> None:
+def test_steps_in_cuda_graphs_equal_single_steps() -> None:
     found = []
     for graph_steps in (0, 10):
         weight, drive = (tensor.detach().cuda().requires_grad_() for tensor in tanh_cell(0).tensors)
@@ -230,7 +230,7 @@ def test_steps_in_graphs_are_those_that_are_launched_one_by_one() -> None:
     torch.testing.assert_close(found[1][2:], found[0][2:], rtol=1e-9, atol=1e-11)
 
 
-def test_an_update_that_reads_values_off_the_device_is_stepped_one_by_one() -> None:
+def test_an_update_that_synchronises_is_not_captured() -> None:
     def update(h: torch.Tensor) -> torch.Tensor:
         return torch.cos(h) if float(h.sum()) >= 0 else h
 

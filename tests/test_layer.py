@@ -1,4 +1,4 @@
-"""A fixed point as a layer."""
+"""FixedPointLayer as a module: solves, gradients, copies, state dicts and training."""
 
 import copy
 import pickle
@@ -34,7 +34,7 @@ from tests.training import QUIET
 
 
 class TanhCell(nn.Module):
-    """tanh(h W + x + b) with ||W|| = 0.8 at first."""
+    """tanh(h W + x + b), initialised with ||W|| = 0.8."""
 
     def __init__(self, size: int = 4) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class TanhCell(nn.Module):
 
 
 class PairCell(nn.Module):
-    """A state of two leaves, and two inputs of other shapes."""
+    """A state of two leaves, and two inputs with shapes of their own."""
 
     def forward(self, state: dict[str, Tensor], x: Tensor, scale: Tensor) -> dict[str, Tensor]:
         return {"b": 0.5 * state["b"] + x.sum(1), "a": 0.3 * torch.tanh(state["a"] + state["b"][:, None]) + scale * x}
@@ -63,7 +63,7 @@ def inputs(seed: int = 0) -> Tensor:
     return torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_its_output_is_the_fixed_point(layer: FixedPointLayer) -> None:
+def test_the_output_is_the_fixed_point(layer: FixedPointLayer) -> None:
     x = inputs()
     state = layer(x)
     torch.testing.assert_close(layer.cell(state, x), state, rtol=1e-5, atol=1e-6)
@@ -75,7 +75,7 @@ def test_its_output_is_the_fixed_point(layer: FixedPointLayer) -> None:
 
 
 @pytest.mark.parametrize("estimator", [BPTT, NeumannRBP, CGRBP, ExactAdjoint])
-def test_its_gradients_are_the_dense_ones(estimator: type) -> None:
+def test_gradients_equal_the_dense_ones(estimator: type) -> None:
     torch.manual_seed(0)
     options: dict[str, Any] = {NeumannRBP: {"steps": 200}, CGRBP: {"steps": 60, "tol": 1e-13}}.get(estimator, {})
     layer = FixedPointLayer(TanhCell().double(), estimator(**options, solver=Picard(1000, 1e-14)))
@@ -87,9 +87,9 @@ def test_its_gradients_are_the_dense_ones(estimator: type) -> None:
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_it_is_copied_and_pickled(layer: FixedPointLayer, again: Callable[[Any], Any]) -> None:
+def test_a_layer_can_be_copied_and_pickled(layer: FixedPointLayer, again: Callable[[Any], Any]) -> None:
     x = inputs()
-    layer(x).sum().backward()  # with what a solve leaves behind
+    layer(x).sum().backward()  # a used layer holds state from its solves
     other = again(layer)
     assert repr(other) == repr(layer)
     assert torch.equal(other(x), layer(x))
@@ -98,7 +98,7 @@ def test_it_is_copied_and_pickled(layer: FixedPointLayer, again: Callable[[Any],
     assert not torch.equal(other(x), layer(x))
 
 
-def test_its_state_dict_is_that_of_the_cell(layer: FixedPointLayer, tmp_path) -> None:
+def test_the_state_dict_holds_the_cell_alone(layer: FixedPointLayer, tmp_path) -> None:
     assert list(layer.state_dict()) == ["cell.linear.weight", "cell.linear.bias"]
     torch.save(layer.state_dict(), tmp_path / "weights")
     torch.manual_seed(1)
@@ -107,7 +107,7 @@ def test_its_state_dict_is_that_of_the_cell(layer: FixedPointLayer, tmp_path) ->
     torch.testing.assert_close(other(inputs()), layer(inputs()))
 
 
-def test_its_repr_shows_estimator_and_solver(layer: FixedPointLayer) -> None:
+def test_the_repr_shows_cell_estimator_and_solver(layer: FixedPointLayer) -> None:
     shown = repr(layer)
     assert "NeumannRBP(steps=60" in shown
     assert "Picard(max_steps=200" in shown
@@ -115,13 +115,13 @@ def test_its_repr_shows_estimator_and_solver(layer: FixedPointLayer) -> None:
     assert "Linear(in_features=4" in shown
 
 
-def test_it_follows_its_module_s_device_dtype_and_mode(layer: FixedPointLayer) -> None:
+def test_device_dtype_and_training_mode_apply_to_the_cell(layer: FixedPointLayer) -> None:
     assert layer.double()(inputs().double()).dtype is torch.float64
     assert not layer.eval().cell.training
     assert layer.to("meta").cell.linear.weight.is_meta
 
 
-def test_it_trains_inside_a_sequence() -> None:
+def test_a_layer_trains_inside_a_sequential() -> None:
     torch.manual_seed(0)
     cell = TanhCell(8)
     nn.utils.parametrize.register_parametrization(cell.linear, "weight", SpectralNormBound(0.8))
@@ -138,7 +138,7 @@ def test_it_trains_inside_a_sequence() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_state_may_be_any_pytree_and_inputs_of_any_number() -> None:
+def test_the_state_may_be_a_pytree_and_there_may_be_several_inputs() -> None:
     x, scale = inputs(), torch.tensor(0.5, requires_grad=True)
     layer = FixedPointLayer(PairCell(), CGRBP())
     start = {"a": torch.zeros(3, 4), "b": torch.zeros(3)}
@@ -149,7 +149,7 @@ def test_the_state_may_be_any_pytree_and_inputs_of_any_number() -> None:
     assert float(scale.grad.abs()) > 0
 
 
-def test_an_evaluation_may_run_deeper_than_the_training(layer: FixedPointLayer) -> None:
+def test_max_steps_of_a_call_override_those_of_the_solver(layer: FixedPointLayer) -> None:
     layer.estimator = NeumannRBP(5, Picard(5, 1e-7))
     with pytest.warns(ConvergenceWarning, match="did not converge"), torch.no_grad():
         shallow = layer.solve(inputs())
@@ -159,7 +159,7 @@ def test_an_evaluation_may_run_deeper_than_the_training(layer: FixedPointLayer) 
     assert deep.converged
 
 
-def test_the_default_estimator_and_the_start() -> None:
+def test_the_default_estimator_is_implicit_and_a_given_state_is_the_start() -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(TanhCell())
     assert isinstance(layer.estimator, Implicit)
@@ -169,11 +169,11 @@ def test_the_default_estimator_and_the_start() -> None:
     torch.testing.assert_close(again.state, state, rtol=1e-4, atol=1e-5)
 
 
-# --- where it starts, how far it goes
+# --- initial state and number of steps
 
 
 class FromInput(nn.Module):
-    """An initial state that is learned."""
+    """A learned initial state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,17 +196,17 @@ def test_the_initial_state_can_be_learned() -> None:
     torch.testing.assert_close(layer.initial_state.gain.grad, exact.detach())
 
 
-def test_a_warm_start_is_that_of_each_place_and_part_of_the_state_dict(tmp_path) -> None:
+def test_warm_starts_are_kept_per_batch_position_and_in_the_state_dict(tmp_path) -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(TanhCell(), Implicit(solver=Picard(200, 1e-6, check_every=1)), warm_start=True)
     x = inputs()
     cold, warm = layer.solve(x).steps, layer.solve(x).steps
     assert warm <= 3 < cold
-    swapped = layer.solve(x.flip(0))  # each sample at another one's place
+    swapped = layer.solve(x.flip(0))  # each sample starts from the state of another one
     assert warm < swapped.steps
     assert layer.solve(x[:2]).steps > 3  # another shape
     layer.solve(x)
-    assert layer.eval().solve(x).steps == cold  # evaluations have their own
+    assert layer.eval().solve(x).steps == cold  # evaluations keep separate states
     torch.save(layer.state_dict(), tmp_path / "weights")
     other = FixedPointLayer(TanhCell(), layer.estimator, warm_start=True)
     other.load_state_dict(torch.load(tmp_path / "weights", weights_only=True))
@@ -215,7 +215,7 @@ def test_a_warm_start_is_that_of_each_place_and_part_of_the_state_dict(tmp_path)
     assert layer.solve(x).steps == cold
 
 
-def test_weights_load_with_warm_starts_and_without() -> None:
+def test_state_dicts_load_between_layers_with_and_without_warm_starts() -> None:
     torch.manual_seed(0)
     warm, cold = FixedPointLayer(TanhCell(), warm_start=True), FixedPointLayer(TanhCell())
     warm(inputs())
@@ -226,7 +226,7 @@ def test_weights_load_with_warm_starts_and_without() -> None:
     assert torch.equal(again(inputs()), cold(inputs()))
 
 
-def test_an_evaluation_has_a_budget_of_its_own() -> None:
+def test_eval_max_steps_applies_to_evaluations_only() -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(TanhCell(), BPTT(Picard(4, tol=0)), eval_max_steps=40)
     assert layer.solve(inputs()).steps == 4
@@ -234,10 +234,10 @@ def test_an_evaluation_has_a_budget_of_its_own() -> None:
     assert layer.solve(inputs(), max_steps=7).steps == 7
 
 
-# --- what is held
+# --- dropout and penalties
 
 
-def test_dropout_in_the_cell_has_one_mask_a_solve() -> None:
+def test_dropout_in_the_cell_keeps_one_mask_per_solve() -> None:
     torch.manual_seed(0)
     cell = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh())
 
@@ -251,7 +251,7 @@ def test_dropout_in_the_cell_has_one_mask_a_solve() -> None:
 
     layer = FixedPointLayer(Driven(), CGRBP(30, 1e-6, solver=Picard(100, 1e-6)))
     for _ in range(3):
-        solved = layer.solve(inputs())  # a random update would be reported
+        solved = layer.solve(inputs())  # an update that draws in each step would cause a warning
         solved.state.sum().backward()
         assert solved.converged
         assert solved.adjoint.converged
@@ -260,7 +260,7 @@ def test_dropout_in_the_cell_has_one_mask_a_solve() -> None:
     assert torch.equal(layer(inputs()), layer(inputs()))
 
 
-def test_a_penalty_is_that_of_the_state_in_training() -> None:
+def test_a_penalty_is_taken_at_the_solution_and_in_training_only() -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(TanhCell(), penalty=partial(jacobian_penalty, samples=64))
     x = inputs()
@@ -275,7 +275,7 @@ def test_a_penalty_is_that_of_the_state_in_training() -> None:
 # --- in a Trainer
 
 
-class WithLayers(LightningModule):
+class TwoLayers(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.free, self.fixed = FixedPointLayer(TanhCell()), FixedPointLayer(TanhCell(), NeumannRBP(3))
@@ -287,8 +287,8 @@ class WithLayers(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def test_a_trainer_swaps_the_estimator_of_layers_that_were_given_none() -> None:
-    model, estimator = WithLayers(), CGRBP(30, 1e-5)
+def test_a_trainer_sets_the_estimator_of_layers_without_their_own() -> None:
+    model, estimator = TwoLayers(), CGRBP(30, 1e-5)
     own = model.fixed.estimator
     with ignoring():
         Trainer(max_steps=1, callbacks=[estimator], **QUIET).fit(model, DataLoader(inputs(), batch_size=3))
@@ -300,15 +300,15 @@ def test_a_trainer_swaps_the_estimator_of_layers_that_were_given_none() -> None:
     ("make", "what"),
     [
         (lambda: FixedPointLayer(TanhCell(), order=0), "order=0"),
-        (lambda: FixedPointLayer(TanhCell(), initial_state=torch.zeros(4)), r"initial_state=.* is no Module"),
-        (lambda: FixedPointLayer(TanhCell(), warm_start=WarmStart()), r"warm_start=.* is no bool"),
+        (lambda: FixedPointLayer(TanhCell(), initial_state=torch.zeros(4)), r"initial_state=.* is not of type Module"),
+        (lambda: FixedPointLayer(TanhCell(), warm_start=WarmStart()), r"warm_start=.* is not of type bool"),
         (lambda: FixedPointLayer(TanhCell(), eval_max_steps=0), "eval_max_steps=0"),
-        (lambda: FixedPointLayer(TanhCell(), penalty=0.1), r"penalty=0.1 is no function"),
-        (lambda: FixedPointLayer(torch.tanh), r"cell=.* is no Module"),
-        (lambda: FixedPointLayer(TanhCell), r"cell=.* is no Module"),
-        (lambda: FixedPointLayer(TanhCell(), CGRBP), r"estimator=.* is no GradientEstimator"),
-        (lambda: FixedPointLayer(TanhCell(), "CGRBP"), r"estimator='CGRBP' is no GradientEstimator"),
-        (lambda: FixedPointLayer(TanhCell(), Picard()), r"estimator=.* is no GradientEstimator"),
+        (lambda: FixedPointLayer(TanhCell(), penalty=0.1), r"penalty=0.1 is not a function"),
+        (lambda: FixedPointLayer(torch.tanh), r"cell=.* is not of type Module"),
+        (lambda: FixedPointLayer(TanhCell), r"cell=.* is not of type Module"),
+        (lambda: FixedPointLayer(TanhCell(), CGRBP), r"estimator=.* is not of type GradientEstimator"),
+        (lambda: FixedPointLayer(TanhCell(), "CGRBP"), r"estimator='CGRBP' is not of type GradientEstimator"),
+        (lambda: FixedPointLayer(TanhCell(), Picard()), r"estimator=.* is not of type GradientEstimator"),
         (lambda: FixedPointLayer(TanhCell(), batch_dims=-1), "batch_dims=-1"),
         (lambda: FixedPointLayer(TanhCell())(), "pass an initial_state"),
         (lambda: FixedPointLayer(TanhCell())({"x": inputs()}), "pass an initial_state"),
@@ -317,6 +317,6 @@ def test_a_trainer_swaps_the_estimator_of_layers_that_were_given_none() -> None:
         (lambda: FixedPointLayer(TanhCell()).solve(inputs(), max_steps=0), "max_steps=0"),
     ],
 )
-def test_mistakes_are_told(make: Callable[[], Any], what: str) -> None:
+def test_invalid_arguments_are_refused(make: Callable[[], Any], what: str) -> None:
     with pytest.raises((UserError, TypeError), match=what):
         make()

@@ -1,4 +1,4 @@
-"""What is imported, and what a wheel holds and does outside the checkout."""
+"""What the library imports, what its wheel holds, and that the wheel works outside the checkout."""
 
 import os
 import re
@@ -21,7 +21,7 @@ START = (ROOT / "docs" / "start.md").read_text()
 
 
 def run(*command: str | Path, folder: Path, **environment: str) -> str:
-    """Runs a command that must succeed; returns what it printed."""
+    """Runs a command that must succeed; returns its output."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     finished = subprocess.run(
         list(map(str, command)),
@@ -37,7 +37,7 @@ def run(*command: str | Path, folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built from a copy so that no files are left in the checkout."""
+    """The wheel, built from a copy so that the build leaves no files in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     unwanted = shutil.ignore_patterns(".*", "build", "dist", "logs", "data", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, folder / "source", ignore=unwanted)
@@ -49,10 +49,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh virtual environment with the wheel, which borrows the dependencies from this one.
+    """A fresh virtual environment with the wheel and the dependencies of this environment.
 
-    The folder of this one's packages is only put on the path, so that its own .pth files, of which one is of an
-    editable install of the checkout, do not count.
+    This environment's site-packages are only added to the path, so that their .pth files, among them that of an
+    editable install of the checkout, are not read.
     """
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder)
@@ -65,7 +65,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
+def test_the_wheel_holds_only_the_library(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     (information,) = {name.partition("/")[0] for name in names} - {"rbp_lightning"}
     assert information.endswith(".dist-info")
@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_library_alone(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_outside_the_checkout(environment: Path, tmp_path: Path) -> None:
+def test_the_installed_library_trains_outside_the_checkout(environment: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"{MODULE}\nimport rbp_lightning\nprint('from', rbp_lightning.__file__)\n")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("raise RuntimeError('these are the models of somebody else')\n")
@@ -99,8 +99,8 @@ def test_importing_the_library_does_not_import(module: str, imported: tuple[set[
     assert module not in imported[0]
 
 
-def test_no_module_of_the_library_imports_what_draws(imported: tuple[set[str], set[str]]) -> None:
-    """torchmetrics imports matplotlib where it is installed, which hides it from the test above."""
+def test_no_module_of_the_library_imports_optional_packages(imported: tuple[set[str], set[str]]) -> None:
+    """torchmetrics imports matplotlib if that is installed, so the test above cannot see it."""
     _, ours = imported
     assert {"torch", "lightning", "rbp_lightning"} <= ours
     assert not ours & {"matplotlib", "scipy", "sklearn", "torch_geometric", "torchmetrics", "tqdm"}
@@ -108,9 +108,9 @@ def test_no_module_of_the_library_imports_what_draws(imported: tuple[set[str], s
 
 @pytest.fixture(scope="module")
 def imported() -> tuple[set[str], set[str]]:
-    """What the public names import beyond what Lightning and PyTorch do, and what modules of its own ask for.
+    """Modules imported with the public names but not by Lightning and PyTorch, and packages that the library imports.
 
-    The latter include those of the command line.
+    The latter include imports of the command line.
     """
     script = (
         "import builtins, lightning.pytorch, sys, torch\n"
@@ -131,10 +131,10 @@ def imported() -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.slow
-def test_without_matplotlib_there_is_all_but_the_pictures(tmp_path: Path) -> None:
+def test_without_matplotlib_everything_but_the_plots_works(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
     script = (
-        "import lightning.pytorch, sys\n"  # of which torchmetrics imports it where it is installed
+        "import lightning.pytorch, sys\n"  # it imports torchmetrics, which imports matplotlib if that is installed
         "for name in [name for name in sys.modules if name.startswith('matplotlib')]: del sys.modules[name]\n"
         "sys.modules['matplotlib'] = None\n"
         "from mine import Points, Regression\n"

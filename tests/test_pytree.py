@@ -1,4 +1,4 @@
-"""States as vectors."""
+"""Vector operations on pytrees: norms, inner products and scaling."""
 
 import pytest
 import torch
@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from rbp_lightning.pytree import denormalize, divide, inner, norm, normalize, scale, where
 
-EXPONENTS = st.integers(-18, 18)  # whose squares are within the range
+EXPONENTS = st.integers(-18, 18)  # float32 can represent the squares
 
 
 @settings(deadline=None)
 @given(exponents=st.lists(EXPONENTS, min_size=1, max_size=4), other=EXPONENTS, seed=st.integers(0, 99))
-def test_norms_of_float32_are_right(exponents: list[int], other: int, seed: int) -> None:
+def test_norms_in_float32_match_those_in_float64(exponents: list[int], other: int, seed: int) -> None:
     torch.manual_seed(seed)
     scales = torch.tensor([10.0**exponent for exponent in exponents])
-    samples = scales[:, None] * torch.randn(len(exponents), 50)  # each of its own scale
+    samples = scales[:, None] * torch.randn(len(exponents), 50)  # each with its own scale
     leaves = [samples, 10.0**other * torch.randn(len(exponents), 3, 2)]
     for vector in ([samples], leaves):
         for batch_dims in (0, 1):
@@ -26,7 +26,7 @@ def test_norms_of_float32_are_right(exponents: list[int], other: int, seed: int)
             torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-22)
 
 
-def test_norms_of_what_is_zero_empty_or_not_finite() -> None:
+def test_norms_of_zero_empty_and_nonfinite_samples() -> None:
     vector = [torch.tensor([[0.0, 0.0], [3.0, 4.0], [float("inf"), 1.0], [float("nan"), 1.0]])]
     expected = torch.tensor([0.0, 5.0, float("inf"), float("nan")])
     torch.testing.assert_close(norm(vector, 1), expected, equal_nan=True)
@@ -34,11 +34,11 @@ def test_norms_of_what_is_zero_empty_or_not_finite() -> None:
     torch.testing.assert_close(norm([torch.zeros(3, 0)], 1), torch.zeros(3))
 
 
-def test_samples_that_are_numbers_have_their_size_for_a_norm() -> None:
+def test_the_norm_of_scalar_samples_is_their_absolute_value() -> None:
     torch.testing.assert_close(norm([torch.tensor([-3.0, 4.0])], 1), torch.tensor([3.0, 4.0]))
 
 
-def test_large_states_are_summed_well_enough() -> None:
+def test_norms_of_large_states_are_within_one_percent() -> None:
     for size in (2**18, 2**20, 2**23):
         state = torch.rand(size, generator=torch.Generator().manual_seed(0))
         for leaf, batch_dims in ((state, 0), (0 * state + 0.1, 0), ((0 * state + 0.1).reshape(-1, 4).t(), 1)):
@@ -55,7 +55,7 @@ def test_low_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 99), batch_dims=st.integers(0, 2))
-def test_inner_products_are_those_of_the_flat_vectors(seed: int, batch_dims: int) -> None:
+def test_inner_products_equal_those_of_flat_vectors(seed: int, batch_dims: int) -> None:
     torch.manual_seed(seed)
     left, right = ([torch.randn(2, 3, 4), torch.randn(2, 3)] for _ in range(2))
     flat = [torch.cat([leaf.reshape(*leaf.shape[:batch_dims], -1) for leaf in one], -1) for one in (left, right)]
@@ -63,7 +63,7 @@ def test_inner_products_are_those_of_the_flat_vectors(seed: int, batch_dims: int
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-45, 1e-38, 1e-6, 1.0, 1e30])
-def test_normalized_is_of_size_one_and_comes_back(scale: float) -> None:
+def test_normalize_scales_the_largest_entry_to_one_and_is_inverted(scale: float) -> None:
     vector = [scale * torch.tensor([[1.0, -0.5], [0.25, 0.0]]), scale * torch.tensor([0.5, 0.5])]
     scaled, size = normalize(vector, always=True)
     largest = max(float(leaf.abs().max()) for leaf in scaled)
@@ -75,19 +75,19 @@ def test_normalized_is_of_size_one_and_comes_back(scale: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12, 1e30])
-def test_in_float32_what_is_very_small_or_large_is_normalized(scale: float) -> None:
+def test_very_small_and_very_large_vectors_are_normalized_in_float32(scale: float) -> None:
     scaled, size = normalize([torch.tensor([scale, 0.0])])
     assert float(scaled[0][0]) == (1 if scale else 0)
     torch.testing.assert_close(denormalize(scaled, size, scaled)[0][0], torch.tensor(scale))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_leaves_the_rest_as_it_is(bad: float) -> None:
+def test_nonfinite_entries_leave_the_others_unchanged(bad: float) -> None:
     scaled, size = normalize([torch.tensor([bad, 2.0, 0.0])], 1e-7)
     assert denormalize(scaled, size, [torch.zeros(3)])[0][1:].tolist() == [2.0, 0.0]
 
 
-def test_low_precision_is_normalized_in_float32_and_comes_back_as_it_was() -> None:
+def test_low_precision_is_normalized_in_float32_and_restored_exactly() -> None:
     vector = [torch.tensor([3e-5, 1e-5], dtype=torch.float16)]
     scaled, size = normalize(vector, always=True)
     assert scaled[0].dtype is torch.float32
@@ -96,7 +96,7 @@ def test_low_precision_is_normalized_in_float32_and_comes_back_as_it_was() -> No
     assert torch.equal(back, vector[0])
 
 
-def test_samples_are_scaled_and_chosen_apart() -> None:
+def test_scale_where_and_divide_act_per_sample() -> None:
     vector = [torch.ones(2, 3), torch.ones(2, dtype=torch.float64)]
     scaled = scale(torch.tensor([2.0, 3.0]), vector)
     assert scaled[0].tolist() == [[2.0] * 3, [3.0] * 3]

@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and the pages of docs/ name exists, and their commands and examples run."""
+"""Everything named in README.md, CONTRIBUTING.md and docs/ exists, and their commands and examples run."""
 
 import re
 import runpy
@@ -21,16 +21,16 @@ FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PAGES = {path.name: path.read_text() for path in FILES}
 OWN = PAGES["your_own.md"]
 
-# The commands train with the sizes of their configs; one epoch of few data is enough here.
+# The commands train with the full sizes of their configs; one epoch with little data is enough here.
 SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu"]
-BARE = ["--trainer.callbacks=null"]  # drawing the monitor's plots takes longer than such a training
+NO_CALLBACKS = ["--trainer.callbacks=null"]  # the monitor's plots would take longer than the training
 FEW_RUNS = ["--seeds=1", "--trials=1"]
 FEW_IMAGES = ["--data.train_draws=2", "--data.eval_draws=1", "--model.num_hidden=16"]
 FEW_PUZZLES = ["--data.num_train=256", "--data.num_val=2", "--data.num_test=2", "--model.eval_steps=[4]"]
 FEW_PUZZLES += ["--trainer.limit_train_batches=1"]
 FEW_STEPS = ["--estimator.solver.max_steps=60"]
 FEW_LABELLED = ["--data.num_train=128", "--data.num_val=20", "--data.num_test=20"]
-FEW = {
+SMALL = {
     "configs/big_graph.yaml": ["--data.dataset.num_nodes=500"],
     "configs/data_cleaning.yaml": FEW_STEPS,
     "configs/digits.yaml": FEW_LABELLED,
@@ -40,21 +40,21 @@ FEW = {
     "configs/prefix_sums.yaml": FEW_PUZZLES,
     "configs/sudoku.yaml": FEW_PUZZLES,
 }
-"""What makes a config small."""
-OF_FILES = ("configs/cora.yaml", "configs/paper/cora.yaml", "configs/data_cleaning.yaml")
-"""The configs that read files of a data set."""
+"""Options that make a config's training short."""
+NEEDS_FILES = ("configs/cora.yaml", "configs/paper/cora.yaml", "configs/data_cleaning.yaml")
+"""The configs that read the files of a data set."""
 
-pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of trainings that are cut short
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # trainings are cut short
 
 
 def blocks(language: str, text: str) -> list[str]:
-    """The code of a language in a page, but for doctests, which pytest runs itself."""
+    """The code blocks of a language in a page, except doctests, which pytest runs itself."""
     found = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     return [block for block in found if not block.startswith(">>>")]
 
 
 def commands(start: str) -> list[str]:
-    """All commands of the pages that start so."""
+    """All commands in the pages that start with ``start``."""
     code = [block.replace("\\\n", " ") for text in PAGES.values() for block in blocks("sh", text)]
     lines = [line for block in code for line in block.splitlines()]
     lines += re.findall(rf"`({start}[^`]*)`", "".join(PAGES.values()))
@@ -64,14 +64,14 @@ def commands(start: str) -> list[str]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder to run commands in that leaves no logs in the repository."""
+    """A folder in which to run commands, so that no logs are written to the repository."""
     for name in ("configs", "train.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     return tmp_path
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks("python", text)])
-def test_python_examples(page: str, tmp_path: Path) -> None:
+def test_python_examples_run(page: str, tmp_path: Path) -> None:
     for number, block in enumerate(blocks("python", PAGES[page])):
         file = tmp_path / f"example_{number}.py"
         file.write_text(block)
@@ -79,42 +79,42 @@ def test_python_examples(page: str, tmp_path: Path) -> None:
 
 
 TRAIN = commands("python train.py ")
-SEVERAL = [command for command in TRAIN if "--trainer.devices" in command]
+SEVERAL_DEVICES = [command for command in TRAIN if "--trainer.devices" in command]
 LAUNCHED = [command for start in ("torchrun ", "srun ") for command in commands(start)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", sorted(set(TRAIN) - set(SEVERAL)))
-def test_command(command: str, checkout: Path, cli, monkeypatch, request) -> None:
+@pytest.mark.parametrize("command", sorted(set(TRAIN) - set(SEVERAL_DEVICES)))
+def test_commands_run(command: str, checkout: Path, cli, monkeypatch, request) -> None:
     subcommand, *options = shlex.split(command)[2:]
     trains = subcommand in ("fit", "sweep") and not any("help" in option for option in options)
     config = options[options.index("--config") + 1] if "--config" in options else ""
     if "--search" in options:
         pytest.importorskip("optuna")
     if trains:
-        options += BARE if options != ["--config", config] else []
+        options += NO_CALLBACKS if options != ["--config", config] else []
         options += FEW_RUNS if subcommand == "sweep" else []
-        options += SHORT + FEW.get(config, [])
-    if config in OF_FILES:
+        options += SHORT + SMALL.get(config, [])
+    if config in NEEDS_FILES:
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
     if "--ckpt_path" in options:
-        assert cli("fit", "--config", config, *SHORT, *BARE, *FEW[config])[0] == 0
-    options += FEW[config] if subcommand in ("test", "audit") else []
+        assert cli("fit", "--config", config, *SHORT, *NO_CALLBACKS, *SMALL[config])[0] == 0
+    options += SMALL[config] if subcommand in ("test", "audit") else []
     status, out, err = cli(subcommand, *options)
     assert status == 0, err
     assert out
 
 
-# Trainings in two processes are tests of their own.
+# Only parsed: other tests train in two processes.
 @pytest.mark.usefixtures("checkout")
-@pytest.mark.parametrize("command", SEVERAL + LAUNCHED)
-def test_command_of_several_processes_is_understood(command: str, cli) -> None:
+@pytest.mark.parametrize("command", SEVERAL_DEVICES + LAUNCHED)
+def test_commands_for_several_processes_are_parsed(command: str, cli) -> None:
     status, out, err = cli(*shlex.split(command.partition("train.py ")[2]), "--print_config")
     assert status == 0, err
     assert re.search("devices: '?[24]", out)
 
 
-def test_several_machines_in_yaml(checkout: Path, cli) -> None:
+def test_the_yaml_for_several_machines_is_parsed(checkout: Path, cli) -> None:
     example, *_ = blocks("yml", PAGES["scale.md"])
     (checkout / "machines.yaml").write_text(example)
     status, out, err = cli("fit", "--config=configs/hopfield.yaml", "--config=machines.yaml", "--print_config")
@@ -123,7 +123,7 @@ def test_several_machines_in_yaml(checkout: Path, cli) -> None:
 
 
 @pytest.mark.parametrize(("package", "known"), [("benchmarks", QUESTIONS), ("experiments", EXPERIMENTS)])
-def test_measurements_that_are_named_exist(package: str, known: dict) -> None:
+def test_named_measurements_exist(package: str, known: dict) -> None:
     named = commands(f"python -m {package} ")
     assert named
     for command in named:
@@ -132,7 +132,7 @@ def test_measurements_that_are_named_exist(package: str, known: dict) -> None:
             auto_parser(known).parse_args([word for word in words if word != "..."])
 
 
-def test_make_targets_extras_and_the_modules_of_python_m_exist() -> None:
+def test_named_make_targets_and_extras_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = [command.split()[1] for command in commands("make ")]
     assert {"demo", "test"} <= set(targets)
@@ -143,7 +143,7 @@ def test_make_targets_extras_and_the_modules_of_python_m_exist() -> None:
     assert set(installed) <= set(extras)
 
 
-def test_files_and_headings_that_are_linked_exist() -> None:
+def test_linked_files_and_headings_exist() -> None:
     for file in FILES:
         for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[file.name]):
             path, _, heading = target.partition("#")
@@ -154,7 +154,7 @@ def test_files_and_headings_that_are_linked_exist() -> None:
             assert heading in ["", *names], f"{file.name}: {target}"
 
 
-def test_configs_and_names_of_the_library_exist() -> None:
+def test_named_configs_and_library_names_exist() -> None:
     text = "".join(PAGES.values())
     for config in set(re.findall(r"configs/[\w/]+\.yaml", text)):
         assert (ROOT / config).is_file(), config
@@ -164,7 +164,7 @@ def test_configs_and_names_of_the_library_exist() -> None:
 
 @pytest.fixture
 def fit_own(checkout: Path, cli, monkeypatch):
-    """Fits a config with classes of the page, in files and with the options that it says; returns what was printed."""
+    """Fits a config with classes from the page, saved and used as the page says; returns the output."""
 
     def fit(config: str, *modules: str, options: list[str]) -> str:
         for module in modules:
@@ -182,36 +182,36 @@ def fit_own(checkout: Path, cli, monkeypatch):
 
 @pytest.mark.parametrize("modules", [("my_linear_solvers", "my_solvers"), ("my_estimators",)])
 def test_own_solvers_and_estimators_on_the_command_line(modules: tuple[str, ...], fit_own) -> None:
-    fit_own("hopfield", *modules, options=[*SHORT, *BARE, *FEW_IMAGES])
+    fit_own("hopfield", *modules, options=[*SHORT, *NO_CALLBACKS, *FEW_IMAGES])
 
 
 @pytest.mark.data
 def test_own_cell_on_the_command_line(fit_own, data_dir: str, monkeypatch) -> None:
     monkeypatch.setenv("RBP_DATA_DIR", data_dir)
-    fit_own("cora", "my_cells", options=["--trainer.max_epochs=2", *BARE])
+    fit_own("cora", "my_cells", options=["--trainer.max_epochs=2", *NO_CALLBACKS])
 
 
 def test_own_graph_on_the_command_line(fit_own) -> None:
-    printed = fit_own("cora", "my_graphs", options=["--trainer.max_epochs=30", *BARE])
+    printed = fit_own("cora", "my_graphs", options=["--trainer.max_epochs=30", *NO_CALLBACKS])
     (accuracy,) = re.findall(r"^  val/accuracy +(\S+)$", printed, re.MULTILINE)
-    assert float(accuracy) > 0.9  # the groups are told apart
+    assert float(accuracy) > 0.9
 
 
 def test_own_hyperparameter_on_the_command_line(fit_own) -> None:
-    fit_own("hypergrad", "my_hyperparameters", options=["--trainer.max_epochs=2", *BARE])
+    fit_own("hypergrad", "my_hyperparameters", options=["--trainer.max_epochs=2", *NO_CALLBACKS])
     *_, last = EventAccumulator("logs/hypergrad/version_0").Reload().Scalars("hyperparameters/noise")
-    assert last.value != pytest.approx(0.1, rel=2e-3)  # it learns
+    assert last.value != pytest.approx(0.1, rel=2e-3)  # its initial value
 
 
-def test_own_images(checkout: Path, fit_own) -> None:
+def test_own_images_on_the_command_line(checkout: Path, fit_own) -> None:
     (checkout / "my_images").mkdir()
     for name in "abcde":
         Image.effect_noise((20, 20), 100).save(checkout / "my_images" / f"{name}.png")
     (options,) = re.findall(r"`(--data.source folder[^`]*)`", OWN)
-    fit_own("hopfield", options=[*options.split(), *SHORT, *BARE, *FEW_IMAGES])
+    fit_own("hopfield", options=[*options.split(), *SHORT, *NO_CALLBACKS, *FEW_IMAGES])
 
 
-def test_yaml_examples(checkout: Path, cli) -> None:
+def test_yaml_examples_run(checkout: Path, cli) -> None:
     examples = [block for text in PAGES.values() for block in blocks("yaml", text)]
     assert examples
     for example in examples:

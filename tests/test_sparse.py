@@ -1,4 +1,4 @@
-"""The sparse product and its derivatives against dense matrices."""
+"""Sparse products and their derivatives, against dense matrices."""
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ def matrices(draw: st.DrawFn) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(dense=matrices(), width=st.integers(1, 3), seed=st.integers(0, 2**31))
-def test_product_and_derivatives_are_those_of_the_dense_matrix(dense, width, seed) -> None:
+def test_products_and_derivatives_equal_those_of_the_dense_matrix(dense, width, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
-    # In an order of entries that is not the matrix's.
+    # The entries may come in any order.
     row, col = dense.nonzero(as_tuple=True)
     shuffled = torch.randperm(len(row), generator=generator)
     row, col = row[shuffled], col[shuffled]
@@ -35,7 +35,7 @@ def test_product_and_derivatives_are_those_of_the_dense_matrix(dense, width, see
 
 @settings(deadline=None)
 @given(dense=matrices(), data=st.data())
-def test_some_rows_are_those_of_the_dense_matrix(dense, data) -> None:
+def test_selected_rows_equal_those_of_the_dense_matrix(dense, data) -> None:
     size = len(dense)
     matrix = SparseMatrix.from_dense(dense)
     row, col, values = matrix.entries
@@ -51,15 +51,15 @@ def test_some_rows_are_those_of_the_dense_matrix(dense, data) -> None:
     torch.testing.assert_close(torch.autograd.grad(product, states, weight)[0], dense[index].T @ weight)
 
 
-def test_rows_that_are_none_are_refused() -> None:
+def test_rows_out_of_range_and_strided_slices_are_refused() -> None:
     matrix = SparseMatrix.from_dense(torch.eye(3))
     with pytest.raises(UserError, match=r"index holds 3, but must lie in \[0, 3\)"):
         matrix.rows(torch.tensor([0, 3]))
-    with pytest.raises(UserError, match=r"has the step 2: pass a slice of step 1"):
+    with pytest.raises(UserError, match=r"has the step 2"):
         matrix.rows(slice(0, 3, 2))
 
 
-def test_forward_mode_and_second_derivatives() -> None:
+def test_forward_mode_and_second_derivatives_are_right() -> None:
     generator = torch.Generator().manual_seed(0)
     matrix = SparseMatrix.from_dense(torch.randn(4, 3, generator=generator, dtype=torch.float64).relu())
     states = torch.randn(3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -67,7 +67,7 @@ def test_forward_mode_and_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(lambda x: (matrix @ x).sin(), states, check_fwd_over_rev=True)
 
 
-def test_other_values_at_the_same_places() -> None:
+def test_with_values_replaces_the_values_only() -> None:
     dense = torch.tensor([[0.0, 2.0, 3.0], [4.0, 0.0, 0.0]])
     matrix = SparseMatrix.from_dense(dense)
     other = matrix.with_values(matrix.values * torch.tensor([1.0, 0.0, 10.0]))
@@ -79,7 +79,7 @@ def test_other_values_at_the_same_places() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_states_keep_their_type(dtype) -> None:
+def test_low_precision_states_keep_their_dtype(dtype) -> None:
     matrix = SparseMatrix.from_dense(torch.full((2, 3), 0.5))
     states = torch.ones(3, 2, dtype=dtype, requires_grad=True)
     product = matrix @ states
@@ -91,7 +91,7 @@ def test_low_precision_states_keep_their_type(dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_float64_states_are_multiplied_in_float64(dtype) -> None:
-    """A module that holds a matrix in float32 is audited in float64."""
+    """An audit evaluates a module in float64 that holds its matrix in float32."""
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand(5, 4, generator=generator).to(dtype)
     matrix = SparseMatrix.from_dense(dense)
@@ -104,13 +104,13 @@ def test_float64_states_are_multiplied_in_float64(dtype) -> None:
     torch.testing.assert_close(gradient, 2 * dense.double().T @ product, rtol=1e-14, atol=1e-14)
 
 
-def test_autocast_leaves_the_product_alone() -> None:
+def test_autocast_does_not_change_the_product() -> None:
     matrix = SparseMatrix.from_dense(torch.full((2, 3), 0.5))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(matrix @ torch.ones(3, 2), torch.full((2, 2), 1.5))
 
 
-def test_entries_that_want_a_gradient_are_refused() -> None:
+def test_values_that_require_a_gradient_are_refused() -> None:
     matrix = SparseMatrix.from_dense(torch.eye(2))
     with pytest.raises(UserError, match=r"values requires a gradient, .*detach it"):
         matrix.with_values(matrix.values.clone().requires_grad_())
@@ -125,15 +125,15 @@ def pairs(*places: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
-def test_indices_of_any_integer_type_give_the_same_matrix(dtype) -> None:
+def test_indices_may_be_of_any_integer_dtype(dtype) -> None:
     row, col = pairs((199, 0), (3, 199), (3, 7), (150, 150))
     values, states = torch.arange(1.0, 5), torch.rand(200, 2, generator=torch.Generator().manual_seed(0))
     expected = torch.zeros(200, 200).index_put((row, col), values) @ states
     torch.testing.assert_close(SparseMatrix(row.to(dtype), col.to(dtype), values, (200, 200)) @ states, expected)
 
 
-def test_products_of_indices_do_not_overflow() -> None:
-    """From 46,341 columns on, int32 cannot number the entries of a matrix one by one."""
+def test_flat_indices_do_not_overflow() -> None:
+    """A square matrix with 46,341 columns has more entries than int32 can number."""
     size = 50_000
     row, col = pairs((size - 1, size - 1), (size - 1, 0), (46_341, 46_341), (0, size - 1))
     states = torch.arange(float(size))[:, None].requires_grad_()
@@ -181,7 +181,7 @@ def test_malformed_entries_are_refused_at_once(arguments, message) -> None:
 
 def test_values_and_factors_that_do_not_fit_are_refused() -> None:
     matrix = SparseMatrix.from_dense(torch.eye(2))
-    with pytest.raises(UserError, match=r"values has the shape \[3\]: pass \[2\]"):
+    with pytest.raises(UserError, match=r"values has the shape \[3\]: pass .*\[2\]"):
         matrix.with_values(torch.ones(3))
     with pytest.raises(UserError, match=r"dense has the shape \[3\]"):
         SparseMatrix.from_dense(torch.ones(3))
@@ -190,6 +190,6 @@ def test_values_and_factors_that_do_not_fit_are_refused() -> None:
             matrix @ torch.ones(2, 1, dtype=dtype)
 
 
-def test_an_empty_matrix_is_no_obstacle() -> None:
+def test_a_matrix_without_entries_gives_zeros() -> None:
     nothing = torch.empty(0, dtype=torch.int32)
     assert torch.equal(SparseMatrix(nothing, nothing, torch.empty(0), (2, 3)) @ torch.ones(3, 1), torch.zeros(2, 1))

@@ -1,11 +1,11 @@
-"""Steps that are taken ahead are those that would have been taken one by one."""
+"""Steps replayed from a CUDA graph equal steps taken one by one."""
 
 import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rbp_lightning import Implicit, Picard, UserError
@@ -16,7 +16,7 @@ from tests.cells import loss_of, tanh_cell
 
 
 def one_by_one(prepare: Callable[[], Step], vector: Vector, count: int) -> Replay:
-    """Stands for a graph where there are none."""
+    """A recorder for the CPU, which has no graphs: its replay takes the steps one by one."""
     step = prepare()
 
     def replay(start: Vector) -> list[Vector]:
@@ -29,12 +29,13 @@ def one_by_one(prepare: Callable[[], Step], vector: Vector, count: int) -> Repla
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def cpu_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECORDERS, "cpu", one_by_one)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 5), st.lists(st.integers(1, 40), min_size=1, max_size=4))
-def test_results_are_those_of_single_steps_from_wherever_it_goes_on(count: int, lengths: list[int]) -> None:
+def test_replayed_steps_equal_single_steps_also_after_a_new_start(count: int, lengths: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setitem(RECORDERS, "cpu", one_by_one)
         ahead = StepsAhead(lambda vector: [vector[0].cos(), vector[1] / 2], count, Place("here.py", 1))
@@ -47,8 +48,8 @@ def test_results_are_those_of_single_steps_from_wherever_it_goes_on(count: int, 
     assert ahead.replays >= sum((length - 1 - 2 * count) // count for length in lengths if length > 2 * count + 1)
 
 
-@pytest.mark.usefixtures("recorded")
-def test_a_step_on_the_tape_is_taken_whatever_is_ahead() -> None:
+@pytest.mark.usefixtures("cpu_recorder")
+def test_a_taped_step_is_evaluated_even_if_it_was_replayed_ahead() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     ahead, vector = StepsAhead(lambda vector: [weight * vector[0]], 4, Place("here.py", 1)), [torch.ones(2)]
     with torch.no_grad():
@@ -60,9 +61,9 @@ def test_a_step_on_the_tape_is_taken_whatever_is_ahead() -> None:
     torch.testing.assert_close(weight.grad, vector[0].sum())
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("cpu_recorder")
 @pytest.mark.parametrize("tol", [0.0, 1e-9])
-def test_a_solve_and_its_gradient_are_the_same(tol: float) -> None:
+def test_a_solve_and_its_gradient_do_not_depend_on_graph_steps(tol: float) -> None:
     found = []
     for graph_steps in (0, 4):
         weight, drive = (tensor.detach().requires_grad_() for tensor in tanh_cell(0).tensors)
@@ -78,7 +79,7 @@ def test_a_solve_and_its_gradient_are_the_same(tol: float) -> None:
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-def test_what_cannot_be_captured_is_told_once_a_line_and_stepped_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_capture_warns_once_per_line_and_falls_back_to_single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
     def record(prepare: Callable[[], Step], vector: Vector, count: int) -> Replay:
@@ -100,6 +101,6 @@ def test_what_cannot_be_captured_is_told_once_a_line_and_stepped_one_by_one(monk
         torch.testing.assert_close(state, torch.full((2,), 0.7390851332151607, dtype=torch.float64))
 
 
-def test_a_graph_of_one_step_is_refused() -> None:
+def test_graphs_of_one_step_are_refused() -> None:
     with pytest.raises(UserError, match="graph_steps=1"):
         Picard(graph_steps=1)

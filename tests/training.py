@@ -1,4 +1,4 @@
-"""Modules to train, runs of a Trainer, and what they leave behind."""
+"""Small LightningModules, and helpers to train them and read their logs."""
 
 import os
 import subprocess
@@ -19,6 +19,9 @@ from rbp_lightning import ConvergenceWarning, FixedPoint, NeumannRBP, Picard
 
 ROOT = Path(__file__).parents[1]
 
+PROCESSES = int(os.environ.get("RBP_PROCESSES", "2"))
+"""How many there are where a training is shared."""
+
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
     "logger": False,
@@ -26,14 +29,14 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-"""Options of a Trainer that leaves nothing behind."""
+"""Options of a Trainer that prints and writes nothing."""
 
 GOOD, SLOW, GROWING = 0.5, 0.95, 3.0
-"""Rates of a linear update: one that converges, one that needs more than a hundred steps, one that diverges."""
+"""Rates of a linear update: one that converges fast, one that needs more than 100 steps, one that diverges."""
 
 
 class Rates(LightningModule):
-    """A linear fixed point whose convergence each batch decides: the rates are the data."""
+    """A linear fixed point whose rates of convergence are the data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +53,7 @@ class Rates(LightningModule):
 
 
 class Tanh(LightningModule):
-    """tanh(h W + x + b), a fixed point for each sample of a batch of vectors of four."""
+    """The fixed point of tanh(0.5 (h W + b) + x), for batches of vectors with 4 entries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ def make_trainer(*callbacks: Any, **options: Any) -> Trainer:
 
 
 def fit(module: LightningModule, data: Any, *callbacks: Any, ckpt_path: Any = None, **options: Any) -> Trainer:
-    """Trains a module for one epoch, quietly unless the options say otherwise."""
+    """Trains a module for one epoch, unless the options say otherwise, with the options ``QUIET``."""
     trainer = make_trainer(*callbacks, **options)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer
@@ -99,7 +102,7 @@ def fit_rates(
 
 
 def convergence_warnings(run: Callable[[], Any], action: Any = "always") -> list[warnings.WarningMessage]:
-    """The convergence warnings of a run, with a warning filter of this action for them."""
+    """The convergence warnings of a run, with a warning filter of the given action for them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter(action, ConvergenceWarning)
@@ -108,13 +111,13 @@ def convergence_warnings(run: Callable[[], Any], action: Any = "always") -> list
 
 
 def read_events(trainer: Trainer) -> EventAccumulator:
-    """Everything in the event file of a Trainer's first logger."""
+    """The complete event file of a Trainer's first logger."""
     unlimited = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
     return EventAccumulator(trainer.loggers[0].log_dir, size_guidance=unlimited).Reload()
 
 
 def run_script(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a Python program that can import the tests, in a folder."""
+    """Runs a Python script, which can import the tests, in a folder."""
     path = folder / "script.py"
     path.write_text(textwrap.dedent(script))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

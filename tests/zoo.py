@@ -1,4 +1,4 @@
-"""Fixed-point problems of every kind that a solver meets, with their exact fixed points."""
+"""Fixed-point problems of many kinds, with their exact fixed points."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ BATCH, SIZE = 3, 6
 
 @dataclass(frozen=True)
 class Problem:
-    """An update in float64, of a batch of independent samples.
+    """A fixed-point problem in float64, with a batch of independent samples.
 
     Attributes:
         name: Its name.
         update: The map F.
-        start: Where to start, of shape ``[batch, size]``.
-        status: How Picard iteration ends.
-        fixed_point: Where it ends, to rounding; ``None`` where it does not converge.
+        start: The initial state, of shape ``[batch, size]``.
+        status: The status of Picard iteration.
+        fixed_point: The limit of Picard iteration, up to rounding; ``None`` if it does not converge.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Problem:
 
 
 def solve_dense(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solves a dense system by QR; torch.linalg.solve was seen wrong with several threads."""
+    """Solves a dense system by QR, since ``torch.linalg.solve`` returned wrong results with several threads."""
     orthogonal, triangular = torch.linalg.qr(matrix)
     return torch.linalg.solve_triangular(triangular, orthogonal.mT @ right[..., None], upper=True).squeeze(-1)
 
 
 def newton(update: Callable[[Tensor], Tensor], start: Tensor, steps: int = 30) -> Tensor:
-    """The fixed point next to a state, by Newton's method with dense Jacobians."""
+    """The fixed point near a state, by Newton's method with dense Jacobians."""
     flat = start.reshape(-1)
 
     def residual(point: Tensor) -> Tensor:
@@ -49,13 +49,13 @@ def newton(update: Callable[[Tensor], Tensor], start: Tensor, steps: int = 30) -
 
 
 def draw(*shape: int, seed: int) -> Tensor:
-    """Normal numbers, the same on every default device."""
+    """Standard normal numbers, the same on every default device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(torch.get_default_device())
 
 
 def symmetric(radius: float, size: int = SIZE, seed: int = 0) -> Tensor:
-    """A symmetric matrix whose largest eigenvalue, and norm, is ``radius``."""
+    """A symmetric matrix whose largest eigenvalue and norm are ``radius``."""
     drawn = draw(size + 1, size, seed=seed)
     basis, values = torch.linalg.qr(drawn[1:])[0], radius * drawn[0].sin()
     values[0] = radius
@@ -63,12 +63,12 @@ def symmetric(radius: float, size: int = SIZE, seed: int = 0) -> Tensor:
 
 
 def drive(seed: int = 0) -> Tensor:
-    """An input of each sample."""
+    """A random input for each sample."""
     return draw(BATCH, SIZE, seed=seed + 1000)
 
 
 def zeros() -> Tensor:
-    """The usual start."""
+    """The usual initial state."""
     return torch.zeros(BATCH, SIZE, dtype=torch.float64)
 
 
@@ -93,7 +93,7 @@ def tanh(radius: float) -> Problem:
 
 
 def rotation(radius: float) -> Tensor:
-    """Turns planes by 1, 2 and 3 radians: complex eigenvalues of one modulus."""
+    """Rotations of three planes by 1, 2 and 3 radians, times ``radius``, the modulus of all eigenvalues."""
     blocks = [
         torch.tensor([[0.0, -angle], [angle, 0.0]], dtype=torch.float64).matrix_exp() for angle in (1.0, 2.0, 3.0)
     ]
@@ -101,7 +101,7 @@ def rotation(radius: float) -> Tensor:
 
 
 def bistable() -> Problem:
-    """h <- tanh(2 h) leaves the unstable 0 to either side, growing at first."""
+    """h <- tanh(2 h) from near the unstable fixed point 0: the iterates grow at first, then converge."""
     signs = torch.where(drive() > 0, 1.0, -1.0).double()
 
     def update(h: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def bistable() -> Problem:
 
 
 def contractions() -> list[Problem]:
-    """Problems that Picard iteration solves."""
+    """Problems for which Picard iteration converges."""
     return [
         *(affine(f"linear {radius}", symmetric(radius)) for radius in (0.3, 0.9, 0.99)),
         *(tanh(radius) for radius in (0.3, 0.9, 0.99)),
@@ -125,7 +125,7 @@ def contractions() -> list[Problem]:
 
 
 def failures() -> list[Problem]:
-    """Problems that Picard iteration does not solve."""
+    """Problems for which Picard iteration fails."""
     quarter_turn = torch.block_diag(*[torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)] * 3)
     inputs = drive()
     return [
@@ -144,5 +144,5 @@ ALL = CONTRACTIONS + FAILURES
 
 
 def named(name: str) -> Problem:
-    """The problem of a name."""
+    """The problem with a name."""
     return next(problem for problem in ALL if problem.name == name)

@@ -1,7 +1,7 @@
-"""Times solves by the ``rbp_lightning`` of one checkout, as it is asked to: ``python worker.py CHECKOUT``.
+"""Times and counts solves by the ``rbp_lightning`` of one checkout, as it is asked to: ``python worker.py CHECKOUT``.
 
-A request is a line of JSON on the standard input, and its answer, seconds, a line on the standard output. The networks
-are of the checkout that this file is in; of the other one only what users call is used.
+A request is a line of JSON on the standard input, and its answer another one on the standard output. The networks are
+of the checkout that this file is in; of the other one only what users call is used.
 """
 
 import functools
@@ -9,6 +9,8 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import rbp_lightning  # noqa: E402
 
 assert Path(rbp_lightning.__file__).is_relative_to(checkout), rbp_lightning.__file__
 sys.path[0] = str(own)
+from benchmarks.counts import counted  # noqa: E402
 from benchmarks.peers.graphs import GRAPH_NETWORKS, Graph  # noqa: E402
 from benchmarks.peers.networks import NETWORKS, Case  # noqa: E402
 
@@ -60,6 +63,24 @@ def make_estimator(name: str, max_steps: int, tol: float, terms: int) -> Any:
     raise ValueError(f"How {name} is made in every checkout is not said here.")
 
 
+def fixed_point(case: Case, solve: Any) -> torch.Tensor:
+    """Solves a case by an estimator."""
+    update = case.update(case.prepare(*case.parameters))
+    state: torch.Tensor = solve(update, case.start, batch_dims=case.batch_dims).state
+    return state
+
+
+def counts(case: dict[str, Any], estimator: dict[str, Any]) -> dict[str, int]:
+    """Counts of a solve and its gradient.
+
+    Args:
+        case: Arguments of ``make_case``.
+        estimator: Arguments of ``make_estimator``.
+    """
+    solve = make_estimator(**estimator)
+    return asdict(counted(make_case(**case), lambda made: fixed_point(made, solve)))
+
+
 def seconds(case: dict[str, Any], estimator: dict[str, Any], calls: int) -> float:
     """Mean seconds of a solve and its gradient, of the processor's time: other programs' share does not count.
 
@@ -71,15 +92,16 @@ def seconds(case: dict[str, Any], estimator: dict[str, Any], calls: int) -> floa
     made, solve = make_case(**case), make_estimator(**estimator)
 
     def run() -> None:
-        update = made.update(made.prepare(*made.parameters))
-        state = solve(update, made.start, batch_dims=made.batch_dims).state
-        torch.autograd.grad(made.loss(state), made.parameters)
+        torch.autograd.grad(made.loss(fixed_point(made, solve)), made.parameters)
 
     return Timer("run()", timer=time.process_time, globals={"run": run}).timeit(calls).mean
 
+
+ANSWERS: dict[str, Callable[..., Any]] = {"counts": counts, "seconds": seconds}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for line in sys.stdin:
-        print(seconds(**json.loads(line)), flush=True)
+        request = json.loads(line)
+        print(json.dumps(ANSWERS[request.pop("ask")](**request)), flush=True)

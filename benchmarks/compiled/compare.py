@@ -17,7 +17,7 @@ from benchmarks.compiled.solves import ENOUGH, Step, solved, solved_in_graphs, s
 from benchmarks.devices import DeviceName, available
 from benchmarks.peers.cases import CaseName, make_case
 from benchmarks.peers.measure import exact_gradient
-from benchmarks.report import markdown, median_and_quartiles, write_csv
+from benchmarks.report import as_written, median_and_quartiles, write_csv
 from benchmarks.timing import check_repeats, interleaved, ratios
 from rbp_lightning import ConvergenceWarning, UserError, WarmStart
 
@@ -145,6 +145,6 @@ def compiled(
     tables = list(zip(*measured, strict=True))
     for rows, file_name in zip(tables, ("compiled", "precision", "limits"), strict=False):
         write_csv(out / f"{file_name}.csv", rows)
-    text = "\n\n".join(markdown(list(rows[0]), [list(row.values()) for row in rows]) for rows in tables)
+    text = "\n\n".join(as_written(rows) for rows in tables)
     (out / "compiled.md").write_text(text + "\n")
     print(text)

@@ -4,7 +4,7 @@ import functools
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +16,12 @@ from torch import Tensor
 from benchmarks.jax_peers.arrays import save
 from benchmarks.jax_peers.asked_worker import AskedWorker
 from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
-from benchmarks.peers.compare import REFERENCE, Found, Ratios, cell, rows_of, table
+from benchmarks.peers.compare import REFERENCE, Ratios, cell, rows_of, tables
 from benchmarks.peers.measure import Calibrated, Setting, calibrate, exact_gradient, gradient, loosest, radius_of
 from benchmarks.peers.methods import BY_HAND, OURS, Method
 from benchmarks.peers.networks import Case
 from benchmarks.report import markdown, write_csv
-from benchmarks.timing import call_timer, check_repeats, ratios
+from benchmarks.timing import Measured, call_timer, check_repeats, in_turn, ratios
 from rbp_lightning.errors import UserError
 
 IN_PYTORCH: dict[str, Method] = {
@@ -29,32 +29,8 @@ IN_PYTORCH: dict[str, Method] = {
     **{name: OURS[name] for name in ("Implicit, the default", "RBP")},
 }
 
-SECONDS = 0.1
-"""Time that a measurement takes at least, by as many calls as that needs."""
-
 ROUNDING = 1e-5
 """How far three steps in JAX may be from those in PyTorch, relative to the state; both are in float32."""
-
-Measured = Callable[[int], float]
-"""From a number of calls to the mean of their seconds."""
-
-
-def in_turn(runs: Mapping[str, Measured], repeats: int) -> dict[str, list[float]]:
-    """Times computations in turn.
-
-    Args:
-        runs: The computations.
-        repeats: How often.
-
-    Returns:
-        Seconds of each, in the order of the repeats.
-    """
-    calls = {name: max(1, round(SECONDS / run(1))) for name, run in runs.items()}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            times[name].append(run(calls[name]))
-    return times
 
 
 def here(case: Case, one: Calibrated, radius: float) -> Measured:
@@ -161,7 +137,6 @@ def jax(
     """
     check_repeats(repeats)
     torch.set_num_threads(1)
-    found: Found = {}
     compilations: dict[str, dict[str, float]] = {}
     rows = []
     with AskedWorker(python) as worker, warnings.catch_warnings():
@@ -169,20 +144,18 @@ def jax(
         for name in cases:
             try:
                 for target, outcomes, settings, compilation in compare(name, errors, repeats, worker):
-                    found.setdefault(target, {})[name] = outcomes
                     compilations[name] = compilation
                     cells = ", ".join(f"{one} {cell(outcome)}" for one, outcome in outcomes.items())
                     print(f"{name}, error {target:g}: {cells}", flush=True)
                     rows += rows_of(target, name, outcomes, settings)
+                    write_csv(out / "jax.csv", rows)  # what is done is kept
             except UserError as reason:  # a data set that is not there
                 print(f"{name}: left out. {reason}", file=sys.stderr)
-    if not found:
+    if not rows:
         raise UserError("No case could be compared.")
-    write_csv(out / "jax.csv", rows)
     seconds = [
         [one, *(f"{each[one]:.1f}" for each in compilations.values())] for one in next(iter(compilations.values()))
     ]
-    tables = [table(target, outcomes) for target, outcomes in found.items()]
-    text = "\n\n".join([*tables, markdown(["seconds to compile", *compilations], seconds)])
+    text = "\n\n".join([tables(rows), markdown(["seconds to compile", *compilations], seconds)])
     (out / "jax.md").write_text(text + "\n")
     print(text)

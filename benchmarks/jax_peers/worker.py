@@ -51,7 +51,8 @@ class Worker:
         state, prepared = case.start, case.prepare(*self.parameters)
         for _ in range(3):
             state = case.step(state, *prepared)
-        return relative(np.asarray(state), np.transpose(arrays["third"], case.axes))
+        third = np.asarray(arrays["third"])
+        return relative(np.asarray(state), third if case.axes is None else third.transpose(case.axes))
 
     def compile(self, method: str) -> float:
         """Compiles a method for the case; returns the seconds that took."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.devices import DeviceName, available
 from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
 from benchmarks.peers.measure import Calibrated, Setting, calibrate, exact_gradient, radius_of, seconds
-from benchmarks.peers.methods import BY_HAND, OURS
+from benchmarks.peers.methods import BY_HAND, OURS, Method
 from benchmarks.peers.peers import installed
 from benchmarks.report import markdown, median_and_quartiles, write_csv
 from benchmarks.timing import check_repeats, ratios
@@ -29,16 +29,32 @@ Found = dict[float, dict[str, Ratios]]
 COLUMNS = ("case", "target", "method", "tol", "error", "ratio", "failure")
 
 
+def chosen(names: Sequence[str]) -> dict[str, Method]:
+    """The loop by hand and the methods of some names; all methods where no name is given.
+
+    Args:
+        names: The names.
+
+    Raises:
+        UserError: If there is no such method here.
+    """
+    methods = {**BY_HAND, **OURS, **installed()}
+    if unknown := set(names) - set(methods):
+        raise UserError(f"--methods: there is no {', '.join(sorted(unknown))} here, but {', '.join(methods)}.")
+    return {one: method for one, method in methods.items() if not names or one in (REFERENCE, *names)}
+
+
 def compare(
-    name: CaseName, targets: Sequence[float], repeats: int, device: torch.device
+    name: CaseName, targets: Sequence[float], repeats: int, device: torch.device, methods: Mapping[str, Method]
 ) -> Iterator[tuple[float, Ratios, dict[str, Calibrated]]]:
-    """Compares all methods on a case.
+    """Compares methods on a case.
 
     Args:
         name: The case.
         targets: Relative errors of the gradient.
         repeats: How often each is timed.
         device: Where.
+        methods: The methods, the loop by hand among them.
 
     Yields:
         Each error, the ratios there, and how the methods were calibrated.
@@ -46,7 +62,6 @@ def compare(
     with device:
         case, wide = make_case(name), make_case(name, torch.float64)
     radius, exact = radius_of(wide), exact_gradient(wide)
-    methods = {**BY_HAND, **OURS, **installed()}
     outcomes = {one: calibrate(case, exact, one, method, radius, targets) for one, method in methods.items()}
     for place, target in enumerate(targets):
         here = {one: each[place] for one, each in outcomes.items()}
@@ -71,9 +86,23 @@ def cell(outcome: list[float] | str) -> str:
 
 def table(target: float, found: dict[str, Ratios]) -> str:
     """Lays the ratios at an error out as Markdown, a column each case."""
-    methods = list(next(iter(found.values())))
-    rows = [[one, *(cell(outcomes[one]) for outcomes in found.values())] for one in methods]
+    methods = dict.fromkeys(one for outcomes in found.values() for one in outcomes)
+    rows = [[one, *(cell(outcomes[one]) if one in outcomes else "" for outcomes in found.values())] for one in methods]
     return markdown([f"error of at most {target:g}", *found], rows)
+
+
+def tables(rows: Sequence[Mapping[str, str]]) -> str:
+    """Lays the rows of the CSV file out as Markdown, a table for each error."""
+    found: Found = {}
+    for row in rows:
+        outcomes = found.setdefault(float(row["target"]), {}).setdefault(row["case"], {})
+        if row["failure"]:
+            outcomes[row["method"]] = row["failure"]
+        else:
+            values = outcomes.setdefault(row["method"], [])
+            assert isinstance(values, list)  # a method has ratios or a failure
+            values.append(float(row["ratio"]))
+    return "\n\n".join(table(target, outcomes) for target, outcomes in found.items())
 
 
 def plot(found: Found, path: Path) -> None:
@@ -116,6 +145,7 @@ def peers(
     cases: list[CaseName] = ALL_CASES,
     device: DeviceName = "cpu",
     errors: list[PositiveFloat] = [1e-3, 1e-5],
+    methods: list[str] = [],
     repeats: PositiveInt = 20,
     out: Path = Path("logs/peers"),
 ) -> None:
@@ -130,6 +160,7 @@ def peers(
         cases: Networks to compare on.
         device: Where to run.
         errors: Relative errors of the gradient, each of which every method is compared at.
+        methods: Names of methods to compare with the loop by hand; all where none is given.
         repeats: How often each method is timed, at least 2.
         out: Folder to write to.
 
@@ -137,23 +168,23 @@ def peers(
         UserError: If no case could be compared, or an argument is not possible here.
     """
     check_repeats(repeats)
-    where = available(device)
+    where, compared = available(device), chosen(methods)
     torch.set_num_threads(1)
     found: Found = {}
     rows = []
     for name in cases:
         try:
-            for target, outcomes, calibrated in compare(name, errors, repeats, where):
+            for target, outcomes, calibrated in compare(name, errors, repeats, where, compared):
                 found.setdefault(target, {})[name] = outcomes
                 cells = ", ".join(f"{one} {cell(outcome)}" for one, outcome in outcomes.items())
                 print(f"{name}, error {target:g}: {cells}", flush=True)
                 rows += rows_of(target, name, outcomes, calibrated)
+                write_csv(out / "peers.csv", rows)  # what is done is kept
         except UserError as reason:  # a data set that is not there
             print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No case could be compared.")
-    write_csv(out / "peers.csv", rows)
-    text = "\n\n".join(table(target, outcomes) for target, outcomes in found.items())
+    text = tables(rows)
     (out / "peers.md").write_text(text + "\n")
     plot(found, out / "peers.png")
     print(text)

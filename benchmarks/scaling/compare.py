@@ -68,18 +68,26 @@ def fitted(jobs: Sequence[Job], found: Sequence[dict[str, Any]]) -> Machine:
     return Machine(step, product, once, fixed, states=held)
 
 
-def with_messages(machine: Machine, messages: dict[int, float], job: Job, found: dict[str, Any]) -> Machine:
-    """Adds what messages between two processes take.
+def with_messages(
+    machine: Machine, messages: dict[int, float], jobs: Sequence[Job], found: Sequence[dict[str, Any]]
+) -> Machine:
+    """Adds what messages between two processes take, and what FSDP does with them.
 
     Args:
         machine: What one process takes.
         messages: Seconds of an all-reduce, which is two messages of half its elements, by its elements.
-        job: A training step by FSDP.
-        found: Its measurement.
+        jobs: A training step by DDP, which the others are compared with turn by turn, and the same by FSDP.
+        found: Their measurements.
     """
     slope, start = np.polyfit([4 * elements for elements in messages], list(messages.values()), 1).tolist()
     known = replace(machine, latency=max(start, 0.0) / 2, bandwidth=1 / slope)
-    return replace(known, gather=(statistics.median(found["seconds"]) - seconds(job, known)) / job.gathers)
+    copied, *sharded = jobs
+    turns = np.array([one["seconds"] for one in found])
+    beyond = np.median(turns[1:] - turns[0], axis=1)
+    beyond -= [sending_seconds(job, known) - sending_seconds(copied, known) for job in sharded]
+    counts = np.array([[job.gathers, job.uses] for job in sharded])
+    gather, use = np.linalg.lstsq(counts, beyond, rcond=None)[0].tolist()
+    return replace(known, gather=gather, use=use)
 
 
 def row(job: Job, machine: Machine, found: dict[str, Any]) -> dict[str, Any]:
@@ -119,30 +127,44 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown([*header, "MiB predicted", "measured", "collectives predicted", "measured"], lines)
 
 
-def extrapolated(devices: Sequence[int], job: Job, machine: Machine) -> str:
-    """What the model says of more devices, each with as large a state, as Markdown.
+def extrapolated(devices: Sequence[int], job: Job, machine: Machine) -> list[dict[str, Any]]:
+    """What the model says of more devices, each with as large a state.
 
     Args:
         devices: Numbers of devices.
         job: The training step of one.
         machine: What each device takes.
     """
-    lines = []
+    rows = []
     for count in devices:
         for sharing in SHARED:
             one = Job(job.steps, job.products, job.state, job.parameters, count, sharing)
-            sending, whole = sending_seconds(one, machine), seconds(one, machine)
-            held = (working_bytes(one, machine) + kept_bytes(one)) / 2**30
-            lines.append(
-                [
-                    count,
-                    sharing,
-                    f"{whole:.3f}",
-                    f"{100 * sending / whole:.1f} %",
-                    f"{sent_bytes(one) / 1e9:.2f}",
-                    f"{held:.2f}",
-                ]
+            rows.append(
+                {
+                    "devices": count,
+                    "sharing": sharing,
+                    "seconds": seconds(one, machine),
+                    "sending_seconds": sending_seconds(one, machine),
+                    "sent_bytes": sent_bytes(one),
+                    "held_bytes": working_bytes(one, machine) + kept_bytes(one),
+                }
             )
+    return rows
+
+
+def table_of_devices(rows: Sequence[dict[str, Any]]) -> str:
+    """Lays what the model says of more devices out as Markdown."""
+    lines = [
+        [
+            row["devices"],
+            row["sharing"],
+            f"{row['seconds']:.3f}",
+            f"{100 * row['sending_seconds'] / row['seconds']:.1f} %",
+            f"{row['sent_bytes'] / 1e9:.2f}",
+            f"{row['held_bytes'] / 2**30:.2f}",
+        ]
+        for row in rows
+    ]
     return markdown(["devices", "parameters", "seconds", "share of sending", "GB sent", "GiB held"], lines)
 
 
@@ -160,7 +182,7 @@ def scaling(
 
     Fits the figures of this machine to a few training steps, predicts others, of one process and of two, and measures
     them: processor time, peak of the allocator and number of collectives. Then says what the model gives for many
-    devices of an assumed kind. Prints the tables and leaves a CSV file.
+    devices of an assumed kind. Prints both tables and leaves a CSV file of each.
 
     Args:
         width: Units of a sample; the parameters are its square.
@@ -179,19 +201,23 @@ def scaling(
     states = [width * count for count in samples]
     to_fit = [Job(steps, products, state, width**2) for state in states for steps, products in FITTED]
     alone = [Job(steps, products, state, width**2) for state in states for steps, products in CHECKED]
-    to_fit_shared = Job(*FITTED[0], states[-1], width**2, 2, "fsdp")
-    shared = [Job(*CHECKED[0], states[-1], width**2, 2, sharing) for sharing in SHARED]
+    to_fit_shared, shared = (
+        [Job(*counts, states[-1], width**2, 2, sharing) for sharing in SHARED] for counts in (FITTED[0], CHECKED[0])
+    )
     (one,) = measured_by(1, [*to_fit, *alone], repeats)
-    two, _ = measured_by(2, [to_fit_shared, *shared], repeats)
+    two, _ = measured_by(2, [*to_fit_shared, *shared], repeats)
     machine = fitted(to_fit, one["jobs"][: len(to_fit)])
-    machine = with_messages(machine, two["messages"], to_fit_shared, two["jobs"][0])
-    found = [*one["jobs"][len(to_fit) :], *two["jobs"][1:]]
+    machine = with_messages(machine, two["messages"], to_fit_shared, two["jobs"][: len(SHARED)])
+    found = [*one["jobs"][len(to_fit) :], *two["jobs"][len(SHARED) :]]
     rows = [row(job, machine, measured) for job, measured in zip([*alone, *shared], found, strict=True)]
     print(table(rows))
     print(f"\nA solve and its gradient hold {machine.states:.1f} states.\n")
     # A step and a product are a multiplication by the weights each, the parameters' gradient another one.
     large, each = Job(30, 15, 10**7, 10**8), 2 * 10**4 / rate
-    print(extrapolated(devices, large, Machine(each, each, each, 0.0, latency, bandwidth, states=machine.states)))
+    assumed = Machine(each, each, each, 0.0, latency, bandwidth, states=machine.states)
+    of_devices = extrapolated(devices, large, assumed)
+    print(table_of_devices(of_devices))
     write_csv(
         out / "scaling.csv", [one | {"seconds": " ".join(f"{taken:.6g}" for taken in one["seconds"])} for one in rows]
     )
+    write_csv(out / "scaling_devices.csv", of_devices)

@@ -30,13 +30,17 @@ class Job:
     sharing: Sharing = "one"
 
     @property
+    def uses(self) -> int:
+        """How often sharded parameters are used: for each application, each product and the parameters' gradient."""
+        return self.steps + self.products + 1 if self.sharing.startswith("fsdp") else 0
+
+    @property
     def gathers(self) -> int:
-        """How often the parameters are gathered: for each application, each product and the parameters' gradient.
+        """How often the parameters are gathered: for each use.
 
         Kept parameters are let go after a backward pass, and a product is one.
         """
-        each = self.steps + self.products + 1
-        return {"one": 0, "ddp": 0, "fsdp": each, "fsdp kept": 1 + self.products}[self.sharing]
+        return 1 + self.products if self.sharing == "fsdp kept" else self.uses
 
     @property
     def sends(self) -> int:
@@ -56,6 +60,7 @@ class Machine:
         latency: Seconds of a message to the next process.
         bandwidth: Bytes a second to the next process.
         gather: Seconds that a gather takes beyond its message: parameters are copied in and out of it.
+        use: Seconds that a use of sharded parameters takes beyond that, as it looks whether there is something to do.
         states: How many states a solve and its gradient hold at once.
     """
 
@@ -66,6 +71,7 @@ class Machine:
     latency: float = 0.0
     bandwidth: float = float("inf")
     gather: float = 0.0
+    use: float = 0.0
     states: float = 0.0
 
 
@@ -85,8 +91,8 @@ def sending_seconds(job: Job, machine: Machine) -> float:
         job: The training step.
         machine: What it runs on.
     """
-    waited = job.sends * (job.ranks - 1) * machine.latency + job.gathers * machine.gather
-    return waited + sent_bytes(job) / machine.bandwidth
+    waited = job.sends * (job.ranks - 1) * machine.latency + sent_bytes(job) / machine.bandwidth
+    return waited + job.gathers * machine.gather + job.uses * machine.use
 
 
 def seconds(job: Job, machine: Machine) -> float:

@@ -28,7 +28,7 @@ QUICK = Scale(
     seeds=2,
 )
 ERRORS = [f"wrong_pixels_{level:g}" for level in LEVELS]
-MEASURED = ["loss", *ERRORS, "seconds", "curve", "corrupted", "recalled", "warnings", "minutes"]
+MEASURED = ["loss", *ERRORS, "seconds", "curve", "corrupted", "recalled", "warnings", "minutes", "version"]
 
 
 @watched

@@ -24,7 +24,7 @@ QUICK = Scale(
     "--trainer.max_epochs=10 --estimator.solver.max_steps=30",
     seeds=2,
 )
-MEASURED = ["val_accuracy", "test_accuracy", "seconds", "differences", "warnings", "minutes"]
+MEASURED = ["val_accuracy", "test_accuracy", "seconds", "differences", "warnings", "minutes", "version"]
 
 
 def measured(update: Update, norms: list[Tensor]) -> Update:
@@ -95,7 +95,17 @@ def _accuracy_table(rows: list[Row], configs: list[str], estimators: list[str]) 
     for name in estimators:
         columns = [_accuracies(rows, config, name) for config in configs]
         lines.append([label(name), *(f"{mean_and_spread(values)} %" for values in columns), len(columns[0])])
-    return markdown(["gradient", *configs, "seeds"], lines)
+    return markdown(["gradient", *(f"accuracy on {Path(config).stem}" for config in configs), "seeds"], lines)
+
+
+def accuracies(rows: list[Row]) -> str:
+    """The table of accuracies of all that is in a file of finished runs.
+
+    Args:
+        rows: The runs.
+    """
+    configs, estimators = (list(dict.fromkeys(row[name] for row in rows)) for name in ("config", "estimator"))
+    return _accuracy_table(rows, configs, estimators)
 
 
 def _warnings(rows: list[Row], configs: list[str], estimators: list[str]) -> str:
@@ -128,7 +138,7 @@ def section(rows: list[Row], folder: Path) -> str:
     return f"""1% of the nodes are labelled, features are principal components, states go through gated propagation.
 Test accuracy of the checkpoint with the best validation accuracy, mean and standard deviation over the seeds:
 
-{_accuracy_table(rows, configs, estimators)}
+{accuracies(rows)}
 
 How many of a training's epochs warned that a solve had not ended as it was meant to:
 

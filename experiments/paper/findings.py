@@ -33,12 +33,14 @@ class Finding:
         where: What it was measured on.
         verdict: ``"agrees"``, ``"disagrees"`` or ``"cannot be told"``.
         figure: What was measured.
+        version: The version, or versions, of this project that the runs are of.
     """
 
     claim: str
     where: str
     verdict: str
     figure: str
+    version: str = ""
 
     @property
     def topic(self) -> str:
@@ -158,5 +160,5 @@ def _sentence(findings: list[Finding]) -> str:
 
 def table(findings: list[Finding]) -> str:
     """Lays the comparisons out one by one, as Markdown."""
-    rows = [[finding.claim, finding.where, f"**{finding.verdict}**", finding.figure] for finding in findings]
-    return markdown(["the paper's claim", "on", "here", "figures"], rows)
+    rows = [[one.claim, one.where, f"**{one.verdict}**", one.figure, one.version] for one in findings]
+    return markdown(["the paper's claim", "on", "here", "figures", "version"], rows)

@@ -28,7 +28,7 @@ QUICK = Scale(
     "--model.hyperparameters=null --model.linearization_batches=1 --trainer.max_epochs=8",
     seeds=2,
 )
-MEASURED = ["loss", "test_accuracy", "seconds", "peak_bytes", "curve", "warnings", "minutes"]
+MEASURED = ["loss", "test_accuracy", "seconds", "peak_bytes", "curve", "warnings", "minutes", "version"]
 
 
 class WatchMemory(Watch):

@@ -51,7 +51,7 @@ ERRORS = [f"error_{radius:g}" for radius in RADII]
 MAPS = {name: f"maps of radius {radius:g}" for name, radius in zip(ERRORS, RADII, strict=True) if 0.9 <= radius < 1}
 """Those near a spectral radius of 1 where the series converges."""
 
-MEASURED = [*ERRORS, "loss", "warnings", "minutes"]
+MEASURED = [*ERRORS, "loss", "warnings", "minutes", "version"]
 
 
 def map_with_radius(radius: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,8 @@ def run(keys: Row) -> Measured:
     return {**{name: f"{error:.4g}" for name, error in errors.items()}, "loss": curve.values[-1]}
 
 
-def _called(name: str) -> str:
+def called(name: str) -> str:
+    """How ``NAME:STEPS`` is called in tables."""
     return label(name.replace(UNSCALED, "unscaled RBP"))
 
 
@@ -135,7 +136,7 @@ def section(rows: list[Row], folder: Path) -> str:
     for name in dict.fromkeys(row["estimator"] for row in rows):
         losses = values_of(rows, name, "loss")
         errors = [_power(values_of(rows, name, error)) for error in ERRORS]
-        lines.append([_called(name), *errors, mean_and_spread(losses, 4), len(losses)])
+        lines.append([called(name), *errors, mean_and_spread(losses, 4), len(losses)])
     header = ["gradient", *(f"radius {radius:g}" for radius in RADII), "training loss", "seeds"]
     return f"""Relative error of the adjoint of linear maps of {SIZE} elements, whose gradient is that of a mean, by
 spectral radius: geometric mean over the seeds, and the factor of a standard deviation. The unscaled start is drawn from
@@ -152,6 +153,6 @@ def findings(rows: list[Row]) -> list[Finding]:
         for kind, start in ((UNSCALED, "unscaled start"), ("RBP", "scaled start")):
             names = f"NeumannRBP:{steps}", f"{kind}:{steps}"
             for measured, what in (*MAPS.items(), ("loss", "memory of digits")):
-                pair = {_called(name): values_of(rows, name, measured) for name in names}
+                pair = {called(name): values_of(rows, name, measured) for name in names}
                 found.append(less(UNSTABLE, f"{what}, {start}, {steps} steps", pair))
     return found

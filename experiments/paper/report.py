@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -12,18 +13,19 @@ from typing import Literal
 import torch
 from jsonargparse.typing import PositiveInt
 
-from experiments.paper import associative_memory, documents, hyperparameters, instability
+from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability
 from experiments.paper.findings import Finding, summary, table
 from experiments.runs import Row, read_runs, run_missing
 from rbp_lightning.errors import UserError
 
-Domain = Literal["associative_memory", "documents", "hyperparameters", "instability"]
+Domain = Literal["associative_memory", "documents", "hyperparameters", "instability", "first_state"]
 
 DOMAINS: dict[Domain, ModuleType] = {
     "associative_memory": associative_memory,
     "documents": documents,
     "hyperparameters": hyperparameters,
     "instability": instability,
+    "first_state": first_state,
 }
 
 LEGEND = """The paper is Liao et al., ICML 2018. Two estimators differ where their means are more than 0.1% apart and a
@@ -70,7 +72,12 @@ def report(found: dict[Domain, list[Row]], command: str, folder: Path) -> str:
         f"`{command}`: {sum(map(len, found.values()))} runs took {minutes:.0f} minutes in all, on {machine}.",
         "",
     ]
-    findings: list[Finding] = [finding for name, rows in found.items() for finding in DOMAINS[name].findings(rows)]
+    versions = {name: ", ".join(dict.fromkeys(row["version"] for row in rows)) for name, rows in found.items()}
+    findings: list[Finding] = [
+        replace(finding, version=versions[name])
+        for name, rows in found.items()
+        for finding in DOMAINS[name].findings(rows)
+    ]
     lines += [
         "## The paper's claims",
         "",
@@ -80,7 +87,8 @@ def report(found: dict[Domain, list[Row]], command: str, folder: Path) -> str:
     for name, rows in found.items():
         configs = dict.fromkeys((row["config"], row["overrides"]) for row in rows)
         how = ", ".join(f"`{' '.join(part for part in parts if part)}`" for parts in configs)
-        lines += [f"## {DOMAINS[name].NAME}", "", f"{how}.", "", DOMAINS[name].section(rows, folder), ""]
+        how += f"; version {versions[name]}."
+        lines += [f"## {DOMAINS[name].NAME}", "", how, "", DOMAINS[name].section(rows, folder), ""]
     lines += ["## The comparisons, one by one", "", LEGEND, "", table(findings), ""]
     return "\n".join(lines)
 

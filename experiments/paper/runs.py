@@ -16,6 +16,7 @@ from experiments import runs
 from experiments.runs import Row, config_keys, estimator_arguments
 from rbp_lightning import ConvergenceWarning
 from rbp_lightning.cli import RBPLightningCLI
+from rbp_lightning.version import __version__
 
 Measured = dict[str, Any]
 """Figures of a run, and curves as text."""
@@ -83,7 +84,7 @@ def fit(keys: Row, *arguments: str, callbacks: list[Callback]) -> RBPLightningCL
 
 
 def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
-    """Has a run print nothing, and adds how often it warned of a failure and how many minutes it took."""
+    """Has a run print nothing, and adds how often it warned of a failure, how many minutes it took, and the version."""
 
     @wraps(run)
     def wrapped(keys: Row) -> Measured:
@@ -93,7 +94,8 @@ def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
             measured = run(keys)
         gc.collect()  # a Trainer and its data hold each other
         told = sum(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-        return {**measured, "warnings": told, "minutes": round((time.perf_counter() - begin) / 60, 3)}
+        minutes = round((time.perf_counter() - begin) / 60, 3)
+        return {**measured, "warnings": told, "minutes": minutes, "version": __version__}
 
     return wrapped
 

@@ -1,4 +1,4 @@
-"""The interface of cells that look at images."""
+"""The interface of cells for image classification."""
 
 from abc import ABC, abstractmethod
 from typing import Literal
@@ -17,20 +17,20 @@ NORMS: tuple[Norm, ...] = ("infinity", "frobenius", "spectral")
 class ImageCell(nn.Module, ABC):
     """A contraction of feature maps, which an ``EquilibriumClassifier`` iterates with an image injected at every step.
 
-    The image goes through a stem once: a convolution of stride 2 for each halving of its sides, and one more. Batch
-    normalisation is in the stem and in the readout, and not in the update, for there samples must not act on each
-    other.
+    The image goes through a stem once: a convolution of stride 2 for each halving of its sides, or one of stride 1
+    without any. Batch normalisation is in the stem and the readout but not in the update, where samples must not affect
+    each other.
 
-    Constructor arguments are plain values. A cell keeps each in an attribute of the same name, where checkpoints find
-    it.
+    Constructor arguments must be plain values, each kept in an attribute of the same name, from which checkpoints
+    record them.
 
     Args:
         num_channels: Number of channels of an image, at least 1.
         num_classes: Number of classes, at least 2.
         num_hidden: Number of channels of a feature map, at least 1.
-        halvings: How often the sides of an image are halved, at least 0.
-        norm: In which norm the update is a contraction, as for ``contractive``.
-        bound: Its constant, in (0, 1).
+        halvings: Number of times that the sides of an image are halved, at least 0.
+        norm: The norm in which the update is a contraction, as for ``contractive``.
+        bound: The contraction constant, in (0, 1).
 
     Raises:
         UserError: If an argument is out of its range.
@@ -54,35 +54,35 @@ class ImageCell(nn.Module, ABC):
         """Prepares a solve.
 
         Args:
-            images: Of shape ``[batch, num_channels, height, width]``.
+            images: The images, of shape ``[batch, num_channels, height, width]``.
 
         Returns:
-            The update, into which the images are injected at every step, and the state of zeros that it starts from.
+            The update, with the images injected at every step, and the initial state, zeros.
         """
 
     @abstractmethod
     def scores(self, state: State) -> Tensor:
-        """Class scores (logits), of shape ``[batch, num_classes]``, of a state."""
+        """Returns the class scores (logits) of a state, of shape ``[batch, num_classes]``."""
 
 
 POOLED = 3
-"""Height and width of the feature maps that are read out."""
+"""Height and width to which feature maps are pooled for the readout."""
 
 
 def stem(num_channels: int, num_hidden: int, halvings: int) -> nn.Sequential:
-    """Convolutions that turn images into feature maps of half the sides, as often as that is asked for.
+    """Returns the convolutions that turn images into feature maps.
 
     Args:
         num_channels: Number of channels of an image.
         num_hidden: Number of channels of a feature map.
-        halvings: How often sides are halved; without any there is one convolution as well.
+        halvings: Number of times that the sides are halved; with 0 there is one convolution of stride 1.
     """
     layers: list[nn.Module] = []
-    between = num_channels
+    channels = num_channels
     for _ in range(halvings - 1):
-        layers += [_convolution(between, num_hidden // 2 or 1, stride=2), nn.ReLU()]
-        between = num_hidden // 2 or 1
-    return nn.Sequential(*layers, _convolution(between, num_hidden, stride=2 if halvings else 1))
+        layers += [_convolution(channels, num_hidden // 2 or 1, stride=2), nn.ReLU()]
+        channels = num_hidden // 2 or 1
+    return nn.Sequential(*layers, _convolution(channels, num_hidden, stride=2 if halvings else 1))
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -90,9 +90,9 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def pooled(num_hidden: int) -> nn.Module:
-    """Turns a feature map into ``POOLED`` x ``POOLED`` averages of each channel, as a vector.
+    """Returns a module that pools a feature map to ``POOLED`` x ``POOLED`` averages per channel, as a vector.
 
     Args:
-        num_hidden: Number of its channels.
+        num_hidden: Number of channels of the feature map.
     """
     return nn.Sequential(nn.BatchNorm2d(num_hidden), nn.AdaptiveAvgPool2d(POOLED), nn.Flatten())

@@ -1,4 +1,4 @@
-"""Deep equilibrium classifiers of images."""
+"""A deep equilibrium classifier of images."""
 
 from typing import Any
 
@@ -19,10 +19,9 @@ from rbp_lightning.errors import check_instance, check_number
 
 
 class EquilibriumClassifier(BatchesOfOneKind):
-    """Classifies an image by the fixed point that a cell comes to with the image injected at every step.
+    """Classifies an image by the fixed point of a cell into which the image is injected at every step.
 
-    It is a deep equilibrium model (Bai, Kolter and Koltun, NeurIPS 2019); the estimator decides how its gradient is
-    computed.
+    It is a deep equilibrium model (Bai, Kolter and Koltun, NeurIPS 2019), whose gradient the estimator computes.
 
     Args:
         cell: The update of the state, and the readout.
@@ -55,10 +54,10 @@ class EquilibriumClassifier(BatchesOfOneKind):
         """Iterates the cell from 0.
 
         Args:
-            images: Of shape ``[batch, num_channels, height, width]``.
+            images: The images, of shape ``[batch, num_channels, height, width]``.
 
         Raises:
-            UserError: If the images have other channels.
+            UserError: If the images have another number of channels.
         """
         if images.dim() != 4 or images.shape[1] != self.cell.num_channels:
             raise UserError(
@@ -69,11 +68,11 @@ class EquilibriumClassifier(BatchesOfOneKind):
         return fixed_point
 
     def batch_entries(self, stage: str) -> tuple[str, ...]:
-        """Images."""
+        """Images with labels or, in prediction, indices."""
         return ("images", "index") if stage == "predict" else ("images", "labels")
 
-    def _scored(self, batch: dict[str, Tensor], stage: str) -> tuple[Tensor, Tensor]:
-        """Returns the class scores and the mean cross-entropy of a batch, and logs how the solve went."""
+    def _score(self, batch: dict[str, Tensor], stage: str) -> tuple[Tensor, Tensor]:
+        """Returns the class scores and the mean cross-entropy of a batch, and logs the solve."""
         check_labels(self.cell, self.cell.num_classes, batch["labels"])
         fixed_point = self(batch["images"])
         scores = self.cell.scores(fixed_point.state)
@@ -85,27 +84,27 @@ class EquilibriumClassifier(BatchesOfOneKind):
         return scores, loss
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the cross-entropy of the labels."""
-        return self._scored(batch, "train")[1]
+        """Returns the mean cross-entropy."""
+        return self._score(batch, "train")[1]
 
     def _evaluate(self, batch: dict[str, Tensor], accuracy: MulticlassAccuracy, stage: str) -> Tensor:
-        scores, _ = self._scored(batch, stage)
+        scores, _ = self._score(batch, stage)
         accuracy.update(scores, batch["labels"])
         self.log(f"{stage}/accuracy", accuracy, prog_bar=True)
         if stage == "val":
-            self.log("hp_metric", accuracy)  # TensorBoard's HPARAMS compares runs by it
+            self.log("hp_metric", accuracy)  # shown in TensorBoard's HPARAMS tab
         return scores.argmax(1)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Classifies images and compares with the labels."""
+        """Classifies images and compares the classes with the labels."""
         return self._evaluate(batch, self.val_accuracy, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Classifies images and compares with the labels."""
+        """Classifies images and compares the classes with the labels."""
         return self._evaluate(batch, self.test_accuracy, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Classifies images; the callback writes the classes to ``classes.txt`` in the log folder, one per line.
+        """Classifies images; a callback writes the classes to ``classes.txt`` in the log folder, one per line.
 
         Returns:
             Classes, int64 of shape ``[batch]``.
@@ -113,7 +112,7 @@ class EquilibriumClassifier(BatchesOfOneKind):
         return self.cell.scores(self(batch["images"]).state).argmax(1)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the file of predicted classes, and pictures of what is told wrong."""
+        """Adds callbacks that write predicted classes and log misclassified images."""
         return [PredictedClasses(), WrongImages()]
 
     def configure_optimizers(self) -> Any:

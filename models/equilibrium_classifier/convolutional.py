@@ -1,4 +1,4 @@
-"""Cells of one feature map."""
+"""A cell with one feature map."""
 
 import torch
 from torch import Tensor, nn
@@ -10,17 +10,17 @@ from rbp_lightning.solvers import Update
 
 
 class ConvolutionalImageCell(ImageCell):
-    """h <- relu(W * h + d), where d is what the stem makes of the image and the norm of the convolution W is bounded.
+    """h <- relu(W * h + d), where d is the stem's output and the norm of the convolution W is bounded.
 
-    ReLU has slopes of at most 1, so the update is a contraction with the constant ``bound``.
+    ReLU has slopes of at most 1, so the update is a contraction with constant ``bound``.
 
     Args:
         num_channels: Number of channels of an image.
         num_classes: Number of classes.
         num_hidden: Number of channels of h.
-        halvings: How often the sides of an image are halved before it is injected.
-        norm: In which norm the update is a contraction.
-        bound: Its constant, in (0, 1).
+        halvings: Number of times that the sides of an image are halved before it is injected.
+        norm: The norm in which the update is a contraction.
+        bound: The contraction constant, in (0, 1).
 
     Raises:
         UserError: If an argument is out of its range.
@@ -47,12 +47,12 @@ class ConvolutionalImageCell(ImageCell):
         self.readout = nn.Sequential(pooled(num_hidden), nn.Linear(num_hidden * POOLED**2, num_classes))
 
     def start(self, images: Tensor) -> tuple[Update, State]:
-        """Injects the images."""
+        """Computes d, and returns the update and a state of zeros."""
         drive = self.stem(images)
         update = held(lambda state: torch.relu(self.hidden(state) + drive), self.hidden)
         return update, torch.zeros_like(drive)
 
     def scores(self, state: State) -> Tensor:
-        """Class scores by a linear map of averages of the feature map."""
+        """Returns a linear map of the pooled feature map."""
         scores: Tensor = self.readout(state)
         return scores

@@ -1,4 +1,4 @@
-"""Cells of feature maps of two sizes."""
+"""A cell with feature maps of two resolutions."""
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,21 @@ from rbp_lightning.solvers import Update
 
 
 class MultiscaleImageCell(ImageCell):
-    """Two feature maps, one of half the sides of the other, that see each other at every step (as in MDEQ).
+    """Two feature maps, one of half the other's resolution, that are combined at every step (as in MDEQ).
 
     fine <- relu(A * fine + B * larger(coarse) + d) and coarse <- relu(C * coarse + D * smaller(fine) + e), at once. d
-    and e are what the stem makes of the image, larger repeats pixels and smaller averages them, each with norm 1, and
-    the convolutions A, B, C and D have norms of at most half the ``bound``. So have the four blocks of the Jacobian,
-    and the update is a contraction with the constant ``bound``. The state is a dict of both. The form is that of the
-    multiscale deep equilibrium models of Bai, Koltun and Kolter (NeurIPS 2020, arXiv 2006.08656), with what makes it
-    contract in place of their normalisation.
+    and e come from the stems, larger repeats pixels and smaller averages them, each scaled to norm 1, and the
+    convolutions A, B, C and D have norms of at most ``bound / 2``. So do the four blocks of the Jacobian, and the
+    update is a contraction with constant ``bound``. The state is a dict of both maps. This is a multiscale deep
+    equilibrium model (Bai, Koltun and Kolter, NeurIPS 2020, arXiv 2006.08656) with bounded norms, not normalisation.
 
     Args:
         num_channels: Number of channels of an image.
         num_classes: Number of classes.
         num_hidden: Number of channels of each feature map.
-        halvings: How often the sides of an image are halved before it is injected.
-        norm: In which norm the update is a contraction.
-        bound: Its constant, in (0, 1).
+        halvings: Number of times that the sides of an image are halved before it is injected.
+        norm: The norm in which the update is a contraction.
+        bound: The contraction constant, in (0, 1).
 
     Raises:
         UserError: If an argument is out of its range.
@@ -51,7 +50,7 @@ class MultiscaleImageCell(ImageCell):
         super().__init__(num_channels, num_classes, num_hidden, halvings, norm, bound)
         self.stem = stem(num_channels, num_hidden, halvings)
         self.smaller_stem = stem(num_hidden, num_hidden, 1)
-        # Repeating each pixel four times doubles the Euclidean norm, and leaves the largest entry as it is.
+        # Repeating each pixel four times doubles the Euclidean norm, and keeps the largest entry.
         self._growth = 1.0 if norm == "infinity" else 2.0
         convolutions = {
             name: nn.Conv2d(num_hidden, num_hidden, 3, padding=1, bias=False)
@@ -62,17 +61,17 @@ class MultiscaleImageCell(ImageCell):
         self.readout = nn.Linear(2 * num_hidden * POOLED**2, num_classes)
 
     def start(self, images: Tensor) -> tuple[Update, State]:
-        """Injects the images.
+        """Computes d and e, and returns the update and a state of zeros.
 
         Raises:
-            UserError: If the larger feature map has odd sides.
+            UserError: If the fine feature map has odd sides.
         """
         fine = self.stem(images)
         if fine.shape[2] % 2 or fine.shape[3] % 2:
             raise UserError(
                 f"MultiscaleImageCell: images of {images.shape[2]} x {images.shape[3]} pixels give feature maps of "
-                f"{fine.shape[2]} x {fine.shape[3]} with halvings={self.halvings}, whose sides must be even: choose "
-                "another number, or pad the images."
+                f"{fine.shape[2]} x {fine.shape[3]} with halvings={self.halvings}, whose sides must be even: change "
+                "halvings, or pad the images."
             )
         coarse = self.smaller_stem(torch.relu(fine))
 
@@ -89,7 +88,7 @@ class MultiscaleImageCell(ImageCell):
         return held(update, self.hidden), {"fine": torch.zeros_like(fine), "coarse": torch.zeros_like(coarse)}
 
     def scores(self, state: State) -> Tensor:
-        """Class scores by a linear map of averages of both feature maps."""
+        """Returns a linear map of both pooled feature maps."""
         features = torch.cat([self.pooled[name](state[name]) for name in ("fine", "coarse")], dim=1)
         scores: Tensor = self.readout(features)
         return scores

@@ -1,22 +1,23 @@
-"""Pictures of images that are told wrong."""
+"""A picture of misclassified images."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rbp_lightning.diagnostics.log_figure import log_figure
+from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
 
-MOST, COLUMNS = 20, 10
-"""Most images of a picture, and how many are beside each other."""
+MAX_IMAGES, COLUMNS = 20, 10
+"""The most images of a picture, and the number of images in a row."""
 
 Wrong = tuple[Tensor, int, int]
-"""An image of shape [channels, height, width], its label and the class that it was taken for."""
+"""An image of shape [channels, height, width], its label and its predicted class."""
 
 
 def titled(wrong: list[Wrong]) -> Figure:
-    """Draws images, each below its label and the class that it was taken for.
+    """Draws images, each titled with its label and its predicted class.
 
     Args:
         wrong: The images, at least one.
@@ -29,20 +30,27 @@ def titled(wrong: list[Wrong]) -> Figure:
     panels = list(figure.subplots(-(-len(wrong) // COLUMNS), COLUMNS, squeeze=False).flat)
     for panel in panels:
         panel.axis("off")
-    for panel, (image, label, taken) in zip(panels, wrong, strict=False):
+    for panel, (image, label, predicted) in zip(panels, wrong, strict=False):
         panel.imshow(image.movedim(0, -1).float().cpu().clamp(0, 1).numpy(), cmap="gray_r", vmin=0, vmax=1)
-        panel.set_title(f"{label}, not {taken}", fontsize=8)
+        panel.set_title(f"{label}, not {predicted}", fontsize=8)
     return figure
 
 
 class WrongImages(Callback):
-    """Logs the first images of a test that are told wrong to the loggers, as ``test/wrong``, with their labels.
+    """Logs the first misclassified images of a test, with their labels, as ``test/wrong`` and as ``wrong.png``.
 
-    With several processes they are those of the first one.
+    With several processes, they are those of process 0.
     """
 
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Finds the log folder, for which all processes have to ask."""
+        self._folder = picture_folder(trainer)
+
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets an earlier test."""
+        """Discards an earlier test."""
         self.wrong: list[Wrong] = []
 
     def on_test_batch_end(
@@ -54,12 +62,12 @@ class WrongImages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps what is told wrong."""
+        """Collects misclassified images."""
         labels = batch["labels"]
-        for index in (outputs != labels).nonzero()[:, 0][: MOST - len(self.wrong)]:
+        for index in (outputs != labels).nonzero()[:, 0][: MAX_IMAGES - len(self.wrong)]:
             self.wrong.append((batch["images"][index], int(labels[index]), int(outputs[index])))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the picture."""
         if self.wrong:
-            log_figure(trainer, "test/wrong", titled(self.wrong), trainer.global_step)
+            log_figure(trainer, "test/wrong", titled(self.wrong), trainer.global_step, self._folder)

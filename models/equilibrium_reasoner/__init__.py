@@ -1,4 +1,4 @@
-"""Networks that iterate a cell on a puzzle until it is solved."""
+"""Equilibrium networks that solve puzzles by iterating a cell."""
 
 from models.equilibrium_reasoner.attention import AttentionCell
 from models.equilibrium_reasoner.cell import ReasoningCell

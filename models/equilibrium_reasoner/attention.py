@@ -1,4 +1,4 @@
-"""Cells whose positions see each other."""
+"""A cell with self-attention."""
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,17 @@ from rbp_lightning.solvers import Update
 
 
 class AttentionCell(ReasoningCell):
-    """A layer of a transformer, applied again and again with the inputs injected at every step.
+    """A transformer layer that is iterated with the inputs injected at every step.
 
-    u = h + d, where d is a linear map of the inputs plus a learned vector of the position; then u + attention(u), and
-    u + a perceptron of it, each rescaled as in Hierarchical and Tiny Recursive Models. The number of positions is
-    fixed.
+    u = h + d, where d is a linear map of the inputs plus a learned vector per position; then u <- u + attention(u) and
+    u <- u + MLP(u), each rescaled as in Hierarchical and Tiny Recursive Models. The number of positions is fixed.
 
     Args:
         num_inputs: Number of input channels.
         num_classes: Number of classes of a position.
         num_hidden: Number of hidden channels.
-        num_positions: Number of positions of a puzzle, such as 16 of a grid of 4 x 4.
-        num_heads: Number of attention heads, which divides ``num_hidden``.
+        num_positions: Number of positions of a puzzle, such as 16 for a 4 x 4 grid.
+        num_heads: Number of attention heads, a divisor of ``num_hidden``.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -52,7 +51,7 @@ class AttentionCell(ReasoningCell):
         self.readout = nn.Conv1d(num_hidden, num_classes, 1)
 
     def start(self, inputs: Tensor) -> tuple[Update, State]:
-        """Injects the inputs.
+        """Computes d, and returns the update and a state of zeros.
 
         Raises:
             UserError: If a puzzle has another number of positions.
@@ -79,6 +78,6 @@ class AttentionCell(ReasoningCell):
         return mixed
 
     def scores(self, state: State) -> Tensor:
-        """Class scores by a linear map of each position."""
+        """Returns a linear map of each position's state."""
         scores: Tensor = self.readout(state.flatten(2))
         return scores.reshape(len(state), self.num_classes, *state.shape[2:])

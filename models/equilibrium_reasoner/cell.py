@@ -1,4 +1,4 @@
-"""The interface of cells that reason."""
+"""The interface of reasoning cells."""
 
 from abc import ABC, abstractmethod
 
@@ -12,10 +12,11 @@ from rbp_lightning.solvers import Update
 class ReasoningCell(nn.Module, ABC):
     """An update of a state at every position of a puzzle, which an ``EquilibriumReasoner`` iterates.
 
-    States should be bounded, as by ``rescaled``: the reasoner takes changes that grow for no failure.
+    States should be bounded, for example by ``rescaled``, since the reasoner does not treat growing changes as a
+    failure.
 
-    Constructor arguments are plain values. A cell keeps each in an attribute of the same name, where checkpoints find
-    it.
+    Constructor arguments must be plain values, each kept in an attribute of the same name, from which checkpoints
+    record them.
 
     Args:
         num_inputs: Number of input channels, at least 1.
@@ -40,19 +41,19 @@ class ReasoningCell(nn.Module, ABC):
             inputs: The puzzles, of shape ``[batch, num_inputs, *positions]``.
 
         Returns:
-            The update, into which the inputs are injected at every step, and the state of zeros that it starts from.
+            The update, with the inputs injected at every step, and the initial state, zeros.
         """
 
     @abstractmethod
     def scores(self, state: State) -> Tensor:
-        """Class scores (logits), of shape ``[batch, num_classes, *positions]``, of a state."""
+        """Returns the class scores (logits) of a state, of shape ``[batch, num_classes, *positions]``."""
 
 
 def rescaled(state: Tensor) -> Tensor:
     """Divides the channels of each position by their root mean square, so that a state neither grows nor vanishes.
 
     Args:
-        state: Of shape ``[batch, channels, *positions]``.
+        state: The state, of shape ``[batch, channels, *positions]``.
 
     Example:
         >>> from models.equilibrium_reasoner.cell import rescaled

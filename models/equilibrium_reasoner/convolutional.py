@@ -1,4 +1,4 @@
-"""Cells whose positions see their neighbours."""
+"""A convolutional cell."""
 
 from typing import Any, Literal
 
@@ -16,12 +16,12 @@ WIDTH = 3
 
 
 def convolution(dims: int, inputs: int, outputs: int) -> nn.Module:
-    """A convolution of width 3 that keeps the number of positions.
+    """Returns a convolution of width 3 that keeps the number of positions.
 
     Args:
-        dims: In how many dimensions, 1 or 2.
-        inputs: Number of channels.
-        outputs: Number of channels.
+        dims: Number of dimensions, 1 or 2.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
     """
     return CONVOLUTIONS[dims][0](inputs, outputs, WIDTH, padding=WIDTH // 2)
 
@@ -30,7 +30,7 @@ class ConvolutionalBlock(nn.Module):
     """u = relu(conv([h, d])), then relu(u + conv(relu(conv(u)))), each position divided by its root mean square.
 
     Args:
-        dims: In how many dimensions it convolves, 1 or 2.
+        dims: Number of dimensions, 1 or 2.
         num_hidden: Number of channels of h.
         num_drive: Number of channels of d.
 
@@ -49,7 +49,7 @@ class ConvolutionalBlock(nn.Module):
         self.second = convolution(dims, num_hidden, num_hidden)
 
     def drive(self, drive: Tensor) -> Tensor:
-        """What d adds to the first convolution: the same at every step where d is.
+        """Computes the contribution of d to the first convolution, which is constant if d is.
 
         Args:
             drive: d, of shape ``[batch, num_drive, *positions]``.
@@ -63,7 +63,7 @@ class ConvolutionalBlock(nn.Module):
 
         Args:
             state: h, of shape ``[batch, num_hidden, *positions]``.
-            drive: What ``drive`` returned.
+            drive: The result of ``drive``.
         """
         weight: Any = self.inject.weight
         hidden = torch.relu(self._convolve(state, weight[:, : self.num_hidden], padding=WIDTH // 2) + drive)
@@ -71,10 +71,10 @@ class ConvolutionalBlock(nn.Module):
 
 
 class ConvolutionalCell(ReasoningCell):
-    """A residual block of convolutions of width 3, applied again and again with the inputs injected at every step.
+    """A residual block of convolutions of width 3 that is iterated with the inputs injected at every step.
 
-    It is the recurrent network of Bansal et al. (NeurIPS 2022), "recall" included, in its smallest form. Whatever its
-    size, a puzzle is solved by the same weights.
+    It is the recurrent network of Bansal et al. (NeurIPS 2022), with "recall", in its smallest form. The same weights
+    solve puzzles of any size.
 
     Args:
         num_inputs: Number of input channels.
@@ -97,25 +97,25 @@ class ConvolutionalCell(ReasoningCell):
         self.dims = check_dims(self, dims)
         self.block = ConvolutionalBlock(dims, num_hidden, num_inputs)
         self.readout = readout(dims, num_hidden, num_classes)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; only grids have it
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; affects only 2D convolutions
 
     def start(self, inputs: Tensor) -> tuple[Update, State]:
-        """Injects the inputs."""
+        """Computes the contribution of the inputs, and returns the update and a state of zeros."""
         drive = self.block.drive(inputs)
         return lambda state: self.block(state, drive), torch.zeros_like(drive)
 
     def scores(self, state: State) -> Tensor:
-        """Class scores by two convolutions."""
+        """Returns the result of two convolutions of the state."""
         scores: Tensor = self.readout(state)
         return scores
 
 
 def check_dims(owner: object, dims: int) -> int:
-    """Returns a number of dimensions, or says which class cannot have it.
+    """Checks a number of dimensions, and returns it.
 
     Args:
         owner: The object whose argument it is.
-        dims: The value that was given.
+        dims: The argument's value.
 
     Raises:
         UserError: If it is neither 1 nor 2.
@@ -126,10 +126,10 @@ def check_dims(owner: object, dims: int) -> int:
 
 
 def readout(dims: int, num_hidden: int, num_classes: int) -> nn.Module:
-    """Two convolutions that turn a state into class scores.
+    """Returns two convolutions that turn a state into class scores.
 
     Args:
-        dims: In how many dimensions they convolve, 1 or 2.
+        dims: Number of dimensions, 1 or 2.
         num_hidden: Number of channels of the state.
         num_classes: Number of classes.
     """

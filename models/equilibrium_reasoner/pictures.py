@@ -1,4 +1,4 @@
-"""Pictures of an answer as the iteration finds it."""
+"""Pictures of a puzzle's answer during the iteration."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,30 +28,30 @@ CLASSES = np.array(
     ],
     dtype=np.uint8,
 )
-"""The colours of classes, from class 0."""
+"""The colours of the classes."""
 
 WRONG = np.array([214, 39, 40], dtype=np.uint8)
 OUTSIDE = np.array([40, 40, 40], dtype=np.uint8)
 
 ROWS, PANELS, FRAMES = 300, 8, 60
-"""Most rows of a sequence's picture, panels of a grid's, and frames of its animation."""
+"""The most rows of a sequence's picture, panels of a grid's picture, and frames of its animation."""
 
-ROOM = 90
-"""Pixels of a sequence's picture from one label to the next, at least."""
+GAP = 90
+"""The least distance between labels of a sequence's picture, in pixels."""
 
 WIDTH, HEIGHT = 1024, 640
-"""Most pixels of pictures."""
+"""The largest size of a picture, in pixels."""
 
 
 def coloured(answers: Tensor, targets: Tensor | None = None) -> Pixels:
-    """Colours each position by its class, and red where it is wrong; what is no part of the answer is dark.
+    """Colours each position by its class, wrong ones red, and those that are not part of the answer dark.
 
     Args:
         answers: Classes, int64 of any shape.
-        targets: The right ones, of the same shape; ``None`` marks nothing.
+        targets: The correct classes, of the same shape; ``None`` marks nothing.
 
     Returns:
-        Of the shape of the answers and 3 for the colours.
+        The colours, of shape ``[*answers.shape, 3]``.
 
     Example:
         >>> from models.equilibrium_reasoner.pictures import coloured
@@ -67,10 +67,10 @@ def coloured(answers: Tensor, targets: Tensor | None = None) -> Pixels:
 
 
 def filmstrip(frames: list[Pixels]) -> Pixels:
-    """Puts the frames of a sequence below each other, or those of a grid beside each other.
+    """Arranges the frames of a sequence below each other, or those of a grid side by side.
 
     Args:
-        frames: Of shape ``[length, 3]`` or ``[height, width, 3]``.
+        frames: The frames, of shape ``[length, 3]`` or ``[height, width, 3]``.
     """
     if frames[0].ndim == 2:
         return np.stack(frames)
@@ -78,17 +78,17 @@ def filmstrip(frames: list[Pixels]) -> Pixels:
 
 
 def labelled_strip(frames: list[Pixels], steps: list[int], caption: str) -> Pixels:
-    """Arranges frames as a filmstrip, with the numbers of their steps; of many grids some are shown.
+    """Arranges frames as a filmstrip labelled with their steps; of many grids, only some are shown.
 
     Args:
-        frames: Of shape ``[length, 3]`` or ``[height, width, 3]``.
-        steps: The step of each.
-        caption: What they show.
+        frames: The frames, of shape ``[length, 3]`` or ``[height, width, 3]``.
+        steps: The step of each frame.
+        caption: The caption.
     """
     if frames[0].ndim == 2:
         strip = enlarged(filmstrip(frames), WIDTH, HEIGHT)
         height = len(strip) // len(frames)
-        labels = {index * height + height // 2: f"step {steps[index]}" for index in spread(frames, len(strip) // ROOM)}
+        labels = {index * height + height // 2: f"step {steps[index]}" for index in spread(frames, len(strip) // GAP)}
         return annotated(strip, caption, labels)
     chosen = spread(frames, PANELS)
     strip = enlarged(filmstrip([frames[index] for index in chosen]), WIDTH, HEIGHT)
@@ -98,11 +98,11 @@ def labelled_strip(frames: list[Pixels], steps: list[int], caption: str) -> Pixe
 
 
 def spread(frames: Sequence[Any], most: int) -> list[int]:
-    """Chooses the first frame, the last one and some between them.
+    """Chooses evenly spaced frames, including the first and the last one.
 
     Args:
-        frames: All.
-        most: How many at most, where that is 2 or more.
+        frames: All frames.
+        most: The most frames to choose; at least 2 are chosen.
 
     Example:
         >>> from models.equilibrium_reasoner.pictures import spread
@@ -114,12 +114,12 @@ def spread(frames: Sequence[Any], most: int) -> list[int]:
 
 
 class ThinkingPictures(FirstBatchPictures):
-    """Shows how the answer to a puzzle comes about, at each validation, test and prediction.
+    """Shows how the answer to a puzzle evolves, at each validation, test and prediction.
 
-    The first puzzle of each size is solved once more, and its answer after each step, or after some of them, is shown
-    in ``thinking_<size>.png`` in the log folder: below each other for a sequence, so that time runs downwards, and
-    beside each other for a grid, with ``thinking_<size>.gif`` moving. Positions that are wrong are red. Loggers have it
-    as ``<stage>/thinking_<size>``.
+    The first puzzle of each size is solved again, and its answers after all or some of the steps are drawn into
+    ``thinking_<size>.png`` in the log folder: below each other for a sequence, side by side for a grid, which also gets
+    an animation, ``thinking_<size>.gif``. Wrong positions are red. Loggers get the picture as
+    ``<stage>/thinking_<size>``.
     """
 
     def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
@@ -131,17 +131,17 @@ class ThinkingPictures(FirstBatchPictures):
         with torch.inference_mode():
             answers = [scores[0].argmax(0) for _, scores, _ in module.think(batch["inputs"][:1], steps)]
         frames = [coloured(answer, targets) for answer in answers]
-        # What follows the last change shows nothing.
+        # Frames after the last change show nothing new.
         changes = [index for index in range(1, len(answers)) if not torch.equal(answers[index], answers[index - 1])]
         frames, steps = frames[: max(changes, default=0) + 1], steps[: max(changes, default=0) + 1]
         size = int(batch["size"][0])
         if is_grid:
-            moving = folder / f"thinking_{size}.gif"
-            moving.parent.mkdir(parents=True, exist_ok=True)
+            animation = folder / f"thinking_{size}.gif"
+            animation.parent.mkdir(parents=True, exist_ok=True)
             first, *others = [
                 Image.fromarray(enlarged(frame, WIDTH // 3, WIDTH // 3)) for frame in [*frames, *[frames[-1]] * 10]
             ]
-            first.save(moving, save_all=True, append_images=others, duration=100, loop=0)
+            first.save(animation, save_all=True, append_images=others, duration=100, loop=0)
         caption = f"size {size}: the answer by step"
         if targets is not None:
             wrong = int(((answers[-1] != targets) & (targets != IGNORED)).sum())

@@ -1,4 +1,4 @@
-"""Networks that think longer on harder problems."""
+"""A network that solves harder puzzles by iterating for longer."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,36 +16,36 @@ from models.cosine_decay import adam_with_cosine_decay
 from models.equilibrium_reasoner.cell import ReasoningCell
 from models.equilibrium_reasoner.pictures import ThinkingPictures
 from rbp_lightning import Failure, FixedPoint, GradientEstimator, NeumannRBP, UserError, ignoring
+from rbp_lightning.agreement import everywhere
 from rbp_lightning.errors import check_count, check_instance, check_number
 from rbp_lightning.nn import jacobian_penalty
 from rbp_lightning.pytree import State
 
 SETTLED = 1e-5
-"""Relative residual of every puzzle at which further steps change no answer."""
+"""The relative residual below which a puzzle's answer no longer changes."""
 
 
 class EquilibriumReasoner(BatchesOfOneKind):
-    """A cell that is iterated on small puzzles in training, and for longer on larger ones afterwards.
+    """Iterates a cell on small puzzles in training, and for longer on larger puzzles in evaluation.
 
-    Published forms of training are its options, and the estimator's. Deep Thinking networks (Bansal et al., NeurIPS
-    2022) are ``TBPTT`` with random steps; path-independent equilibrium models (Anil et al., NeurIPS 2022) have random
-    starts; Hierarchical and Tiny Recursive Models have a cell of two levels, several segments, and the gradient of one
-    step, ``JFB``, or ``TBPTT``. With a solver of tolerance 0 the number of steps is fixed.
+    Its options and the estimator cover published training methods. Deep Thinking networks (Bansal et al., NeurIPS 2022)
+    are ``TBPTT`` with random steps; path-independent equilibrium models (Anil et al., NeurIPS 2022) have random starts;
+    Hierarchical and Tiny Recursive Models have a two-level cell, several segments, and ``JFB`` or ``TBPTT``. With a
+    solver tolerance of 0, the number of steps is fixed.
 
     Args:
         cell: The update of the states, and the readout.
         learning_rate: Adam's initial learning rate, above 0, with a cosine decay to 0 over the run. ``--optimizer`` on
             the command line, with or without ``--lr_scheduler``, replaces both.
-        random_steps: Least and most steps of a solve in training, between which its number is drawn anew for each
-            batch; ``None`` takes the solver's.
-        random_start: Whether a training solve starts from normal random numbers and not from 0, for states that do not
-            depend on where they came from.
-        segments: How many solves a training step has, at least 1. Each starts from the state of the last one, through
-            which no gradient passes, and each has its loss: deep supervision (HRM, TRM).
-        jacobian_penalty: Weight of ``rbp_lightning.nn.jacobian_penalty`` at the end of each solve in training, at least
-            0: J is pulled towards 0 there.
-        eval_steps: Steps after which the answers are evaluated, in increasing order; ``None`` takes the solver's. A
-            state that has settled is iterated no further.
+        random_steps: Lowest and highest number of steps of a training solve, drawn anew for each batch; ``None`` for
+            the solver's ``max_steps``.
+        random_start: Whether training solves start from normal random numbers instead of 0, so that the fixed point
+            does not depend on the start.
+        segments: Number of solves in a training step, at least 1. Each starts from the detached state of the previous
+            one and has a loss of its own: deep supervision (HRM, TRM).
+        jacobian_penalty: Weight of ``rbp_lightning.nn.jacobian_penalty`` at the end of each training solve, at least 0.
+        eval_steps: Numbers of steps after which answers are evaluated, increasing; ``None`` for the solver's
+            ``max_steps``. A state that has converged is not iterated further.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -74,7 +74,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         self.learning_rate = check_number(self, "learning_rate", learning_rate, 0.0, low_allowed=False)
         self.random_steps = None if random_steps is None else self._increasing("random_steps", random_steps)
         if self.random_steps is not None and len(self.random_steps) != 2:
-            raise UserError(f"EquilibriumReasoner: random_steps={random_steps!r} must be two numbers, least and most.")
+            raise UserError(f"EquilibriumReasoner: random_steps={random_steps!r} must be two numbers, low and high.")
         self.random_start = check_instance(self, "random_start", random_start, bool, "true or false")
         self.segments = check_count(self, "segments", segments, 1)
         self.jacobian_penalty = check_number(self, "jacobian_penalty", jacobian_penalty, 0.0)
@@ -87,7 +87,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
             raise UserError(f"EquilibriumReasoner: {name}={steps!r} must be a list of numbers of steps.")
         counts = [check_count(self, name, step, 1) for step in steps]
         if counts != sorted(set(counts)):
-            raise UserError(f"EquilibriumReasoner: {name}={steps!r} must increase: order it.")
+            raise UserError(f"EquilibriumReasoner: {name}={steps!r} must increase: sort it.")
         return counts
 
     def forward(self, inputs: Tensor, max_steps: int | None = None) -> FixedPoint:
@@ -95,10 +95,10 @@ class EquilibriumReasoner(BatchesOfOneKind):
 
         Args:
             inputs: The puzzles, of shape ``[batch, num_inputs, *positions]``.
-            max_steps: Most steps; ``None`` takes the solver's.
+            max_steps: The most steps; ``None`` for the solver's.
 
         Raises:
-            UserError: If the inputs have other channels.
+            UserError: If the inputs have another number of channels.
         """
         fixed_point: FixedPoint = self.estimator(*self._start(inputs), batch_dims=1, max_steps=max_steps)
         return fixed_point
@@ -112,38 +112,38 @@ class EquilibriumReasoner(BatchesOfOneKind):
         return self.cell.start(inputs)
 
     def think(self, inputs: Tensor, budgets: Sequence[int]) -> Iterator[tuple[int, Tensor, FixedPoint]]:
-        """Iterates the cell from 0, and looks at the answers after several numbers of steps.
+        """Iterates the cell from 0, and yields the answers after several numbers of steps.
 
         Args:
             inputs: The puzzles, of shape ``[batch, num_inputs, *positions]``.
-            budgets: Numbers of steps in all, increasing.
+            budgets: Total numbers of steps, increasing.
 
         Yields:
-            The number of steps, the class scores ``[batch, num_classes, *positions]`` then, and how the solve ended.
+            The number of steps, the class scores ``[batch, num_classes, *positions]`` and the result of the solve.
         """
         update, state = self._start(inputs)
         taken, settled = 0, False
         for budget in budgets:
             if not settled:
-                # A budget is to be spent, and residuals are logged.
+                # Not converging within a budget is no failure; residuals are logged.
                 with ignoring(Failure.NOT_CONVERGED, Failure.DIVERGED):
                     fixed_point = self.estimator(update, state, batch_dims=1, max_steps=budget - taken)
                 state, taken = fixed_point.state, budget
                 scores = self.cell.scores(state)
-                settled = bool((fixed_point.residual <= SETTLED).all())
+                settled = everywhere((fixed_point.residual <= SETTLED).all())
             yield budget, scores, fixed_point
 
     @property
     def budgets(self) -> list[int]:
-        """Numbers of steps after which answers are evaluated."""
+        """The numbers of steps after which answers are evaluated."""
         return self.eval_steps or [self.estimator.solver.max_steps]
 
     def batch_entries(self, stage: str) -> tuple[str, ...]:
-        """Puzzles."""
+        """Puzzles, except in prediction with targets."""
         return ("inputs", "size") if stage == "predict" else ("inputs", "targets", "size")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the cross-entropy of the positions and a Jacobian penalty, the mean of all segments."""
+        """Returns the mean over segments of the cross-entropy and the weighted Jacobian penalty."""
         update, state = self._start(batch["inputs"])
         if self.random_start:
             state = tree_map(torch.randn_like, state)
@@ -153,7 +153,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
             if self.random_steps is not None:
                 low, high = self.random_steps
                 steps = int(torch.randint(low, high + 1, ()))
-            # Changes that grow are of a state that wanders: rescaled as it is, it stays bounded.
+            # Growing changes are no failure, since the cell bounds its states.
             with ignoring(Failure.DIVERGED):
                 fixed_point = self.estimator(update, state, batch_dims=1, max_steps=steps)
             losses.append(self._loss(self.cell.scores(fixed_point.state), batch["targets"]))
@@ -175,7 +175,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         if list(scores.shape) != wanted or bool((targets >= self.cell.num_classes).any()):
             raise UserError(
                 f"{type(self.cell).__name__}: its scores have the shape {list(scores.shape)}, but the targets have the "
-                f"shape {list(targets.shape)} and classes up to {int(targets.max())}: set num_classes, and dims, to "
+                f"shape {list(targets.shape)} and classes up to {int(targets.max())}: set num_classes and dims to "
                 "those of the puzzles."
             )
         return cross_entropy(scores, targets, ignore_index=IGNORED)
@@ -189,17 +189,17 @@ class EquilibriumReasoner(BatchesOfOneKind):
             if len(self.budgets) > 1:
                 self._log(f"{stage}/exact_{size}_after_{steps}", exact, len(inputs))
                 self._log(f"{stage}/residual_{size}_after_{steps}", residual, len(inputs))
-        asked = targets != IGNORED  # whose numbers weight the batches, and so the processes
+        asked = targets != IGNORED  # their number weights batches and processes
         self._log(f"{stage}/loss_{size}", self._loss(scores, targets), int(asked.sum()))
         self._log(f"{stage}/exact_{size}", exact, len(inputs), prog_bar=True)
         self._log(f"{stage}/accuracy_{size}", right[asked].float().mean(), int(asked.sum()))
         self._log(f"{stage}/residual_{size}", residual, len(inputs))
         if stage == "val" and dataloader_idx == len(self.trainer.num_val_batches) - 1:
-            self._log("hp_metric", exact, len(inputs))  # TensorBoard's HPARAMS compares runs by it
+            self._log("hp_metric", exact, len(inputs))  # shown in TensorBoard's HPARAMS tab
         return scores.argmax(1)
 
     def _log(self, name: str, value: Tensor, count: int, prog_bar: bool = False) -> None:
-        # The size in the name tells the data loaders apart.
+        # The name has the size, which distinguishes the data loaders.
         size = weight(count)
         self.log(name, value, prog_bar=prog_bar, batch_size=size, sync_dist=True, add_dataloader_idx=False)
 
@@ -221,7 +221,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         return scores.argmax(1)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds pictures of how the answer comes about."""
+        """Adds pictures of how answers evolve."""
         return [ThinkingPictures()]
 
     def configure_optimizers(self) -> Any:

@@ -1,4 +1,4 @@
-"""Cells with a fast and a slow state."""
+"""A cell with a fast and a slow state."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ from rbp_lightning.solvers import Update
 
 
 class TwoLevelCell(ReasoningCell):
-    """A low-level state that takes several steps for each step of a high-level one (HRM, Wang et al., 2025).
+    """A low-level state that takes several steps for each step of a high-level state (HRM, Wang et al., 2025).
 
-    One update is ``low_steps`` steps l <- f(l, [h, inputs]), and then h <- g(h, l), each a ``ConvolutionalBlock``. The
+    An update is ``low_steps`` steps l <- f(l, [h, inputs]), then h <- g(h, l); f and g are ``ConvolutionalBlock``. The
     answer is read from h. The state is a dict of both.
 
     Args:
@@ -23,7 +23,7 @@ class TwoLevelCell(ReasoningCell):
         num_classes: Number of classes of a position.
         num_hidden: Number of hidden channels of each state.
         dims: 1 for sequences, 2 for grids.
-        low_steps: Steps of the low-level state in one update, at least 1.
+        low_steps: Number of low-level steps per update, at least 1.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -51,7 +51,7 @@ class TwoLevelCell(ReasoningCell):
         self.readout = readout(dims, num_hidden, num_classes)
 
     def start(self, inputs: Tensor) -> tuple[Update, State]:
-        """Injects the inputs into the low-level state."""
+        """Returns the update, with the inputs injected into the low-level state, and a state of zeros."""
 
         def update(state: dict[str, Tensor]) -> dict[str, Tensor]:
             low, high = state["low"], state["high"]
@@ -64,6 +64,6 @@ class TwoLevelCell(ReasoningCell):
         return update, {"low": zeros, "high": zeros.clone()}
 
     def scores(self, state: State) -> Tensor:
-        """Class scores by two convolutions of the high-level state."""
+        """Returns the result of two convolutions of the high-level state."""
         scores: Tensor = self.readout(state["high"])
         return scores

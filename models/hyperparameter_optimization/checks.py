@@ -1,4 +1,4 @@
-"""What a hyperparameter optimisation refuses."""
+"""Checks of the arguments and data of a hyperparameter optimisation."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -14,7 +14,7 @@ NAME = "HyperparameterOptimizer"
 
 
 def check_network(network: nn.Module) -> list[str]:
-    """Returns the names of the parameters to train.
+    """Checks a network, and returns the names of the parameters to train.
 
     Args:
         network: The network. Parameters that do not require a gradient are frozen.
@@ -31,12 +31,12 @@ def check_network(network: nn.Module) -> list[str]:
     for module in network.modules():
         if getattr(module, "track_running_stats", False):
             raise UserError(
-                f"{NAME}: the network has a {type(module).__name__} with running statistics, which are no part of the "
-                "training's state: use GroupNorm or LayerNorm."
+                f"{NAME}: the network has a {type(module).__name__} with running statistics, which are not part of "
+                "the training's state: use GroupNorm or LayerNorm."
             )
     parameters = dict(network.named_parameters())
     if not parameters:
-        raise UserError(f"{NAME}: the network has no parameters to train.")
+        raise UserError(f"{NAME}: the network has no parameters to train: pass one that has.")
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     if not trained:
         raise UserError(
@@ -47,7 +47,7 @@ def check_network(network: nn.Module) -> list[str]:
 
 
 def check_distinct(hyperparameters: Iterable[Hyperparameter]) -> None:
-    """Refuses two hyperparameters of the same name.
+    """Checks that the names of hyperparameters are distinct.
 
     Args:
         hyperparameters: The hyperparameters, bound to their network.
@@ -61,7 +61,7 @@ def check_distinct(hyperparameters: Iterable[Hyperparameter]) -> None:
 
 
 def check_linearization(owner: object, batches: int | Literal["all", "fresh"]) -> int | Literal["all", "fresh"]:
-    """Returns the argument ``linearization_batches``, or says what is wrong with it.
+    """Checks the argument ``linearization_batches``, and returns it.
 
     Args:
         owner: The object whose argument it is.
@@ -77,7 +77,7 @@ def check_linearization(owner: object, batches: int | Literal["all", "fresh"]) -
 
 
 def check_solver(solver: FixedPointSolver, batch_size: int, num_examples: int) -> None:
-    """Refuses a tolerance for a training on minibatches, whose steps never settle.
+    """Checks that the solver of a training on minibatches, which does not converge, has no tolerance.
 
     Args:
         solver: The estimator's forward solver.
@@ -90,13 +90,13 @@ def check_solver(solver: FixedPointSolver, batch_size: int, num_examples: int) -
     if solver.tol > 0 and batch_size < num_examples:
         raise UserError(
             f"{NAME}: the estimator's solver has tol={solver.tol:g}, but a training on minibatches (batch_size="
-            f"{batch_size} of {num_examples} examples) does not settle: set tol to 0 to take exactly max_steps="
+            f"{batch_size} of {num_examples} examples) does not converge: set tol to 0 to take exactly max_steps="
             f"{solver.max_steps} steps, or batch_size to {num_examples}."
         )
 
 
 def check_examples(model: nn.Module, num_classes: int, examples: Examples) -> None:
-    """Refuses examples that do not fit the number of classes or the network.
+    """Checks that examples fit the number of classes and the network.
 
     Args:
         model: The optimisation, which maps images to class scores.
@@ -117,6 +117,6 @@ def check_examples(model: nn.Module, num_classes: int, examples: Examples) -> No
         ) from error
     if outputs != (num_classes,):
         raise UserError(
-            f"{NAME}: num_classes={num_classes}, but the network's outputs have the shape {tuple(outputs)}: it must "
-            "return one score for each class."
+            f"{NAME}: num_classes={num_classes}, but the network's outputs have the shape {tuple(outputs)}: "
+            "return one score per class."
         )

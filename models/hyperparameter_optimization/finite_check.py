@@ -1,4 +1,4 @@
-"""What happens when an inner training or its outer loss is not finite."""
+"""The check that an inner training and its outer loss are finite."""
 
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -16,19 +16,19 @@ def check_finite(
     fixed_point: FixedPoint,
     loss: Tensor,
 ) -> bool:
-    """Tells whether an inner training and its outer loss were finite in all processes.
+    """Checks whether an inner training and its outer loss were finite in all processes.
 
-    Where they were not, the outer step is skipped if that is the policy.
+    If they were not, the outer step is skipped or an error is raised, according to the policy.
 
     Args:
         trainer: The Trainer.
         sgd: The step of the training.
-        progress: Followed the training. A solver may replace a last state that is not finite by an earlier one.
-        fixed_point: Result of the training.
+        progress: The observer of the training. It is needed since a solver may replace a last state that is not finite.
+        fixed_point: The result of the training.
         loss: The outer loss of this process's shard.
 
     Raises:
-        UserError: If they were not and the policy is not to skip.
+        UserError: If they were not, and the policy is not to skip.
     """
     outer_step = f"outer step {trainer.global_step + 1}"
     failed_at = progress.failed_at(trainer)
@@ -42,7 +42,7 @@ def check_finite(
         remedy = "lower inner_learning_rate, or the outer learning rate that raised it"
     elif not trainer.strategy.reduce_boolean_decision(bool(loss.isfinite()), all=True):
         what = f"The outer loss is {float(loss.detach())} in {outer_step}, after an inner training that was finite"
-        remedy = "lower inner_learning_rate, and look for NaN in the images of the outer loss"
+        remedy = "lower inner_learning_rate, or check the images of the outer loss for NaN"
     else:
         return True
     if action(Failure.NAN) != "skip":

@@ -1,4 +1,4 @@
-"""Norms of hypergradients."""
+"""A callback that logs the norms of hypergradients."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,11 +10,11 @@ from rbp_lightning import UserError
 class HypergradientNorms(Callback):
     """Logs the norm of each hyperparameter's gradient.
 
-    A run without anything to learn is refused, and so is a gradient that is not finite.
+    A run with nothing to learn is an error, and so is a gradient that is not finite.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses to train where there is nothing to learn.
+        """Checks that there is something to learn.
 
         Raises:
             UserError: If there is no hyperparameter to learn.
@@ -32,7 +32,7 @@ class HypergradientNorms(Callback):
             UserError: If one of them is not finite.
         """
         norms = {name: leaf.grad.norm() for name, leaf in pl_module.named_parameters() if leaf.grad is not None}
-        # With a loss scale, overflow only means that the scale is to be lowered.
+        # With a loss scale, overflow only lowers the scale.
         if norms and trainer.precision != "16-mixed" and not torch.stack(list(norms.values())).isfinite().all():
             bad = [name for name, norm in norms.items() if not norm.isfinite()]
             raise UserError(

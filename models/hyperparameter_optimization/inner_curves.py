@@ -26,7 +26,7 @@ class InnerCurves(Callback):
     Each curve is a TensorBoard run of its own, named after the outer step, in the folder ``inner`` of the run.
 
     Args:
-        every: Outer steps between two curves.
+        every: Outer steps from one curve to the next.
     """
 
     def __init__(self, every: int) -> None:
@@ -35,7 +35,7 @@ class InnerCurves(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes the curve of the outer step that ended."""
+        """Writes the curve of the outer step, if due."""
         module = cast(HasInnerTraining, pl_module)
         step = trainer.global_step - 1
         if step % self.every:

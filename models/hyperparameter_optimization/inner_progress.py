@@ -1,4 +1,4 @@
-"""Following an inner training while it runs."""
+"""An observer of an inner training."""
 
 import math
 import sys
@@ -13,20 +13,20 @@ from tqdm import tqdm
 from models.inner_training import TrainingState
 
 MAX_LOSSES = 100
-"""Maximum number of losses that are kept for the loss curve of an inner training."""
+"""The most losses in the loss curve of an inner training."""
 
 
 class InnerProgress:
-    """Shows a progress bar, keeps a loss curve, and watches for values that are not finite.
+    """Shows a progress bar, keeps a loss curve, and detects values that are not finite.
 
-    Nothing waits for the device before the training ends.
+    It does not wait for the device before the training ends.
 
     Args:
-        trainer: The Trainer, whose progress bar is shown or not.
-        max_steps: Length of the inner training.
+        trainer: The Trainer; without its progress bar, none is shown here.
+        max_steps: Number of steps of the inner training.
 
     Attributes:
-        losses: Losses by step, evenly spaced.
+        losses: Losses at evenly spaced steps, by step.
     """
 
     def __init__(self, trainer: Trainer, max_steps: int) -> None:
@@ -51,20 +51,20 @@ class InnerProgress:
         self._bar.close()
 
     def __call__(self, step: int, loss: Tensor, state: TrainingState) -> None:
-        """Takes note of a step.
+        """Records a step.
 
         Args:
             step: Number of steps so far.
             loss: The loss before the step.
             state: The state after it.
         """
-        if step > self.max_steps:  # diagnostics apply the update again once the training is over
+        if step > self.max_steps:  # diagnostics apply the update again after the training
             return
         self._bar.update()
         if (step - 1) % self._every == 0:
             self.losses[step] = loss
         with torch.no_grad():
-            # A solver takes a state for diverged once its norm overflows.
+            # A solver considers a state diverged once its norm overflows.
             norms = [leaf.norm().float() for leaf in state["parameters"].values()]
             finite = torch.stack([loss.float(), *norms]).isfinite().all()
             self._finite = finite & self._finite.to(finite.device)
@@ -72,10 +72,10 @@ class InnerProgress:
         self._steps = step
 
     def failed_at(self, trainer: Trainer) -> int | None:
-        """Returns the first step with a value that is not finite, in any process; ``None`` where all are finite.
+        """Returns the first step with a value that is not finite in any process; ``None`` if all are finite.
 
         Args:
-            trainer: The Trainer, whose processes compare theirs.
+            trainer: The Trainer, whose processes are compared.
         """
         finite_steps = int(trainer.strategy.reduce(self._finite_steps, reduce_op="min"))
         return finite_steps + 1 if finite_steps < self._steps else None

@@ -10,13 +10,13 @@ from rbp_lightning import Failure, FixedPoint, GradientEstimator, ignoring
 def run_inner_training(
     estimator: GradientEstimator, update: SGDUpdate, network: nn.Module, seed: int, device: torch.device
 ) -> FixedPoint:
-    """Trains a network. The global random state is left as it was.
+    """Trains a network, and leaves the global random state unchanged.
 
     Args:
-        estimator: Runs the training and differentiates it.
+        estimator: Runs and differentiates the training.
         update: The step.
-        network: The network whose parameters are the starting point.
-        seed: Seed of what the network draws.
+        network: The network whose parameters the training starts from.
+        seed: Seed of the network's random numbers.
         device: Device of the training.
 
     Returns:
@@ -24,7 +24,7 @@ def run_inner_training(
     """
     start = update.start(network)
     devices = [device] if device.type == "cuda" else []
-    # A training that speeds up before it settles is no failure. The caller handles one that is not finite.
+    # Growing changes are no failure of a training, and the caller handles one that is not finite.
     with torch.random.fork_rng(devices), ignoring(Failure.DIVERGED, Failure.NAN):
         torch.manual_seed(seed)
         fixed_point: FixedPoint = estimator(update, start)

@@ -21,13 +21,13 @@ def set_up_inner_training(
 ) -> tuple[InnerObjective, MomentumSGD]:
     """Builds the loss and the step of the inner training.
 
-    The network is copied, and no parameter of the copy requires a gradient: the outer optimiser learns what does, the
-    hyperparameters. What is frozen in the network gets neither a learning rate nor a momentum.
+    The network is copied, and no parameter of the copy requires a gradient, since the outer optimiser learns all
+    parameters that do: the hyperparameters. Frozen parameters of the network get no learning rate and no momentum.
 
     Args:
         owner: The object whose arguments these are.
-        network: The network; ``None`` means ``MLP()``.
-        hyperparameters: They are bound to the copy.
+        network: The network; ``None`` for ``MLP()``.
+        hyperparameters: The hyperparameters, which are bound to the copy.
         loss: A key of ``LOSSES``.
         inner_learning_rate: Initial learning rate.
         inner_momentum: Initial momentum.

@@ -1,4 +1,4 @@
-"""What a hyperparameter optimisation logs of its hyperparameters."""
+"""Logged values of hyperparameters."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,7 +9,7 @@ from models.hyperparameters import Examples, ExampleWeights, Hyperparameter
 
 
 def scalars_of(group: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns scalars as they are, and the minimum, mean and maximum of vectors.
+    """Returns scalars unchanged, and the minimum, mean and maximum of vectors.
 
     Args:
         group: Prefix of the names.
@@ -30,14 +30,14 @@ def scalars_of(group: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def clean_auroc(hyperparameters: Iterable[Hyperparameter], training: Examples) -> Tensor | None:
-    """Returns how well example weights tell clean labels from wrong ones, as the area under the ROC curve.
+    """Returns the area under the ROC curve of detecting clean labels by example weights.
 
     Args:
         hyperparameters: The hyperparameters.
-        training: The training split. ``clean`` is True where a label is the original one.
+        training: The training split, where ``clean`` says whether a label is the original one.
 
     Returns:
-        The area, or ``None`` where there are no example weights or no wrong labels are known.
+        The area; ``None`` if there are no example weights or no labels known to be wrong.
     """
     if "clean" not in training or bool(training["clean"].all()):
         return None

@@ -34,34 +34,33 @@ class HyperparameterOptimizer(TrainedClassifier):
     weights are the hyperparameters. One training step of this module is a whole inner training, of as many steps as
     the estimator's solver takes, followed by one step of the outer optimiser on the hyperparameters.
 
-    At the optimum of the inner training the parameters do not depend on learning rates and momenta. Their hypergradient
-    is about how far the training gets within its steps: ``BPTT`` computes it, ``TBPTT`` that of the last steps. The
-    implicit estimators take the last state for the optimum, so theirs is biased; use them for hyperparameters in the
-    loss.
+    The optimum of the inner training does not depend on learning rates and momenta; their hypergradient comes from how
+    far the training gets within its steps. ``BPTT`` computes it, and ``TBPTT`` that of the last steps. The implicit
+    estimators treat the last state as the optimum, so their hypergradient is biased; use them for hyperparameters in
+    the loss.
 
     Args:
-        network: The network to train, a module that maps images to class scores. Each inner training starts from its
-            parameters; those with ``requires_grad=False`` are frozen. A copy is trained, the module itself is left as
-            it is. ``None`` means ``MLP()``.
-        hyperparameters: What is learned beside learning rates and momenta.
+        network: The network to train, a module that maps images to class scores. Each inner training trains a copy,
+            starting from its parameters; those with ``requires_grad=False`` are frozen. ``None`` for ``MLP()``.
+        hyperparameters: Hyperparameters to learn beside learning rates and momenta.
         num_classes: Number of classes, at least 2.
         batch_size: Examples in a minibatch of the inner training, over all processes.
         inner_learning_rate: Initial learning rate of every tensor, above 0.
-        inner_momentum: Initial momentum of every tensor, in [0, 1). 0 trains by plain gradient descent, which has no
-            momentum to learn; with ``learn_optimizer=False`` its Jacobian is symmetric, as ``Nystrom`` wants it.
-        learn_optimizer: Whether to learn learning rates and momenta as well.
+        inner_momentum: Initial momentum of every tensor, in [0, 1). 0 is plain gradient descent, without a momentum to
+            learn; with ``learn_optimizer=False`` its Jacobian is symmetric, as ``Nystrom`` requires.
+        learn_optimizer: Whether to learn learning rates and momenta.
         loss: ``"cross_entropy"``, or ``"squared_error"`` between scores and one-hot labels, for both loops.
         outer_objective: Split whose plain loss is the outer loss: ``"validation"``, or ``"training"`` as in the paper's
             released code.
-        inner_start: ``"restart"`` starts each inner training from the same parameters and uses the same minibatches;
-            ``"last"`` continues from the parameters of the last one, with zero velocities and new minibatches.
-        inner_seed: Seed of the order of the examples and of what the network draws at random.
-        linearization_batches: Size of the last step of the inner training, in minibatches. Implicit estimators
-            linearise at that step; the others differentiate it like any step. ``"all"`` means the whole training split,
-            as in the paper's released code; 1 makes it a step like the others. ``"fresh"`` does that as well, and takes
-            the next minibatch whenever the step is evaluated again, as ``StochasticNeumannSeries`` wants it.
+        inner_start: ``"restart"`` starts each inner training from the same parameters, with the same minibatches;
+            ``"last"`` starts from the last trained parameters, with zero velocities and new minibatches.
+        inner_seed: Seed of the order of the examples and of the network's random numbers.
+        linearization_batches: Number of minibatches in the last step of the inner training, at which implicit
+            estimators linearise. ``"all"`` uses the whole training split, as in the paper's released code; with 1 it is
+            a step like the others. ``"fresh"`` is 1 with a new minibatch at every evaluation of the step, as
+            ``StochasticNeumannSeries`` requires.
         learning_rate: Learning rate of Adam on the hyperparameters. ``--optimizer`` replaces it.
-        inner_curves_every: Outer steps between two inner loss curves in TensorBoard.
+        inner_curves_every: Outer steps from one inner loss curve in TensorBoard to the next.
 
     Raises:
         UserError: If an argument is out of its range, or the network has nothing to train.
@@ -98,7 +97,7 @@ class HyperparameterOptimizer(TrainedClassifier):
             self.save_hyperparameters()
         saved = [self.hparams["network"], *(self.hparams["hyperparameters"] or [])]
         if any(isinstance(module, nn.Module) for module in saved):
-            # Made in Python, not from a config: a checkpoint is loaded with these objects as further arguments.
+            # Made in Python: load_from_checkpoint must be passed these objects.
             self.save_hyperparameters(ignore=["network", "hyperparameters"])
         self.num_classes = check_count(self, "num_classes", num_classes, 2)
         self.batch_size = check_count(self, "batch_size", batch_size, 1)
@@ -125,11 +124,11 @@ class HyperparameterOptimizer(TrainedClassifier):
             training: The training split.
             on_step: Called after each step with the number of steps so far, the loss before the step over this
                 process's shard, and the state after it.
-            restart: Whether to start from the initial parameters whatever ``inner_start`` says.
+            restart: Whether to start from the initial parameters regardless of ``inner_start``.
 
         Returns:
-            The last state: ``parameters`` and, with a momentum, ``velocities`` of the trained tensors by name, with a
-            gradient where gradients are enabled. Its status says whether the training settled, which it need not.
+            The last state: ``parameters`` and, with a momentum, ``velocities`` of the trained tensors by name,
+            differentiable if gradients are enabled. Its status says whether the training converged, which it need not.
 
         Raises:
             UserError: If the split does not fit the hyperparameters, or the estimator's solver does not fit a training
@@ -160,7 +159,7 @@ class HyperparameterOptimizer(TrainedClassifier):
 
         Args:
             batch: The whole splits ``train`` and ``val``.
-            batch_idx: Number of the batch.
+            batch_idx: Index of the batch.
 
         Raises:
             UserError: If the inner training or the outer loss is not finite, unless the policy is to skip the step.
@@ -174,7 +173,7 @@ class HyperparameterOptimizer(TrainedClassifier):
         parameters: Mapping[str, Tensor] = fixed_point.state["parameters"]
         loss = self.objective.plain({name: replicated(leaf) for name, leaf in parameters.items()}, shard, divisor)
         if not check_finite(self.trainer, self.sgd, progress, fixed_point, loss):
-            return loss  # and its step is skipped
+            return loss  # its step is skipped
         with torch.no_grad():
             for name, parameter in parameters.items():
                 self.trained.get_parameter(name).copy_(parameter)

@@ -19,15 +19,14 @@ from rbp_lightning.errors import UserError, check_count, check_number, check_see
 class RandomSearch(Callback):
     """Compares a finished hyperparameter optimisation with its starting point and with a random search.
 
-    A trial of the random search is an inner training with hyperparameters drawn around the initial ones. A draw from
+    A trial of the random search is an inner training with hyperparameters drawn around the initial ones: a draw from
     U[-spread, spread] is added to theta, the same for all entries of a kind (all learning rates, all momenta, ...), as
-    in a search by hand. The trial with the lowest validation loss is tested. So is the best checkpoint of the
-    optimisation, or its last network if there is none. The comparison uses all validation and test data.
+    in a search by hand. The trial with the lowest validation loss is tested, and so is the best checkpoint of the
+    optimisation, or its last network without one. The comparison uses all validation and test data.
 
     Args:
-        spread: Half of the range of the draws, above 0. theta is a logarithm or a logit.
-        trials: Number of trials, at least 1. ``None`` means as many as fit in the time of the optimisation's training,
-            so that both cost the same.
+        spread: Half the width of the range of draws, above 0. theta is a logarithm or a logit.
+        trials: Number of trials, at least 1. ``None`` for as many as take the same time as the optimisation.
         seed: Seed of the draws.
 
     Raises:
@@ -47,25 +46,25 @@ class RandomSearch(Callback):
         """Keeps the initial hyperparameters, before a checkpoint replaces them.
 
         Raises:
-            UserError: If the module is no ``HyperparameterOptimizer``, or there is no datamodule.
+            UserError: If the module is not a ``HyperparameterOptimizer``, or there is no data module.
         """
         if not isinstance(pl_module, HyperparameterOptimizer):
             raise UserError(
-                f"RandomSearch: {type(pl_module).__name__} is no HyperparameterOptimizer: remove the callback."
+                f"RandomSearch: {type(pl_module).__name__} is not a HyperparameterOptimizer: remove the callback."
             )
         if getattr(trainer, "datamodule", None) is None:
-            raise UserError("RandomSearch: there is no datamodule with validation and test data: give the Trainer one.")
+            raise UserError("RandomSearch: there is no data module with validation and test data: pass one to fit.")
         self._start = {name: leaf.detach().clone() for name, leaf in _learned(pl_module).items()}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts the clock."""
-        self._begin = time.perf_counter()
+        self._batch_start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stops the clock, and keeps the training data."""
-        self.seconds += time.perf_counter() - self._begin
+        self.seconds += time.perf_counter() - self._batch_start
         self._training: Examples = batch["train"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,7 +78,7 @@ class RandomSearch(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Runs the search and prints the comparison."""
         assert isinstance(pl_module, HyperparameterOptimizer)
-        if not hasattr(self, "_training"):  # the run was finished already
+        if not hasattr(self, "_training"):  # the resumed run was already finished
             return
         training_mode = pl_module.training
         pl_module.train()  # as in the optimisation
@@ -102,8 +101,8 @@ class RandomSearch(Callback):
 
     def _search(self, trainer: Trainer, module: HyperparameterOptimizer) -> tuple[Tensors, int]:
         generator = torch.Generator().manual_seed(self.seed)
-        best, lowest, trials, begin = None, float("inf"), 0, time.perf_counter()
-        while best is None or self._continues(trainer, trials, time.perf_counter() - begin):
+        best, lowest, trials, start = None, float("inf"), 0, time.perf_counter()
+        while best is None or self._continues(trainer, trials, time.perf_counter() - start):
             drawn = {}
             for name, leaf in self._start.items():
                 drawn[name] = leaf + self.spread * (2 * torch.rand((), generator=generator).item() - 1)

@@ -1,4 +1,4 @@
-"""Evaluation of the network that was trained last."""
+"""Evaluation of the network of the last inner training."""
 
 from lightning.pytorch import Callback
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from models.predicted_classes import PredictedClasses
 
 
 class TrainedClassifier(BatchesOfOneKind):
-    """Validates, tests and predicts by a network that something else trains.
+    """Validates, tests and predicts with a network that a subclass trains.
 
     Attributes:
         trained: The network.
-        objective: Its loss.
+        objective: The network's loss.
         num_classes: Number of classes.
     """
 
@@ -31,7 +31,7 @@ class TrainedClassifier(BatchesOfOneKind):
         self.val_metrics, self.test_metrics = metrics.clone(prefix="val/"), metrics.clone(prefix="test/")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns class scores (logits) of the network that was trained last, of shape ``[batch, num_classes]``."""
+        """Returns class scores (logits) of the last trained network, of shape ``[batch, num_classes]``."""
         scores: Tensor = self.trained(images)
         return scores
 
@@ -43,18 +43,18 @@ class TrainedClassifier(BatchesOfOneKind):
         self.log(f"{stage}/loss", loss, batch_size=weight(size), sync_dist=True)
         self.log_dict(metrics, prog_bar=True, batch_size=size)
         if stage == "val":
-            self.log("hp_metric", metrics["accuracy"], batch_size=size)  # TensorBoard's HPARAMS compares runs by it
+            self.log("hp_metric", metrics["accuracy"], batch_size=size)  # shown in TensorBoard's HPARAMS tab
 
     def batch_entries(self, stage: str) -> tuple[str, ...]:
         """Whole splits in training, labelled images in evaluation."""
         return ("train", "val") if stage == "train" else ("images", "index" if stage == "predict" else "labels")
 
     def validation_step(self, batch: Examples, batch_idx: int) -> None:
-        """Classifies validation images by the network that was trained last."""
+        """Classifies validation images with the last trained network."""
         self._evaluate(batch, self.val_metrics, "val")
 
     def test_step(self, batch: Examples, batch_idx: int) -> None:
-        """Classifies test images by the network that was trained last."""
+        """Classifies test images with the last trained network."""
         self._evaluate(batch, self.test_metrics, "test")
 
     def predict_step(self, batch: Examples, batch_idx: int) -> Tensor:
@@ -67,5 +67,5 @@ class TrainedClassifier(BatchesOfOneKind):
         return classes
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds the file of predicted classes."""
+        """Adds a callback that writes predicted classes."""
         return [PredictedClasses()]

@@ -1,4 +1,4 @@
-"""Hyperparameters of the inner training."""
+"""Hyperparameters in the loss of the inner training."""
 
 from models.hyperparameters.base import Examples, Hyperparameter
 from models.hyperparameters.label_smoothing import LabelSmoothing

@@ -7,14 +7,14 @@ from typing import TypeAlias
 from torch import Tensor, nn
 
 Examples: TypeAlias = Mapping[str, Tensor]
-"""``images`` of shape [n, ...]; ``labels`` and ``index``, the position in the split, both int64 of shape [n]."""
+"""``images`` of shape [n, ...]; ``labels`` and ``index`` in the split, int64 of shape [n]."""
 
 
 class Hyperparameter(nn.Module, ABC):
-    """Something in the loss of the inner training that is learned from the outer loss.
+    """A hyperparameter in the loss of the inner training, learned from the outer loss.
 
-    A subclass keeps what is learned in unconstrained parameters and overrides the methods by which it acts on the
-    inner loss. The outer loss and evaluation are not affected.
+    A subclass has unconstrained parameters and overrides the methods that change the inner loss. The outer loss and
+    evaluation are not affected.
 
     Example:
         >>> class Contrast(Hyperparameter):
@@ -31,15 +31,15 @@ class Hyperparameter(nn.Module, ABC):
     """
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
-        """Creates what depends on the network. Called once, when the optimisation is built.
+        """Creates whatever depends on the network. Called once, when the optimisation is set up.
 
         Args:
             parameters: All parameters of the network by name. Those to train require a gradient; the others are
-                frozen and stay as they are.
+                frozen.
         """
 
     def check(self, training: Examples) -> None:
-        """Refuses training data that do not fit the hyperparameter. Called before each inner training.
+        """Checks that the training data fit the hyperparameter. Called before each inner training.
 
         Args:
             training: The whole training split.
@@ -76,13 +76,13 @@ class Hyperparameter(nn.Module, ABC):
         return losses
 
     def penalty(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Returns what is added to the mean loss, a scalar.
+        """Returns a penalty to add to the mean loss, a scalar.
 
         Args:
-            parameters: All parameters of the network by name, as of the current step.
+            parameters: All parameters of the network at the current step, by name.
         """
         return next(iter(parameters.values())).new_zeros(())
 
     @abstractmethod
     def values(self) -> dict[str, Tensor]:
-        """Returns the values by name, in natural units, for TensorBoard. Vectors are shown as histograms as well."""
+        """Returns the values by name, in natural units, for logging. Vectors are also logged as histograms."""

@@ -1,4 +1,4 @@
-"""Label smoothing."""
+"""Learned label smoothing."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class LabelSmoothing(Hyperparameter):
         super().__init__()
         self.initial = check_number(self, "initial", initial, 0.0, low_allowed=False)
         if initial >= 1:
-            raise UserError(f"LabelSmoothing: initial={initial!r} must be below 1: at 1 nothing is left of the labels.")
+            raise UserError(f"LabelSmoothing: initial={initial!r} must be below 1: at 1 the labels have no effect.")
         self.logit = nn.Parameter(torch.tensor(initial).logit())
 
     def targets(self, targets: Tensor, examples: Examples) -> Tensor:

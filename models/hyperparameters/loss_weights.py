@@ -1,4 +1,4 @@
-"""Weights of classes and of examples in the loss."""
+"""Learned weights of classes and of examples in the loss."""
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class ClassWeights(Hyperparameter):
         self.log_weights = nn.Parameter(torch.zeros(num_classes))
 
     def check(self, training: Examples) -> None:
-        """Refuses labels without a weight."""
+        """Checks that every label has a weight."""
         check_labels(self, self.num_classes, training["labels"])
 
     def losses(self, losses: Tensor, examples: Examples) -> Tensor:
@@ -63,7 +63,7 @@ class ExampleWeights(Hyperparameter):
         self.logits = nn.Parameter(torch.zeros(num_examples))
 
     def check(self, training: Examples) -> None:
-        """Refuses a split with more or fewer examples than there are weights."""
+        """Checks that there are as many examples as weights."""
         count = len(training["index"])
         if count != self.num_examples:
             raise UserError(

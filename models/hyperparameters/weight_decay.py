@@ -1,4 +1,4 @@
-"""L2 coefficients."""
+"""Learned weight decay."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ class WeightDecay(Hyperparameter):
         self.initial = check_number(self, "initial", initial, 0.0, low_allowed=False)
 
     def bind(self, parameters: Mapping[str, Tensor]) -> None:
-        """Creates a coefficient for each tensor that is trained."""
+        """Creates a coefficient for each trained tensor."""
         self.names = [name for name, parameter in parameters.items() if parameter.requires_grad]
         self.log_coefficients = nn.Parameter(torch.full((len(self.names),), self.initial).log())
 

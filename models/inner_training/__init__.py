@@ -1,4 +1,4 @@
-"""Training of a network as an update that runs to a fixed point."""
+"""The training of a network as a fixed-point iteration."""
 
 from models.inner_training.minibatches import Minibatches
 from models.inner_training.mlp import MLP

@@ -1,23 +1,23 @@
-"""Which training examples each step of the inner training uses."""
+"""The minibatches of the inner training."""
 
 import torch
 from torch import Tensor
 
 
 class Minibatches:
-    """Shuffled minibatches, and optionally a fixed set of examples after them.
+    """Shuffled minibatches, optionally followed by a fixed set of examples.
 
-    Every pass goes through all examples in a new order. The orders depend on the seed alone.
+    Every pass goes through all examples in a new order. The orders depend only on the seed.
 
-    After ``minibatch_steps`` minibatches every further step uses one fixed set of examples. From there on the update
-    is the same map however often it is applied, as Jacobian products and diagnostics need.
+    After ``minibatch_steps`` minibatches, every further step uses the same set of examples. The update is then a fixed
+    map, which Jacobian products and diagnostics need.
 
     Args:
         num_examples: Number of training examples.
-        batch_size: Examples in a minibatch. The last one of a pass may be smaller.
+        batch_size: Examples in a minibatch; the last one of a pass may be smaller.
         seed: Seed of the orders.
-        minibatch_steps: Number of steps on minibatches; ``None`` means all of them.
-        linearization_size: Number of examples in the fixed set; ``None`` means all examples.
+        minibatch_steps: Number of steps on minibatches; ``None`` for all steps.
+        linearization_size: Number of examples in the fixed set; ``None`` for all examples.
         device: Device of the indices.
 
     Example:
@@ -39,7 +39,7 @@ class Minibatches:
         self.minibatch_steps, self.linearization_size = minibatch_steps, linearization_size
         self._generator = torch.Generator().manual_seed(seed)
         self._steps = 0
-        self._left = torch.empty(0, dtype=torch.int64, device=device)
+        self._remaining = torch.empty(0, dtype=torch.int64, device=device)
         self._fixed: Tensor | None = None
 
     def next_indices(self) -> Tensor:
@@ -49,11 +49,11 @@ class Minibatches:
                 self._fixed = self._shuffled()[: self.linearization_size]
             return self._fixed
         self._steps += 1
-        if len(self._left) == 0:
-            self._left = self._shuffled()
-        indices, self._left = self._left[: self.batch_size], self._left[self.batch_size :]
+        if len(self._remaining) == 0:
+            self._remaining = self._shuffled()
+        indices, self._remaining = self._remaining[: self.batch_size], self._remaining[self.batch_size :]
         return indices
 
     def _shuffled(self) -> Tensor:
-        # Drawn on the CPU, so that the order is the same on every device and in every process.
+        # On the CPU, so that the order is the same on every device and in every process.
         return torch.randperm(self.num_examples, generator=self._generator).to(self.device)

@@ -1,4 +1,4 @@
-"""The step of the inner training."""
+"""SGD with learnable learning rates and momenta, the step of the inner training."""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -22,8 +22,8 @@ class MomentumSGD(nn.Module):
     Args:
         names: Names of the parameters to train.
         learning_rate: Initial exp(theta), above 0.
-        momentum: Initial sigmoid(phi), in [0, 1). 0 makes it plain gradient descent: it is not learned, and the state
-            has no velocities. One learning rate for all tensors then has a symmetric Jacobian.
+        momentum: Initial sigmoid(phi), in [0, 1). 0 is plain gradient descent: no momentum is learned, and the state
+            has no velocities. With one learning rate for all tensors, its Jacobian is symmetric.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -50,7 +50,7 @@ class MomentumSGD(nn.Module):
         """Takes a step.
 
         Args:
-            state: ``parameters``, and with a momentum ``velocities``.
+            state: ``parameters`` and, with a momentum, ``velocities``.
             gradient: Gradient of the loss with respect to the parameters, by name.
 
         Returns:

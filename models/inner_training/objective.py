@@ -1,4 +1,4 @@
-"""The loss of the inner training, and the plain loss that its result is judged by."""
+"""The loss of the inner training, and the plain loss by which its result is evaluated."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,7 +26,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def soft_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns the cross-entropy of each example. Arguments and result are those of ``squared_error``."""
+    """Returns the cross-entropy of each example, with arguments and result as for ``squared_error``."""
     return cross_entropy(outputs, targets, reduction="none")
 
 
@@ -37,11 +37,11 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class InnerObjective(nn.Module):
-    """Loss of a network's parameters on examples.
+    """The loss of a network as a function of its parameters.
 
     Args:
-        network: Maps images to class scores. Its own values are used for the parameters that a call does not give.
-        hyperparameters: They act on the loss one after the other.
+        network: Maps images to class scores. Parameters that a call does not pass keep the network's own values.
+        hyperparameters: The hyperparameters, applied to the loss one after the other.
         loss: A key of ``LOSSES``.
 
     Example:
@@ -65,7 +65,7 @@ class InnerObjective(nn.Module):
         Args:
             parameters: The trained parameters by name.
             examples: The minibatch, or this process's shard of it.
-            divisor: Divisor of the sum over the examples.
+            divisor: Divides the sum over the examples.
         """
         inputs = examples["images"]
         for hyperparameter in self.hyperparameters:
@@ -78,9 +78,9 @@ class InnerObjective(nn.Module):
         for hyperparameter in self.hyperparameters:
             losses = hyperparameter.losses(losses, examples)
         total = losses.sum() / divisor
-        every = {**dict(self.network.named_parameters()), **parameters}
+        complete = {**dict(self.network.named_parameters()), **parameters}
         for hyperparameter in self.hyperparameters:
-            total = total + hyperparameter.penalty(every)
+            total = total + hyperparameter.penalty(complete)
         return total
 
     def plain(self, parameters: Tensors, examples: Examples, divisor: float) -> Tensor:
@@ -91,7 +91,7 @@ class InnerObjective(nn.Module):
         modes = {module: module.training for module in self.network.modules()}
         self.network.eval()
         outputs = functional_call(self.network, dict(parameters), (examples["images"],))
-        for module, mode in modes.items():  # a part of the network may be in evaluation mode for good
+        for module, mode in modes.items():  # parts of the network may always be in evaluation mode
             module.training = mode
         return self.loss(outputs, _one_hot(examples["labels"], outputs)).sum() / divisor
 
@@ -101,5 +101,5 @@ def _one_hot(labels: Tensor, outputs: Tensor) -> Tensor:
         raise UserError(
             f"The network's outputs have the shape {tuple(outputs.shape)}: they must be [batch, num_classes]."
         )
-    # Half precision would round weak label smoothing away.
+    # In half precision, weak label smoothing would be lost to rounding.
     return one_hot(labels, outputs.shape[1]).to(torch.promote_types(outputs.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Splitting examples among processes."""
+"""Distributing examples over processes."""
 
 from torch import Tensor
 from torch import distributed as dist
@@ -11,11 +11,11 @@ def local_shard(examples: Examples, indices: Tensor | slice = slice(None)) -> tu
 
     Args:
         examples: All examples.
-        indices: Which of them to split among the processes; all of them by default.
+        indices: The examples to distribute over the processes; all by default.
 
     Returns:
-        The shard, and the divisor of sums over it. The mean of the processes' quotients is then the mean over all the
-        examples that were split.
+        The shard, and the divisor for sums over it, with which the mean over the processes is the mean over all
+        distributed examples.
 
     Example:
         >>> shard, divisor = local_shard({"labels": torch.tensor([3, 5, 7])}, slice(0, 2))

@@ -1,4 +1,4 @@
-"""A training run as an update of (parameters, velocities), whose fixed point is the trained network."""
+"""A step of the inner training as an update of (parameters, velocities), whose fixed point is the trained network."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -14,26 +14,26 @@ from models.inner_training.shard import local_shard
 from rbp_lightning.nn.replicated import replicated
 
 TrainingState: TypeAlias = Mapping[str, Tensors]
-"""State of the inner training: ``parameters``, and with a momentum ``velocities``, each by parameter name."""
+"""State of the inner training: ``parameters`` and, with a momentum, ``velocities``, each by parameter name."""
 
 OnStep: TypeAlias = Callable[[int, Tensor, TrainingState], None]
-"""Called after each step with the number of steps so far, the loss before the step, and the state after it."""
+"""Called after each step with the number of steps so far, the loss before the step and the state after it."""
 
 
 class SGDUpdate:
     """One step of the inner training. Each call uses the next minibatch.
 
-    With several processes, each computes its shard of every minibatch and all take the same steps.
+    With several processes, each computes its shard of every minibatch, and all take the same steps.
 
     Args:
         objective: The loss to minimise.
-        sgd: The step. Only the parameters that it names are trained; all others stay as the network has them.
+        sgd: The step. Only the parameters that it names are trained; all others keep the network's values.
         training: The training split.
         batch_size: Examples in a minibatch, over all processes.
         seed: Seed of the order of the examples.
-        minibatch_steps: Number of steps on minibatches. All further ones use one fixed set of examples, at which an
-            estimator can linearise. ``None`` means that every step is on a minibatch.
-        linearization_size: Number of examples in that set; ``None`` means the whole split.
+        minibatch_steps: Number of steps on minibatches. Further steps use a fixed set of examples, at which an
+            estimator can linearise. ``None`` for all steps.
+        linearization_size: Number of examples in the fixed set; ``None`` for the whole split.
         on_step: Called after each step.
 
     Example:
@@ -64,13 +64,13 @@ class SGDUpdate:
         self.steps = 0
 
     def start(self, network: nn.Module) -> TrainingState:
-        """Returns the state at which the training of a network's own parameters starts: velocities, if any, are zero.
+        """Returns the initial state: the network's parameters and, with a momentum, zero velocities.
 
         Args:
             network: The network.
         """
-        own = dict(network.named_parameters())
-        parameters = {name: own[name].detach().clone() for name in self.sgd.names}
+        initial = dict(network.named_parameters())
+        parameters = {name: initial[name].detach().clone() for name in self.sgd.names}
         if self.sgd.momentum_logits is None:
             return {"parameters": parameters}
         velocities = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -93,16 +93,16 @@ class SGDUpdate:
     def _gradient(self, parameters: Tensors, examples: Examples, divisor: float) -> tuple[Tensor, Tensors]:
         taped = torch.is_grad_enabled()
         with torch.no_grad():
-            # Unlike detach(), clone() keeps the tangent of forward-mode differentiation.
-            own = {
+            # Unlike detach(), clone() keeps the tangent of forward-mode AD.
+            leaves = {
                 name: parameter if taped and parameter.requires_grad else parameter.clone().requires_grad_()
                 for name, parameter in parameters.items()
             }
         with torch.enable_grad():
-            loss = self.objective({name: replicated(leaf) for name, leaf in own.items()}, examples, divisor)
-            # The loss may not depend on every tensor, such as the bias of a layer that is switched off.
-            gradient = torch.autograd.grad(loss, list(own.values()), create_graph=taped, materialize_grads=True)
+            loss = self.objective({name: replicated(leaf) for name, leaf in leaves.items()}, examples, divisor)
+            # The loss may not depend on every tensor, such as the bias of a disabled layer.
+            gradient = torch.autograd.grad(loss, list(leaves.values()), create_graph=taped, materialize_grads=True)
         if not taped:
             # Autocast would keep a cast copy of every step's parameters until the run ends.
             torch.clear_autocast_cache()
-        return loss.detach(), dict(zip(own, gradient, strict=True))
+        return loss.detach(), dict(zip(leaves, gradient, strict=True))

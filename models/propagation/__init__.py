@@ -1,4 +1,4 @@
-"""Updates of node states on a graph, one file each."""
+"""Cells that propagate node states along the edges of a graph."""
 
 from models.propagation.base import PropagationCell
 from models.propagation.contractive import ContractiveCell

@@ -14,10 +14,10 @@ Aggregation: TypeAlias = Literal["sum", "mean", "symmetric"]
 
 
 class Adjacency(Protocol):
-    """A matrix A, or what stands for one, that aggregates the neighbours' states."""
+    """A matrix A, or an equivalent object, that aggregates the neighbours' states."""
 
     def __matmul__(self, states: Tensor, /) -> Tensor:
-        """Returns A @ states, of the shape of the states, ``[num_nodes, d]``."""
+        """Returns A @ states, of the same shape ``[num_nodes, d]``."""
 
 
 def adjacency_matrix(
@@ -29,9 +29,9 @@ def adjacency_matrix(
         edge_index: Sources and targets of the edges, integers of shape ``[2, num_edges]``. Repeated edges count once.
         num_nodes: Number of nodes.
         aggregation: ``"sum"`` or ``"mean"`` of the neighbours' states, or the ``"symmetric"`` normalisation of GCN
-            (Kipf and Welling 2017), D^-1/2 (A + I) D^-1/2, which has a self-loop at every node and spectral norm 1 if
-            every edge goes both ways.
-        dtype: Type of the entries.
+            (Kipf and Welling 2017), D^-1/2 (A + I) D^-1/2, which adds a self-loop to every node and has spectral norm 1
+            if the graph is undirected.
+        dtype: Dtype of the entries.
 
     Returns:
         The matrix, of shape ``[num_nodes, num_nodes]``, with a row for each target.
@@ -46,7 +46,7 @@ def adjacency_matrix(
                 [2.],
                 [5.]])
     """
-    # PyG numbers an edge row * num_nodes + col, which overflows int32 from 46,341 nodes on.
+    # PyG encodes an edge as row * num_nodes + col, which overflows int32 from 46,341 nodes on.
     edge_index = coalesce(edge_index.long(), num_nodes=num_nodes)
     if aggregation == "symmetric":
         edge_index, values = gcn_norm(edge_index, num_nodes=num_nodes, dtype=dtype)

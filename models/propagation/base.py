@@ -13,21 +13,21 @@ from rbp_lightning.solvers import Update
 
 
 class PropagationCell(nn.Module, ABC):
-    """An update of node states that a graph network runs to its fixed point.
+    """An update of node states that a graph network iterates to its fixed point.
 
-    Constructor arguments are plain values. A cell keeps each in an attribute of the same name, where checkpoints find
-    it.
+    Constructor arguments must be plain values, each kept in an attribute of the same name, from which checkpoints
+    record them.
 
     Args:
         num_features: Number of features of a node, at least 1.
         num_classes: Number of classes, at least 2.
         num_hidden: Number of hidden units, at least 1.
-        dropout: Dropout rate of a layer's inputs, in [0, 1).
+        dropout: Dropout rate of the inputs of layers, in [0, 1).
 
     Attributes:
         aggregation: How a node aggregates the states of its neighbours.
-        features_enter: ``"first_state"`` if the features are only in the state that a solve starts from.
-        inject: The layer that reads the features.
+        features_enter: ``"first_state"`` if only the initial state of a solve has the features.
+        inject: The layer that is applied to the features.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -55,7 +55,7 @@ class PropagationCell(nn.Module, ABC):
         self.dropout = check_number(self, "dropout", dropout, 0.0)
         if dropout >= 1:
             raise UserError(f"{type(self).__name__}: dropout={dropout!r} must be below 1: lower it.")
-        # A cell may have matrices of these sizes, GRU's three in one.
+        # The largest matrices that a cell may have; a GRU's is three in one.
         widest = max(num_features, num_classes, 3 * num_hidden)
         sizes = {"num_features": num_features, "num_classes": num_classes, "num_hidden": num_hidden}
         check_entries(self, widest * num_hidden, **sizes)
@@ -65,12 +65,12 @@ class PropagationCell(nn.Module, ABC):
 
     @abstractmethod
     def start(self, features: Tensor | SparseMatrix, adjacency: Adjacency) -> tuple[Update, Tensor]:
-        """Prepares a solve and draws its dropout masks; an update that drew new ones at each step has no fixed point.
+        """Prepares a solve, including its dropout masks: with new masks at each step there would be no fixed point.
 
         Args:
             features: Features of the nodes, of shape ``[num_nodes, num_features]``.
-            adjacency: The matrix A that aggregates the neighbours' states as A @ states. Its factor has to be the state
-                itself: neighbours outside of a part of the graph are added with theirs.
+            adjacency: The matrix A that aggregates the neighbours' states as A @ states. It must be applied to the
+                state itself, since for a part of a graph the product also adds the states of neighbours outside.
 
         Returns:
             The update of states of shape ``[num_nodes, d]``, and the initial state.
@@ -78,10 +78,10 @@ class PropagationCell(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, state: Tensor) -> Tensor:
-        """Class scores (logits), of shape ``[num_nodes, num_classes]``, of the states at the fixed point."""
+        """Returns the class scores (logits) of a state, of shape ``[num_nodes, num_classes]``."""
 
     def injected(self, features: Tensor | SparseMatrix) -> Tensor:
-        """Applies dropout and the input layer to the features; returns shape ``[num_nodes, num_hidden]``."""
+        """Applies dropout and the input layer to the features; returns a tensor ``[num_nodes, num_hidden]``."""
         if isinstance(features, SparseMatrix):
             features = features.with_values(self.dropped(features.values))
         else:
@@ -89,5 +89,5 @@ class PropagationCell(nn.Module, ABC):
         return features @ self.inject.weight.T + self.inject.bias
 
     def dropped(self, inputs: Tensor) -> Tensor:
-        """Applies dropout to a layer's inputs, in training."""
+        """Applies dropout to a layer's inputs during training."""
         return dropout(inputs, self.dropout, self.training)

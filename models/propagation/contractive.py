@@ -1,4 +1,4 @@
-"""Propagation through a learned matrix of bounded norm."""
+"""Propagation with a learned matrix of bounded norm."""
 
 from typing import Literal
 
@@ -19,16 +19,16 @@ ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
 class ContractiveCell(PropagationCell):
     """Z <- phi(A Z W) + U(X), with a matrix W whose norm is bounded below 1, and a linear readout.
 
-    This is the form of IGNN (Gu et al., NeurIPS 2020), with U outside of phi. GCN's symmetric adjacency matrix A has
-    spectral norm 1 if every edge goes both ways, and the slopes of phi are at most 1. So with the spectral or the
-    Frobenius norm the update is a contraction with the constant ``bound`` in the Frobenius norm of Z.
+    This is IGNN (Gu et al., NeurIPS 2020) with U outside of phi. GCN's symmetric adjacency matrix A has spectral norm 1
+    if the graph is undirected, and the slopes of phi are at most 1. With the spectral or the Frobenius norm, the update
+    is therefore a contraction with constant ``bound`` in the Frobenius norm of Z.
 
     Args:
         num_features: Number of features of a node.
         num_classes: Number of classes.
         num_hidden: Number of hidden units.
-        norm: Which norm of W is bounded: ``"spectral"``, ``"frobenius"``, or ``"infinity"`` for the largest absolute
-            row sum of the transpose of W, as in IGNN.
+        norm: The bounded norm of W: ``"spectral"``, ``"frobenius"``, or ``"infinity"``, the largest absolute row sum of
+            the transpose of W, as in IGNN.
         bound: The bound, in (0, 1).
         activation: phi, ``"relu"`` or ``"tanh"``.
         dropout: Dropout rate of the features and of the readout's inputs, in [0, 1).

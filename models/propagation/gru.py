@@ -1,4 +1,4 @@
-"""The paper's gated propagation."""
+"""The paper's gated propagation by a GRU."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ from rbp_lightning.solvers import Update
 class GRUPropagation(PropagationCell):
     """Z <- GRU(A Z + U(X), Z), with a linear readout (paper, section 4.2).
 
-    Nothing bounds the update: whether it converges depends on its weights.
+    The update is not bounded: whether it converges depends on the weights.
 
     Args:
         num_features: Number of features of a node.
@@ -23,8 +23,8 @@ class GRUPropagation(PropagationCell):
         num_hidden: Number of hidden units.
         aggregation: Whether A takes the ``"sum"`` or the ``"mean"`` of the neighbours' states.
         features_enter: ``"every_step"``, as above, or ``"first_state"``: Z <- GRU(A Z, Z) from Z = U(X), as in the
-            paper's released code. A contraction forgets its initial state, and thus the features; and only ``BPTT``
-            trains the layer U then.
+            paper's released code. A contraction then forgets the features with its initial state, and only ``BPTT``
+            trains the layer U.
         dropout: Dropout rate of the features and of the readout's inputs, in [0, 1).
 
     Raises:
@@ -55,7 +55,7 @@ class GRUPropagation(PropagationCell):
         self.readout = nn.Linear(num_hidden, num_classes)
 
     def start(self, features: Tensor | SparseMatrix, adjacency: Adjacency) -> tuple[Update, Tensor]:
-        """Computes U(X), which drives the update or is its initial state."""
+        """Computes U(X), the input or the initial state of the update."""
         injected = self.injected(features)
         if self.features_enter == "first_state":
             return lambda state: self.gru(adjacency @ state, state), injected

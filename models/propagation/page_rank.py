@@ -15,15 +15,15 @@ from rbp_lightning.solvers import Update
 class PageRankCell(PropagationCell):
     """Z <- (1 - alpha) A Z + alpha MLP(X), whose fixed point is a personalised PageRank of the class scores.
 
-    This is APPNP (Klicpera et al., ICLR 2019, equation 4) iterated until it converges. A is GCN's symmetric adjacency
-    matrix, so the Jacobian has spectral norm 1 - alpha if every edge goes both ways.
+    This is APPNP (Klicpera et al., ICLR 2019, equation 4) iterated to convergence. A is GCN's symmetric adjacency
+    matrix, so the Jacobian has spectral norm 1 - alpha if the graph is undirected.
 
     Args:
         num_features: Number of features of a node.
         num_classes: Number of classes.
         num_hidden: Number of hidden units of the MLP, which has one hidden layer.
         alpha: Teleport probability, in (0, 1].
-        learn_alpha: Whether to learn alpha, by its logit; ``alpha`` is then the initial value, below 1.
+        learn_alpha: Whether to learn the logit of alpha; ``alpha`` is then the initial value, below 1.
         dropout: Dropout rate of the inputs of the MLP's two layers, in [0, 1).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Some rows of an adjacency matrix, with what comes from all other nodes held fixed."""
+"""Rows of an adjacency matrix, for solving parts of a graph and for evaluating updates in blocks."""
 
 from itertools import pairwise
 
@@ -11,13 +11,13 @@ from rbp_lightning.solvers import Update
 
 
 class PartialAdjacency:
-    """Aggregates states of some nodes alone: A_own @ states + inflow.
+    """Aggregates for some of the nodes only: A_own @ states + inflow.
 
     Args:
-        own: The entries of A between these nodes, or ``None`` if ``inflow`` is the whole product.
+        own: The entries of A between these nodes; ``None`` if ``inflow`` is the whole product.
 
     Attributes:
-        inflow: What comes from nodes elsewhere, of shape ``[num_rows, d]``, to be set before the product.
+        inflow: The contribution of the other nodes, of shape ``[num_rows, d]``, to be set before the product.
 
     Example:
         >>> adjacency = PartialAdjacency(SparseMatrix.from_dense(torch.eye(2)))
@@ -67,11 +67,11 @@ class PartMatrices:
 
 
 def rows_of(features: Tensor | SparseMatrix, index: slice | Tensor) -> Tensor | SparseMatrix:
-    """Rows of features that are dense or sparse.
+    """Returns rows of dense or sparse features.
 
     Args:
         features: The features, of shape ``[num_nodes, num_features]``.
-        index: Which rows.
+        index: The rows.
     """
     return features.rows(index) if isinstance(features, SparseMatrix) else features[index]
 
@@ -79,9 +79,9 @@ def rows_of(features: Tensor | SparseMatrix, index: slice | Tensor) -> Tensor | 
 def start_in_blocks(
     cell: PropagationCell, features: Tensor | SparseMatrix, adjacency: SparseMatrix, count: int
 ) -> tuple[Update, Tensor]:
-    """Prepares a solve whose update is evaluated block by block of rows; what comes in between is a block's alone.
+    """Prepares a solve whose update is computed in blocks of rows, so that intermediate results are those of a block.
 
-    The update is the cell's own on all nodes, so it has the same fixed point and as many steps lead there.
+    It is the cell's update of all nodes, with the same fixed point and the same number of steps.
 
     Args:
         cell: The cell.
@@ -90,7 +90,7 @@ def start_in_blocks(
         count: Number of blocks, at least 1.
 
     Returns:
-        The update and the initial state, as of ``cell.start``.
+        The update and the initial state, as from ``cell.start``.
 
     Example:
         >>> from models import PageRankCell
@@ -102,10 +102,10 @@ def start_in_blocks(
         True
     """
     num_nodes, partial = adjacency.shape[0], PartialAdjacency(None)
-    edges = [num_nodes * number // count for number in range(count + 1)]
-    blocks = [slice(begin, end) for begin, end in pairwise(edges)]
+    limits = [num_nodes * number // count for number in range(count + 1)]
+    blocks = [slice(begin, end) for begin, end in pairwise(limits)]
 
-    # A block is started at each step anew: what starts keep would take the memory of a state.
+    # Blocks are started anew at each step; keeping them would take the memory of a whole state.
     def in_blocks(state: Tensor) -> Tensor:
         following = torch.empty_like(state)
         for rows in blocks:

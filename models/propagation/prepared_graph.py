@@ -1,4 +1,4 @@
-"""A graph as the matrices that propagation cells multiply by."""
+"""The feature and adjacency matrices of a graph, cached on the graph."""
 
 import hashlib
 from functools import cached_property
@@ -14,7 +14,7 @@ from models.snapshot import Snapshot
 from rbp_lightning import SparseMatrix
 
 SPARSE_BELOW = 0.2
-"""Fraction of non-zero entries below which the product with a sparse matrix is faster."""
+"""Fraction of nonzero entries below which a sparse matrix is faster."""
 
 
 class PreparedGraph:
@@ -23,7 +23,7 @@ class PreparedGraph:
     Args:
         graph: The graph, with ``x`` and ``edge_index``.
         aggregation: How a node aggregates the states of its neighbours, as for ``adjacency_matrix``.
-        dtype: Type of the weights that multiply the features. Sparse matrices are at least float32.
+        dtype: Dtype of the weights that multiply the features. Sparse matrices are at least float32.
 
     Attributes:
         features: The features, dense or sparse, of shape ``[num_nodes, num_features]``.
@@ -50,7 +50,7 @@ class PreparedGraph:
         self.adjacency = adjacency_matrix(self._edges, len(x), aggregation, wide)
 
     def is_of(self, graph: Data, aggregation: Aggregation, dtype: torch.dtype = torch.float32) -> bool:
-        """Whether it was made with these arguments, from a graph that has not changed since."""
+        """Whether it was made with these arguments from this graph, which has not changed since."""
         return self._snapshot == _snapshot(graph, aggregation, dtype)
 
     @cached_property
@@ -70,9 +70,9 @@ def _snapshot(graph: Data, aggregation: Aggregation, dtype: torch.dtype) -> Snap
 class PrepareGraph(BaseTransform):  # type: ignore[misc]
     """Adds a ``PreparedGraph`` to a graph, as its attribute ``prepared``.
 
-    One that the graph has already is kept, unless it is of other tensors, as after a move to another device, or of
-    another aggregation or dtype. Called, the transform returns a copy, as all PyG transforms do. Its ``forward`` adds
-    to the graph itself, which is then prepared once however often it is used.
+    An existing one is kept, unless the graph's tensors have changed, such as by a move to another device, or the
+    aggregation or dtype differs. Calling the transform returns a copy of the graph, as with all PyG transforms;
+    ``forward`` adds to the graph itself, which is then prepared only once.
 
     Args:
         aggregation: As for ``PreparedGraph``.
@@ -101,6 +101,6 @@ class PrepareGraph(BaseTransform):  # type: ignore[misc]
         """
         prepared = data.get("prepared")
         if not isinstance(prepared, PreparedGraph) or not prepared.is_of(data, self.aggregation, self.dtype):
-            with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
+            with torch.inference_mode(False):  # training cannot use tensors created in inference mode
                 data.prepared = PreparedGraph(data, self.aggregation, self.dtype)
         return data

@@ -10,17 +10,17 @@ from rbp_lightning.errors import check_choice, check_count
 
 
 class Checkpointing:
-    """Which checkpoints of a run are kept: ``last.ckpt`` and ``best.ckpt``.
+    """Keeps the checkpoints ``last.ckpt`` and ``best.ckpt`` of a run.
 
-    They lie in ``checkpoints`` of the run's folder or, without a logger, of ``trainer.default_root_dir``. Without
-    either, or with ``trainer.enable_checkpointing=false``, none are kept. A run that continues another one keeps its
-    own: its ``best.ckpt`` is the best since then.
+    They are in ``checkpoints`` of the run's folder or, without a logger, of ``trainer.default_root_dir``. Without
+    either, or with ``trainer.enable_checkpointing=false``, there are none. A resumed run keeps checkpoints of its own:
+    its ``best.ckpt`` is the best since it resumed.
 
     Args:
-        monitor: The metric that decides which checkpoint is best; ``null`` keeps no ``best.ckpt``.
-        mode: Whether the least (``min``) or the greatest (``max``) value is best.
-        every_n_train_steps: After how many steps of the optimiser ``last.ckpt`` is written within an epoch as well;
-            ``null`` writes it at the ends of epochs alone.
+        monitor: The metric that selects the best checkpoint; ``null`` keeps no ``best.ckpt``.
+        mode: Whether a low (``min``) or a high (``max``) value is better.
+        every_n_train_steps: Write ``last.ckpt`` also within an epoch, every so many optimiser steps; ``null`` writes it
+            at the end of each epoch only.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Checkpointing:
         self.every_n_train_steps = None if steps is None else check_count(self, "every_n_train_steps", steps, 1)
 
     def trainer_arguments(self, trainer: Namespace) -> dict[str, Any]:
-        """Returns what the Trainer is given beside, or in place of, its configured arguments.
+        """Returns the Trainer's arguments for checkpoints, which take precedence over the configured ones.
 
         Args:
             trainer: The Trainer's configuration, with instantiated callbacks.
@@ -47,21 +47,21 @@ class Checkpointing:
         if trainer.logger is False and trainer.default_root_dir is None:
             own = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
             return {} if own else {"enable_checkpointing": False}
-        # Lightning refuses two that would save their state under the same key.
+        # Lightning rejects two callbacks with the same state key.
         keys = {callback.state_key for callback in callbacks}
         return {"callbacks": [*callbacks, *(one for one in self._callbacks() if one.state_key not in keys)]}
 
     def _callbacks(self) -> list[ModelCheckpoint]:
-        # ModelCheckpoint's save_last is written only along with a new best.
+        # With save_last, ModelCheckpoint writes last.ckpt only when the best one changes.
         same: dict[str, Any] = {"filename": "last", "enable_version_counter": False}
-        kept = [ModelCheckpoint(**same, save_on_train_epoch_end=True)]
+        last = [ModelCheckpoint(**same, save_on_train_epoch_end=True)]
         if self.every_n_train_steps is not None:
-            kept.append(_WithinEpochs(**same, every_n_train_steps=self.every_n_train_steps))
-        return kept if self.monitor is None else [ModelCheckpoint(None, "best", self.monitor, mode=self.mode), *kept]
+            last.append(_WithinEpochs(**same, every_n_train_steps=self.every_n_train_steps))
+        return last if self.monitor is None else [ModelCheckpoint(None, "best", self.monitor, mode=self.mode), *last]
 
 
 class _WithinEpochs(ModelCheckpoint):
-    """Leaves the last batch of an epoch to the checkpoint of the epoch: a run from here would skip its validation."""
+    """Skips the last batch of an epoch: a run resumed from there would skip the epoch's validation."""
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
         if not trainer.is_last_batch:

@@ -1,4 +1,4 @@
-"""The checkpoint that a command names: its model's arguments, and whether the model fits it."""
+"""The checkpoint given by ``--ckpt_path``: finding it, taking its model's arguments, checking that the model fits."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from rbp_lightning.checkpoint_file import load_checkpoint, shown
-from rbp_lightning.cli.mistakes import find_mistake, users_own
+from rbp_lightning.cli.mistakes import find_mistake, find_user_error
 from rbp_lightning.cli.run_folder import newest_checkpoint, own_checkpoint, requeued_checkpoint
 from rbp_lightning.cli.saved_arguments import SavedArguments
 from rbp_lightning.cli.saved_state import check_saved_state
@@ -21,13 +21,13 @@ from rbp_lightning.errors import UserError
 
 
 def checkpoint_path(config: Namespace) -> str | None:
-    """Finds the file of the checkpoint that a subcommand's configuration names.
+    """Resolves the ``ckpt_path`` of a subcommand's configuration to a file.
 
     Args:
         config: The configuration, whose ``ckpt_path`` is a file, ``last``, ``best``, ``auto``, ``hpc`` or ``None``.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If there is no such checkpoint.
     """
     path: str | None = config.ckpt_path
     if path in ("last", "best"):
@@ -35,11 +35,11 @@ def checkpoint_path(config: Namespace) -> str | None:
     elif path == "auto":
         found = own_checkpoint(config.trainer)
     elif path == "hpc" or (path is None and SLURMEnvironment.detect()):
-        # Lightning looks for it by itself on a cluster, and would load it unchecked.
+        # On a cluster Lightning would find this file itself, and load it unchecked.
         found = requeued_checkpoint(config.trainer)
         if found is None and path == "hpc":
             folder = Path(config.trainer.default_root_dir or ".")
-            raise UserError(f"ckpt_path='hpc': {folder} has no hpc_ckpt_N.ckpt: name a checkpoint's file.")
+            raise UserError(f"ckpt_path='hpc': {folder} has no hpc_ckpt_N.ckpt: give a checkpoint's path.")
     else:
         return path
     if found is None:
@@ -49,17 +49,17 @@ def checkpoint_path(config: Namespace) -> str | None:
 
 
 class NamedCheckpoint:
-    """A checkpoint that is named on the command line.
+    """The checkpoint given on the command line.
 
-    Nothing that it says is looked up, imported or executed, unless the user trusts it. What Lightning loads of it
-    afterwards is loaded with ``weights_only=True`` in any case.
+    Unless the user trusts it, nothing that it names is looked up, imported or executed. Lightning later loads it with
+    ``weights_only=True`` in any case.
 
     Args:
         path: The checkpoint's file.
-        trusted: Whether the classes that its hyperparameters name are imported and built.
+        trusted: Whether to import and instantiate the classes named in its hyperparameters.
 
     Raises:
-        UserError: If the file cannot be loaded, or its parts are not of the types that Lightning gives them.
+        UserError: If the file cannot be loaded, or its entries do not have Lightning's types.
     """
 
     def __init__(self, path: str, trusted: bool = False) -> None:
@@ -70,23 +70,23 @@ class NamedCheckpoint:
         saved = content.get("hyper_parameters")
         self.hyperparameters: dict[str, Any] = {} if saved is None else saved
         if not isinstance(self.hyperparameters, dict) or not all(isinstance(key, str) for key in self.hyperparameters):
-            raise UserError(f"{self.source}: its hyper_parameters are no dict with names: name another checkpoint.")
+            raise UserError(f"{self.source}: its hyper_parameters are not keyed by name: use another checkpoint.")
         self.kinds = _kinds(content["state_dict"])
         self.overridden: list[tuple[str, Any, Any]] = []
 
-    def model_config(self, config: Mapping[str, Any], kept: Collection[str] = ()) -> dict[str, Any] | None:
-        """Returns the configuration of the checkpoint's model, and prints which given arguments it overrides.
+    def model_config(self, config: Mapping[str, Any], explicit: Collection[str] = ()) -> dict[str, Any] | None:
+        """Returns the model's configuration with the checkpoint's arguments, and prints which ones changed.
 
         Args:
             config: The model's configuration in plain types, ``class_path`` and ``init_args``.
-            kept: Dotted names, without ``init_args``, of values that stay as they are given.
+            explicit: Dotted names, without ``init_args``, of the given values to keep.
 
         Returns:
-            The configuration, or ``None`` if nothing is overridden. Every text in it is the given one's or one that the
-            parameter's type lists.
+            The configuration; ``None`` if nothing changed. Every string in it comes from ``config`` or is a choice that
+            the parameter's type lists.
 
         Raises:
-            UserError: If the checkpoint is of another class, or says more than plain values.
+            UserError: If the checkpoint is of another class, or its arguments differ in more than plain values.
         """
         saved = self.hyperparameters.get("_class_path", config["class_path"])
         if not isinstance(saved, str) or saved != config["class_path"]:
@@ -94,12 +94,12 @@ class NamedCheckpoint:
             raise UserError(
                 f"{self.source} is a checkpoint of {another}, not of {config['class_path']}: set --model to {another}."
             )
-        # A module may save more than its arguments.
+        # A module may save hyperparameters that are not arguments.
         parts = {
             part: {name: self.hyperparameters[name] for name in config.get(part) or {} if name in self.hyperparameters}
             for part in ("init_args", "dict_kwargs")
         }
-        arguments = SavedArguments(self.source, kept, self.trusted)
+        arguments = SavedArguments(self.source, explicit, self.trusted)
         model: dict[str, Any] = arguments.over_class(config, parts)
         self.overridden = sorted(arguments.overridden, key=lambda one: one[0])
         for name, value, given in self.overridden:
@@ -107,48 +107,48 @@ class NamedCheckpoint:
         return model if self.overridden else None
 
     @contextmanager
-    def making_model(self) -> Iterator[None]:
-        """Names the values that the checkpoint brought where a model cannot be made with them.
+    def instantiating_model(self) -> Iterator[None]:
+        """Names the checkpoint's values if the model cannot be instantiated with them.
 
         Raises:
-            UserError: In place of another exception, if there were such values.
+            UserError: In place of another exception, if the checkpoint changed any argument.
         """
         try:
             yield
         except Exception as error:
             if self.trusted or not self.overridden or isinstance(error, OSError) or find_mistake(error):
                 raise
-            brought = ", ".join(f"{name}={shown(value)}" for name, value, _ in self.overridden)
+            values = ", ".join(f"{name}={shown(value)}" for name, value, _ in self.overridden)
             reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{self.source} brought {brought}, with which no model can be made: {reason}.") from error
+            raise UserError(f"{self.source} has {values}, with which the model cannot be made: {reason}.") from error
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Names the checkpoint where Lightning or PyTorch could not go on from it.
+        """Names the checkpoint if Lightning or PyTorch cannot run from it.
 
         Raises:
-            UserError: In place of an exception of theirs that says nothing of the input.
+            UserError: In place of an exception of theirs that does not explain a mistake in the input.
         """
         try:
             yield
         except (OSError, MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
-            if find_mistake(error) or users_own(error):
+            if find_mistake(error) or find_user_error(error):
                 raise
             raise UserError(
-                f"{self.source}: a run from it failed ({type(error).__name__}: {error}): what it holds may be damaged "
-                "or of another version (--debug shows where): name another."
+                f"{self.source}: a run from it failed ({type(error).__name__}: {error}). It may be damaged or from "
+                "another version: use another checkpoint (--debug shows where it failed)."
             ) from error
 
     def check_parameters(self, model: LightningModule) -> None:
         """Checks that a model can load the checkpoint's parameters.
 
         Args:
-            model: The model that is to load it.
+            model: The model.
 
         Raises:
-            UserError: If a parameter is missing, left over, of another shape or no number of its kind.
+            UserError: If a parameter is missing, unexpected, or of another shape or kind of number.
         """
         wanted = _kinds(model.state_dict())
         for name in sorted(self.kinds.keys() | wanted.keys()):
@@ -163,7 +163,7 @@ class NamedCheckpoint:
 
 
 def _kinds(state_dict: dict[str, Any]) -> dict[str, tuple[Any, str]]:
-    """Shapes, and what kind of numbers: precisions may differ."""
+    """Shape and kind of number of each tensor; precisions may differ."""
     # A module's extra state need not be a tensor.
     return {name: (tuple(value.shape), _kind(value)) for name, value in state_dict.items() if isinstance(value, Tensor)}
 

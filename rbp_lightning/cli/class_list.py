@@ -1,4 +1,4 @@
-"""``--estimator.help``: the classes that an argument can name."""
+"""``--estimator.help`` and the like: lists the classes that an argument accepts."""
 
 import inspect
 import shutil
@@ -12,11 +12,11 @@ from rbp_lightning.cli.classes import argument_type, known_classes
 
 
 def print_class_list(arguments: Sequence[str], parser: ArgumentParser) -> None:
-    """Lists the classes of an argument and ends the program, where help is asked for without naming a class.
+    """Lists the classes of an argument and exits, if ``--ARGUMENT.help`` is given without a class.
 
     Args:
         arguments: The subcommand's arguments.
-        parser: Its parser.
+        parser: The subcommand's parser.
     """
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         key = argument.removeprefix("--").removesuffix(".help")
@@ -25,7 +25,7 @@ def print_class_list(arguments: Sequence[str], parser: ArgumentParser) -> None:
         classes = known_classes(argument_type(parser, key))
         if classes:
             print("\n".join(_lines(classes)))
-            print(f"\nThe options of one of them: {argument} NAME")
+            print(f"\nFor the options of one of them: {argument} NAME")
             sys.exit(0)
 
 

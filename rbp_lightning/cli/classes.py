@@ -1,4 +1,4 @@
-"""Which classes an argument of the command line can name."""
+"""The classes that an argument of the command line accepts."""
 
 import contextlib
 import inspect
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def argument_type(parser: ArgumentParser, key: str) -> Any:
-    """Returns the type of an argument, or ``None`` where there is no such argument.
+    """Returns the type of an argument, or ``None`` if there is no such argument.
 
     Args:
         parser: The parser of a subcommand.
@@ -22,14 +22,14 @@ def argument_type(parser: ArgumentParser, key: str) -> Any:
 
 
 def parameter_type(owner: type, name: str) -> Any:
-    """Returns the type of a constructor's parameter, or ``None`` where it has none.
+    """Returns the type of a constructor's parameter, or ``None`` if it has none.
 
     Args:
         owner: The class.
-        name: The parameter, which may be a base class's.
+        name: The parameter, possibly of a base class.
     """
     for base in inspect.getmro(owner):
-        with contextlib.suppress(NameError):  # a name that is imported for type checkers alone
+        with contextlib.suppress(NameError):  # a name imported only for type checkers
             hints = typing.get_type_hints(vars(base).get("__init__", object))
             if name in hints:
                 return hints[name]
@@ -37,13 +37,13 @@ def parameter_type(owner: type, name: str) -> Any:
 
 
 def known_classes(annotation: Any) -> dict[str, type]:
-    """Finds the classes that an argument can name by their short names.
+    """Finds the classes that an argument accepts by their short names.
 
     Args:
         annotation: The argument's type, such as ``list[Callback] | None``.
 
     Returns:
-        The imported subclasses that can be instantiated, by name in alphabetical order.
+        The imported concrete subclasses by name, in alphabetical order.
 
     Example:
         >>> "Picard" in known_classes(FixedPointSolver | None)
@@ -53,7 +53,7 @@ def known_classes(annotation: Any) -> dict[str, type]:
     for base in _classes_in(annotation):
         for subclass in _subclasses(base):
             public = not subclass.__name__.startswith("_") and ".demos." not in subclass.__module__
-            # A base of modules trains nothing itself.
+            # A base class without a training step is not a model.
             bare = issubclass(subclass, LightningModule) and subclass.training_step is LightningModule.training_step
             if public and not bare and not inspect.isabstract(subclass):
                 found[subclass.__name__] = subclass
@@ -62,7 +62,7 @@ def known_classes(annotation: Any) -> dict[str, type]:
 
 def _classes_in(annotation: Any) -> list[type]:
     inner = [found for argument in typing.get_args(annotation) for found in _classes_in(argument)]
-    # The subclasses of numbers, collections and tensors are no answer to a wrong name.
+    # Subclasses of numbers, collections and tensors are not worth suggesting.
     whole = inspect.isclass(annotation) and annotation.__module__ not in ("builtins", "collections.abc", "types")
     return [annotation] if whole and not inner and not issubclass(annotation, Tensor) else inner
 

@@ -1,4 +1,4 @@
-"""Reading configurations: as YAML in which nothing is said twice, from files that are text."""
+"""Strict reading of configuration files: UTF-8 text, and YAML without duplicate keys."""
 
 import io
 from typing import Any
@@ -10,21 +10,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rbp_lightning.errors import UserError
 
 YAML = "strict_yaml"
-"""The parsers' name for it."""
+"""The name under which jsonargparse knows the loader."""
 
-MOST_ENTRIES = 100_000
-"""Most entries of a configuration, those that an alias repeats included."""
-
+MAX_ENTRIES = 100_000
+"""The most entries of a configuration, counting those that an alias repeats."""
 
 _SECTIONS = {"trainer", "policy", "checkpoint", "audit", *LightningCLI.subcommands()}
-"""Sections of options that belong to no class, and those of the subcommands."""
+"""Sections that are not classes, and those of the subcommands."""
 
 
 class ConfigParser(LightningArgumentParser):
-    """Lightning's parser, which says which file is no text, and whose help has its own sections.
+    """Lightning's parser, with sections of its own in the help, and an error that names a file that is not text.
 
     Attributes:
-        help_groups: The sections; ``None`` takes the groups of options.
+        help_groups: The sections of the help; ``None`` keeps the parser's argument groups.
     """
 
     help_groups: list[Any] | None = None
@@ -51,14 +50,14 @@ class ConfigParser(LightningArgumentParser):
             kwargs: As for ``ArgumentParser.parse_path``.
 
         Raises:
-            UserError: If it is not UTF-8.
+            UserError: If the file is not UTF-8.
         """
         try:
             parsed: Namespace = super().parse_path(cfg_path, *args, **kwargs)
             return parsed
         except UnicodeDecodeError as error:
             raise UserError(
-                f"--config: {cfg_path} is no text in UTF-8 (byte {error.start}, {error.reason}): save it as UTF-8."
+                f"--config: {cfg_path} is not UTF-8 text (byte {error.start}, {error.reason}): save it as UTF-8."
             ) from error
 
 
@@ -67,18 +66,18 @@ def load_yaml(text: str, path: str | None = None) -> Any:
 
     Args:
         text: A configuration, or the value of an option.
-        path: The configuration's file; empty where it is given as text, and ``None`` for the value of an option.
+        path: The configuration's file; empty if it was given as text, ``None`` for the value of an option.
 
     Raises:
-        YAMLError: If it is no YAML, a key occurs twice in a mapping, aliases nest without an end or make it huge, or a
-            configuration does not consist of options.
+        YAMLError: If it is not valid YAML, repeats a key in a mapping, has aliases that are recursive or make it huge,
+            or a configuration does not consist of options.
 
     Example:
         >>> load_yaml("steps: 3")
         {'steps': 3}
     """
     stream = io.StringIO(text)
-    stream.name = path or "the text"  # for the errors
+    stream.name = path or "the text"  # for error messages
     try:
         node = yaml.compose(stream, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         if node is not None:
@@ -97,21 +96,21 @@ def load_yaml(text: str, path: str | None = None) -> Any:
 def _check_options(content: Any, path: str) -> None:
     where = f"{path}: " if path else ""
     if not isinstance(content, dict):
-        raise yaml.YAMLError(f"{where}it has no options: a configuration is a mapping such as 'model: HopfieldMemory'")
-    # The options of a subcommand may be in a section of its own.
+        raise yaml.YAMLError(f"{where}it has no options: a configuration is a mapping, such as 'model: HopfieldMemory'")
+    # A subcommand's options may be in a section of their own.
     inner = [part for part in content.values() if isinstance(part, dict) and "class_path" not in part]
     for options in (content, *inner):
         for section in _SECTIONS & options.keys():
-            if not isinstance(options[section], dict | str):  # a string is the path of a file
+            if not isinstance(options[section], dict | str):  # a string is a file's path
                 given = f"{section}: {repr(options[section])[:40]}"
-                raise yaml.YAMLError(f"{where}{given} is no mapping of its options: give some, or leave it out")
+                raise yaml.YAMLError(f"{where}{given} is not a mapping of options: give some, or leave it out")
 
 
 def _count_entries(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Counts a node and all that is in it, and refuses what is wrong with it; 0 marks a node that is being counted."""
+    """Counts the entries of a node and checks them; a count of 0 marks a node that is being visited."""
     if id(node) in counts:
         if counts[id(node)] == 0:
-            raise yaml.constructor.ConstructorError(None, None, "an alias stands for what it is in", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "an alias is recursive", node.start_mark)
         return counts[id(node)]
     counts[id(node)] = 0
     children: list[yaml.Node] = []
@@ -121,8 +120,8 @@ def _count_entries(node: yaml.Node, counts: dict[int, int]) -> int:
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
     total = 1 + sum(_count_entries(child, counts) for child in children)
-    if total > MOST_ENTRIES:
-        problem = f"more than {MOST_ENTRIES} entries, with what its aliases repeat"
+    if total > MAX_ENTRIES:
+        problem = f"more than {MAX_ENTRIES} entries, counting those that aliases repeat"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     counts[id(node)] = total
     return total
@@ -134,7 +133,7 @@ def _check_keys(keys: list[yaml.Node]) -> None:
         if not isinstance(key, yaml.ScalarNode):
             continue
         if first := seen.get((key.tag, key.value)):
-            problem = f"{key.value!r} is there twice, first in line {first.start_mark.line + 1}: remove one of them"
+            problem = f"{key.value!r} occurs twice, first in line {first.start_mark.line + 1}: remove one of them"
             raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
         seen[key.tag, key.value] = key
 

@@ -1,4 +1,4 @@
-"""Mistakes in the input, and signals, in one line each; the user's own errors with their traceback."""
+"""Error messages of the command line: one line for a mistake in the input or a signal, a traceback otherwise."""
 
 import os
 import re
@@ -15,24 +15,24 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from rbp_lightning.cli.interruption import Interrupted
-from rbp_lightning.cli.mistakes import find_mistake, is_of_the_disk
+from rbp_lightning.cli.mistakes import find_mistake, is_disk_error
 from rbp_lightning.errors import ConvergenceError, UserError
 
-# Their messages are made for those who gave the value.
-_EXPLAINED = (ArgumentError, ConvergenceError, MisconfigurationException, OSError, TypeError, ValueError)
+# Exceptions whose messages explain themselves to a user.
+_SELF_EXPLANATORY = (ArgumentError, ConvergenceError, MisconfigurationException, OSError, TypeError, ValueError)
 
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:
-    """Ends the program with one line for a mistake in the input or a signal; other exceptions pass.
+    """Exits with a one-line message for a mistake in the input or a signal; other exceptions propagate.
 
-    The exit status is 2 for a wrong option, 128 and its number for a signal, and 1 for anything else.
+    The exit status is 2 for a wrong option, 128 plus its number for a signal, and 1 for anything else.
 
     Args:
-        debug: Whether every exception passes. The environment variable ``RBP_DEBUG=1`` asks for the same.
+        debug: Whether to let every exception propagate, as the environment variable ``RBP_DEBUG=1`` does.
     """
-    shown = threading.excepthook
-    threading.excepthook = lambda raised: None if is_of_the_disk(raised.exc_value) else shown(raised)
+    excepthook = threading.excepthook
+    threading.excepthook = lambda raised: None if is_disk_error(raised.exc_value) else excepthook(raised)
     try:
         yield
     except Interrupted as stop:
@@ -40,45 +40,45 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
             _print_line(str(stop))
         raise
     except Exception as error:
-        mistake = _lost_process(error) or _of_spawned(error) or find_mistake(error)
+        mistake = _lost_process(error) or _mistake_of_spawned(error) or find_mistake(error)
         if debug or os.environ.get("RBP_DEBUG", "0") not in ("", "0"):
             raise
         if mistake is None and isinstance(error, ProcessRaisedException):
-            # It holds the traceback; that of the wait for the process tells nothing.
+            # Its text is the child's traceback; this process's own says nothing.
             print(str(error).strip(), file=sys.stderr, flush=True)
             sys.exit(1)
         if mistake is None:
             raise
-        _print_line(_told(mistake))
+        _print_line(_message(mistake))
         sys.exit(2 if isinstance(mistake, ArgumentError) else 1)
     finally:
-        threading.excepthook = shown
+        threading.excepthook = excepthook
 
 
 def _print_line(text: str) -> None:
     print("error:", " ".join(text.split()), file=sys.stderr, flush=True)
 
 
-def _told(mistake: BaseException) -> str:
-    if is_of_the_disk(mistake):
+def _message(mistake: BaseException) -> str:
+    if is_disk_error(mistake):
         return (
-            f"{mistake}: make room, or give the run another folder (trainer.logger.save_dir or "
-            "trainer.default_root_dir). Checkpoints that were written are as they were."
+            f"{mistake}: free some space, or use another folder (trainer.logger.save_dir or "
+            "trainer.default_root_dir). Checkpoints written before are intact."
         )
-    if isinstance(mistake, _EXPLAINED):
+    if isinstance(mistake, _SELF_EXPLANATORY):
         return str(mistake)
-    return f"{type(mistake).__name__}: {mistake} (--debug shows where it was raised)"
+    return f"{type(mistake).__name__}: {mistake} (--debug shows the traceback)"
 
 
 def _lost_process(error: BaseException) -> UserError | None:
-    """What to say where a process of several waited for one that has ended."""
+    """The error of a process that waited for another one which has ended."""
     if not isinstance(error, torch.distributed.DistError) and "gloo/transport" not in str(error):
         return None
-    return UserError(f"process {_rank()} ends because another one of this run has: see what that one says.")
+    return UserError(f"process {_rank()} ends because another process of this run has: see the error of that one.")
 
 
-def _of_spawned(error: BaseException) -> UserError | None:
-    """The mistake that ended a process which Lightning has spawned or forked; it hands over no more than text."""
+def _mistake_of_spawned(error: BaseException) -> UserError | None:
+    """The mistake that ended a process which Lightning spawned or forked, of which only text arrives here."""
     if not isinstance(error, ProcessRaisedException):
         return None
     found = re.search(

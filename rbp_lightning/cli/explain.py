@@ -1,4 +1,4 @@
-"""The parser's errors in one line each, with what was probably meant."""
+"""One-line explanations of the parser's errors, with suggestions."""
 
 import difflib
 import inspect
@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 
 from rbp_lightning.cli.classes import argument_type, known_classes, parameter_type
 
-# What jsonargparse says of its own types and of the alternatives that it tried.
+# jsonargparse's remarks on its own types and on the alternatives it tried.
 _NOISE = re.compile(
     r"Does not validate|Subtypes:|Errors:|Expected a path but|Not a valid subclass|Subclass types|a class path \(|"
     r"a dict with|Expected a <class '(NoneType|collections\.abc\.\w+)'>|Given value type|Given value: N(ested|ame)"
@@ -20,69 +20,69 @@ _NO_SUCH_CLASS = re.compile(
     r"Expected a dot import path|No module named|has no attribute|does not correspond to a subclass|but is abstract"
 )
 
-# What Python says where jsonargparse takes a value for another type.
+# Python's errors where jsonargparse mistakes the type of a value.
 _CONFUSED = {
-    r"'(\w+)' object has no attribute '(keys|items)'": r"\1 is no mapping of arguments",
-    r"argument of type '(\w+)' is not iterable": r"\1 is no class path",
-    r"unhashable type: '(\w+)'": r"\1 is no class path",
+    r"'(\w+)' object has no attribute '(keys|items)'": r"\1 is not a mapping of arguments",
+    r"argument of type '(\w+)' is not iterable": r"\1 is not a class path",
+    r"unhashable type: '(\w+)'": r"\1 is not a class path",
 }
 
 _LISTED = 20
-"""Most classes that an error lists."""
+"""The most classes that an error lists."""
 
 _LONGEST = 300
-"""Most characters of a line of jsonargparse's, which quotes whole values."""
+"""The most characters kept of each line of jsonargparse's, which quotes whole values."""
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
-    """Tells a parser's error in one line.
+    """Explains a parser's error in one line.
 
     Args:
-        message: What jsonargparse says.
+        message: jsonargparse's message.
         parser: The parser of the subcommand.
 
     Returns:
-        The error. A wrong name of a class or an option is followed by the one that was probably meant and by those
-        that exist.
+        The explanation. For a wrong name of a class or an option, it suggests the closest name and lists the known
+        ones.
     """
     if unrecognized := re.search(r"unrecognized arguments: ([^\s=]+)|does not accept option '([\w.]+)'", message):
-        meant = _option_meant(unrecognized[1] or f"--{unrecognized[2]}", list(parser._option_string_actions))
-        return f"{_one_line(message)}.{meant} See --help, and --estimator.help NAME for an estimator's options."
+        suggestion = _suggest_option(unrecognized[1] or f"--{unrecognized[2]}", list(parser._option_string_actions))
+        return f"{_one_line(message)}.{suggestion} See --help, and --estimator.help NAME for an estimator's options."
     if command := re.search(r"argument subcommand: invalid choice: '([^']*)' \(choose from (.*)\)", message):
         known = ["sweep", *re.findall(r"\w+", command[2])]
         return f"there is no command {command[1]!r}.{did_you_mean(command[1], known)} Known: {', '.join(known)}."
     if re.search(r"required: \w+\.model\b", message):
-        return f"{_one_line(message)}. A config names one, such as a checkout's: --config configs/hopfield.yaml."
+        return f"{_one_line(message)}. Give one, or a config, such as a checkout's: --config configs/hopfield.yaml."
     keys = re.findall(r'Parser key "([\w.]+)"|--([\w.]+)\.help:', message)
-    return _explain_value(message, [key or asked for key, asked in keys], parser)
+    return _explain_value(message, [key or of_help for key, of_help in keys], parser)
 
 
 def missing_package(message: str) -> str | None:
-    """Tells in one line that a class, such as a logger, needs a package which is not installed.
+    """Explains in one line that a class, such as a logger, needs a package that is not installed.
 
     Args:
-        message: What jsonargparse says where it could not make an object.
+        message: jsonargparse's message about an object that it could not instantiate.
 
     Returns:
-        The line; ``None`` where the message says something else.
+        The line; ``None`` if the message is about something else.
 
     Example:
         >>> missing_package("Problem with given class_path 'loggers.WandbLogger': Requirement 'wandb>=0.12' not met.")
-        "WandbLogger needs wandb>=0.12, which is not installed: pip install 'wandb>=0.12', or take CSVLogger ..."
+        "WandbLogger needs wandb>=0.12, which is not installed: pip install 'wandb>=0.12', or use CSVLogger ..."
     """
     found = re.search(r"class_path '(?:\w+\.)*(\w+)':\s+Requirement '([^']+)' not met", message)
     if found is None:
         return None
-    choose = "take CSVLogger or TensorBoardLogger" if found[1].endswith("Logger") else "choose another class"
+    choose = "use CSVLogger or TensorBoardLogger" if found[1].endswith("Logger") else "choose another class"
     return f"{found[1]} needs {found[2]}, which is not installed: pip install '{found[2]}', or {choose}."
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Returns a question that names what is closest, or nothing where nothing is close.
+    """Suggests the closest known name; returns an empty string if none is close.
 
     Args:
-        given: What was given.
-        known: What exists.
+        given: The given name.
+        known: The known names.
 
     Example:
         >>> did_you_mean("step", ["steps", "solver"])
@@ -92,8 +92,8 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
-def _option_meant(given: str, known: list[str]) -> str:
-    """Returns a question as ``did_you_mean`` does; of an option without its section, those that end like it."""
+def _suggest_option(given: str, known: list[str]) -> str:
+    """Suggests options like ``did_you_mean``; for an option without its section, those that end in its name."""
     known = [option for option in known if not option.endswith((".help", "+"))]
     words = given.removeprefix("--").rpartition(".")[2]
     ends = [option for option in known if words and option.rpartition(".")[2].removeprefix("--").endswith(f"_{words}")]
@@ -105,9 +105,9 @@ def _option_meant(given: str, known: list[str]) -> str:
 
 
 def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str:
-    """Tells what is wrong with the value of a key, which may be nested in others."""
-    for said, meant in _CONFUSED.items():
-        message = re.sub(said, meant, message)
+    """Explains what is wrong with the value of a key, which may be nested in others."""
+    for confused, plain in _CONFUSED.items():
+        message = re.sub(confused, plain, message)
     owners = re.findall(r"class_path '([\w.]+)'", message)
     reason = _one_line(
         re.sub(r"""Parser key "[\w.]+":|^--[\w.]+: |Problem with given class_path '[\w.]+':""", "", message)
@@ -119,25 +119,25 @@ def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str
     owner = locate(owners[-1]) if option and owners else None
     if option and inspect.isclass(owner):
         options = list(inspect.signature(owner).parameters)
-        meant = did_you_mean(option[1], options)
-        return f"{where}{owner.__name__} has no option {option[1]!r}.{meant} Its options: {', '.join(options)}."
+        suggestion = did_you_mean(option[1], options)
+        return f"{where}{owner.__name__} has no option {option[1]!r}.{suggestion} Its options: {', '.join(options)}."
     known = list(known_classes(_type_of(keys, owners, parser))) if keys and _NO_SUCH_CLASS.search(message) else []
     if given := re.fullmatch(r"Given value: (.*)", reason):
-        reason = f"{given[1]} is no value for it"
+        reason = f"{given[1]} is not a valid value"
     if not known:
-        return f"{where}{reason or 'nothing was given, such as an empty text or standard input'}."
+        return f"{where}{reason or 'nothing was given, such as an empty string or standard input'}."
     unknown = re.search(r"Expected a dot import path string: (\S+)", message)
-    # The last class path is the wrong one only if each key before it has its own.
+    # The last class path is the wrong one only if every key has one.
     wrong = unknown[1] if unknown else owners[-1] if len(owners) == len(keys) else ""
-    # A file in place of a class is read, and its content is not to be told.
-    named = f"there is no class {wrong!r}" if re.fullmatch(r"[\w.\-]*", wrong) else "its value is no class"
+    # jsonargparse reads a file given as a class; its content must not be shown.
+    named = f"there is no class {wrong!r}" if re.fullmatch(r"[\w.\-]*", wrong) else "its value is not a class"
     problem = where + (named if unknown else reason)
     listed = f"Known: {', '.join(known)}" if len(known) <= _LISTED else f"--{keys[0]}.help lists the known ones"
     return f"{problem}.{did_you_mean(wrong.rpartition('.')[2], known)} {listed}."
 
 
 def _choices(missing: list[str], keys: list[str], owners: list[str]) -> str:
-    """What there is for arguments that are missing and take a class."""
+    """Lists the classes for missing arguments that take one."""
     owner = locate(owners[-1]) if owners else None
     if not inspect.isclass(owner):
         return ""
@@ -147,10 +147,10 @@ def _choices(missing: list[str], keys: list[str], owners: list[str]) -> str:
 
 def _one_line(message: str) -> str:
     lines = [re.sub(r"^(-( |$))+", "", line.strip())[:_LONGEST] for line in message.splitlines()]
-    told = list(dict.fromkeys(line for line in lines if line and not _NOISE.match(line)))
-    given = [line for line in told if line.startswith("Given value: ")]
-    # Of nested values the first one says enough.
-    text = "; ".join([line for line in told if line not in given] + ([] if "Got value" in message else given[:1]))
+    kept = list(dict.fromkeys(line for line in lines if line and not _NOISE.match(line)))
+    given = [line for line in kept if line.startswith("Given value: ")]
+    # Of nested values, the first one is enough.
+    text = "; ".join([line for line in kept if line not in given] + ([] if "Got value" in message else given[:1]))
     return re.sub(r"Expected a <class '(\w+)'>", r"expected \1", text).removesuffix(".")
 
 

@@ -1,4 +1,4 @@
-"""The states of the global random generators, as plain values that a checkpoint can hold."""
+"""Saving and restoring the states of the global random generators."""
 
 import random
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 import torch
 
 _WORDS = 624
-"""Numbers in a state of NumPy's Mersenne Twister."""
+"""The length of the state of NumPy's Mersenne Twister."""
 
 
 def generator_states(device: torch.device) -> dict[str, Any]:
-    """The states of PyTorch's, Python's and NumPy's global generators.
+    """Returns the states of PyTorch's, Python's and NumPy's global generators, as values that a checkpoint can hold.
 
     Args:
-        device: The device whose generator counts beside that of the CPU.
+        device: The device whose generator is included beside that of the CPU.
 
     Example:
         >>> states = generator_states(torch.device("cpu"))
@@ -33,18 +33,18 @@ def generator_states(device: torch.device) -> dict[str, Any]:
 
 
 def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
-    """Sets the generators to earlier states.
+    """Restores the generators to earlier states.
 
     Args:
-        states: What ``generator_states`` returned.
+        states: The states from ``generator_states``.
         device: The device whose generator is set beside that of the CPU.
 
     Raises:
-        ValueError: If NumPy's state is none; it would be read without a check.
+        ValueError: If NumPy's state is invalid, which NumPy itself does not check.
     """
     twister = states["numpy"]["state"]
     if len(twister["key"]) != _WORDS or not 0 <= twister["pos"] <= _WORDS:
-        raise ValueError("the state of NumPy's generator is none")
+        raise ValueError("the state of NumPy's generator is invalid")
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])

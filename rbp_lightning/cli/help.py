@@ -1,4 +1,4 @@
-"""The help of a subcommand: this project's options first, Lightning's last, in plain text."""
+"""The help of a subcommand in plain text: this project's options first, Lightning's last."""
 
 import re
 from argparse import Action, _ArgumentGroup
@@ -10,12 +10,12 @@ from rbp_lightning.overview import program
 
 
 class Section(NamedTuple):
-    """Options that belong together.
+    """A section of the help.
 
     Attributes:
-        title: Their heading.
-        text: What they are for, where that needs words.
-        names: The options, or what their names begin with.
+        title: The heading.
+        text: An explanation, if needed.
+        names: The options, or the first parts of their dotted names.
     """
 
     title: str
@@ -25,56 +25,56 @@ class Section(NamedTuple):
 
 _DESCRIPTIONS = {
     "fit": "Trains a model.",
-    "validate": "Measures a model on the validation data.",
-    "test": "Measures a model on the test data.",
-    "predict": "Lets a model predict.",
-    "audit": "Compares the gradients of all estimators with the exact one, on training batches, and trains nothing.",
+    "validate": "Evaluates a model on the validation data.",
+    "test": "Evaluates a model on the test data.",
+    "predict": "Runs a model on the prediction data.",
+    "audit": "Compares the gradients of all estimators with the exact gradient on training batches, without training.",
 }
 
 _SECTIONS = (
     Section(
         "Gradient",
-        "How fixed points are found, and how the gradient gets through them. --estimator.help lists the estimators, "
-        "--estimator.help NAME the options of one, such as --estimator.steps and --estimator.solver.tol.",
+        "How fixed points are solved, and how gradients are computed through them. --estimator.help lists the "
+        "estimators, --estimator.help NAME the options of one, such as --estimator.steps and --estimator.solver.tol.",
         ("estimator",),
     ),
-    Section("Failures", "What is done where a fixed point or its gradient goes wrong.", ("policy",)),
+    Section("Failures", "What to do when a fixed point or its gradient is wrong.", ("policy",)),
     Section(
         "Monitor",
-        "--trainer.callbacks+=EquilibriumMonitor logs how far fixed points and gradients can be trusted, with plots. "
+        "--trainer.callbacks+=EquilibriumMonitor logs, and plots, how accurate fixed points and gradients are. "
         "--trainer.callbacks.help lists all callbacks.",
         (),
     ),
     Section(
         "Checkpoints",
-        "last.ckpt and best.ckpt of each run are kept in its folder.",
+        "Each run keeps last.ckpt and best.ckpt in its folder.",
         ("checkpoint", "ckpt_path", "trust_checkpoint", "weights_only"),
     ),
     Section(
         "Model and data",
-        "Classes by their names or paths. --model.help lists the models, --model.help NAME the options of one, such as "
-        "--model.learning_rate; so does --data.help.",
+        "Classes, by name or class path. --model.help lists the models, --model.help NAME the options of one, such as "
+        "--model.learning_rate; --data.help does the same for data modules.",
         ("model", "data"),
     ),
-    Section("Optimizer", "In place of the model's own. --optimizer.help lists them.", ("optimizer", "lr_scheduler")),
+    Section("Optimizer", "Replaces the model's own. --optimizer.help lists them.", ("optimizer", "lr_scheduler")),
     Section("Run", None, ("config", "print_config", "seed_everything", "debug", "help")),
-    Section("Lightning's Trainer", "Where classes are to be named, --trainer.NAME.help lists them.", ("trainer",)),
+    Section("Lightning's Trainer", "For options that take a class, --trainer.NAME.help lists them.", ("trainer",)),
 )
 
 
 _CLASS = "A name, a class path, or a YAML file with class_path and init_args."
 
 _HELP = {
-    "ckpt_path": "The checkpoint to continue from, or to load: a file, last or best for the newest run's, or for fit "
-    "auto, the run's own if it has one.",
-    "weights_only": "Leave it out: of a checkpoint no more is ever loaded than its values.",
-    "seed_everything": "The seed; true draws one.",
+    "ckpt_path": "The checkpoint to load or to resume from: a file, or last or best of the newest run. With fit also "
+    "auto, the last checkpoint of this run if there is one.",
+    "weights_only": "Leave it out: checkpoints are always loaded with weights_only=true.",
+    "seed_everything": "The seed; true draws one at random.",
 }
-"""In place of Lightning's, which say what is otherwise here."""
+"""Replaces help of Lightning's that does not apply here."""
 
 
 class PlainHelp(DefaultHelpFormatter):
-    """Leaves out what ``--NAME.help`` is for, and the markup of docstrings.
+    """Omits the ``--NAME.help`` options, known subclasses and the markup of docstrings.
 
     Example:
         >>> PlainHelp("train.py")._plain("See :meth:`~lightning.Trainer.fit` and ``True``.")
@@ -82,7 +82,7 @@ class PlainHelp(DefaultHelpFormatter):
     """
 
     def add_argument(self, action: Action) -> None:
-        """Adds an option to the help, unless it only asks for help itself."""
+        """Adds an option to the help, except for ``--NAME.help``."""
         if not action.dest.endswith(".help"):
             super().add_argument(action)
 
@@ -98,14 +98,14 @@ class PlainHelp(DefaultHelpFormatter):
 
 
 def arrange(parser: ArgumentParser, subcommand: str) -> list[Any]:
-    """Puts a subcommand's options into sections, this project's first, and explains some of them anew.
+    """Arranges a subcommand's options in sections, this project's first.
 
     Args:
-        parser: The subcommand's parser.
-        subcommand: Its name.
+        parser: The subcommand's parser, whose usage, description and help texts are changed.
+        subcommand: The subcommand's name.
 
     Returns:
-        Groups for the parser's help.
+        The groups of the parser's help.
     """
     parser.usage = f"{program()} {subcommand} [--config FILE] [--OPTION=VALUE ...]"
     parser.description = _DESCRIPTIONS[subcommand]
@@ -116,7 +116,7 @@ def arrange(parser: ArgumentParser, subcommand: str) -> list[Any]:
     known = {name for section in _SECTIONS for name in section.names}
     own = [name for name in dict.fromkeys(map(_name, parser._actions)) if name not in known]
     groups = []
-    for section in (Section(f"{subcommand.capitalize()} itself", None, tuple(own)), *_SECTIONS):
+    for section in (Section(f"{subcommand.capitalize()} options", None, tuple(own)), *_SECTIONS):
         group: Any = _ArgumentGroup(parser, section.title, section.text)
         group._group_actions = [action for action in parser._actions if _name(action) in section.names]
         groups.append(group)
@@ -124,6 +124,6 @@ def arrange(parser: ArgumentParser, subcommand: str) -> list[Any]:
 
 
 def _name(action: Action) -> str:
-    """``trainer`` of ``--trainer.devices``."""
+    """The first part of an option's name: ``trainer`` of ``--trainer.devices``."""
     (long, *_) = [option for option in action.option_strings if option.startswith("--")]
     return long.removeprefix("--").partition(".")[0]

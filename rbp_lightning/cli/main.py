@@ -20,7 +20,7 @@ from rbp_lightning.cli.class_list import print_class_list
 from rbp_lightning.cli.config_file import YAML, ConfigParser
 from rbp_lightning.cli.explain import explain, missing_package
 from rbp_lightning.cli.help import PlainHelp, arrange
-from rbp_lightning.cli.mistakes import find_mistake, users_own
+from rbp_lightning.cli.mistakes import find_mistake, find_user_error
 from rbp_lightning.cli.processes import leave_process_group
 from rbp_lightning.cli.replaced_callbacks import warn_of_replaced_callbacks
 from rbp_lightning.cli.run_folder import keep_results
@@ -34,12 +34,12 @@ from rbp_lightning.overview import program
 from rbp_lightning.version import __version__
 
 _TRUST = (
-    "Whether the classes, paths and texts among the model's arguments in a checkpoint take the place of the config's. "
-    "The classes that the file names are then imported and built with its arguments, so whoever made the file can run "
-    "any code as you: for files of your own alone."
+    "Whether classes, paths and strings among the model's arguments in a checkpoint replace those of the config. The "
+    "classes that the file names are then imported and instantiated, so whoever made the file can run any code as you: "
+    "use it only for your own files."
 )
 
-# An abbreviation would turn a misspelt option into another one.
+# With abbreviations, a misspelt option could be taken for another one.
 _STRICT = {"exit_on_error": False, "allow_abbrev": False, "parser_mode": YAML, "formatter_class": PlainHelp}
 
 
@@ -50,11 +50,11 @@ _LOADERS = {
     "test": "test_dataloader",
     "predict": "predict_dataloader",
 }
-"""What each subcommand takes its batches from."""
+"""The dataloader hook of each subcommand."""
 
 
 class RBPLightningCLI(LightningCLI):
-    """LightningCLI with ``audit`` and with arguments of their own for estimator, policy and checkpoints.
+    """``LightningCLI`` with ``audit`` and options for the estimator, the failure policy and checkpoints.
 
     Args:
         args: As for ``LightningCLI``.
@@ -62,14 +62,14 @@ class RBPLightningCLI(LightningCLI):
 
     Raises:
         ArgumentError: If an option is wrong.
-        UserError: If a value or a file is.
+        UserError: If a value or a file is wrong.
     """
 
     claims: Claims | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         parsers: dict[str, Any] = {**_STRICT, "version": __version__, "prog": program()}
-        parsers |= {name: dict(_STRICT) for name in self.subcommands()}  # each gets a description of its own
+        parsers |= {name: dict(_STRICT) for name in self.subcommands()}  # one dict each: descriptions differ
         defaults = {
             "save_config_callback": SaveConfigWithLogs,
             "trainer_class": RunTrainer,
@@ -88,14 +88,14 @@ class RBPLightningCLI(LightningCLI):
         return {**LightningCLI.subcommands(), "audit": {"model", "train_dataloaders", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Adds ``--debug``, which ``console`` looks for itself since parsing may be what fails."""
+        """Adds ``--debug``, for the help; ``console`` looks for it itself, since parsing may fail."""
         parser = super().init_parser(**kwargs)
         parser.add_argument("--debug", action=_Flag, help="Show the traceback of every error (as RBP_DEBUG=1 does).")
         return parser
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         if self._named not in (None, subcommand):
-            # Filling a parser is slow; of the other subcommands the main one shows no more than names and descriptions.
+            # Filling a parser is slow, and the main parser needs only the names of the other subcommands.
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -111,7 +111,7 @@ class RBPLightningCLI(LightningCLI):
         parser.set_defaults({"estimator": {"class_path": "rbp_lightning.NeumannRBP"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses the arguments; says what is wrong with them in one line.
+        """Parses the arguments; an error explains in one line what is wrong.
 
         Raises:
             ArgumentError: If an option is wrong.
@@ -122,51 +122,51 @@ class RBPLightningCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except argparse.ArgumentError as error:
             # Parsing imports the user's modules.
-            if own := users_own(error):
+            if own := find_user_error(error):
                 raise own from None
             raise argparse.ArgumentError(None, explain(str(error), options)) from error
 
     def _set_seed(self) -> None:
         try:
             super()._set_seed()
-        except ValueError as error:  # Lightning's own does not say whose seed it is
+        except ValueError as error:  # Lightning's message does not name the option
             raise UserError(f"--seed_everything: {error}.") from error
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning's takes the estimator for an argument of the model and does not say what is wrong with a file.
+        # Lightning's version takes the estimator for a model argument, and does not explain a bad file.
         subcommand, config = self.config.subcommand, self.config[self.config.subcommand]
         warn_of_replaced_callbacks(config.config or [], config.trainer)
         if config.get("weights_only") is False:
-            raise UserError("weights_only=False runs what a checkpoint holds, and is not needed for one: leave it out.")
+            raise UserError("weights_only=False would run code from the checkpoint, and is never needed: leave it out.")
         if config.ckpt_path == "auto" and subcommand != "fit":
-            raise UserError(f"ckpt_path='auto' may be none, as for fit alone: name the checkpoint to {subcommand}.")
+            raise UserError(f"ckpt_path='auto' is for fit alone: name the checkpoint to {subcommand}.")
         config.ckpt_path = path = checkpoint_path(config)
         self.checkpoint = None if path is None else NamedCheckpoint(path, trusted=config.trust_checkpoint)
         if subcommand != "fit":
             keep_results(config.trainer, subcommand, path)
         if self.checkpoint is not None:
-            text = self._parser(subcommand).dump(config, format="json", skip_link_targets=False, skip_none=False)
+            text = self._parser(subcommand).dump(config, format="json", skip_link_targets=False, skip_unset=False)
             # A continued run stays the one that it was; an evaluation may differ, such as by deeper solves.
-            kept = () if subcommand == "fit" else _model_options(self._words)
-            model = self.checkpoint.model_config(json.loads(text)["model"], kept)
+            explicit = () if subcommand == "fit" else _model_options(self._words)
+            model = self.checkpoint.model_config(json.loads(text)["model"], explicit)
             if model is not None:
-                self._take_model(model, self.checkpoint.source)
+                self._replace_model(model, self.checkpoint.source)
 
-    def _take_model(self, model: dict[str, Any], source: str) -> None:
+    def _replace_model(self, model: dict[str, Any], source: str) -> None:
         subcommand = self.config.subcommand
         try:
             self.config = self.parser.parse_object({subcommand: {"model": model}}, self.config)
         except argparse.ArgumentError as error:
-            if own := users_own(error):
+            if own := find_user_error(error):
                 raise own from None
             reason = explain(str(error), self._parser(subcommand))
             raise UserError(f"{source} does not fit its model's arguments: {reason}") from error
 
     def instantiate_classes(self) -> None:
-        """Makes the objects; refuses a checkpoint of another model before anything is run.
+        """Instantiates the classes, and checks that the checkpoint fits the model before anything runs.
 
         Raises:
-            UserError: If a value is refused, or a checkpoint does not fit.
+            UserError: If a value is invalid, or the checkpoint does not fit.
         """
         config = self.config[self.subcommand]
         if config.get("lr_scheduler") and not config.get("optimizer"):
@@ -179,29 +179,29 @@ class RBPLightningCLI(LightningCLI):
 
     def _instantiate_classes(self) -> None:
         try:
-            with nullcontext() if self.checkpoint is None else self.checkpoint.making_model():
+            with nullcontext() if self.checkpoint is None else self.checkpoint.instantiating_model():
                 super().instantiate_classes()
         except (ValueError, TypeError, OSError) as error:
             if missing := missing_package(str(error)):
                 raise UserError(missing) from None
             # jsonargparse wraps what a constructor raises.
             mistake = find_mistake(error)
-            if inner := users_own(error) if mistake is None else mistake:
+            if inner := find_user_error(error) if mistake is None else mistake:
                 raise inner from None
             raise
         if self.checkpoint is not None:
             self.checkpoint.check_parameters(self.model)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Makes the Trainer, with the run's checkpoints.
+        """Instantiates the Trainer, with the run's checkpoint callbacks.
 
         Raises:
-            UserError: If there is no data for it.
+            UserError: If there is no data.
         """
         loader = _LOADERS[str(self.subcommand)]
         if self.datamodule is None and not is_overridden(loader, self.model):
             name = type(self.model).__name__
-            raise UserError(f"{name} has no {loader}: name its data, --data=NAME; --data.help lists what is known.")
+            raise UserError(f"{name} has no {loader}: name its data, --data=NAME; --data.help lists the data modules.")
         checkpointing = self._get(self.config_init, "checkpoint")
         if self.save_config_callback is SaveConfigWithLogs:
             self.save_config_kwargs["subcommand"] = self.subcommand
@@ -217,7 +217,7 @@ class RBPLightningCLI(LightningCLI):
         if self.checkpoint is not None:
             # Lightning takes a path that begins with "http" for an address.
             arguments["ckpt_path"] = os.path.abspath(self.checkpoint.path)
-        if "weights_only" in arguments:  # an evaluation, or a training that is continued, loads the file once more
+        if "weights_only" in arguments:  # Lightning loads the file once more
             arguments["weights_only"] = True
         return arguments
 
@@ -233,12 +233,12 @@ class RBPLightningCLI(LightningCLI):
             self.claims.release()
 
     def before_fit(self) -> None:
-        """Says that nothing is kept, where that was not asked for."""
+        """Prints that no checkpoints are kept, unless they were turned off."""
         if not self.trainer.checkpoint_callbacks and self._get(self.config, "trainer").enable_checkpointing is None:
             print_once("No checkpoints are kept: set trainer.logger or trainer.default_root_dir to keep them.")
 
     def after_fit(self) -> None:
-        """Prints what came out."""
+        """Prints the summary of the training."""
         print_training(self.trainer)
 
     def _print_results(self) -> None:
@@ -259,7 +259,7 @@ def _model_options(words: Sequence[str]) -> list[str]:
 
 
 class _Flag(argparse.Action):
-    """An option without a value that leaves nothing in the configuration."""
+    """An option without a value, and without an entry in the configuration."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=kwargs.get("help"))
@@ -272,24 +272,24 @@ def main(args: ArgsType = None, **options: Any) -> RBPLightningCLI:
     """Runs the command line from Python.
 
     Args:
-        args: The arguments; ``None`` takes those of the process.
-        options: Further ones of ``RBPLightningCLI``.
+        args: The arguments; ``None`` for those of the process.
+        options: Other arguments of ``RBPLightningCLI``.
 
     Returns:
         The command line, with its ``trainer``, ``model`` and ``datamodule``.
 
     Raises:
         ArgumentError: If an option is wrong.
-        UserError: If a value or a file is.
+        UserError: If a value or a file is wrong.
     """
     with warnings.catch_warnings():
-        # Lightning 2.6 says it of itself with PyTorch 2.13.
+        # Lightning 2.6's own use of PyTorch 2.13.
         warnings.filterwarnings("ignore", ".*treespec, LeafSpec")
-        # A run keeps its own checkpoints, also where it continues another one.
+        # A resumed run writes its checkpoints into its own folder.
         warnings.filterwarnings("ignore", "The dirpath has changed")
-        # It is what --optimizer is given for.
+        # --optimizer is meant to override it.
         warnings.filterwarnings("ignore", ".*configure_optimizers. will be overridden")
-        # Here it goes on with the batches that are left of the epoch.
+        # ExactResume continues with the remaining batches of the epoch.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
         cli = RBPLightningCLI(args=args, **options)
     leave_process_group()

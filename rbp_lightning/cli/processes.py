@@ -1,4 +1,4 @@
-"""The end of a process that is one of several."""
+"""The end of a process of a distributed run."""
 
 import atexit
 import gc
@@ -11,20 +11,20 @@ import torch
 
 
 def leave_process_group() -> None:
-    """Leaves the group of processes, if there is one.
+    """Leaves the process group, if there is one.
 
-    Lightning leaves that to the interpreter's exit, where gloo's threads abort it at times.
+    Lightning leaves that to the interpreter's exit, which gloo's threads sometimes abort.
     """
     if _in_group():
         torch.distributed.destroy_process_group()
-        gc.collect()  # ends the threads: cycles through the trainer still hold the group
+        gc.collect()  # ends the threads: reference cycles through the trainer still hold the group
 
 
 @contextmanager
 def ending_without_group() -> Iterator[None]:
-    """Ends the process itself where an exception leaves it in a group, with the exception's status or traceback.
+    """Ends the process with the exception's status or traceback, if it is in a process group when an exception comes.
 
-    The exception holds the trainer, so that the group cannot be left before the interpreter's exit.
+    The exception holds the trainer, so the group cannot be left before the interpreter's exit.
     """
     try:
         yield

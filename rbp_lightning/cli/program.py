@@ -12,12 +12,12 @@ from rbp_lightning.overview import answer
 
 
 def console(args: list[str] | None = None) -> None:
-    """Runs the command line for a shell: a mistake in the input, or a signal, is one line and an exit status.
+    """Runs the command line for a shell: mistakes in the input and signals are one line and an exit status.
 
     Args:
-        args: The arguments; ``None`` takes those of the process.
+        args: The arguments; ``None`` for those of the process.
     """
-    # A console script has its own folder there, not the one where the user's modules are.
+    # In a console script the first entry is the script's folder, not the current one with the user's modules.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     words = sys.argv[1:] if args is None else args

@@ -1,4 +1,4 @@
-"""Callbacks of a config that another config or an option has replaced."""
+"""A warning about callbacks of a config that another config or an option replaced."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,25 +10,24 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 
 def warn_of_replaced_callbacks(configs: Iterable[Any], trainer: Namespace) -> None:
-    """Warns where a list of callbacks has replaced that of a config instead of adding to it.
+    """Warns if a list of callbacks replaced that of a config instead of extending it.
 
     Args:
-        configs: Paths of the given config files; ``None`` for a config that was given as text.
-        trainer: The Trainer's configuration that came out of them and of the options; without callbacks, it is taken
-            at its word.
+        configs: The paths of the config files; ``None`` for a config given as text.
+        trainer: The resulting configuration of the Trainer; ``callbacks=None`` is taken as intended.
     """
-    kept = set(_names(trainer.callbacks))
+    remaining = set(_names(trainer.callbacks))
     for config in configs if trainer.callbacks is not None else []:
         if config is None or not Path(config.absolute).is_file():
             continue
         content = yaml.safe_load(Path(config.absolute).read_text())
         section = content.get("trainer")
-        given = section.get("callbacks") if isinstance(section, dict) else None  # it may be in a file of its own
-        replaced = sorted(set(_names(given)) - kept)
+        given = section.get("callbacks") if isinstance(section, dict) else None  # else another file
+        replaced = sorted(set(_names(given)) - remaining)
         if replaced:
             rank_zero_warn(
-                f"trainer.callbacks replaces that of {config.relative}, so {', '.join(replaced)} does not run: name it "
-                "again, or add to the list with --trainer.callbacks+=NAME."
+                f"trainer.callbacks replaces that of {config.relative}, so {', '.join(replaced)} does not run: list it "
+                "again, or extend the list with --trainer.callbacks+=NAME."
             )
 
 

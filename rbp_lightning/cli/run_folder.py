@@ -1,4 +1,4 @@
-"""Where runs lie, which checkpoint is their newest, and where the results of a checkpoint go."""
+"""The folders of runs: the newest checkpoint in them, and where the results of a checkpoint go."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ _FOLDER_LOGGERS = [f"lightning.pytorch.loggers.{logger.__name__}" for logger in 
 
 
 def newest_checkpoint(trainer: Namespace, name: str) -> Path:
-    """Finds the newest checkpoint of a name among the runs of a Trainer's configuration.
+    """Finds the newest checkpoint with a given name among the runs of a Trainer's configuration.
 
     Args:
         trainer: The Trainer's configuration.
@@ -22,26 +22,26 @@ def newest_checkpoint(trainer: Namespace, name: str) -> Path:
         UserError: If there is none.
     """
     folder = _runs(trainer)
-    depths = ("checkpoints", "*/checkpoints", "*/*/checkpoints")  # of one run, of its versions and of their parents
+    depths = ("checkpoints", "*/checkpoints", "*/*/checkpoints")  # of a run, of versions, and of named versions
     found = [path for depth in depths for path in folder.glob(f"{depth}/{name}*.ckpt")]
     if not found:
         raise UserError(
-            f"ckpt_path={name!r}: no run under {folder} has a {name}.ckpt: train first, or name a checkpoint's file."
+            f"ckpt_path={name!r}: no run under {folder} has a {name}.ckpt: train first, or give a checkpoint's path."
         )
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def own_checkpoint(trainer: Namespace) -> Path | None:
-    """Finds the newest checkpoint from which a run that is started again by the same command goes on.
+    """Finds the checkpoint from which a run resumes if the same command starts it again.
 
     Args:
         trainer: The Trainer's configuration.
 
     Returns:
-        The run's ``last.ckpt`` or what was saved before SLURM requeued it; ``None`` if there is neither.
+        The newer of the run's ``last.ckpt`` and the one saved before SLURM requeued it; ``None`` if there is neither.
 
     Raises:
-        UserError: If the run would have another folder each time.
+        UserError: If the run would get a new folder each time.
     """
     logger = trainer.logger[0] if isinstance(trainer.logger, list) and trainer.logger else trainer.logger
     if isinstance(logger, Namespace):
@@ -50,8 +50,8 @@ def own_checkpoint(trainer: Namespace) -> Path | None:
         fixed = logger is False and trainer.default_root_dir is not None
     if not fixed:
         raise UserError(
-            "ckpt_path='auto' needs a folder that is this run's whenever it is started: set --trainer.logger.version "
-            "to a name or, without a logger, --trainer.default_root_dir."
+            "ckpt_path='auto' needs a folder that stays the same whenever this run is started: set "
+            "--trainer.logger.version to a name or, without a logger, set --trainer.default_root_dir."
         )
     last = _runs(trainer) / "checkpoints" / "last.ckpt"
     found = [path for path in (last, requeued_checkpoint(trainer)) if path is not None and path.is_file()]
@@ -59,7 +59,7 @@ def own_checkpoint(trainer: Namespace) -> Path | None:
 
 
 def requeued_checkpoint(trainer: Namespace) -> Path | None:
-    """Finds the newest checkpoint that Lightning has saved before it had SLURM requeue a job.
+    """Finds the newest checkpoint that Lightning saved before SLURM requeued a job.
 
     Args:
         trainer: The Trainer's configuration.
@@ -71,15 +71,15 @@ def requeued_checkpoint(trainer: Namespace) -> Path | None:
 
 
 def keep_results(trainer: Namespace, subcommand: str, checkpoint: str | None) -> None:
-    """Makes the loggers write into a folder named after the subcommand, in that of the checkpoint's run.
+    """Makes the loggers write into a folder named after the subcommand, inside the folder of the checkpoint's run.
 
-    Without a checkpoint it is beside the runs. A logger with a version of its own is left alone, and so is one that
-    does not log into a folder.
+    Without a checkpoint, that folder is beside the runs. Loggers that have a version, or do not log into a folder, are
+    not changed.
 
     Args:
         trainer: The Trainer's configuration, which is changed.
-        subcommand: What is run; not ``fit``, which makes a run of its own.
-        checkpoint: The checkpoint's file.
+        subcommand: The subcommand, other than ``fit``.
+        checkpoint: The checkpoint's file, if any.
     """
     run = None if checkpoint is None else str(_run_of(Path(checkpoint)))
     if trainer.logger is None or trainer.logger is True:

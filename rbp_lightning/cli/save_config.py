@@ -1,4 +1,4 @@
-"""Keeping a run's configuration beside its logs."""
+"""Saving a run's configuration beside its logs."""
 
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,14 @@ from rbp_lightning.cli.whole_files import written_whole
 
 
 class SaveConfigWithLogs(SaveConfigCallback):
-    """Writes ``config.yaml`` into a run's own folder, over that of a training which is continued there.
+    """Writes ``config.yaml`` into a run's folder.
 
-    It writes nothing into the current folder, where a ``config.yaml`` is the user's, and other subcommands than ``fit``
-    leave that of a training alone.
+    It overwrites the file of a training that is resumed in the same folder. It writes nothing into the current folder,
+    where a ``config.yaml`` is the user's, and subcommands other than ``fit`` do not overwrite that of a training.
 
     Args:
         args: As for ``SaveConfigCallback``.
-        subcommand: The subcommand that is run.
+        subcommand: The subcommand.
         kwargs: As for ``SaveConfigCallback``.
     """
 
@@ -26,12 +26,12 @@ class SaveConfigWithLogs(SaveConfigCallback):
         self.subcommand = subcommand
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Saves the configuration where it overwrites nothing but one of the same run.
+        """Saves the configuration, unless that would overwrite one of another run.
 
         Raises:
-            UserError: If it cannot be written; the one before is left as it was.
+            UserError: If it cannot be written; a previous file is then left unchanged.
         """
-        log_dir = trainer.log_dir  # every rank has to ask
+        log_dir = trainer.log_dir  # all ranks must ask together
         if log_dir is None or Path(log_dir).resolve() == Path.cwd() or self.already_saved:
             return
         path = Path(log_dir) / self.config_filename

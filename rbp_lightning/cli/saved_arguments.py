@@ -1,4 +1,4 @@
-"""A checkpoint's model arguments laid over a config's: what a file says is data, and names nothing that is run."""
+"""Merging a checkpoint's model arguments into a config's, without running anything that the file names."""
 
 import enum
 import inspect
@@ -15,35 +15,35 @@ _CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 
 class SavedArguments:
-    """Takes plain values from a checkpoint, and everything that could be looked up, imported or opened from the config.
+    """Takes plain values from a checkpoint, and all that could be looked up, imported or opened from the config.
 
-    A number, a boolean, ``None`` or a list of them is taken from the checkpoint. A text is taken where the parameter's
-    type is a ``Literal`` or an enumeration that has it. Any other difference is an error, unless the user trusts the
+    Numbers, booleans, ``None`` and lists of them come from the checkpoint. So does a string if the parameter's type is
+    a ``Literal`` or an enumeration that contains it. Any other difference is an error, unless the user trusts the
     checkpoint.
 
     Args:
-        source: How messages name the checkpoint.
-        kept: Dotted names, without ``init_args``, of values that stay as they are given.
-        trusted: Whether classes, paths and texts are taken from the checkpoint as well.
+        source: The checkpoint's name in messages.
+        explicit: Dotted names, without ``init_args``, of the given values to keep.
+        trusted: Whether to take classes, paths and strings from the checkpoint as well.
 
     Attributes:
-        overridden: Name, saved value and given value of each value that was taken.
+        overridden: Name, saved value and given value of each argument taken from the checkpoint.
     """
 
-    def __init__(self, source: str, kept: Collection[str] = (), trusted: bool = False) -> None:
-        self.source, self.kept, self.trusted = source, kept, trusted
+    def __init__(self, source: str, explicit: Collection[str] = (), trusted: bool = False) -> None:
+        self.source, self.explicit, self.trusted = source, explicit, trusted
         self.overridden: list[tuple[str, Any, Any]] = []
 
     def over_class(self, given: Mapping[str, Any], saved: Mapping[str, Any], name: str = "") -> Any:
-        """Lays the arguments of a class over those of the same class.
+        """Merges the saved arguments of a class into the given ones.
 
         Args:
-            given: ``class_path`` and ``init_args``, as a config has them.
-            saved: The same, as a checkpoint has them; only arguments that the config has as well.
-            name: The dotted name of the argument that the class is for.
+            given: ``class_path`` and ``init_args`` of the config.
+            saved: The same of the checkpoint, with no arguments that the config lacks.
+            name: The dotted name of the argument that takes the class.
 
         Returns:
-            The config's class with the arguments to make it with. Every text in it is the config's, or a choice.
+            The config's class with the merged arguments. Every string in it is the config's, or a listed choice.
 
         Raises:
             UserError: If they differ in more than plain values.
@@ -63,7 +63,7 @@ class SavedArguments:
         return merged
 
     def _over(self, given: Any, saved: Any, annotation: Any, name: str) -> Any:
-        if _same(given, saved) or (name.replace(".init_args", "") in self.kept and not _holds_dict(given)):
+        if _same(given, saved) or (name.replace(".init_args", "") in self.explicit and not _holds_dict(given)):
             return given
         if isinstance(given, dict) and isinstance(saved, dict):
             if _names_one_class(given, saved):
@@ -79,30 +79,30 @@ class SavedArguments:
         return self._other(name, given, saved)
 
     def _other(self, name: str, given: Any, saved: Any) -> Any:
-        """What is taken where the two differ in more than plain values."""
+        """Returns the saved value if it is trusted, where the two differ in more than plain values."""
         if self.trusted:
             self.overridden.append((name, saved, given))
             return saved
         option = name.replace(".init_args", "")
         raise UserError(
-            f"{self.source} says model.{option}={shown(saved)}, and the command line {shown(given)}: a checkpoint "
-            f"chooses no classes, paths or texts. Set --model.{option} to what it was trained with or, if you trust "
+            f"{self.source} has model.{option}={shown(saved)}, the command line {shown(given)}: a checkpoint may not "
+            f"choose classes, paths or strings. Set --model.{option} to the value it was trained with or, if you trust "
             "whoever made the file, --trust_checkpoint=true."
         )
 
 
 def imported_class(path: object) -> type | None:
-    """Returns the class of a path if it is imported already; nothing is imported to find it.
+    """Returns the class of a path if it has been imported; imports nothing.
 
     Args:
-        path: What a config or a checkpoint has for a ``class_path``.
+        path: The value of ``class_path`` in a config or a checkpoint.
 
     Example:
         >>> imported_class("torch.nn.Linear").__name__
         'Linear'
     """
     module, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    # A module's __getattr__ could import; its own names are there.
+    # Not getattr: a module's __getattr__ could import something.
     found = vars(sys.modules[module]).get(name) if module in sys.modules else None
     return found if inspect.isclass(found) else None
 
@@ -128,7 +128,7 @@ def _same(given: Any, saved: Any) -> bool:
 
 
 def _is_plain(value: Any, choices: set[str]) -> bool:
-    """Whether a value is a number, ``None`` or a choice, or a list of them."""
+    """Whether a value is a number, ``None``, a listed choice, or a list of these."""
     if isinstance(value, list | tuple):
         return all(_is_plain(one, choices) for one in value)
     if isinstance(value, int):
@@ -141,7 +141,7 @@ def _holds_dict(value: Any) -> bool:
 
 
 def _choices(annotation: Any) -> set[str]:
-    """The texts that a type lists."""
+    """The strings that a type lists."""
     if inspect.isclass(annotation) and issubclass(annotation, enum.Enum):
         return set(annotation.__members__)
     arguments = typing.get_args(annotation)

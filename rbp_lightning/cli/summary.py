@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""The summary that a run prints."""
 
 import shlex
 from pathlib import Path
@@ -12,24 +12,23 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rbp_lightning.overview import program
 
 print_once = rank_zero_only(print)
-"""``print``, in the first of several processes alone."""
+"""``print`` in process 0 only."""
 
 
 def print_training(trainer: Trainer) -> None:
-    """Prints what came out of a training, where its pictures, its best checkpoint and its logs are, and what is next.
+    """Prints the metrics of a training, the paths of its pictures, best checkpoint and logs, and a next command.
 
-    Of the metrics it prints those of the progress bar and those that checkpoints are chosen by; where there are none,
-    all of them.
+    The metrics are those of the progress bar and those that select checkpoints or, if there are none, all.
 
     Args:
-        trainer: A Trainer that has fitted; its process 0 prints.
+        trainer: The Trainer after ``fit``; its process 0 prints.
     """
-    log_dir = trainer.log_dir  # every rank has to ask
+    log_dir = trainer.log_dir  # all ranks must ask together
     if not trainer.is_global_zero:
         return
-    kept = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.monitor is not None]
+    best = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.monitor is not None]
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    important = {*trainer.progress_bar_metrics, *(str(one.monitor) for one in kept)}
+    important = {*trainer.progress_bar_metrics, *(str(one.monitor) for one in best)}
     wanted = sorted(important & metrics.keys() or metrics)
     margin = max(map(len, wanted), default=0) + 2
     print(f"\nTrained for {trainer.current_epoch} epoch(s), {trainer.global_step} step(s).")
@@ -38,31 +37,31 @@ def print_training(trainer: Trainer) -> None:
     folder = relative(log_dir) if log_dir is not None and trainer.loggers else None
     if folder is not None:
         _print_pictures(folder)
-    for callback in kept:
-        print(_best(callback, trainer))
+    for callback in best:
+        print(_best_checkpoint(callback, trainer))
     if folder is not None:
         hidden = len(metrics) - len(wanted)
         print(f"Logs: {folder}" + (f", with {hidden} more metric(s)" if hidden else ""))
         if isinstance(trainer.logger, TensorBoardLogger):
-            print(f"To look at them: tensorboard --logdir {shlex.quote(str(folder.parent))}")
+            print(f"To view them: tensorboard --logdir {shlex.quote(str(folder.parent))}")
         if (folder / "config.yaml").is_file():
-            print(f"Next: {_next_command(trainer, folder, kept)}")
+            print(f"Next: {_next_command(trainer, folder, best)}")
 
 
 def print_results(trainer: Trainer) -> None:
-    """Prints where the results of a validation, test, prediction or audit are.
+    """Prints the path of the results of a validation, test, prediction or audit.
 
     Args:
-        trainer: The Trainer that ran it; its process 0 prints.
+        trainer: The Trainer; its process 0 prints.
     """
-    log_dir = trainer.log_dir  # every rank has to ask
+    log_dir = trainer.log_dir  # all ranks must ask together
     if trainer.is_global_zero and log_dir is not None and trainer.loggers and Path(log_dir).exists():
         _print_pictures(relative(log_dir))
         print(f"Results: {relative(log_dir)}")
 
 
 def relative(path: str | Path) -> Path:
-    """A path relative to the current folder, where it lies in there.
+    """Returns a path relative to the current folder if it lies inside, and unchanged otherwise.
 
     Args:
         path: The path.
@@ -80,7 +79,7 @@ def _print_pictures(folder: Path) -> None:
         print(f"Pictures in {folder}: {', '.join(pictures)}")
 
 
-def _best(callback: ModelCheckpoint, trainer: Trainer) -> str:
+def _best_checkpoint(callback: ModelCheckpoint, trainer: Trainer) -> str:
     if callback.best_model_path:
         score = "" if callback.best_model_score is None else f" ({callback.monitor} {callback.best_model_score:.4g})"
         return f"Best checkpoint: {relative(callback.best_model_path)}{score}"
@@ -90,11 +89,11 @@ def _best(callback: ModelCheckpoint, trainer: Trainer) -> str:
     )
 
 
-def _next_command(trainer: Trainer, folder: Path, kept: list[ModelCheckpoint]) -> str:
-    """The test of the best checkpoint; where model or data have none, the audit of its gradients."""
+def _next_command(trainer: Trainer, folder: Path, best: list[ModelCheckpoint]) -> str:
+    """Returns the command that tests the best checkpoint or, without a test, audits its gradients."""
     module, data = trainer.lightning_module, getattr(trainer, "datamodule", None)
     tested = is_overridden("test_step", module) and is_overridden("test_dataloader", data or module)
     words = ["test" if tested else "audit", "--config", str(folder / "config.yaml")]
-    everyone = [*kept, *(one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint))]
-    found = [str(relative(one.best_model_path)) for one in everyone if one.best_model_path]
+    callbacks = [*best, *(one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint))]
+    found = [str(relative(one.best_model_path)) for one in callbacks if one.best_model_path]
     return f"{program()} {shlex.join([*words, *(['--ckpt_path', found[0]] if found else [])])}"

@@ -1,4 +1,4 @@
-"""The command line's Trainer."""
+"""The Trainer of the command line."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -9,42 +9,42 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from rbp_lightning.cli.interruption import Interruption, SignalConnector
 from rbp_lightning.cli.resuming import ExactResume
-from rbp_lightning.cli.whole_files import WholeFiles
+from rbp_lightning.cli.whole_files import AtomicCheckpointIO
 from rbp_lightning.diagnostics.audit import AuditTrainer
 from rbp_lightning.errors import UserError
 
-MOST = {"devices": 512, "num_nodes": 100_000}
-"""Most processes that a machine is asked to start, and most machines that are waited for."""
+MAXIMUM = {"devices": 512, "num_nodes": 100_000}
+"""The most processes to start on a machine, and the most machines to wait for."""
 
-LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
-"""What Lightning divides by, unchecked."""
+MINIMUM = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "log_every_n_steps": 0}
+"""Numbers that Lightning divides by without a check."""
 
 
 def check_trainer(trainer: Namespace) -> None:
-    """Refuses numbers that Lightning lets pass and that no training can be meant by.
+    """Rejects numbers that Lightning accepts although no training can use them.
 
     Args:
         trainer: The Trainer's configuration.
 
     Raises:
-        UserError: If there is one.
+        UserError: If there is such a number.
     """
-    for name, most in MOST.items():
+    for name, most in MAXIMUM.items():
         given = str(trainer.get(name))
         if given.isdecimal() and int(given) > most:
             raise UserError(f"--trainer.{name}={given} is above the limit of {most}: lower it.")
-    for name, least in LEAST.items():
+    for name, least in MINIMUM.items():
         given = trainer.get(name)
         if isinstance(given, int) and given < least:
             raise UserError(f"--trainer.{name}={given} must be at least {least}: raise it.")
 
 
 class RunTrainer(AuditTrainer):
-    """An ``AuditTrainer`` whose runs have a folder of their own and lose nothing when they are interrupted.
+    """An ``AuditTrainer`` that gives each run a folder of its own and keeps its progress if it is interrupted.
 
-    Lightning's ``log_dir`` is shared by all runs of a logger such as ``WandbLogger``, whereas checkpoints go into a
-    folder for each run. Here both are in the same one. Checkpoints are written whole or not at all, unless the Trainer
-    is given a ``CheckpointIO``.
+    With a logger such as ``WandbLogger``, Lightning's ``log_dir`` is shared by all runs, while checkpoints go into a
+    folder per run; here both use the folder of the run. Checkpoints are written atomically, unless the Trainer is given
+    a ``CheckpointIO``.
 
     Args:
         args: As for ``Trainer``.
@@ -59,17 +59,17 @@ class RunTrainer(AuditTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
-            self.strategy.checkpoint_io = WholeFiles()
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
         self._signal_connector = SignalConnector(self)
         self._interruption = Interruption()
         cast(Any, self).callbacks[:0] = [ExactResume(), self._interruption]
 
     @property
     def received_sigterm(self) -> bool:
-        """Never: Lightning asks for it where a training can be ended after a batch, so that it ends here.
+        """Always ``False``: Lightning asks after a batch, where a training can end, so it ends here.
 
         Raises:
-            Interrupted: If the training was told to end, and no validation is under way.
+            Interrupted: If the processes have agreed to end, and no validation is running.
         """
         if self._interruption.agreed and not self.validating:
             self._interruption.end(self)
@@ -77,7 +77,7 @@ class RunTrainer(AuditTrainer):
 
     @property
     def log_dir(self) -> str | None:
-        """The folder of this run, which every rank has to ask for together."""
+        """The folder of this run; all ranks must ask for it together."""
         logger = self.loggers[0] if self.loggers else None
         if logger is None or isinstance(logger, TensorBoardLogger | CSVLogger) or logger.save_dir is None:
             return super().log_dir

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files and checkpoints."""
 
 import contextlib
 import io
@@ -16,51 +16,51 @@ from rbp_lightning.errors import UserError
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Lets a file be written beside its place and then puts it there; until then the previous one stays.
+    """Writes a file atomically: under a temporary name first, which then replaces the previous file.
 
-    What a killed process has left unfinished is overwritten by the next one that writes the same file.
+    What a killed process leaves behind is overwritten the next time the same file is written.
 
     Args:
-        path: The file, whose folder is made where it is missing.
+        path: The file; its folder is created if missing.
 
     Yields:
-        Where to write it.
+        The temporary path to write to.
 
     Raises:
-        UserError: If it cannot be written, such as on a disk that is full.
+        UserError: If it cannot be written, for example because the disk is full.
     """
-    # On the same file system, so that it can be renamed, and with a name that no search for checkpoints finds.
+    # In the same folder, so that it can be renamed, under a name that no search for checkpoints matches.
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
         _sync(unfinished)
         os.replace(unfinished, path)
-        with contextlib.suppress(OSError):  # not every file system can do it
+        with contextlib.suppress(OSError):  # not every file system supports it
             _sync(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path} ({error.strerror or error}): make room there, or give the run another folder. What "
-            "was there before is as it was."
+            f"cannot write {path} ({error.strerror or error}): free some space, or use another folder. The previous "
+            "file, if any, is unchanged."
         ) from error
     finally:
         with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)  # a full disk needs the room
+            unfinished.unlink(missing_ok=True)  # frees the space on a full disk
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, wherever the temporary folder is.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically.
 
-    Lightning's own writes into the temporary folder and moves the file from there, which is a copy where that is on
-    another file system: a process that is killed then leaves neither the new checkpoint nor the one before.
+    Lightning's own writes into the system's temporary folder and moves the file from there. On another file system that
+    is a copy: a process killed meanwhile leaves neither the new checkpoint nor the previous one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes a checkpoint.
 
         Args:
-            checkpoint: What it holds.
-            path: Its file; one that is not local is left to Lightning.
+            checkpoint: The checkpoint's content.
+            path: The file; Lightning writes those that are not local.
             storage_options: Not supported, as in Lightning.
 
         Raises:
@@ -69,13 +69,13 @@ class WholeFiles(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        content = io.BytesIO()  # torch.save does not say why a file cannot be written
+        content = io.BytesIO()  # torch.save hides why a file cannot be written
         torch.save(checkpoint, content)
         with written_whole(Path(path)) as unfinished:
             unfinished.write_bytes(content.getbuffer())
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Removes a checkpoint, and the temporary folder in which Lightning's spawned processes hand over theirs."""
+        """Removes a checkpoint, and the temporary folder through which Lightning's spawned processes pass one."""
         super().remove_checkpoint(path)
         if Path(path).name == ".temp.ckpt":
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Whether fixed points and their gradients can be trusted, and what happens where they cannot."""
+"""Checks of fixed points and their gradients: failure policy, monitor and gradient audit."""
 
 from rbp_lightning.diagnostics.audit import AuditTrainer, GradientAudit
 from rbp_lightning.diagnostics.monitor import EquilibriumMonitor

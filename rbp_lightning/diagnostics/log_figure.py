@@ -1,4 +1,4 @@
-"""Pictures in every logger, and in files."""
+"""Logging of pictures and histograms to a Trainer's loggers and to files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:  # both are slow to import
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed: the library does without it, and without plots then."""
+    """Whether matplotlib is installed; without it there are no plots."""
     return find_spec("matplotlib") is not None
 
 
 def picture_folder(trainer: Trainer) -> Path | None:
-    """Returns the folder of a run, for its pictures; without a logger there is none. All processes have to ask.
+    """Returns the folder for a run's pictures, or ``None`` without a logger; all processes must call it.
 
     Args:
         trainer: The Trainer.
@@ -32,9 +32,7 @@ def picture_folder(trainer: Trainer) -> Path | None:
 
 
 def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
-    """Returns the writer of each of a Trainer's TensorBoard loggers.
-
-    Only the process that logs has any; the list is empty in all the others.
+    """Returns the writers of a Trainer's TensorBoard loggers; an empty list in processes other than 0.
 
     Args:
         trainer: The Trainer.
@@ -52,21 +50,20 @@ def tensorboard_writers(trainer: Trainer) -> list[SummaryWriter]:
 def log_figure(
     trainer: Trainer, name: str, picture: Figure | NDArray[np.uint8], step: int, folder: Path | None = None
 ) -> None:
-    """Logs a picture to each logger of a Trainer that takes some: TensorBoard's, W&B's, MLflow's and Comet's.
+    """Logs a picture to each logger of a Trainer that supports it: TensorBoard, W&B, MLflow and Comet.
 
-    Whatever the loggers are, ``val/recall`` is also the file ``recall.png`` in the run's folder, where the latest
-    picture replaces earlier ones.
+    With ``folder``, ``val/recall`` is also written to ``recall.png`` there, replacing an earlier picture.
 
     Args:
         trainer: The Trainer; its process 0 logs.
-        name: The picture's tag, which no scalar has.
+        name: The picture's tag; no scalar may have the same.
         picture: A matplotlib figure, or pixels of shape ``[height, width, 3]``.
-        step: The step to log it at.
+        step: The step.
         folder: The run's folder, from ``picture_folder``; ``None`` writes no file.
     """
     if not trainer.is_global_zero:
         return
-    pixels = picture if isinstance(picture, np.ndarray) else _drawn(picture)
+    pixels = picture if isinstance(picture, np.ndarray) else _pixels(picture)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, pixels, step, dataformats="HWC")
@@ -83,7 +80,7 @@ def log_figure(
         Image.fromarray(pixels).save(folder / f"{name.rpartition('/')[2]}.png")
 
 
-def _drawn(figure: Figure) -> NDArray[np.uint8]:
+def _pixels(figure: Figure) -> NDArray[np.uint8]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas: Any = FigureCanvasAgg(figure)
@@ -92,13 +89,13 @@ def _drawn(figure: Figure) -> NDArray[np.uint8]:
 
 
 def log_histogram(trainer: Trainer, name: str, values: Tensor, step: int) -> None:
-    """Logs a histogram to each of a Trainer's TensorBoard loggers. Without one it does nothing.
+    """Logs a histogram to a Trainer's TensorBoard loggers.
 
     Args:
         trainer: The Trainer.
         name: The histogram's tag.
-        values: What it is of.
-        step: The step to log it at.
+        values: The values.
+        step: The step.
     """
     for writer in tensorboard_writers(trainer):
         writer.add_histogram(name, values, step)

@@ -1,4 +1,4 @@
-"""Watching whether fixed points and their gradients can be trusted."""
+"""A callback that monitors the accuracy of fixed points and their gradients during training."""
 
 import math
 from pathlib import Path
@@ -17,36 +17,35 @@ from rbp_lightning.estimators.observer import start_observing, stop_observing
 FIGURES = ["steps", "residual", "converged", "spectral_radius", "spectral_radius_residual", "norm_lower", "norm_upper"]
 FIGURES += ["adjoint_residual", "error_bound"]
 
-LEAST_IS_WORST = ("converged",)
-"""Figures of which the least is the worst, and not the largest."""
+LOWER_IS_WORSE = ("converged",)
+"""Figures whose worst value is the lowest; of all others it is the highest."""
 
 
 class EquilibriumMonitor(Callback):
-    """Logs, every so many training steps, how far the fixed point and its gradient can be trusted.
+    """Logs, every few training steps, how accurate the fixed point and its gradient are.
 
-    Under ``monitor/`` come, the worst over the samples of all processes and over the solves of a step:
+    The figures, under ``monitor/``, are the worst over all samples, processes and solves of a step:
 
-    - ``steps`` and ``residual`` of the forward solve, and ``converged``, the share of samples within its tolerance, or
-      as near to it as rounding allows;
-    - ``spectral_radius`` of J at the fixed point, by power iteration and Arnoldi's method, with
-      ``spectral_radius_residual``, which is small where the estimate has settled. At or above 1 it is a failure that
-      the policy decides about. Samples that diverged have none;
-    - ``norm_lower`` and ``norm_upper``, bounds on ||J|| from both sides (the upper one holds but for a chance of one
-      in a million);
-    - ``adjoint_residual``: ||g - (I - J^T) z|| / ||g||, measured for the implicit estimators; of ``TBPTT`` and
-      ``BPTT``, what is left of g where the tape begins;
+    - ``steps`` and ``residual`` of the forward solve, and ``converged``, the share of samples within its tolerance or
+      as close to it as rounding allows;
+    - ``spectral_radius`` of J at the fixed point, by power iteration and Arnoldi's method, and
+      ``spectral_radius_residual``, which is small once the estimate has converged. A spectral radius at or above 1 is
+      a failure, handled by the policy. Samples that diverged are left out;
+    - ``norm_lower`` and ``norm_upper``, bounds on ||J|| (the upper one fails with a probability of one in a million);
+    - ``adjoint_residual``: ||g - (I - J^T) z|| / ||g||, measured for the implicit estimators; for ``TBPTT`` and
+      ``BPTT``, the share of g that remains at the start of the tape;
     - ``error_bound``: a bound on the relative error of the adjoint, residual (1 + L) / (1 - L) with L the upper bound
-      on the norm; infinite where L is not below 1.
+      on the norm; infinite unless L is below 1.
 
-    It observes and changes nothing: products are taken through the step that is on the tape anyway, and no update is
-    evaluated again. Of a cell that ``fully_shard`` has sharded there are thus no products with J, and no bounds.
+    The monitor changes nothing: its products go through the step that is on the tape anyway, and the update is not
+    evaluated again. A cell sharded by ``fully_shard`` therefore has no products with J, and no norm bounds.
 
     Args:
-        every_n_steps: Training steps between two observed ones, at least 1.
-        plot_every_n_steps: Training steps between two sets of plots of a step's first solve (forward and adjoint
-            residual against iteration, the spectrum of J for small states; in TensorBoard a histogram of steps to
-            convergence as well), a multiple of ``every_n_steps``; 0 draws none. A training whose length is known has
-            some after each quarter, and of its last step, too. Without matplotlib there are none.
+        every_n_steps: Training steps from one measurement to the next, at least 1.
+        plot_every_n_steps: Training steps from one set of plots to the next, a multiple of ``every_n_steps``; 0 for
+            none. The plots show a step's first solve: forward and adjoint residual against iteration, the spectrum of
+            J for small states and, in TensorBoard, a histogram of steps to convergence. A training of known length is
+            also plotted after each quarter and at its last step. Plots need matplotlib.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -73,20 +72,20 @@ class EquilibriumMonitor(Callback):
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Finds the log folder, for which all processes have to ask."""
+        """Finds the log folder, for which all processes must ask."""
         self._folder = picture_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds the steps that end a quarter of the training."""
+        """Computes the steps at which a quarter of the training ends."""
         length, every = trainer.estimated_stepping_batches, self.every_n_steps
         if self.plot_every_n_steps > 0 and can_draw() and math.isfinite(length):
             self._quarters = {int(length) * quarter // 4 // every * every for quarter in (1, 2, 3)} | {int(length) - 1}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Starts to observe where it is time to."""
+        """Starts observing if a measurement is due."""
         self._step = trainer.global_step
         ends_quarter = self._step in self._quarters
-        # Several batches of one accumulated step have the same number.
+        # The batches of an accumulated step share its number.
         if (ends_quarter or self._step % self.every_n_steps == 0) and batch_idx % trainer.accumulate_grad_batches == 0:
             plotted = self.plot_every_n_steps > 0 and self._step % self.plot_every_n_steps == 0 and can_draw()
             self._plots = MonitorPlots(trainer, self._folder) if plotted or ends_quarter else None
@@ -103,7 +102,7 @@ class EquilibriumMonitor(Callback):
         """Logs the figures."""
         if self._token is None:
             return
-        figures = _worst_of_all(trainer, [observer.figures for observer in self._observers])
+        figures = _worst_figures(trainer, [observer.figures for observer in self._observers])
         self._stop()
         if not figures:
             return
@@ -118,30 +117,30 @@ class EquilibriumMonitor(Callback):
         self._token, self._observers = None, []
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy, or a process that is spawned, takes along."""
+        """The state of a copy, which observes nothing yet."""
         return {**vars(self), "_token": None, "_observers": [], "_plots": None}
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stops to observe."""
+        """Stops observing."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stops to observe; the Trainer tears nothing down then."""
+        """Stops observing; after an exception the Trainer does not call ``teardown``."""
         self._stop()
 
 
-def _worst_of_all(trainer: Trainer, of_solves: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The worst of each figure that this process has, over its solves and those of all processes."""
-    signs = torch.tensor([-1.0 if name in LEAST_IS_WORST else 1.0 for name in FIGURES])
-    rows = [[float(figures.get(name, math.nan)) for name in FIGURES] for figures in ({}, *of_solves)]
-    own = _worst(torch.tensor(rows) * signs)
-    everyone = trainer.strategy.all_gather(own.to(trainer.strategy.root_device)).cpu()
-    worst = signs * _worst(everyone.reshape(-1, len(FIGURES)))
-    known = set().union(*of_solves)
+def _worst_figures(trainer: Trainer, solves: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The worst value of each figure over the solves of all processes, for the figures that this process has."""
+    signs = torch.tensor([-1.0 if name in LOWER_IS_WORSE else 1.0 for name in FIGURES])
+    rows = [[float(figures.get(name, math.nan)) for name in FIGURES] for figures in ({}, *solves)]
+    local = _worst(torch.tensor(rows) * signs)
+    gathered = trainer.strategy.all_gather(local.to(trainer.strategy.root_device)).cpu()
+    worst = signs * _worst(gathered.reshape(-1, len(FIGURES)))
+    known = set().union(*solves)
     return {name: figure for name, figure in zip(FIGURES, worst.tolist(), strict=True) if name in known}
 
 
 def _worst(rows: Tensor) -> Tensor:
-    """The largest in each column, NaN where all are."""
+    """The largest value in each column; NaN if all are."""
     known = rows.nan_to_num(-math.inf, math.inf, -math.inf).amax(dim=0)
     return torch.where(rows.isnan().all(dim=0), math.nan, known)

@@ -1,4 +1,4 @@
-"""What a monitor measures of one solve."""
+"""The measurements of the monitor on a single solve."""
 
 import torch
 from torch import Tensor
@@ -15,20 +15,20 @@ from rbp_lightning.reporting import report
 from rbp_lightning.status import Status
 
 NORM_STEPS = 40
-"""Most steps of the bounds on the norm, which then are within a few percent of each other."""
+"""The most steps for the norm bounds, which are then within a few percent of each other."""
 
 RADIUS_TOLERANCE = 1e-3
-"""Most that an unsettled estimate of the spectral radius is taken to be too small by."""
+"""The largest error assumed for an estimate of the spectral radius that has not converged."""
 
 
 class MonitorObserver(SolveObserver):
     """Measures the fixed point of a solve, its Jacobian and its adjoint.
 
     Args:
-        plots: Draws the solve, where it is time to.
+        plots: Draws the solve; ``None`` if no plots are due.
 
     Attributes:
-        figures: What was measured, by name, the worst sample's: scalars.
+        figures: The measured scalars by name, each of the worst sample.
     """
 
     def __init__(self, plots: MonitorPlots | None) -> None:
@@ -40,30 +40,30 @@ class MonitorObserver(SolveObserver):
     def on_solve_end(self, fixed_point: FixedPoint, operator: JacobianOperator) -> None:
         """Measures the fixed point and the Jacobian there."""
         radius = spectral_radius(operator)
-        # The Jacobian of a sample that is frozen is 0 and none of F's; with a tolerance of 0, few are.
+        # A frozen sample has a Jacobian of 0, not that of F; with a tolerance of 0, few samples are frozen.
         failed = fixed_point.samples(Status.DIVERGED, Status.NAN) & ~(radius.value > 0)
         radius = SpectralRadius(*(torch.where(failed, float("nan"), one) for one in (radius.value, radius.residual)))
-        self._keep(
+        self._add(
             steps=torch.tensor(float(fixed_point.steps)),
             residual=fixed_point.residual,
             converged=fixed_point.samples(Status.CONVERGED, Status.STALLED).float().mean(),
             spectral_radius=radius.value,
             spectral_radius_residual=radius.residual,
         )
-        self._keep_norm(operator, failed)
+        self._add_norm(operator, failed)
         if self._plots is not None:
             self._plots.draw_solve(fixed_point, operator)
-        self._judge(radius)
+        self._check_radius(radius)
 
-    def _keep_norm(self, operator: JacobianOperator, failed: Tensor) -> None:
+    def _add_norm(self, operator: JacobianOperator, failed: Tensor) -> None:
         try:
             bounds = norm_bounds(operator, NORM_STEPS, stop_early=True)
-        except UserError:  # the update has no product with J
+        except UserError:  # the update does not support products with J
             return
         self._norm_upper = torch.where(failed, float("inf"), bounds.upper)
-        self._keep(norm_lower=bounds.lower, norm_upper=self._norm_upper)
+        self._add(norm_lower=bounds.lower, norm_upper=self._norm_upper)
 
-    def _judge(self, radius: SpectralRadius) -> None:
+    def _check_radius(self, radius: SpectralRadius) -> None:
         worst = int(radius.value.nan_to_num(-1.0).argmax())
         value, residual = float(radius.value.flatten()[worst]), float(radius.residual.flatten()[worst])
         if anywhere(value + min(residual, RADIUS_TOLERANCE) >= 1 - 10 * torch.finfo(radius.value.dtype).eps):
@@ -74,18 +74,18 @@ class MonitorObserver(SolveObserver):
             )
 
     def on_gradient(self, gradient: Vector) -> None:
-        """Draws how its adjoint equation is solved."""
+        """Draws the adjoint residual against the number of products."""
         if self._plots is not None:
             self._plots.draw_adjoint(gradient)
 
     def on_adjoint(self, solution: LinearSolution) -> None:
-        """Keeps the adjoint's residual, and what it bounds."""
+        """Records the adjoint's residual and its error bound."""
         residual = solution.residual
-        self._keep(adjoint_residual=residual)
+        self._add(adjoint_residual=residual)
         if (upper := self._norm_upper) is not None:
-            self._keep(error_bound=torch.where(upper < 1, residual * (1 + upper) / (1 - upper), float("inf")))
+            self._add(error_bound=torch.where(upper < 1, residual * (1 + upper) / (1 - upper), float("inf")))
 
-    def _keep(self, **figures: Tensor) -> None:
+    def _add(self, **figures: Tensor) -> None:
         for name, figure in figures.items():
             finite = figure.detach().float()
             known = finite[~finite.isnan()]

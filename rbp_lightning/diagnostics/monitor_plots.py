@@ -1,4 +1,4 @@
-"""Plots of solves."""
+"""The plots of the monitor."""
 
 import contextlib
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from rbp_lightning.agreement import alike
+from rbp_lightning.agreement import same_everywhere
 from rbp_lightning.diagnostics.log_figure import log_figure, log_histogram
 from rbp_lightning.errors import UserError
 from rbp_lightning.fixed_point import FixedPoint
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_FOR_A_SPECTRUM = 512
-"""Most elements of a sample whose whole spectrum is drawn."""
+MAX_SPECTRUM_SIZE = 512
+"""The most elements of a sample whose spectrum is drawn."""
 
 ADJOINT_PRODUCTS = 50
-"""How many products the adjoint residual is drawn for."""
+"""The number of products for which the adjoint residual is drawn."""
 
-LEAST_DRAWN = 1e-17
-"""Residuals below this, which a logarithmic axis has no place for where they are 0, are drawn at it."""
+FLOOR = 1e-17
+"""Smaller residuals are drawn here, since a logarithmic axis cannot show 0."""
 
 
 class MonitorPlots:
@@ -34,7 +34,7 @@ class MonitorPlots:
 
     Args:
         trainer: The Trainer.
-        folder: The run's folder, where the latest plots are files, if it has one.
+        folder: The run's folder for the latest plots; ``None`` writes no files.
     """
 
     def __init__(self, trainer: Trainer, folder: Path | None) -> None:
@@ -46,13 +46,13 @@ class MonitorPlots:
         """Draws the forward residual against iteration, steps to convergence and the spectrum of J.
 
         Args:
-            fixed_point: The result of the solve, with the residual of every step.
+            fixed_point: The result of the solve, with its history.
             operator: The Jacobian at the fixed point.
         """
         self._operator = operator
         steps = [one.step for one in fixed_point.history]
         residuals = torch.stack([one.relative.flatten() for one in fixed_point.history]).double().cpu()
-        residuals = residuals.clamp_min(LEAST_DRAWN)
+        residuals = residuals.clamp_min(FLOOR)
         figure, axes = self._axes("forward solve", "step of the solve", "relative residual")
         for quantile, label in ((1.0, "worst sample"), (0.5, "median sample")):
             axes.semilogy(steps, residuals.quantile(quantile, dim=1), label=label)
@@ -61,7 +61,7 @@ class MonitorPlots:
         axes.legend()
         self._log("forward_solve", figure)
         log_histogram(self._trainer, "monitor/steps_to_convergence", fixed_point.sample_steps, self._step)
-        if alike(operator.size) and operator.size <= MOST_FOR_A_SPECTRUM:
+        if same_everywhere(operator.size) and operator.size <= MAX_SPECTRUM_SIZE:
             self._draw_spectrum(operator)
 
     def _draw_spectrum(self, operator: JacobianOperator) -> None:
@@ -76,17 +76,17 @@ class MonitorPlots:
         figure, axes = self._axes(title, "real part (first sample)", "imaginary part")
         axes.add_patch(Circle((0, 0), 1, fill=False, color="grey", linestyle=":", label="unit circle"))
         axes.plot(values.real, values.imag, ".")
-        # The circle is there also where no eigenvalue comes near it.
+        # The unit circle stays visible even if all eigenvalues are small.
         reach = 1.1 * max(1.0, radius)
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
         axes.legend(loc="upper right")
         self._log("spectrum", figure)
 
     def draw_adjoint(self, gradient: Vector) -> None:
-        """Draws the adjoint residual against the number of products, of the Neumann series and conjugate gradients.
+        """Draws the adjoint residual of the Neumann series and of conjugate gradients against products.
 
         Args:
-            gradient: Leaves of g.
+            gradient: The leaves of g.
         """
         if self._operator is None:
             return
@@ -104,16 +104,14 @@ class MonitorPlots:
         )
         axes.semilogy(
             range(1, ADJOINT_PRODUCTS + 1),
-            torch.stack(sizes).double().cpu().clamp_min(LEAST_DRAWN),
+            torch.stack(sizes).double().cpu().clamp_min(FLOOR),
             label="Neumann series",
         )
         steps = [1, 2, 4, 8, 16, ADJOINT_PRODUCTS // 2]
-        with contextlib.suppress(UserError):  # the update may have no product with J
+        with contextlib.suppress(UserError):  # the update may not support products with J
             solutions = [NormalCG(count, tol=0.0).solve(operator, gradient) for count in steps]
-            left = (
-                torch.stack([solution.residual.max() for solution in solutions]).double().cpu().clamp_min(LEAST_DRAWN)
-            )
-            axes.semilogy([2 * count for count in steps], left, "o-", label="conjugate gradients")
+            residuals = torch.stack([solution.residual.max() for solution in solutions]).double().cpu()
+            axes.semilogy([2 * count for count in steps], residuals.clamp_min(FLOOR), "o-", label="conjugate gradients")
         axes.legend()
         self._log("adjoint_solve", figure)
 

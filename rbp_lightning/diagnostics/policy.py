@@ -1,4 +1,4 @@
-"""What happens when a fixed point or its gradient goes wrong."""
+"""The failure policy: what happens when a fixed point or its gradient is wrong."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rbp_lightning.agreement import agreeing, everywhere, own_part
+from rbp_lightning.agreement import agreeing, everywhere, local_part
 from rbp_lightning.diagnostics.skipped_steps import SkippedSteps, parameters_of
 from rbp_lightning.errors import ConvergenceError, check_choice, check_count, check_number
 from rbp_lightning.failures import Failure
@@ -18,31 +18,31 @@ ACTIONS = ("ignore", "warn", "raise", "skip")
 
 
 class FailurePolicy(Callback):
-    """Decides what happens when a fixed point or its gradient goes wrong.
+    """Decides what happens when a fixed point or its gradient is wrong.
 
-    Given to a Trainer it serves every estimator and layer that is called while the Trainer runs; the command line
-    always has one, ``--policy.diverged skip``. Outside a Trainer it is a context manager; threads that are started
-    inside have to enter it themselves. Each kind of failure has an action:
+    As a callback it covers all estimators and layers that are called while the Trainer runs; the command line always
+    has one, set by options such as ``--policy.diverged skip``. Outside a Trainer it is a context manager; threads
+    started inside must enter it themselves. Each kind of failure has an action:
 
     - ``"ignore"``: nothing;
-    - ``"warn"``: a warning with the figure and the remedy, under a Trainer once per kind and epoch;
-    - ``"raise"``: a ``ConvergenceError``, at once and before the optimiser's step;
-    - ``"skip"``: a warning, and the step of each optimiser whose parameters the failed gradient reaches is dropped, by
-      every process alike. Skipped steps are counted and logged as ``train/skipped_steps``; learning rate schedules go
-      on. Where there is no training it only warns.
+    - ``"warn"``: a warning with the measured value and the remedy, under a Trainer once per kind and epoch;
+    - ``"raise"``: a ``ConvergenceError``, at once and before the optimiser step;
+    - ``"skip"``: a warning, and all processes skip the step of each optimiser whose parameters get the wrong gradient.
+      Skipped steps are counted and logged as ``train/skipped_steps``; learning rate schedules continue. Outside
+      training it only warns.
 
     Args:
-        not_converged: Action where a forward solve ends above its tolerance, or its update is random.
-        diverged: Action where a forward solve diverges or meets NaN, or where the gradient of a parameter is not
-            finite (with a loss scale, that is the scaler's to handle). To warn of a gradient, it looks every
-            ``log_every_n_steps``, where logging waits for the device anyway; to raise or to skip, at every step.
-        adjoint: Action where an adjoint is not solved to the estimator's tolerance.
-        spectral_radius: Action where ``EquilibriumMonitor`` finds a spectral radius at or above 1.
-        coupled_samples: Action where the samples of a batch act on each other although ``batch_dims`` says that they do
-            not. The gradient is right anyway: the adjoint equation is solved for the batch as one.
-        max_skips: Most skipped steps in a row, at least 1: that many are an error.
-        truncation_tol: For estimators without a tolerance (``NeumannRBP``, ``TBPTT``): the estimated share of the
-            adjoint that their series leaves out above which it counts as not solved, 0 to 1; 1 tolerates all of it.
+        not_converged: Action if a forward solve ends above its tolerance, or its update is random.
+        diverged: Action if a forward solve diverges or meets NaN, or a parameter's gradient is not finite (with a loss
+            scale, the scaler handles that). To warn, gradients are checked every ``log_every_n_steps``, when logging
+            waits for the device anyway; to raise or skip, at every step.
+        adjoint: Action if an adjoint is not solved to the estimator's tolerance.
+        spectral_radius: Action if ``EquilibriumMonitor`` finds a spectral radius at or above 1.
+        coupled_samples: Action if the samples of a batch depend on each other although ``batch_dims`` says otherwise.
+            The gradient is right anyway: the adjoint equation is then solved for the whole batch at once.
+        max_skips: Number of skipped steps in a row that is an error, at least 1.
+        truncation_tol: For estimators without a tolerance (``NeumannRBP``, ``TBPTT``): the estimated relative
+            truncation error above which the adjoint counts as not solved, from 0 to 1; 1 accepts any.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -76,7 +76,7 @@ class FailurePolicy(Callback):
         self._in_trainer = self._in_batch = self._set_up = False
 
     def action(self, failure: Failure) -> Action:
-        """What is done about a kind of failure."""
+        """Returns the action for a kind of failure."""
         action: Action = getattr(self, failure.policy)
         return action
 
@@ -84,13 +84,13 @@ class FailurePolicy(Callback):
         """Acts on a failure.
 
         Args:
-            failure: Its kind.
+            failure: The kind of failure.
             text: What happened and what to do, in one line.
             place: The line of the user's code.
-            parameters: The parameters whose gradient it makes wrong; ``None`` for all.
+            parameters: The parameters whose gradient is wrong; ``None`` for all.
 
         Raises:
-            ConvergenceError: If that is the policy.
+            ConvergenceError: If the action is ``"raise"``.
         """
         action = self.action(failure)
         if action == "ignore":
@@ -102,101 +102,101 @@ class FailurePolicy(Callback):
         self.warn(failure, text, place)
 
     def warn(self, failure: Failure, text: str, place: Place) -> None:
-        """Warns of a failure, under a Trainer once per kind and epoch, elsewhere once per line."""
+        """Warns of a failure: under a Trainer once per kind and epoch, elsewhere once per line of code."""
         key = failure if self._in_trainer else (failure, place)
         if key not in self._warned:
             self._warned.add(key)
             warn_at(place, text)
 
     def __enter__(self) -> "FailurePolicy":
-        """Comes into force."""
+        """Activates the policy."""
         push_handler(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Hands back to what was in force before."""
+        """Restores the previous policy."""
         pop_handler(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy, or a process that is spawned, takes along."""
+        """The state of a copy, which is not active."""
         return {**vars(self), "_set_up": False}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Comes into force."""
+        """Activates the policy."""
         self._warned.clear()
         self._in_trainer = True
         self._set_up = True
         self.__enter__()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hands back to what was in force before."""
+        """Restores the previous policy."""
         self._in_trainer = self._in_batch = False
         self.skips.forget()
-        if self._set_up:  # a Trainer can fail before that
+        if self._set_up:  # a Trainer can fail before setup
             self._set_up = False
             self.__exit__()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Hands back as well; the Trainer tears nothing down then."""
+        """Restores the previous policy; after an exception the Trainer does not call ``teardown``."""
         self.teardown(trainer, pl_module, "")
 
     def _warn_again(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets each kind of failure be warned of again."""
+        """Allows each kind of failure one more warning."""
         self._warned.clear()
 
     on_train_epoch_start = on_validation_start = on_test_start = on_predict_start = _warn_again
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins a training."""
+        """Takes the optimisers whose steps may be skipped."""
         self.skips.watch(trainer.optimizers)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begins a batch, whose failures can cost a step."""
+        """From here on failures can skip a step."""
         self._in_batch = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ends a batch: what follows, such as a validation, costs no step."""
+        """From here on, such as in a validation, failures skip no step."""
         self._in_batch = False
         self.skips.end_batch()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Looks at the gradients where the policy needs it, and drops the step where it says so.
+        """Checks the gradients if due, and skips the step if the policy says so.
 
         Raises:
-            ConvergenceError: If a gradient is not finite and the policy is to raise, or too many steps in a row were
-                dropped.
+            ConvergenceError: If a gradient is not finite and the action is ``"raise"``, or too many steps in a row were
+                skipped.
         """
         parameters = parameters_of(optimizer)
-        # With a loss scale, overflow is what lowers it.
-        if trainer.precision != "16-mixed" and self._looks_at_gradients(trainer):
-            with agreeing(pl_module):  # a process has its share of each gradient
-                self._look_at_gradients(pl_module, parameters)
+        # Overflow only lowers the loss scale; it is not a failure.
+        if trainer.precision != "16-mixed" and self._checks_gradients(trainer):
+            with agreeing(pl_module):  # a process may have only its part of each gradient
+                self._check_gradients(pl_module, parameters)
         if not any(self.action(failure) == "skip" for failure in Failure):
             return
         invalid = self.skips.has_invalid(parameters)
         if trainer.strategy.reduce_boolean_decision(invalid, all=False):
-            self.skips.drop_step(pl_module, optimizer, parameters)
+            self.skips.skip_step(pl_module, optimizer, parameters)
         else:
-            self.skips.stepped()
+            self.skips.mark_stepped()
         pl_module.log("train/skipped_steps", float(self.skips.total), batch_size=1)
         if self.skips.in_a_row >= self.max_skips:
             raise ConvergenceError(
                 f"The optimiser's steps were skipped {self.skips.in_a_row} times in a row "
-                f"(max_skips={self.max_skips}), last because {self.skips.reason}: decrease the learning rate or "
-                "look at the warnings before."
+                f"(max_skips={self.max_skips}), last because {self.skips.reason}: decrease the learning rate, or "
+                "see the warnings above."
             )
 
     @staticmethod
-    def _look_at_gradients(pl_module: LightningModule, parameters: list[Tensor]) -> None:
+    def _check_gradients(pl_module: LightningModule, parameters: list[Tensor]) -> None:
         if everywhere(_all_finite(parameters)):
             return
         names = [name for name, parameter in pl_module.named_parameters() if not _all_finite([parameter])]
-        which = ", ".join(names) or "a parameter, in another process's share,"
+        which = ", ".join(names) or "a parameter, in the part of another process,"
         report(Failure.GRADIENT, f"{type(pl_module).__name__}: the gradient of {which} is wrong", parameters)
 
-    def _looks_at_gradients(self, trainer: Trainer) -> bool:
+    def _checks_gradients(self, trainer: Trainer) -> bool:
         action = self.action(Failure.GRADIENT)
         if action == "warn":
             every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -204,15 +204,15 @@ class FailurePolicy(Callback):
         return action != "ignore"
 
     def state_dict(self) -> dict[str, Any]:
-        """State for the checkpoint: how many steps were skipped."""
+        """Returns the counts of skipped steps, for the checkpoint."""
         return {"skipped": self.skips.total, "in_a_row": self.skips.in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting where the checkpoint left it."""
+        """Restores the counts of skipped steps."""
         self.skips.total, self.skips.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
 
 def _all_finite(parameters: list[Tensor]) -> bool:
-    gradients = [own_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
     finite = [(leaf.coalesce().values() if leaf.is_sparse else leaf).isfinite().all() for leaf in gradients]
     return not finite or bool(torch.stack([one.to(finite[0].device) for one in finite]).all())

@@ -1,4 +1,4 @@
-"""Dropping the steps of optimisers whose gradients are invalid."""
+"""Skipping the steps of optimisers whose gradients are invalid."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from rbp_lightning.failures import Failure
 
 
 class SkippedSteps:
-    """Knows which parameters have an invalid gradient, and how many steps were dropped for it.
+    """Tracks the parameters whose gradient is invalid, and counts the steps skipped for it.
 
     Attributes:
-        total: How many batches had a step dropped.
-        in_a_row: How many of the last ones did, without one between them that did not.
-        reason: Why the last one did.
+        total: The number of batches with a skipped step.
+        in_a_row: The number of such batches in a row, up to the last one.
+        reason: The reason of the last skipped step.
     """
 
     def __init__(self) -> None:
@@ -24,17 +24,17 @@ class SkippedSteps:
         self.reason = "another process failed"
         self._optimizers: Sequence[Optimizer] = ()
         self._invalid: set[int] = set()
-        self._stepped = self._dropped = False
+        self._stepped = self._skipped = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: no optimisers, whose steps are not its own."""
+        """The state of a copy, without the optimisers, which are not its own."""
         return {**vars(self), "_optimizers": (), "_invalid": set()}
 
     def watch(self, optimizers: Sequence[Optimizer]) -> None:
-        """Begins a training.
+        """Sets the optimisers of a training.
 
         Args:
-            optimizers: Those whose steps may be dropped.
+            optimizers: The optimisers whose steps may be skipped.
         """
         self._optimizers = optimizers
 
@@ -42,7 +42,7 @@ class SkippedSteps:
         """Marks gradients as invalid.
 
         Args:
-            failure: Why.
+            failure: The reason.
             parameters: The parameters; ``None`` for all.
         """
         self.reason = failure.value
@@ -50,56 +50,56 @@ class SkippedSteps:
         self._invalid |= stepped if parameters is None else stepped & {id(parameter) for parameter in parameters}
 
     def has_invalid(self, parameters: Sequence[Tensor]) -> bool:
-        """Whether the gradient of one of some parameters is invalid."""
+        """Whether the gradient of any of the parameters is invalid."""
         return not self._invalid.isdisjoint(id(parameter) for parameter in parameters)
 
-    def drop_step(self, pl_module: LightningModule, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-        """Drops the step that an optimiser is about to take, by taking its gradients away.
+    def skip_step(self, pl_module: LightningModule, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+        """Skips the step that an optimiser is about to take, by removing its gradients.
 
         Args:
-            pl_module: The module, whose gradients are not clipped in this step: there are none.
+            pl_module: The module, whose gradient clipping is skipped as well.
             optimizer: The optimiser.
             parameters: Its parameters.
         """
         for parameter in parameters:
             parameter.grad = None
-        self._leave_clipping_out(pl_module, optimizer)
+        self._skip_clipping(pl_module, optimizer)
         self._invalid -= {id(parameter) for parameter in parameters}
-        if not self._dropped:  # several optimisers may step on one batch
+        if not self._skipped:  # several optimisers may step on one batch
             self.total += 1
             self.in_a_row += 1
-        self._dropped = True
+        self._skipped = True
 
     @staticmethod
-    def _leave_clipping_out(pl_module: LightningModule, optimizer: Optimizer) -> None:
-        # Clipping by value fails on no gradients at all.
-        def leave_out(*arguments: Any, **named: Any) -> None:
-            put_back()
+    def _skip_clipping(pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # Clipping by value fails without gradients.
+        def no_clipping(*arguments: Any, **named: Any) -> None:
+            restore()
 
-        def put_back(*arguments: Any) -> None:
-            if vars(pl_module).get("configure_gradient_clipping") is leave_out:
+        def restore(*arguments: Any) -> None:
+            if vars(pl_module).get("configure_gradient_clipping") is no_clipping:
                 del pl_module.configure_gradient_clipping
             handle.remove()
 
-        pl_module.configure_gradient_clipping = leave_out  # type: ignore[method-assign]
-        handle = optimizer.register_step_post_hook(put_back)
+        pl_module.configure_gradient_clipping = no_clipping  # type: ignore[method-assign]
+        handle = optimizer.register_step_post_hook(restore)
 
-    def stepped(self) -> None:
-        """Notes that an optimiser took its step."""
+    def mark_stepped(self) -> None:
+        """Marks that an optimiser took its step."""
         self._stepped = True
 
     def end_batch(self) -> None:
-        """Ends a batch; gradients that are accumulated for a later step stay invalid."""
-        if self._stepped and not self._dropped:
+        """Ends a batch; gradients accumulated for a later step stay invalid."""
+        if self._stepped and not self._skipped:
             self.in_a_row = 0
-        self._stepped = self._dropped = False
+        self._stepped = self._skipped = False
 
     def forget(self) -> None:
-        """Forgets what was invalid, at the end of a training."""
+        """Forgets the optimisers and invalid gradients at the end of a training."""
         self._optimizers, self._invalid = (), set()
-        self._stepped = self._dropped = False
+        self._stepped = self._skipped = False
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """The parameters that an optimiser steps."""
+    """Returns the parameters of an optimiser."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]

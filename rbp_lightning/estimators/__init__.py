@@ -1,4 +1,4 @@
-"""Gradient estimators: one file each."""
+"""Gradient estimators, and the machinery that they share."""
 
 from rbp_lightning.estimators.adaptive_neumann import AdaptiveNeumann
 from rbp_lightning.estimators.attach_gradient import attach_gradient

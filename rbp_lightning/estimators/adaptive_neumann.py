@@ -1,4 +1,4 @@
-"""A Neumann series of as many terms as an error bound asks for."""
+"""Recurrent back-propagation by a Neumann series with an error bound."""
 
 from typing import Literal
 
@@ -8,22 +8,23 @@ from rbp_lightning.solvers import FixedPointSolver
 
 
 class AdaptiveNeumann(Implicit):
-    """Recurrent back-propagation by a Neumann series of as many terms as a relative error asks for.
+    """Recurrent back-propagation by a Neumann series with as many terms as are needed for a relative error of ``tol``.
 
-    The bound is one on the gradient with respect to what is added to the state; that of a parameter is the same vector
-    times dF/dw. ``AdaptiveNeumannSeries`` says how it is found, and what it rests on.
+    The bound is on the error of the adjoint z; the gradient of a parameter w is z times dF/dw. See
+    ``AdaptiveNeumannSeries`` for the bound and its assumptions.
 
     Args:
         tol: Bound on the relative error of the adjoint of each sample, above 0.
-        max_steps: Most terms beyond the first, and most steps of a Krylov method, at least 1.
-        contraction_factor: A bound on ||J|| that is known to hold, such as 1 - alpha of personalised PageRank, in
-            (0, 1); ``None`` finds one.
-        norm_steps: Most steps that finding one takes, at least 1, of one product with J and one with J^T each.
-        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by GMRES, and where that
-            stagnates by conjugate gradients from there, to a residual of ``tol``, with a warning that the error is not
-            bounded; ``"policy"`` leaves them to the policy's ``adjoint``, and their gradient at g, that of one step.
-        check_every: Terms between two checks of the bound, as ``Picard``'s.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        max_steps: Maximum number of terms after the first, and of steps of the Krylov fallback, at least 1.
+        contraction_factor: A known bound on ||J||, such as 1 - alpha for personalised PageRank, in (0, 1); ``None``
+            estimates one.
+        norm_steps: Maximum number of steps to estimate the bound, at least 1, each of one product with J and one with
+            J^T.
+        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by GMRES, and by conjugate
+            gradients if GMRES stagnates, to a residual of ``tol``, and warns that the error is not bounded;
+            ``"policy"`` reports the failure to the policy's ``adjoint`` and uses z = g, the gradient of one step.
+        check_every: Number of terms between two checks of the error bound.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

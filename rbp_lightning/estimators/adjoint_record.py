@@ -1,4 +1,4 @@
-"""What the backward pass of one solve needs and leaves behind."""
+"""Records how the backward pass of a solve solved the adjoint equation."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,22 +17,21 @@ from rbp_lightning.pytree import Vector
 from rbp_lightning.reporting import SolveContext, in_context, report
 
 FindParameters: TypeAlias = Callable[[], Iterable[Tensor] | None]
-"""Finds the parameters whose gradient a solve makes; ``None`` stands for all."""
+"""Finds the parameters whose gradient a solve computes; ``None`` stands for all."""
 
 
 class AdjointRecord:
-    """Belongs to one solve: who observes it, who decides about its failures, and how its adjoint was solved.
+    """The adjoint solution of one solve, with the observers and failure handler of the solve.
 
     Args:
         name: The estimator's name, for messages.
-        context: Who decides about failures, and where the solve was called.
-        observers: Observe the adjoint.
-        warm_start: Holds the adjoint of the last solve; ``None`` where there is none.
+        context: The failure handler, and the line that called the solve.
+        observers: Observers of the solve.
+        warm_start: Holds the adjoint of the last solve; ``None`` without a warm start.
 
     Attributes:
-        solution: How the adjoint was solved last, without its vector; ``None`` before a backward pass.
-        bounded: Which samples a bound on the error holds for, bool; ``None`` for all. The adjoint of a sample that is
-            frozen is not that of F.
+        solution: The last adjoint solution, without its vector; ``None`` before a backward pass.
+        bounded: The samples for which an error bound holds, bool; ``None`` for all. It does not for frozen samples.
     """
 
     def __init__(
@@ -42,16 +41,18 @@ class AdjointRecord:
         self.solution: LinearSolution | None = None
         self.bounded: Tensor | None = None
 
-    def keep(self, solution: LinearSolution, measured: Callable[[], Tensor] | None, parameters: FindParameters) -> None:
-        """Keeps a solution, notifies the observers and has the policy act where it is not good enough.
+    def store(
+        self, solution: LinearSolution, measure_residual: Callable[[], Tensor] | None, parameters: FindParameters
+    ) -> None:
+        """Stores a solution, notifies the observers, and reports a solution that is not accurate enough.
 
         Args:
             solution: The solution.
-            measured: Measures its residual for the observers; ``None`` where the solution's own is all there is.
-            parameters: Finds the parameters whose gradient it makes.
+            measure_residual: Computes the true residual for the observers; ``None`` uses that of the solution.
+            parameters: Finds the parameters whose gradient it computes.
 
         Raises:
-            ConvergenceError: If that is the policy.
+            ConvergenceError: If the solution is not accurate enough and the policy is to raise.
         """
         bound = solution.error_bound
         if bound is not None and self.bounded is not None:
@@ -59,14 +60,14 @@ class AdjointRecord:
         self.solution = solution = replace(solution, vector=(), error_bound=bound)
         with in_context(self.context):
             if self.observers:
-                seen = solution if measured is None else replace(solution, residual=measured())
+                shown = solution if measure_residual is None else replace(solution, residual=measure_residual())
                 for observer in self.observers:
-                    observer.on_adjoint(seen)
+                    observer.on_adjoint(shown)
             self._judge(solution, parameters)
 
     def _judge(self, solution: LinearSolution, parameters: FindParameters) -> None:
         tolerated = 1.0 if solution.intended else self.context.handler.truncation_tol
-        # A policy of 1 tolerates everything; what is left out may be more than g itself.
+        # A policy of 1 tolerates any truncation error, which can be larger than 1.
         limit = solution.tol or (tolerated if tolerated < 1 else torch.finfo(solution.residual.dtype).max)
         good_enough = (solution.tol and solution.converged) or solution.worst <= limit
         if not anywhere(not good_enough):
@@ -79,14 +80,14 @@ class AdjointRecord:
         report(
             Failure.ADJOINT if solution.error_estimate is None else Failure.TRUNCATED,
             f"{self.name}: The adjoint solve took {solution.steps} steps to {figure} of {worst:.2e} "
-            f"({'tol' if solution.tol else 'truncation_tol'}={limit:g}), so the gradient is wrong by more than "
-            "asked for",
+            f"({'tol' if solution.tol else 'truncation_tol'}={limit:g}), so the gradient is less accurate than "
+            "requested",
             parameters(),
         )
 
 
 def parameters_of(taped: Vector) -> list[Tensor]:
-    """The leaves of the graph behind some tensors: what a backward pass through them gives a gradient to.
+    """The leaves of the autograd graph of some tensors, which receive a gradient in the backward pass.
 
     Args:
         taped: The tensors.

@@ -1,4 +1,4 @@
-"""Replacing or observing a gradient in the backward pass."""
+"""Replaces or observes a gradient in the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +14,12 @@ from rbp_lightning.pytree import Vector
 def attach_adjoint(function: Callable[[Vector], Vector], vector: Vector, values: Vector | None = None) -> list[Tensor]:
     """Returns copies of some tensors, whose gradient is replaced in the backward pass.
 
-    They are copies, so that they may be changed in place: the tape may hold the tensors themselves.
+    Copies can be changed in place, while autograd may have saved the tensors themselves.
 
     Args:
-        function: Takes the gradients and returns those that replace them.
+        function: Maps the gradients to those that replace them.
         vector: The tensors.
-        values: What the copies hold; ``None`` for what the tensors hold.
+        values: Values of the copies; ``None`` for those of the tensors.
 
     Raises:
         NotImplementedError: In the backward pass, if it is run with ``create_graph=True``.
@@ -37,9 +37,9 @@ def watch_gradient(observe: Callable[[Vector], object], vector: Vector, values: 
     """Returns copies of some tensors, whose gradient is observed in the backward pass.
 
     Args:
-        observe: Takes the gradients, unless they are batched.
+        observe: Called with the gradients, unless they are batched.
         vector: The tensors.
-        values: What the copies hold; ``None`` for what the tensors hold.
+        values: Values of the copies; ``None`` for those of the tensors.
 
     Raises:
         NotImplementedError: In the backward pass, if it is run with ``create_graph=True``.
@@ -53,9 +53,9 @@ def watch_gradient(observe: Callable[[Vector], object], vector: Vector, values: 
 
 
 class _AttachAdjoint(torch.autograd.Function):
-    """A copy, whose backward replaces the gradient by what the function returns."""
+    """A copy, whose backward replaces the gradient by the result of the function."""
 
-    # Without a setup_context, for which PyTorch would inspect the signature at every call.
+    # No setup_context: with one, PyTorch inspects the signature at every call.
     @staticmethod
     def forward(
         ctx: Any, function: Callable[[Vector], Any], values: Vector | None, *leaves: Tensor
@@ -65,14 +65,14 @@ class _AttachAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # ``once_differentiable`` would leave parts of a second derivative out in silence.
+        # ``once_differentiable`` would silently drop parts of a second derivative.
         if torch.is_grad_enabled():
             refuse_order(1)
         return None, None, *for_each_in_batch(lambda *leaves: ctx.function(leaves), gradients)
 
 
 class _WatchGradient(_AttachAdjoint):
-    """A copy, whose backward hands the gradient to the function."""
+    """A copy, whose backward passes the gradient to the function and leaves it unchanged."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""Gradients of solutions that were found elsewhere."""
+"""Attaches the implicit gradient to a solution that was found elsewhere."""
 
 import torch
 from torch.utils._pytree import tree_map
@@ -20,29 +20,29 @@ def attach_gradient(
     order: int = 1,
     optimality: bool = False,
 ) -> FixedPoint:
-    """Gives the gradient of a fixed point to a solution that SciPy, a closed form or another program has found.
+    """Makes a solution from SciPy, a closed form or another program differentiable.
 
-    The function is applied once, to measure the residual and for the gradient, which is that of the implicit function
-    theorem; how the solution was found does not matter. A solution that is none is reported as a solve that has not
-    converged, relative to the estimator's forward tolerance. Blondel et al., Efficient and Modular Implicit
-    Differentiation, NeurIPS 2022 (arXiv 2105.15183) call it custom_fixed_point and custom_root.
+    The function is applied once, to compute the residual and the gradient of the implicit function theorem, which does
+    not depend on how the solution was found. If the residual is above the estimator's forward tolerance, it is reported
+    like a solve that has not converged. Blondel et al., Efficient and Modular Implicit Differentiation, NeurIPS 2022
+    (arXiv 2105.15183) call this custom_fixed_point and custom_root.
 
     Args:
-        function: The map F with h = F(h), or with ``optimality`` the condition G with G(h) = 0, such as the gradient of
-            a loss. Gradients reach every tensor it uses.
-        solution: h, a tensor or a pytree of them; a constant.
-        estimator: Solves the adjoint equation; ``None`` is ``Implicit(GMRES())``, which needs no contraction.
-        batch_dims: How many leading dimensions of every leaf index independent samples.
-        order: The highest order of derivatives that is wanted, at least 1.
+        function: The function F with h = F(h), or with ``optimality`` the condition G with G(h) = 0, such as the
+            gradient of a loss. Gradients reach every tensor it uses.
+        solution: h, a tensor or a pytree of tensors; treated as a constant.
+        estimator: Solves the adjoint equation; ``None`` is ``Implicit(GMRES())``, which does not need a contraction.
+        batch_dims: Number of leading dimensions of every leaf that index independent samples.
+        order: The highest order of derivatives, at least 1.
         optimality: Whether ``function`` is an optimality condition.
 
     Returns:
-        The solution, differentiable, with its residual and status; of an optimality condition the residual is that of
+        The differentiable solution, with its residual and status; for an optimality condition the residual is that of
         h = h - G(h).
 
     Raises:
-        UserError: If an argument or the function is not as described.
-        ConvergenceError: If it is no solution and the policy is to raise.
+        UserError: If an argument or the function is invalid.
+        ConvergenceError: If it is not a solution and the policy is to raise.
 
     Example:
         >>> c = torch.tensor([2.0, 9.0], requires_grad=True)
@@ -55,7 +55,7 @@ def attach_gradient(
     check_instance(attach_gradient, "estimator", estimator, Implicit, "an implicit one, such as Implicit(GMRES())")
     if estimator.solver.tol == 0:
         raise UserError(
-            "attach_gradient: the estimator's solver has tol=0, by which nothing is a solution: give it a tolerance."
+            "attach_gradient: the estimator's solver has tol=0, which no solution satisfies: give it a tolerance."
         )
     update = _step_of(function, solution) if optimality else function
     return estimator(update, solution, batch_dims, max_steps=1, order=order)
@@ -71,7 +71,7 @@ def _step_of(condition: Update, solution: State) -> Update:
         except ValueError as error:
             raise UserError(
                 f"attach_gradient: the optimality condition has another structure than the solution ({error}): return "
-                "a value for each of its entries."
+                "a value for each entry of the solution."
             ) from error
 
     return update

@@ -17,9 +17,9 @@ from rbp_lightning.estimators.describe import as_call, describe
 from rbp_lightning.estimators.log_hyperparameters import log_hyperparameters
 from rbp_lightning.estimators.options import Options
 from rbp_lightning.estimators.run_solve import run_solve
-from rbp_lightning.estimators.state_form import StateForm, first_of_pair
+from rbp_lightning.estimators.state_form import StateForm, without_aux
 from rbp_lightning.estimators.traced_solve import traced_solve
-from rbp_lightning.estimators.unshared import unshare
+from rbp_lightning.estimators.unshare import unshare
 from rbp_lightning.estimators.warm_start import WarmStart
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.pytree import State, Vector
@@ -27,23 +27,23 @@ from rbp_lightning.solvers import Auto, FixedPointSolver, Solve, Update
 from rbp_lightning.solvers.fixed_steps import FixedSteps
 from rbp_lightning.tracing import is_traced
 
-# A trace of the solve would put its data-dependent loop into the graph; the update may itself be compiled.
+# The solve has a data-dependent loop, so it is not compiled; the update itself may be.
 _untraced: Callable[..., FixedPoint] = torch.compiler.disable(run_solve)  # type: ignore[no-untyped-call]
 
 
 class GradientEstimator(Callback, ABC):
-    """Finds fixed points and decides how gradients flow through them.
+    """Finds fixed points and computes their gradients.
 
-    Given to a Trainer as a callback it becomes ``pl_module.estimator``; a module calls it wherever it needs the fixed
-    point of an update. It works as well without a Trainer. It is a description: what belongs to one solve is in the
-    ``FixedPoint``, so one estimator serves nested solves, threads and several solves before a backward pass.
+    As a callback of a Trainer it becomes ``pl_module.estimator``, which the module calls wherever it needs the fixed
+    point of an update. It also works without a Trainer. An estimator is stateless: everything that belongs to one solve
+    is in its ``FixedPoint``, so nested solves, threads and several solves before a backward pass can share it.
 
     Args:
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Example:
         >>> class LastStep(GradientEstimator):
-        ...     "Differentiates the last step alone."
+        ...     "Differentiates only the last step."
         ...     def differentiate(self, solve, record):
         ...         vector = solve.without_tape(steps_after=1)
         ...         return solve.freezing_failures(lambda: solve.last_steps(vector, 1))
@@ -65,29 +65,29 @@ class GradientEstimator(Callback, ABC):
 
         Args:
             solve: The solve.
-            record: Takes how the adjoint is solved, in the backward pass.
+            record: Where the backward pass stores how the adjoint was solved.
 
         Returns:
-            The differentiable leaves of the fixed point. Those of ``solve.last_steps`` itself are given the values of
-            the iterate whose residual is reported.
+            The differentiable leaves of the fixed point. If they are those of ``solve.last_steps``, they get the values
+            of the iterate whose residual is reported.
         """
 
     def differentiate_to_order(self, solve: Solve, record: AdjointRecord, request: DerivativeRequest) -> Attach:
-        """Finds the fixed point where derivatives of order 2 or more, or transforms of torch.func, are asked for.
+        """Finds the fixed point for derivatives of order 2 or more, or within transforms of torch.func.
 
-        The solve runs outside the transforms; what is returned is called inside them, with F on leaves and the leaves
-        of the initial state as they are there.
+        The solve runs outside the transforms. The function that is returned is called inside them, with F on leaves and
+        the leaves of the initial state.
 
         Args:
             solve: The solve.
-            record: Takes how the adjoint is solved.
-            request: What is asked for.
+            record: Where the backward pass stores how the adjoint was solved.
+            request: The requested derivatives.
 
         Raises:
-            NotImplementedError: If the estimator has neither.
+            NotImplementedError: If the estimator supports neither.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} has first derivatives in reverse mode alone: use Implicit, or another estimator of "
+            f"{type(self).__name__} has only first derivatives in reverse mode: use Implicit, or another estimator of "
             "this package, for derivatives of order 2, forward mode and transforms of torch.func."
         )
 
@@ -107,42 +107,41 @@ class GradientEstimator(Callback, ABC):
         """Iterates an update to its fixed point.
 
         Args:
-            update: The map F, from a state to the next one. Gradients reach every tensor it uses: parameters, injected
-                inputs, anything it closes over.
-            initial_state: Where to start: a floating-point or complex tensor, or a pytree of them, in which dataclasses
-                and ``None`` may occur. Only ``BPTT`` and ``CheckpointedBPTT`` pass a gradient on to it; a fixed point
-                does not depend on where it was started.
-            batch_dims: How many leading dimensions of every leaf index independent samples. Convergence is judged, and
-                adjoint equations are solved, for each of them apart. The default treats the state as one vector, which
-                is right for nodes of one graph.
-            warm_start: Holds the results of the last solve of the same problem, which this one starts from and
-                replaces by its own.
-            max_steps: Most applications of F in this solve; ``None`` takes the solver's. An evaluation may well run
-                deeper than the training.
-            history: Whether the residuals of all steps are wanted, in ``FixedPoint.history``, rather than those that
-                the convergence checks need.
-            progress: Whether to show the residual in a progress bar, for a long solve.
-            order: The highest order of derivatives that is wanted, at least 1; a higher one is refused where it is
-                asked for. An order k from 2 on takes k more applications of F and, in every derivative, k linear
-                solves; ``BPTT`` and ``TBPTT`` take their steps on the tape once more, and do not report what they leave
-                out.
-            states_at: Numbers of steps after which the states are wanted as well, in ``FixedPoint.states``, for losses
-                along the way. Each is differentiable as if it were the fixed point, and takes the memory of one; where
-                the solve has ended before, it is the fixed point.
-            has_aux: Whether the update returns a pair, of the next state and anything else. F is applied once more, to
-                the fixed point, for ``FixedPoint.aux``, which is differentiable.
+            update: The function F that maps a state to the next one. Gradients reach every tensor it closes over, such
+                as parameters and injected inputs.
+            initial_state: The initial state: a floating-point or complex tensor, or a pytree of such tensors, which may
+                contain dataclasses and ``None``. Only ``BPTT`` and ``CheckpointedBPTT`` propagate a gradient to it; the
+                fixed point itself does not depend on it.
+            batch_dims: Number of leading dimensions of every leaf that index independent samples. Convergence is
+                tested, and the adjoint equation solved, for each sample separately. The default treats the state as one
+                vector, which is right for the nodes of one graph.
+            warm_start: Holds the results of the last solve of the same problem; this solve starts from them and
+                replaces them.
+            max_steps: Maximum number of applications of F in this solve; ``None`` is the solver's. An evaluation may
+                use more steps than training.
+            history: Whether to compute the residuals of all steps for ``FixedPoint.history``, instead of only those of
+                the convergence checks.
+            progress: Whether to show the residual in a progress bar.
+            order: The highest order of derivatives, at least 1; computing a higher one raises an error. An order k >= 2
+                takes k more applications of F and, in every derivative, k linear solves; ``BPTT`` and ``TBPTT`` instead
+                repeat their steps, and do not report their truncation error.
+            states_at: Numbers of steps whose states are returned as well, in ``FixedPoint.states``, for losses on
+                intermediate states. Each is differentiable like the fixed point, with the same memory. If the solve
+                ends before a step, its state is the fixed point.
+            has_aux: Whether the update returns a pair of the next state and auxiliary output. F is applied once more,
+                to the fixed point, for ``FixedPoint.aux``, which is differentiable.
 
         Returns:
-            The fixed point, and how the solve ended. Within ``torch.func.vmap`` its counts and status are those of the
+            The fixed point, and how the solve ended. Within ``torch.func.vmap``, its counts and status are those of the
             whole batch.
 
         Raises:
-            UserError: If an argument or the update is not as described.
-            NotImplementedError: If the estimator has no such derivatives.
+            UserError: If an argument or the update is invalid.
+            NotImplementedError: If the estimator does not support these derivatives.
             ConvergenceError: If the solve fails and the policy is to raise.
         """
         options = Options.checked(self, batch_dims, warm_start, max_steps, history, progress, order, states_at)
-        step = first_of_pair(update) if has_aux else update
+        step = without_aux(update) if has_aux else update
         form = StateForm.if_needed(initial_state, options.batch_dims)
         if form is None:
             fixed_point = self._solved(step, initial_state, options)
@@ -157,27 +156,28 @@ class GradientEstimator(Callback, ABC):
         traced = traced_solve(self, update, initial_state, options)
         if traced is not None:
             return traced
-        # The compiler prints the next line where fullgraph=True keeps it from leaving the solve out of its graph.
+        # With fullgraph=True, the compiler's error shows the next line, with the remedy.
         return _untraced(self, update, initial_state, options)  # fullgraph=True: give the solvers tol=0
 
     def taped_steps(self, step: int) -> int:
-        """How many steps are taped for a state on the way.
+        """Number of steps through which an intermediate state of ``states_at`` is differentiated.
 
         Args:
-            step: Number of the step that the state comes after.
+            step: Number of the step whose state it is.
         """
         return 1
 
     def differentiate_traced(self, solve: FixedSteps) -> Vector | None:
-        """Does what ``differentiate`` does where a solver's tolerance is 0, within a graph: reads no values.
+        """Does the same as ``differentiate`` within ``torch.compile``, for a solver with tolerance 0.
 
-        A class that has a ``differentiate`` of its own and none of this is left out of graphs.
+        It must not read values of tensors. A class that overrides ``differentiate`` but not this method is not
+        compiled.
 
         Args:
-            solve: The steps.
+            solve: The solve.
 
         Returns:
-            The differentiable leaves of the fixed point; ``None`` if that cannot be done, before any step is taken.
+            The differentiable leaves of the fixed point; ``None``, before any step is taken, if it is not supported.
         """
         return None
 
@@ -187,17 +187,17 @@ class GradientEstimator(Callback, ABC):
             cls.differentiate_traced = GradientEstimator.differentiate_traced  # type: ignore[method-assign]
 
     def check_max_steps(self, max_steps: int) -> None:
-        """Refuses a number of steps that is too small for the estimator.
+        """Checks that the number of steps is large enough for the estimator.
 
         Args:
-            max_steps: Most applications of F.
+            max_steps: Maximum number of applications of F.
 
         Raises:
-            UserError: If it is.
+            UserError: If it is too small.
         """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Becomes the estimator of the module, and of layers in it that were given none; is logged as hyperparameters.
+        """Becomes the estimator of the module and of its layers without one, and is logged as a hyperparameter.
 
         Raises:
             UserError: If the Trainer has more than one estimator.
@@ -219,27 +219,27 @@ class GradientEstimator(Callback, ABC):
                 module.estimator = self  # type: ignore[assignment]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Serves what ``configure_model`` has made since ``setup``, with the processes that share it."""
+        """Repeats ``setup`` for layers created in ``configure_model``, and lets processes that share them agree."""
         self._serve(pl_module)
         begin_agreeing(pl_module)
 
     on_test_start = on_predict_start = on_fit_start
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does so for a validation that is not part of a training."""
+        """Does the same for a validation outside of training."""
         if trainer.state.fn != TrainerFn.FITTING:
             self.on_fit_start(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ends what it began."""
+        """Ends the agreement of the processes."""
         end_agreeing(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends it as well; the Trainer tears nothing down then."""
+        """Ends the agreement as well, since the Trainer does not call ``teardown`` then."""
         end_agreeing(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keeps its description in the checkpoint, under ``"estimator"``."""
+        """Stores the estimator's description in the checkpoint, under ``"estimator"``."""
         checkpoint["estimator"] = describe(self)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Conjugate-gradient RBP."""
+"""Recurrent back-propagation by conjugate gradients."""
 
 from rbp_lightning.estimators.implicit import Implicit
 from rbp_lightning.linear.normal_cg import NormalCG
@@ -8,15 +8,15 @@ from rbp_lightning.solvers import FixedPointSolver
 class CGRBP(Implicit):
     """Recurrent back-propagation by conjugate gradients on (I - J)(I - J^T) z = (I - J) g (paper, section 3.2).
 
-    The normal equations are positive definite whatever J is, as long as 1 is no eigenvalue of it; the adjoint residual
-    ||g - (I - J^T) z|| falls with every step. A step costs one product with J and one with J^T.
+    The normal equations are positive definite for any J that does not have the eigenvalue 1, and the adjoint residual
+    ||g - (I - J^T) z|| decreases with every step. A step costs one product with J and one with J^T.
 
     Args:
-        steps: Most conjugate-gradient steps, at least 1.
-        tol: Adjoint residual over the norm of g at which a sample has converged; 0 runs exactly ``steps``. Samples
-            rest at 0.9 of it, since the updated residual differs from the true one by rounding.
-        check_every: Steps between two convergence checks, as ``Picard``'s.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        steps: Maximum number of conjugate gradient steps, at least 1.
+        tol: Relative adjoint residual at which a sample has converged; 0 runs exactly ``steps`` steps. A sample stops
+            at 0.9 ``tol``, since the residual of the recurrence differs from the true one by rounding.
+        check_every: Steps between two convergence checks.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

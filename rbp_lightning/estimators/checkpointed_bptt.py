@@ -1,4 +1,4 @@
-"""Back-propagation through time with checkpoints."""
+"""Back-propagation through time with activation checkpointing."""
 
 import copy
 
@@ -12,19 +12,18 @@ from rbp_lightning.state_function import StateFunction
 
 
 class CheckpointedBPTT(BPTT):
-    """Back-propagation through time that keeps a few of the states, and takes the steps between them once more.
+    """Back-propagation through time that stores only some states, and recomputes the steps between them.
 
-    The gradient is that of ``BPTT``, its memory grows with the square root of the number T of steps, and F is applied
-    T more times, in the backward pass (Chen et al., Training deep nets with sublinear memory cost, 2016). A solve does
-    not know its T before it ends: one state is kept after 1, 2, 3, ... more steps, so that the states and the steps of
-    the longest segment are about the square root of 2 T each.
+    The gradient is that of ``BPTT``. Memory grows with the square root of the number T of steps, and F is applied T
+    more times in the backward pass (Chen et al., Training deep nets with sublinear memory cost, 2016). Since T is not
+    known in advance, states are stored after segments of 1, 2, 3, ... steps, so that the number of states and the
+    length of the longest segment are both about the square root of 2 T.
 
-    What F computes must be the same when it is applied again. Random numbers of PyTorch are drawn as they were. The
-    first step stays on the tape, with what F computes once and keeps. Derivatives of order 2 and transforms of
-    torch.func take all steps on a tape.
+    F must compute the same values when it is applied again; PyTorch's random numbers are replayed. The first step is
+    not recomputed, so F may cache values in it. Derivatives of order 2 and transforms of torch.func store all steps.
 
     Args:
-        solver: Forward solver of plain steps; ``None`` is ``Picard()``.
+        solver: Forward solver with plain steps; ``None`` is ``Picard()``.
 
     Raises:
         UserError: If the solver does not take plain steps.
@@ -40,20 +39,20 @@ class CheckpointedBPTT(BPTT):
         super().__init__(solver)
         if type(self.solver).step is not Picard.step:
             raise UserError(
-                f"CheckpointedBPTT: solver={type(self.solver).__name__} takes no plain steps: use Picard, and damp the "
-                "update itself, or BPTT."
+                f"CheckpointedBPTT: solver={type(self.solver).__name__} does not take plain steps: use Picard (damp "
+                "the update itself if needed), or BPTT."
             )
 
     def iterate(self, solve: Solve) -> Vector:
-        """Runs the solver, on a tape of segments that are run again."""
-        replay, watch, device = Replay(), solve.tap, solve.start[0].device
+        """Runs the solver in segments that the backward pass recomputes."""
+        replay, watch, device = Replay(), solve.step_hook, solve.start[0].device
         frozen, length = copy.copy(solve.frozen), 0
-        segment = _Steps(solve.function, solve.start)  # of no steps
+        segment = _Steps(solve.function, solve.start)  # without steps
 
         def after_step(step: int, image: Vector) -> Vector:
             nonlocal frozen, length, segment
             replay.release()
-            if frozen.mask is not solve.frozen.mask:  # samples have failed before this step
+            if frozen.mask is not solve.frozen.mask:  # more samples were frozen before this step
                 frozen = copy.copy(solve.frozen)
             if length > 0:
                 segment.frozen.append(frozen)
@@ -63,20 +62,20 @@ class CheckpointedBPTT(BPTT):
                 replay.begin(segment.run, device)
             return image
 
-        solve.tap = after_step
+        solve.step_hook = after_step
         with replay:
             return super().iterate(solve)
 
 
 class _Steps:
-    """Steps from a state that was kept.
+    """A segment: the steps from a stored state.
 
     Args:
         function: F on leaves.
-        start: Leaves of the state.
+        start: Leaves of the stored state.
 
     Attributes:
-        frozen: The samples that had failed at each step.
+        frozen: The frozen samples at each step.
     """
 
     def __init__(self, function: StateFunction, start: Vector) -> None:
@@ -85,7 +84,7 @@ class _Steps:
         self.frozen: list[FrozenSamples] = []
 
     def run(self) -> None:
-        """Takes them."""
+        """Takes the steps."""
         vector: Vector = self._start
         for frozen in self.frozen:
             vector = frozen.apply(self._function, vector)[1]

@@ -1,4 +1,4 @@
-"""Derivatives of a fixed point of any order, and in any mode."""
+"""Derivatives of a fixed point of any order, in reverse and forward mode."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ LinearMap: TypeAlias = Callable[[Vector], Vector]
 
 @dataclass(frozen=True)
 class Inverse:
-    """(I - J)^-1 at a fixed point, a constant.
+    """The inverse (I - J)^-1 at a fixed point, a constant.
 
     Attributes:
-        apply: Multiplies by it.
+        apply: Multiplies by the inverse.
         apply_transposed: Multiplies by its transpose.
-        vmap_levels: Levels of the vmaps around the solve, whose dimensions are batch dimensions of it.
+        vmap_levels: Levels of the vmaps around the solve, whose dimensions are batch dimensions of the solve.
     """
 
     apply: LinearMap
@@ -32,21 +32,21 @@ class Inverse:
 
 
 def chord_steps(function: Callable[[Vector], Vector], vector: Vector, inverse: Inverse, order: int) -> list[Tensor]:
-    """Gives a fixed point its derivatives up to an order.
+    """Attaches the derivatives of a fixed point up to a given order.
 
-    That takes as many chord steps, h <- h + (I - J)^-1 (F(h) - h) with a constant J, from the fixed point, a constant:
-    each one raises the order to which the error of h vanishes by one, as a step of Newton's method with the Jacobian of
-    the first iterate does (Ortega and Rheinboldt, Iterative Solution of Nonlinear Equations, 1970, section 7.1). The
-    values stay what they are; only derivatives are solved for.
+    It takes ``order`` chord steps, h <- h + (I - J)^-1 (F(h) - h) with a constant J, from the detached fixed point.
+    Each step makes the derivatives of one more order correct, like a step of Newton's method with the Jacobian of the
+    first iterate (Ortega and Rheinboldt, Iterative Solution of Nonlinear Equations, 1970, section 7.1). The values do
+    not change; linear solves are only needed for derivatives.
 
     Args:
         function: F on leaves.
         vector: Leaves of the fixed point.
-        inverse: (I - J)^-1 there.
-        order: The highest order of derivatives that is wanted; a higher one is refused.
+        inverse: (I - J)^-1 at the fixed point.
+        order: The highest order of derivatives; computing a higher one raises an error.
 
     Returns:
-        Leaves of the fixed point, differentiable.
+        Differentiable leaves of the fixed point.
 
     Example:
         >>> weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -65,10 +65,10 @@ def chord_steps(function: Callable[[Vector], Vector], vector: Vector, inverse: I
 
 
 class _Correction(torch.autograd.Function):
-    """The change of a chord step, (I - J)^-1 (F(h) - h): 0 at a fixed point, but not its derivative.
+    """The change of a chord step, (I - J)^-1 (F(h) - h), which is 0 at a fixed point, but has a derivative.
 
-    Of the vmaps around the solve, ``lowered`` have been passed by, the innermost first; their dimensions are the first
-    ones of the tensors then.
+    ``lowered`` counts the vmaps around the solve that were already handled, the innermost first; their dimensions are
+    the first dimensions of the tensors.
     """
 
     @staticmethod
@@ -96,7 +96,7 @@ class _Correction(torch.autograd.Function):
 
 
 class _Multiply(torch.autograd.Function):
-    """The product with (I - J)^-1, or with its transpose; its derivative is the other one."""
+    """The product with (I - J)^-1, or with its transpose; each is the backward of the other."""
 
     @staticmethod
     def forward(inverse: Inverse, transposed: bool, lowered: int, *vector: Tensor) -> tuple[Tensor, ...]:
@@ -124,7 +124,7 @@ class _Multiply(torch.autograd.Function):
         whole = _batched(info, in_dims[3:], vector)
         dims = (0,) * len(whole)
         own = inverse.vmap_levels[: len(inverse.vmap_levels) - lowered]
-        # A vmap that began after the solve has a level above those of the solve that are left.
+        # A vmap that was entered after the solve has a higher level than the remaining ones of the solve.
         if own and own[-1] == _level_of_vmap():
             return _Multiply.apply(inverse, transposed, lowered + 1, *whole), dims  # type: ignore[no-untyped-call]
         products = [
@@ -137,9 +137,9 @@ class _Multiply(torch.autograd.Function):
 def _multiply(
     inverse: Inverse, transposed: bool, lowered: int, like: Sequence[Tensor], vector: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    # A gradient need not depend on what vmap goes over, and the operator's dimensions are wanted all the same.
+    # A gradient that does not depend on the vmapped inputs must still get the operator's batch dimensions.
     if inverse.vmap_levels:
-        with forward_ad._set_fwd_grad_enabled(True):  # a jvp is called without, and tangents may have tangents
+        with forward_ad._set_fwd_grad_enabled(True):  # disabled within a jvp, but tangents may have tangents
             vector = add(vector, [torch.zeros_like(leaf) for leaf in like])
 
     def multiply(*leaves: Tensor) -> tuple[Tensor, ...]:
@@ -150,11 +150,11 @@ def _multiply(
 
 
 def _batched(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors with the dimension that a vmap goes over first."""
+    """Tensors with the vmapped dimension moved to the front."""
     pairs = zip(tensors, in_dims, strict=True)
     return [leaf.expand(info.batch_size, *leaf.shape) if dim is None else leaf.movedim(dim, 0) for leaf, dim in pairs]
 
 
 def _level_of_vmap() -> int:
-    """The level of the vmap whose rule is running: it has left the stack, whose levels are 1, 2, ..."""
+    """The level of the vmap whose rule is running: one above the levels 1, 2, ... that are on the stack."""
     return len(get_interpreter_stack() or ()) + 1

@@ -1,4 +1,4 @@
-"""Finding samples of a batch that act on each other although ``batch_dims`` says that they do not."""
+"""Detects samples that act on each other although ``batch_dims`` declares them independent."""
 
 import torch
 
@@ -14,20 +14,20 @@ _checks = SpotChecks()
 
 
 def samples_are_coupled(operator: JacobianOperator, name: str, place: Place, parameters: FindParameters) -> bool:
-    """Whether samples act on each other, as batch normalisation makes them.
+    """Whether samples act on each other, such as through batch normalisation.
 
-    J^T v of a v that is 0 in some samples is 0 there too where they do not. It takes one product, with other samples
-    each time, so only some of the backward passes are checked. A line that was found to couple samples once is taken to
-    do so from then on.
+    If they are independent and v is 0 in some samples, J^T v is 0 in those samples. The test takes one product with a
+    random half of the samples, so it is done in only some backward passes. Once a line is found to couple samples, all
+    its later solves are assumed to.
 
     Args:
         operator: The Jacobian.
         name: The estimator's name, for messages.
         place: The line that called the solve.
-        parameters: Finds the parameters whose gradient the solve makes.
+        parameters: Finds the parameters whose gradient the solve computes.
 
     Raises:
-        ConvergenceError: If they do and the policy is to raise.
+        ConvergenceError: If samples are coupled and the policy is to raise.
     """
     samples = operator.batch_shape.numel()
     if not anywhere(samples >= 2):
@@ -47,7 +47,7 @@ def samples_are_coupled(operator: JacobianOperator, name: str, place: Place, par
     report(
         Failure.COUPLED_SAMPLES,
         f"{name}: batch_dims={operator.batch_dims}, but a sample's next state depends on the states of others; the "
-        "adjoint equation is solved for the batch as one",
+        "adjoint equation is solved for the whole batch as one sample",
         parameters(),
     )
     return True

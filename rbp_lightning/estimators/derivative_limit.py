@@ -1,4 +1,4 @@
-"""Refusing derivatives of a higher order than a solve was made for."""
+"""Raises an error for derivatives of a higher order than the solve supports."""
 
 from typing import Any
 
@@ -9,17 +9,17 @@ from rbp_lightning.pytree import Vector
 
 
 def limit_order(order: int, vector: Vector) -> list[Tensor]:
-    """Returns zeros that can be differentiated a number of times, and raise at one derivative more.
+    """Returns zeros that can be differentiated up to an order; the next derivative raises an error.
 
-    Added to a result they refuse a derivative that would be wrong in silence. Each of their derivatives is such zeros
-    again, which depend on the tensors, so that the next one is not overlooked.
+    Added to a result, they prevent a silently wrong derivative. Each of their derivatives is again such zeros, which
+    depend on the tensors, so that the next derivative is computed too.
 
     Args:
-        order: How often.
-        vector: What the result depends on.
+        order: The highest order of derivatives.
+        vector: The tensors on which the result depends.
 
     Raises:
-        NotImplementedError: At the first derivative too many.
+        NotImplementedError: When a derivative of a higher order is computed.
 
     Example:
         >>> x = torch.tensor(3.0, requires_grad=True)
@@ -33,10 +33,10 @@ def limit_order(order: int, vector: Vector) -> list[Tensor]:
 
 
 def refuse_order(order: int) -> None:
-    """Raises the error that names the remedy.
+    """Raises the error for a derivative of a higher order, with the remedy.
 
     Args:
-        order: The highest order that there is.
+        order: The highest supported order.
 
     Raises:
         NotImplementedError: Always.

@@ -1,4 +1,4 @@
-"""Which derivatives of a fixed point are wanted."""
+"""The derivatives that are requested of a fixed point."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from rbp_lightning.solvers import Solve
 from rbp_lightning.state_function import StateFunction, Update
 
 Attach: TypeAlias = Callable[[Callable[[Vector], Vector], Vector], Vector]
-"""Makes the differentiable leaves of a fixed point, given F on leaves and the leaves of the initial state."""
+"""Returns the differentiable leaves of a fixed point, from F on leaves and the leaves of the initial state."""
 
 
 @dataclass(frozen=True)
 class DerivativeRequest:
-    """What is asked for beside first derivatives in reverse mode.
+    """Requested derivatives other than first derivatives in reverse mode.
 
     Attributes:
-        order: The highest order.
-        transforms: The transforms around the call of the solve; ``None`` for none.
+        order: The highest order of derivatives.
+        transforms: The torch.func transforms in which the solve is called; ``None`` if there are none.
     """
 
     order: int
@@ -34,22 +34,22 @@ class DerivativeRequest:
         return () if self.transforms is None else self.transforms.vmap_levels
 
     def lift(self, vector: Vector) -> list[Tensor]:
-        """Leaves of the solve as they are within the transforms."""
+        """Moves leaves of the solve into the transforms."""
         return list(vector) if self.transforms is None else [self.transforms.lift(leaf) for leaf in vector]
 
     def function(self, update: Update, solve: Solve) -> Callable[[Vector], Vector]:
-        """F on leaves as it is within the transforms, with the samples of a solve frozen that have failed.
+        """F on leaves within the transforms, with the frozen samples of the solve.
 
         Args:
             update: The update.
-            solve: The solve, which has ended.
+            solve: The finished solve.
         """
         function = StateFunction(update, solve.structure)
         frozen = solve.frozen.mapped(lambda one: self.lift([one])[0], solve.batch_dims - len(self.vmap_levels))
 
         def apply(vector: Vector) -> Vector:
             solve.function.calls += 1
-            with sdpa_kernel(SDPBackend.MATH):  # fused kernels of attention have first derivatives alone
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no second derivatives
                 return frozen.apply(function, vector)[1]
 
         return apply

@@ -1,4 +1,4 @@
-"""Estimators and solvers as they would stand in a config, and back."""
+"""Converts estimators and solvers to config dictionaries, and back."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,14 @@ from rbp_lightning.solvers import FixedPointSolver
 
 
 def describe(configured: object) -> dict[str, Any]:
-    """Describes an object by its class and the arguments it was made with, in plain types.
+    """Describes an object by its class and constructor arguments, in plain types.
 
     Args:
-        configured: An object; constructor arguments that it does not keep in attributes of the same name are left out.
+        configured: The object. Constructor arguments that are not attributes of the same name are omitted.
 
     Returns:
-        ``class_path`` and ``init_args``, as in a YAML config. An argument that has no plain form stands as its
-        ``repr``, in a dict with that one key.
+        ``class_path`` and ``init_args``, as in a YAML config. An argument without a plain form is replaced by
+        ``{"repr": repr(argument)}``.
 
     Example:
         >>> describe(Richardson(steps=20))["init_args"]
@@ -32,7 +32,7 @@ def describe(configured: object) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, FixedPointSolver | LinearSolver):
         return describe(value)
-    # NumPy's numbers and enumerations would keep a checkpoint from being read without executing anything in it.
+    # NumPy numbers and enums must become plain types, so that a checkpoint loads with weights_only=True.
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, Integral):
@@ -47,10 +47,10 @@ def _plain(value: Any) -> Any:
 
 
 def as_call(configured: object) -> str:
-    """Writes an object as the call that makes it.
+    """Formats an object as the call of its constructor.
 
     Args:
-        configured: An object that keeps its constructor arguments in attributes of the same name.
+        configured: An object with its constructor arguments as attributes of the same name.
 
     Example:
         >>> as_call(FixedPointAdjoint(Anderson(60)))[:55]
@@ -60,7 +60,7 @@ def as_call(configured: object) -> str:
 
 
 def described_call(description: Mapping[str, Any]) -> str:
-    """Writes a description as the call that makes what it describes.
+    """Formats a description as the call of a constructor.
 
     Args:
         description: ``class_path`` and ``init_args``, as ``describe`` returns them.
@@ -81,17 +81,17 @@ def _written(value: Any) -> str:
 
 
 def from_description(description: Mapping[str, Any], base: type) -> Any:
-    """Makes the object that ``describe`` described.
+    """Creates the object that a description describes.
 
-    Only subclasses of a base, with forward and linear solvers for their arguments, are made, and only those that have
-    been imported: a description from a stranger's file can import and run nothing else.
+    Only subclasses of ``base``, and solvers as their arguments, are created, and only if they have been imported
+    already, so that a description from an untrusted file cannot import or run anything else.
 
     Args:
         description: ``class_path`` and ``init_args``.
-        base: What it has to be a subclass of.
+        base: The base class of the object.
 
     Raises:
-        UserError: If it is no description, or the class is unknown or does not take the arguments.
+        UserError: If the description is invalid, or its class is unknown or does not take the arguments.
 
     Example:
         >>> from_description(describe(Picard(max_steps=20)), FixedPointSolver).max_steps
@@ -103,10 +103,10 @@ def from_description(description: Mapping[str, Any], base: type) -> Any:
         or not isinstance(init_args, dict)
         or not all(isinstance(one, str) for one in init_args)
     ):
-        raise UserError(f"{shown(description)} is no description: it needs a class_path, and init_args by name.")
+        raise UserError(f"{shown(description)} is not a description: it needs a class_path, and init_args by name.")
     known = {_path(one): one for one in _subclasses(base)}
     if path not in known:
-        raise UserError(f"{path!r} is no {base.__name__} that has been imported: import its module first.")
+        raise UserError(f"{path!r} is not a {base.__name__} that has been imported: import its module first.")
     arguments = {name: _made(path, name, value) for name, value in init_args.items()}
     try:
         return known[path](**arguments)
@@ -118,7 +118,7 @@ def _made(path: str, name: str, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "class_path" not in value:
-        raise UserError(f"{path} was made with {name}={shown(value.get('repr'))}, which a description cannot hold.")
+        raise UserError(f"{path} was made with {name}={shown(value.get('repr'))}, which cannot be restored.")
     linear = value["class_path"] in map(_path, _subclasses(LinearSolver))
     return from_description(value, LinearSolver if linear else FixedPointSolver)
 
@@ -133,7 +133,7 @@ def _arguments(configured: object) -> dict[str, Any]:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    """A class that can be made and those below it; one that was defined again, as in a notebook, comes later."""
+    """The concrete classes among a class and its subclasses; a redefined class, as in a notebook, comes later."""
     if not inspect.isabstract(base):
         yield base
     subclass: type

@@ -5,16 +5,16 @@ from rbp_lightning.solvers import FixedPointSolver, NudgedAdjoint
 
 
 class EquilibriumPropagation(Implicit):
-    """The adjoint from two more solves, nudged along the gradient to either side: z = (h^b - h^-b) / 2b.
+    """Equilibrium propagation: the adjoint from two solves nudged in both directions of g, z = (h^b - h^-b) / 2b.
 
-    For updates whose Jacobian is symmetric, such as a gradient step on an energy; of others z solves another equation,
-    which is found and reported. See ``NudgedAdjoint`` for the method, its sources and its error.
+    For updates with a symmetric Jacobian, such as a gradient step on an energy; otherwise z is wrong, which is detected
+    and reported. See ``NudgedAdjoint`` for the method, its sources and its error.
 
     Args:
         beta: b, the largest entry of the nudge of each sample, above 0.
-        centred: Whether to nudge to both sides, with an error of O(b^2); ``false`` leaves one of O(b).
-        nudged_solver: Forward solver of the nudged states; ``None`` is ``Auto(tol=1e-3)``.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        centred: Whether to nudge in both directions, with an error of O(b^2); ``false`` nudges in one, with O(b).
+        nudged_solver: Forward solver for the nudged states; ``None`` is ``Auto(tol=1e-3)``.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

@@ -1,4 +1,4 @@
-"""What a call of an estimator needs of it."""
+"""The protocol of gradient estimators."""
 
 from typing import Protocol
 
@@ -9,7 +9,7 @@ from rbp_lightning.solvers import FixedPointSolver, Solve
 
 
 class Estimator(Protocol):
-    """A gradient estimator, as ``GradientEstimator`` describes it."""
+    """A gradient estimator; see ``GradientEstimator``."""
 
     solver: FixedPointSolver
 
@@ -17,10 +17,10 @@ class Estimator(Protocol):
         """Finds the fixed point with gradients enabled."""
 
     def differentiate_to_order(self, solve: Solve, record: AdjointRecord, request: DerivativeRequest) -> Attach:
-        """Finds it where more derivatives are asked for."""
+        """Finds the fixed point for other derivatives than first ones in reverse mode."""
 
     def check_max_steps(self, max_steps: int) -> None:
-        """Refuses a number of steps that is too small for the estimator."""
+        """Checks that the number of steps is large enough for the estimator."""
 
     def taped_steps(self, step: int) -> int:
-        """How many of the steps to a state are taped."""
+        """Number of steps through which an intermediate state is differentiated."""

@@ -1,4 +1,4 @@
-"""The exact adjoint."""
+"""The exact adjoint, as a reference."""
 
 from rbp_lightning.estimators.implicit import Implicit
 from rbp_lightning.linear.direct import Direct
@@ -6,14 +6,14 @@ from rbp_lightning.solvers import FixedPointSolver
 
 
 class ExactAdjoint(Implicit):
-    """Solves the adjoint equation as exactly as the state's precision allows: what others are compared with.
+    """Solves the adjoint equation to working precision, as a reference for other estimators.
 
-    Its gradient is that of the fixed point, as near to it as the forward solve came. ``Direct`` says how it solves.
+    The accuracy of the gradient is limited only by that of the forward solve. See ``Direct`` for the method.
 
     Args:
-        dense_size: Most elements of a sample for a dense solution, at least 0.
-        max_products: Most products with J^T of GMRES, which solves for larger ones, at least 1.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        dense_size: Maximum number of elements of a sample for a dense solution, at least 0.
+        max_products: Maximum number of products with J^T for GMRES, which is used for larger samples, at least 1.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

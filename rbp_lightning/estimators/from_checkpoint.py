@@ -1,4 +1,4 @@
-"""The gradient estimator that a checkpoint records."""
+"""Restores the gradient estimator of a checkpoint."""
 
 from os import PathLike, fspath
 
@@ -9,16 +9,16 @@ from rbp_lightning.estimators.describe import from_description
 
 
 def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
-    """Makes the gradient estimator that a checkpoint records, with its solver.
+    """Creates the gradient estimator that is recorded in a checkpoint, with its solvers.
 
-    Nothing in the checkpoint is executed or imported: what it names has to be an estimator, or a solver of one, whose
-    class is imported already, and is made with plain values.
+    No code from the checkpoint is executed or imported: the classes must be estimators or solvers that have been
+    imported already, and they are created with plain values.
 
     Args:
-        path: A checkpoint's file, of a Trainer that had an estimator.
+        path: Path of the checkpoint of a Trainer with an estimator.
 
     Raises:
-        UserError: If the file cannot be loaded or records no estimator, or the class is not imported.
+        UserError: If the file cannot be loaded or has no estimator, or a class has not been imported.
 
     Example:
         >>> from tempfile import NamedTemporaryFile
@@ -30,11 +30,12 @@ def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
         <class 'rbp_lightning.estimators.jfb.JFB'>
     """
     if not isinstance(path, str | PathLike):
-        raise UserError(f"estimator_from_checkpoint: path={path!r} is no path: pass that of a checkpoint.")
+        raise UserError(f"estimator_from_checkpoint: path={path!r} is not a path: pass the path of a checkpoint.")
     description = load_checkpoint(fspath(path)).get("estimator")
     if not isinstance(description, dict):
         raise UserError(
-            f"{fspath(path)!r} records no gradient estimator, as its Trainer had none: make one, such as NeumannRBP()."
+            f"{fspath(path)!r} has no gradient estimator, because its Trainer had none: create one, such as "
+            "NeumannRBP()."
         )
     made: GradientEstimator = from_description(description, GradientEstimator)
     return made

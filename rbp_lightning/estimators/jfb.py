@@ -6,14 +6,14 @@ from rbp_lightning.solvers import FixedPointSolver
 
 
 class JFB(Implicit):
-    """Jacobian-free back-propagation, the gradient of one step from the fixed point: z = g (Fung et al., 2022).
+    """Jacobian-free back-propagation: the gradient of one step from the fixed point, z = g.
 
-    No product with the Jacobian is taken, and the gradient is that of ``NeumannRBP(0)``. Where ||J|| < 1 and dF/dw is
-    well conditioned it is a descent direction (Fung et al., JFB: Jacobian-free backpropagation for implicit networks,
-    AAAI 2022). Its bias is chosen with it and is no failure; ``GradientAudit`` measures it.
+    It takes no products with the Jacobian and equals ``NeumannRBP(0)``. If ||J|| < 1 and dF/dw is well conditioned, it
+    is a descent direction (Fung et al., JFB: Jacobian-free backpropagation for implicit networks, AAAI 2022). Its bias
+    is intended, and is not reported as a failure; ``GradientAudit`` measures it.
 
     Args:
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Neumann-RBP."""
+"""Recurrent back-propagation by a truncated Neumann series."""
 
 from rbp_lightning.estimators.implicit import Implicit
 from rbp_lightning.linear.neumann_series import NeumannSeries
@@ -8,15 +8,15 @@ from rbp_lightning.solvers import FixedPointSolver
 class NeumannRBP(Implicit):
     """Recurrent back-propagation by a truncated Neumann series, z = sum over k = 0..K of (J^T)^k g.
 
-    Algorithm 2 of the paper. The error is at most ||(I - J)^-1|| ||J||^(K + 1) ||g||; the memory is that of one step.
-    A series that leaves out more than the policy's ``truncation_tol``, by ``truncation_error``, is reported.
+    Algorithm 2 of the paper. The error is at most ||(I - J)^-1|| ||J||^(K + 1) ||g||, and the memory that of one step.
+    An estimated truncation error above the policy's ``truncation_tol`` is reported.
 
     Args:
         steps: K, the number of products with J^T; the sum has K + 1 terms.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
-        UserError: If ``steps`` is negative or not a whole number.
+        UserError: If ``steps`` is not an integer of at least 0.
 
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Observing the solves of estimators."""
+"""Observers of the solves of estimators."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from rbp_lightning.pytree import Vector
 
 
 class SolveObserver:
-    """Observes a solve with gradients enabled, of any estimator, and changes nothing.
+    """Base class of observers of one solve with gradients enabled, by any estimator. Override the hooks as needed.
 
     Attributes:
-        record: Whether the residual of every step is wanted, in ``FixedPoint.history``.
+        record: Whether to record the residual of every step in ``FixedPoint.history``.
 
     Example:
         >>> class Gradients(SolveObserver):
@@ -32,67 +32,72 @@ class SolveObserver:
     record = False
 
     def on_solve_end(self, fixed_point: FixedPoint, operator: JacobianOperator) -> None:
-        """After the solve.
+        """Called after the solve.
 
         Args:
             fixed_point: The result.
-            operator: The Jacobian at the last step, which is on the tape; 0 for a sample that is frozen.
+            operator: The Jacobian at the last recorded step; 0 for a frozen sample.
         """
 
     def on_gradient(self, gradient: Vector) -> None:
-        """In the backward pass, when the gradient arrives at the fixed point.
+        """Called in the backward pass, when the gradient reaches the fixed point.
 
         Args:
             gradient: Leaves of g.
         """
 
     def on_adjoint(self, solution: LinearSolution) -> None:
-        """In the backward pass, once the adjoint equation was solved.
+        """Called in the backward pass, after the adjoint equation was solved.
 
         Args:
-            solution: How. Its residual is measured; of ``TBPTT`` and ``BPTT`` it is the last term's share of g.
+            solution: The adjoint solution, with its true residual; for ``TBPTT`` and ``BPTT``, with
+                ||last term|| / ||g|| as the residual.
         """
 
 
 MakeObserver: TypeAlias = Callable[[], SolveObserver]
-"""Makes the observer of one solve: a class, or a function without arguments."""
+"""Creates the observer of one solve: a class, or a function without arguments."""
 
 _makers: ContextVar[tuple[MakeObserver, ...]] = ContextVar("makers", default=())
 
 
 def observers_of_solve() -> list[SolveObserver]:
-    """Makes the observers of a solve that begins."""
-    return [check_instance(observing, "make()", make(), SolveObserver, "what makes one") for make in _makers.get()]
+    """Creates the observers of a new solve."""
+    remedy = "a class or function that returns one"
+    return [check_instance(observing, "make()", make(), SolveObserver, remedy) for make in _makers.get()]
 
 
 def start_observing(make: MakeObserver) -> object:
-    """Has the solves from here on observed; returns the token that ``stop_observing`` takes.
+    """Starts to observe solves; returns the token for ``stop_observing``.
 
     Args:
-        make: Makes the observer of each.
+        make: Creates the observer of each solve.
 
     Raises:
-        UserError: If it is no class or function.
+        UserError: If ``make`` is not a class or function.
     """
     if not callable(make):
-        raise UserError(f"observing: make={make!r} makes no observers: pass a SolveObserver's class, or a function.")
+        raise UserError(
+            f"observing: make={make!r} does not create observers: pass a SolveObserver class, or a function that "
+            "returns an observer."
+        )
     return _makers.set((*_makers.get(), make))
 
 
 def stop_observing(token: object) -> None:
-    """Ends what ``start_observing`` began."""
+    """Ends the effect of ``start_observing``."""
     _makers.reset(token)  # type: ignore[arg-type]
 
 
 @contextmanager
 def observing(make: MakeObserver) -> Iterator[None]:
-    """Context in which solves are observed.
+    """Context manager in which solves are observed.
 
     Args:
-        make: Makes the observer of each.
+        make: Creates the observer of each solve: a class, or a function without arguments.
 
     Raises:
-        UserError: If it is no class or function.
+        UserError: If ``make`` is not a class or function.
     """
     token = start_observing(make)
     try:
@@ -103,7 +108,7 @@ def observing(make: MakeObserver) -> Iterator[None]:
 
 @contextmanager
 def not_observing() -> Iterator[None]:
-    """Context in which solves are not observed."""
+    """Context manager in which solves are not observed."""
     token = _makers.set(())
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a solve is asked for beside its fixed point."""
+"""The options of one call of an estimator."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from rbp_lightning.estimators.warm_start import WarmStart
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a call of an estimator, as ``GradientEstimator.__call__`` has them.
+    """The options of one call; see ``GradientEstimator.__call__``.
 
     Attributes:
-        growth_fails: Whether growth at the end is a failure, as it is of all but states on the way.
+        growth_fails: Whether a residual that grows at the end is a failure. It is not for intermediate states.
     """
 
     batch_dims: int = 0
@@ -36,26 +36,27 @@ class Options:
         order: int,
         states_at: Sequence[int],
     ) -> "Options":
-        """Makes the options after checking them.
+        """Checks the options; see ``GradientEstimator.__call__``.
 
         Args:
             owner: The estimator.
-            batch_dims: See ``GradientEstimator.__call__``, as for the others.
-            warm_start: The last solve.
-            max_steps: Most applications of F.
-            history: Whether all residuals are wanted.
+            batch_dims: Number of batch dimensions.
+            warm_start: Results of the last solve.
+            max_steps: Maximum number of applications of F.
+            history: Whether to record all residuals.
             progress: Whether to show a progress bar.
             order: The highest order of derivatives.
-            states_at: The steps whose states are wanted.
+            states_at: The steps whose states are returned.
 
         Raises:
-            UserError: If one is not as described.
+            UserError: If an option is invalid.
         """
         if warm_start is not None:
-            check_instance(owner, "warm_start", warm_start, WarmStart, "one that this problem alone uses, or None")
+            check_instance(owner, "warm_start", warm_start, WarmStart, "one that only this problem uses, or None")
         if not isinstance(states_at, Sequence) or isinstance(states_at, str):
             raise UserError(
-                f"{type(owner).__name__}: states_at={states_at!r} is no sequence: pass numbers of steps, as in [5, 10]."
+                f"{type(owner).__name__}: states_at={states_at!r} is not a sequence: pass numbers of steps, such as "
+                "[5, 10]."
             )
         return cls(
             check_count(owner, "batch_dims", batch_dims, 0),
@@ -69,6 +70,6 @@ class Options:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is asked for but the fixed point and its gradient."""
+        """Whether only the fixed point and its first derivatives are requested."""
         unwatched = self.warm_start is None and not self.history and not self.progress
         return unwatched and self.order == 1 and not self.states_at

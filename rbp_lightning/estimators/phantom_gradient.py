@@ -8,15 +8,15 @@ from rbp_lightning.solvers import FixedPointSolver
 class PhantomGradient(Implicit):
     """The gradient of a few damped steps from the fixed point (Geng et al., On training implicit models, 2021).
 
-    It is that of k steps h <- (1 - d) h + d F(h) taped from the fixed point, z = d times the sum over i = 0..k - 1 of
-    ((1 - d) I + d J^T)^i g. The sum is taken through the tape of one step, so that its memory does not grow with k.
-    With d = 1 it is ``NeumannRBP(k - 1)``. Its bias is chosen with it and is no failure; ``FixedPoint.adjoint`` and
-    ``EquilibriumMonitor`` have its size.
+    It is the gradient of k steps h <- (1 - d) h + d F(h) from the fixed point, z = d * sum over i = 0..k - 1 of
+    ((1 - d) I + d J^T)^i g. All terms use the graph of one step, so memory does not grow with k. With d = 1 it equals
+    ``NeumannRBP(k - 1)``. Its bias is intended, and is not reported as a failure; ``FixedPoint.adjoint`` and
+    ``EquilibriumMonitor`` estimate it.
 
     Args:
         steps: k, the number of damped steps, at least 1; they take k - 1 products with J^T.
         damping: d, in (0, 1].
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

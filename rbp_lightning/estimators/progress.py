@@ -9,14 +9,14 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 @contextmanager
 def showing_progress(name: str, tol: float) -> Iterator[Callable[[int, float], None]]:
-    """Shows how far a solve is: which share of the way to the tolerance its residual has come, in decades.
+    """Shows a progress bar of a solve: how far the logarithm of the residual has come from its start to the tolerance.
 
     Args:
         name: The estimator's name.
         tol: The tolerance.
 
     Yields:
-        What takes the number of a step that was checked and its largest residual.
+        A function that takes the number of a checked step and its largest residual.
     """
     with Progress(BarColumn(), TextColumn("{task.description}")) as bar:
         task = bar.add_task(name, total=1.0)

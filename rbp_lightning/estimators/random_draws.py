@@ -1,4 +1,4 @@
-"""Finding updates that draw random numbers, which have no fixed point."""
+"""Detects updates that draw random numbers, which have no fixed point."""
 
 import pickle
 import random
@@ -18,20 +18,20 @@ from rbp_lightning.solvers import Solve
 from rbp_lightning.state_function import Update
 
 WATCHED = (2, 3)
-"""Applications of the update that are watched: one that seeds a generator each time moves it in the first alone."""
+"""Watched applications of the update. Not the first: an update that seeds a generator only advances it there."""
 
 
 class DrawWatch:
-    """Applies an update, and looks whether a global random generator moves: PyTorch's, Python's or NumPy's.
+    """Applies an update, and detects whether it advances a global random generator of PyTorch, Python or NumPy.
 
-    A generator of the update's own is not seen. A random update can pass for converged, as with a dropout mask that
+    Private generators are not detected. A random update can seem to converge, for example if the same dropout mask
     happens to be drawn twice.
 
     Args:
-        update: The map F.
+        update: The function F.
 
     Attributes:
-        draws: Whether each application that was watched has drawn.
+        draws: Whether every watched application has drawn random numbers.
 
     Example:
         >>> watch = DrawWatch(lambda h: h + torch.rand(()))
@@ -48,7 +48,7 @@ class DrawWatch:
 
     @property
     def draws(self) -> bool:
-        """Whether each application that was watched has drawn."""
+        """Whether every watched application has drawn random numbers."""
         return bool(self._moved) and all(self._moved)
 
     def __call__(self, state: State) -> State:
@@ -63,17 +63,17 @@ class DrawWatch:
 
 
 class RandomnessCheck:
-    """Looks now and then whether the update of a solve is random.
+    """Checks in some solves whether the update is random.
 
     Args:
-        update: The map F.
+        update: The function F.
         place: The line that called the solve.
-        taped: Whether gradients are enabled: a module that draws dropout masks in training does not in an evaluation.
-        tol: The solver's tolerance; a number of steps that was asked for needs no fixed point.
+        taped: Whether gradients are enabled; training, with dropout, and evaluation are checked separately.
+        tol: The solver's tolerance; with 0, no fixed point is needed and nothing is checked.
 
     Attributes:
-        due: Whether this solve is one of those that are checked.
-        update: F, to be solved with.
+        due: Whether this solve is checked.
+        update: The update to solve with.
     """
 
     def __init__(self, update: Update, place: Place, taped: bool, tol: float) -> None:
@@ -84,12 +84,12 @@ class RandomnessCheck:
         self.update = self._watch or update
 
     def is_random(self, solve: Solve) -> bool:
-        """Whether it is, once the solve has ended; applies F again if it has drawn.
+        """Whether the update is random; applies F again if it has drawn random numbers.
 
         Args:
-            solve: The solve.
+            solve: The finished solve.
         """
-        # A draw need not matter, and another thread may have made it.
+        # The drawn numbers may not affect F, or another thread may have drawn them.
         if self._watch is None or not anywhere(self._watch.draws) or not solve.is_stochastic(DRAWS, self._tol):
             return False
         self._checks.found.add(self._place)
@@ -97,13 +97,13 @@ class RandomnessCheck:
 
 
 DRAWS = 8
-"""How often an update that draws random numbers is applied again, to see whether they matter."""
+"""Number of applications that decide whether the random numbers affect the update."""
 
 _taped_checks, _untaped_checks = SpotChecks(), SpotChecks()
 
 
 def _generators(state: State) -> list[Any]:
-    """The states of the generators that an update may draw from."""
+    """The states of the global random generators."""
     found: list[Any] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
     if (numpy := sys.modules.get("numpy")) is not None:
         found.append(pickle.dumps(numpy.random.get_state(legacy=False)))

@@ -1,4 +1,4 @@
-"""The original recurrent back-propagation."""
+"""Recurrent back-propagation in its original form."""
 
 from typing import Literal
 
@@ -13,16 +13,14 @@ class RBP(Implicit):
     Algorithm 1 of the paper. The change of z is the residual of the adjoint equation (I - J^T) z = g.
 
     Args:
-        steps: Most products with J^T, at least 1.
-        tol: Norm of the change of z over the norm of g at which a sample's adjoint has converged; 0 runs exactly
-            ``steps``.
-        start: Where z starts: ``"uniform"`` draws from U[0, 1] as the paper does, in units of the root mean square
-            of g so that scaling the loss scales the gradient and changes nothing else; ``"gradient"`` starts from g
-            itself, which makes K steps the same as ``NeumannRBP(K)``. The adjoint of a warm start takes its place.
-        seed: Seed of the draw. It is the same in every solve, and neither depends on other random numbers nor changes
-            them.
-        check_every: Steps between two convergence checks, as ``Picard``'s.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        steps: Maximum number of products with J^T, at least 1.
+        tol: Relative adjoint residual at which a sample has converged; 0 runs exactly ``steps`` steps.
+        start: The initial z: ``"uniform"`` draws from U[0, 1] as in the paper, times the root mean square of g, so that
+            the gradient scales with the loss; ``"gradient"`` is g, which makes K steps equal to ``NeumannRBP(K)``. A
+            warm start uses the last adjoint instead.
+        seed: Seed of ``"uniform"``, which draws the same numbers in every solve and does not affect other generators.
+        check_every: Steps between two convergence checks.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If an argument is out of its range.

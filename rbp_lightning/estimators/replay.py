@@ -1,4 +1,4 @@
-"""A tape that keeps no tensors of its steps, and makes them again in the backward pass."""
+"""Activation checkpointing of segments, which are recomputed in the backward pass."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from rbp_lightning.reporting import ignoring
 
 
 class _Segment:
-    """Some steps, the random numbers and the autocast that they began with, and what they have saved."""
+    """A segment: how to recompute it, and the random states, autocast mode and saved tensors of its first run."""
 
-    def __init__(self, again: Callable[[], object], device: torch.device) -> None:
-        self._again, self._device = again, device
+    def __init__(self, recompute: Callable[[], object], device: torch.device) -> None:
+        self._recompute, self._device = recompute, device
         self._generators = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         self._autocast = torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
         self.count = 0
@@ -23,20 +23,20 @@ class _Segment:
         self._versions: dict[int, int] = {}
 
     def save(self, tensor: Tensor) -> None:
-        """Notes a tensor, and holds it until it is released."""
-        if tensor.is_leaf and tensor.requires_grad:  # a parameter, which must not change until it is used again
+        """Registers a saved tensor, and holds it until ``Replay.release``."""
+        if tensor.is_leaf and tensor.requires_grad:  # a parameter, which must not change before the backward pass
             self._versions[self.count] = tensor._version
         self.live[self.count] = tensor.detach()
         self._shapes.append(tensor.shape)
         self.count += 1
 
-    def made_again(self) -> list[tuple[Tensor, int]]:
-        """Takes the steps again, with what they began with; returns the tensors that are saved, and their versions."""
-        made: list[tuple[Tensor, int]] = []
+    def recomputed(self) -> list[tuple[Tensor, int]]:
+        """Recomputes the segment with its initial random states; returns the saved tensors and their versions."""
+        saved: list[tuple[Tensor, int]] = []
 
         def pack(tensor: Tensor) -> Tensor:
-            made.append((tensor.detach(), tensor._version))
-            return made[-1][0]
+            saved.append((tensor.detach(), tensor._version))
+            return saved[-1][0]
 
         device, (cpu, cuda) = self._device, self._generators
         dtype, enabled = self._autocast
@@ -44,23 +44,23 @@ class _Segment:
             torch.set_rng_state(cpu)
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda, device)
-            # Failures of solves within were reported.
+            # Failures of nested solves were reported in the first run.
             with torch.enable_grad(), ignoring(), saved_tensors_hooks(pack, lambda tensor: tensor):
-                self._again()
-        same = [tensor.shape for tensor, _ in made] == self._shapes
-        if not same or any(made[index][1] != version for index, version in self._versions.items()):
+                self._recompute()
+        same = [tensor.shape for tensor, _ in saved] == self._shapes
+        if not same or any(saved[index][1] != version for index, version in self._versions.items()):
             raise UserError(
-                "The update did something else when it was run again in the backward pass: leave its parameters as "
-                "they are until then, and what it computes once, as in torch.nn.utils.parametrize.cached, or use BPTT."
+                "The update did something else when it was recomputed in the backward pass: do not change its "
+                "parameters, or values that it caches (torch.nn.utils.parametrize.cached), before then, or use BPTT."
             )
-        return made
+        return saved
 
 
 class Replay:
-    """Has segments of a computation keep no tensors for the backward pass, which runs each segment again instead.
+    """Context manager in which segments of a computation save no tensors; the backward pass recomputes each segment.
 
-    As ``torch.utils.checkpoint`` without reentry, but for a computation that finds out as it runs how long it is. The
-    tensors of one segment are there at a time.
+    Like ``torch.utils.checkpoint`` with ``use_reentrant=False``, but for a computation whose length is not known in
+    advance. The tensors of only one segment are in memory at a time.
 
     Example:
         >>> start = torch.tensor(0.5, requires_grad=True)
@@ -75,7 +75,7 @@ class Replay:
     def __init__(self) -> None:
         self._hooks: saved_tensors_hooks | None = None
         self._segment: _Segment | None = None
-        self._made: tuple[_Segment, list[tuple[Tensor, int]]] | None = None
+        self._recomputed: tuple[_Segment, list[tuple[Tensor, int]]] | None = None
 
     def __enter__(self) -> "Replay":
         return self
@@ -84,28 +84,28 @@ class Replay:
         self.release()
         if self._hooks is not None:
             self._hooks.__exit__(kind, error, trace)
-        self._segment = self._hooks = None  # which hold this in turn
+        self._segment = self._hooks = None  # break the reference cycle
 
-    def begin(self, again: Callable[[], object], device: torch.device) -> None:
-        """Begins a segment: what is saved until the next one begins, or the context ends, is made again.
+    def begin(self, recompute: Callable[[], object], device: torch.device) -> None:
+        """Begins a segment, which lasts until the next one begins or the context ends.
 
         Args:
-            again: Runs the segment again. It must hold no tensor of the tape, which would then hold itself.
-            device: Where it computes.
+            recompute: Runs the segment again. It must not hold tensors of the graph, to avoid a reference cycle.
+            device: The device of the computation.
         """
         self.release()
-        if self._hooks is None:  # without a segment tensors are saved as always
+        if self._hooks is None:  # before the first segment, tensors are saved as usual
             self._hooks = saved_tensors_hooks(self._pack, self._unpack)
             self._hooks.__enter__()
-        self._segment = _Segment(again, device)
+        self._segment = _Segment(recompute, device)
 
     def release(self) -> None:
-        """Lets go of what the segment has saved so far: a step is over, and whatever it differentiated in itself."""
+        """Releases the tensors saved so far: at the end of a step, any gradients within the step have been computed."""
         if self._segment is not None:
             self._segment.live.clear()
 
     def _pack(self, tensor: Tensor) -> tuple[_Segment, int]:
-        assert self._segment is not None  # it is called after ``begin`` alone
+        assert self._segment is not None  # only called after ``begin``
         self._segment.save(tensor)
         return self._segment, self._segment.count - 1
 
@@ -113,10 +113,10 @@ class Replay:
         segment, index = saved
         if (live := segment.live.get(index)) is not None:
             return live
-        if self._made is None or self._made[0] is not segment:
-            self._made = None  # frees the others before there are these
-            self._made = segment, segment.made_again()
-        tensor, version = self._made[1][index]
+        if self._recomputed is None or self._recomputed[0] is not segment:
+            self._recomputed = None  # frees the other segment first
+            self._recomputed = segment, segment.recomputed()
+        tensor, version = self._recomputed[1][index]
         if tensor._version != version:
-            raise UserError("The update changes in place what its derivative needs: it must leave that as it is.")
+            raise UserError("The update changes in place a tensor that its derivative needs: it must return a new one.")
         return tensor

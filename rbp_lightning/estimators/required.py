@@ -1,4 +1,4 @@
-"""A sentence for a module that was given no gradient estimator."""
+"""A base class of modules that need a gradient estimator, with a helpful error if there is none."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from rbp_lightning.estimators.describe import describe, described_call
 
 
 class MissingEstimatorError(UserError, AttributeError):
-    """A module has no gradient estimator. It is an ``AttributeError`` too, so that ``hasattr`` answers no."""
+    """A module has no gradient estimator. It is also an ``AttributeError``, so that ``hasattr`` returns ``False``."""
 
 
 class NeedsEstimator(LightningModule):
-    """Base of modules that expect a Trainer's gradient estimator as ``self.estimator``.
+    """Base class of modules that use the Trainer's gradient estimator as ``self.estimator``.
 
-    Where there is none, asking for it says what to do. A checkpoint does not bring it back, since the estimator is the
-    Trainer's; but the checkpoint keeps its description, also one of weights alone, and the sentence names it. A
-    subclass with checkpoint hooks of its own calls those of ``super()``.
+    If there is none, accessing it raises an error with the remedy. Loading a checkpoint does not restore the estimator,
+    which belongs to the Trainer; but the checkpoint, even one with only weights, has its description, which the error
+    then names. A subclass that overrides the checkpoint hooks must call those of ``super()``.
 
     Raises:
         MissingEstimatorError: If ``self.estimator`` is used before it is set.
@@ -36,24 +36,24 @@ class NeedsEstimator(LightningModule):
     _recorded_estimator: dict[str, Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        """Says what to do where there is no estimator."""
+        """Raises an error with the remedy if there is no estimator."""
         if name != "estimator":
             return super().__getattr__(name)
         remedy = "give its Trainer one, Trainer(callbacks=[NeumannRBP()]), or set one, module.estimator = NeumannRBP()"
         if (recorded := vars(self).get("_recorded_estimator")) is not None:
             remedy = (
-                f"its checkpoint records {described_call(recorded)}, which module.estimator = "
-                f"rbp_lightning.estimator_from_checkpoint(path), with the checkpoint's path, makes again; or {remedy}"
+                f"its checkpoint records {described_call(recorded)}; restore that with the checkpoint's path, "
+                f"module.estimator = rbp_lightning.estimator_from_checkpoint(path); or {remedy}"
             )
         raise MissingEstimatorError(f"{type(self).__name__} has no gradient estimator: {remedy}.")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the estimator's description, which the Trainer's callback does not add to weights alone."""
+        """Stores the estimator's description, which the callback does not add to a checkpoint of only weights."""
         if "estimator" in vars(self):
             checkpoint.setdefault("estimator", describe(self.estimator))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remembers which estimator the checkpoint records."""
+        """Remembers the description of the checkpoint's estimator, for the error."""
         recorded = checkpoint.get("estimator")
         if isinstance(recorded, dict) and "class_path" in recorded and isinstance(recorded.get("init_args", {}), dict):
             self._recorded_estimator = recorded

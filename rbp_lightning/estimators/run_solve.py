@@ -1,4 +1,4 @@
-"""One call of an estimator, from its options to its result."""
+"""Runs one call of an estimator."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from rbp_lightning.estimators.adjoint_record import AdjointRecord
 from rbp_lightning.estimators.attach_adjoint import watch_gradient
 from rbp_lightning.estimators.derivative_request import Attach, DerivativeRequest
 from rbp_lightning.estimators.estimator_protocol import Estimator
-from rbp_lightning.estimators.judged_solve import judged_solve
+from rbp_lightning.estimators.intermediate_states import intermediate_states, tape_start
 from rbp_lightning.estimators.observer import SolveObserver, observers_of_solve
 from rbp_lightning.estimators.options import Options
 from rbp_lightning.estimators.parameter_storage import watch_parameters
 from rbp_lightning.estimators.progress import showing_progress
 from rbp_lightning.estimators.random_draws import RandomnessCheck
-from rbp_lightning.estimators.states_along import first_taped, states_along
+from rbp_lightning.estimators.solve_result import solve_result
 from rbp_lightning.estimators.transforms import Transforms
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear.jacobian import JacobianOperator
@@ -30,16 +30,16 @@ from rbp_lightning.solvers import Solve, Update
 
 
 def run_solve(estimator: Estimator, update: Update, initial_state: State, options: Options) -> FixedPoint:
-    """Finds a fixed point and has its gradient attached.
+    """Finds a fixed point and attaches its gradient.
 
     Args:
         estimator: The estimator.
-        update: The map F.
-        initial_state: Where to start.
-        options: What is asked for.
+        update: The function F.
+        initial_state: The initial state.
+        options: The options of the call.
 
     Raises:
-        UserError: If an argument or the update is not as described.
+        UserError: If an argument or the update is invalid.
         ConvergenceError: If the solve fails and the policy is to raise.
     """
     name, solver, order, warm_start = type(estimator).__name__, estimator.solver, options.order, options.warm_start
@@ -59,8 +59,8 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
     context = current_context()
     if request is not None and context.sharing is not None:
         raise UserError(
-            f"{name}: PyTorch's sharded modules have first derivatives in reverse mode alone: leave order at 1 and "
-            "torch.func out, or do not shard."
+            f"{name}: PyTorch's sharded modules have only first derivatives in reverse mode: leave order at 1 and "
+            "do not use torch.func, or do not shard the module."
         )
     observers = observers_of_solve() if taped else []
     record = AdjointRecord(name, context, observers, warm_start) if taped else None
@@ -72,7 +72,7 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
         solve = Solve(randomness.update, start, batch_dims, solver, options.max_steps, record_all)
         solve.at_check = at_check
         solve.growth_fails &= options.growth_fails
-        solve.keep_at = [first_taped(estimator, step, taped) for step in options.states_at]
+        solve.save_at = [tape_start(estimator, step, taped) for step in options.states_at]
         attach = _attach(estimator, solve, record, request)
     if request is None:
         image = attach(solve.function, solve.start)
@@ -82,7 +82,7 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
         watch_parameters(name, image, solve.last_taped[0], context)
     with outside():
         is_random = randomness.is_random(solve)
-        fixed_point = judged_solve(name, solve, image, context, record, is_random)
+        fixed_point = solve_result(name, solve, image, context, record, is_random)
         if observers:
             operator = JacobianOperator(_refuse_evaluation, *solve.last_taped, batch_dims, solver.per_leaf)
             for observer in observers:
@@ -96,7 +96,7 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
         fixed_point = transforms.lifted_figures(fixed_point)
     if options.states_at:
         again = functools.partial(run_solve, estimator, update)
-        states = states_along(estimator, solve, again, initial_state, fixed_point.state, options, request, taped)
+        states = intermediate_states(estimator, solve, again, initial_state, fixed_point.state, options, request, taped)
         fixed_point = replace(fixed_point, states=states)
     return fixed_point
 
@@ -104,14 +104,14 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
 def _attach(
     estimator: Estimator, solve: Solve, record: AdjointRecord | None, request: DerivativeRequest | None
 ) -> Attach:
-    """Finds the fixed point, and returns what makes its leaves within the transforms."""
+    """Finds the fixed point, and returns a function that attaches its derivatives within the transforms."""
     if record is None:
         image = solve.values(solve.freezing_failures(lambda: solve.iterate(solve.max_steps)))
         leaves = [leaf.clone() for leaf in image]
         return lambda *_: leaves if request is None else request.lift(leaves)
     _keep_saved_tensors()
     if request is not None:
-        with torch.enable_grad():  # forward mode works without as well
+        with torch.enable_grad():  # it may be disabled in forward mode
             return estimator.differentiate_to_order(solve, record, request)
     taped = estimator.differentiate(solve, record)
     if taped[0] is solve.last_taped[1][0]:
@@ -121,17 +121,17 @@ def _attach(
 
 @functools.cache
 def _keep_saved_tensors() -> None:
-    """Has compiled updates keep the tensors that they save, in this process.
+    """Disables donated buffers of compiled updates in this process.
 
-    One that was differentiated once without ``retain_graph`` would have given them away, and refuse the products of
-    implicit estimators later on, also by way of the disk cache.
+    After one backward pass without ``retain_graph``, a compiled update would otherwise be cached, also on disk, in a
+    form that does not allow the repeated products of implicit estimators.
     """
     torch._functorch.config.donated_buffer = False
 
 
 def _refuse_evaluation(vector: Vector) -> Vector:
-    """Stands for the update where observers have its Jacobian: evaluating it could change what they are to observe."""
-    raise NotImplementedError("observing evaluates no update again")
+    """Replaces the update in the Jacobian of observers: evaluating it again could change what they observe."""
+    raise NotImplementedError("observers must not evaluate the update again")
 
 
 def _notifying(observers: Sequence[SolveObserver]) -> Callable[[Vector], None]:

@@ -1,21 +1,21 @@
-"""Checks that cost too much for every solve."""
+"""Schedules checks that are too expensive for every solve."""
 
 import threading
 
 from rbp_lightning.reporting import Place
 
 FIRST_CHECKS = 4
-"""The first solves of a line of the user's code are checked."""
+"""Number of first solves of a line of the user's code that are checked."""
 
 CHECK_EVERY = 97
-"""After those, one in so many is."""
+"""Interval of checks after the first solves."""
 
 
 class SpotChecks:
-    """Chooses the solves of each line of the user's code that are checked: the first ones, and one in about a hundred.
+    """Selects solves to check: the first ones of each line of the user's code, and then about one in a hundred.
 
     Attributes:
-        found: The lines where a check has found something.
+        found: The lines where a check has failed.
 
     Example:
         >>> checks, place = SpotChecks(), Place("train.py", 12)
@@ -35,7 +35,7 @@ class SpotChecks:
             place: The line that called it.
 
         Returns:
-            Its number, if it is to be checked.
+            The number of the solve, if it is to be checked; ``None`` otherwise.
         """
         with self._lock:
             count = self._counts[place] = self._counts.get(place, 0) + 1

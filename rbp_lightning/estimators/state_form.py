@@ -1,4 +1,4 @@
-"""States with complex or distributed tensors, dataclasses and missing parts, as states of real tensors."""
+"""Converts states with complex or distributed tensors, dataclasses or ``None`` to pytrees of real tensors."""
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
@@ -15,16 +15,16 @@ from rbp_lightning.state_function import Update
 
 
 class StateForm:
-    """Turns states of the form of an initial state into pytrees of real tensors, and back.
+    """Converts states to pytrees of real tensors (the plain form), and back.
 
-    A complex tensor becomes pairs of real and imaginary parts, in a last dimension more: the Jacobian of an update need
-    not be complex linear, and its adjoint is that of the pairs, as PyTorch's convention for complex gradients has it.
-    A dataclass becomes a dict of its fields, and ``None`` an empty tuple. Of a distributed tensor (DTensor), as tensor
-    parallelism makes them, each process gets the whole, so that a solver's norms and inner products are those of the
-    whole state, at the price of its memory; the update gets it distributed as the initial state is.
+    A complex tensor becomes a real one with real and imaginary parts in an additional last dimension: the Jacobian of
+    an update need not be complex linear, and the adjoint of the pairs follows PyTorch's convention for complex
+    gradients. A dataclass becomes a dict of its fields, and ``None`` an empty tuple. A distributed tensor (DTensor,
+    from tensor parallelism) is gathered in each process, so that a solver's norms and inner products are those of the
+    whole state, at the cost of its memory; the update gets it with the placement of the initial state.
 
     Args:
-        initial_state: The initial state.
+        initial_state: The initial state, which determines the original form.
 
     Example:
         >>> form = StateForm({"a": torch.tensor([1 + 2j]), "b": None})
@@ -39,20 +39,20 @@ class StateForm:
 
     @classmethod
     def if_needed(cls, initial_state: State, batch_dims: int) -> "StateForm | None":
-        """The form of an initial state; ``None`` where it is a pytree of real tensors already.
+        """The form of an initial state; ``None`` if it is a pytree of real tensors already.
 
         Args:
             initial_state: The initial state.
             batch_dims: The number of leading dimensions that index independent samples.
 
         Raises:
-            UserError: If a complex leaf has fewer dimensions.
+            UserError: If a complex leaf has fewer than ``batch_dims`` dimensions.
         """
         if type(initial_state) is Tensor and not initial_state.is_complex():
             return None
         try:
             leaves = tree_flatten(initial_state, is_leaf=_is_leaf)[0]
-        except RecursionError:  # which is told where the state is flattened
+        except RecursionError:  # ``flatten_state`` reports it
             return None
         for leaf in leaves:
             if _is_complex(leaf) and leaf.dim() < batch_dims:
@@ -64,35 +64,35 @@ class StateForm:
         return cls(initial_state) if needed else None
 
     def plain(self, state: State) -> State:
-        """The pytree of real tensors.
+        """The plain form of a state, a pytree of real tensors.
 
         Args:
-            state: A state.
+            state: The state.
         """
         return tree_map(self._plain_leaf, state, is_leaf=_is_leaf)
 
     def original(self, plain: State) -> State:
-        """The state that a pytree of real tensors stands for.
+        """The state of a plain form.
 
         Args:
-            plain: What ``plain`` returns.
+            plain: A pytree of real tensors, as ``plain`` returns it.
         """
         return _original(self.initial_state, plain)
 
     def original_result(self, fixed_point: FixedPoint) -> FixedPoint:
-        """A result with states of the original form.
+        """A result with its states in the original form.
 
         Args:
-            fixed_point: The result of a solve with the plain form.
+            fixed_point: The result of a solve in the plain form.
         """
         states = tuple(self.original(state) for state in fixed_point.states)
         return replace(fixed_point, state=self.original(fixed_point.state), states=states)
 
     def plain_update(self, update: Update) -> Update:
-        """An update as a map of pytrees of real tensors.
+        """An update of states in the plain form.
 
         Args:
-            update: The map F.
+            update: The function F.
         """
         return lambda state: self.plain(update(self.original(state)))
 
@@ -106,14 +106,14 @@ class StateForm:
         return torch.view_as_real(leaf.resolve_conj()) if _is_complex(leaf) else leaf
 
 
-def first_of_pair(update: Callable[[State], Any]) -> Update:
-    """An update without what it returns beside the state.
+def without_aux(update: Callable[[State], Any]) -> Update:
+    """An update without its auxiliary output.
 
     Args:
-        update: Returns a pair.
+        update: Returns a pair of the next state and auxiliary output.
 
     Raises:
-        UserError: Where it is applied, if it returns something else.
+        UserError: When it is applied, if it does not return a pair.
     """
 
     def apply(state: State) -> State:
@@ -121,7 +121,7 @@ def first_of_pair(update: Callable[[State], Any]) -> Update:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise UserError(
                 f"has_aux=True, but the update returns a {type(pair).__name__}: return a pair of the next state and "
-                "anything else."
+                "the auxiliary output."
             )
         return pair[0]
 

@@ -1,4 +1,4 @@
-"""Following a gradient to where a tape begins."""
+"""Estimates the truncation error of an unrolled solve in its backward pass."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from rbp_lightning.pytree import Vector, to_float32
 from rbp_lightning.state_function import precision
 
 FOLLOWED = 3
-"""How many steps from the beginning of the tape the gradient is observed."""
+"""Number of recorded steps, from the first, after which the gradient is observed."""
 
 
 class TapeWatch:
-    """Compares the gradient where it arrives at a tape with what is left of it where the tape begins.
+    """Observes the gradient at the first and last recorded steps, to estimate the truncation error.
 
-    The gradients at the tape's steps are the terms of a Neumann series, which is truncated where the tape begins.
+    The gradients at the recorded steps are the terms of a Neumann series, which is truncated at the first step.
 
     Args:
-        record: Takes what is left.
+        record: Where the estimated error is stored.
         batch_dims: The number of leading dimensions that index independent samples.
 
     Example:
@@ -45,18 +45,18 @@ class TapeWatch:
         """Observes the gradient after one of the first steps.
 
         Args:
-            step: Number of the taped step, from 1.
-            vector: Leaves of the state after it.
+            step: Number of the recorded step, from 1.
+            vector: Leaves of the state after the step.
         """
         return vector if step > FOLLOWED else watch_gradient(self._watch(step, vector), vector)
 
     def after_tape(self, steps: int, vector: Vector, values: Vector | None = None) -> list[Tensor]:
-        """Observes the gradient that arrives.
+        """Observes the gradient after the last step.
 
         Args:
-            steps: How many steps are on the tape.
-            vector: Leaves of the state after them.
-            values: What is returned in place of the leaves; ``None`` for what they hold.
+            steps: Number of recorded steps.
+            vector: Leaves of the state after the last step.
+            values: Values of the returned leaves; ``None`` for those of the state.
         """
 
         def keep(gradient: Vector) -> None:
@@ -66,7 +66,8 @@ class TapeWatch:
 
     def _watch(self, step: int, vector: Vector) -> Callable[[Vector], None]:
         epsilon = precision(vector)
-        # The function hangs on the graph and must not hold it, but may hold its leaves, which are wanted to skip steps.
+        # The graph references this hook, which must not reference the graph; but it may reference the parameters, which
+        # are only needed to skip training steps.
         skips = step == 1 and self._record.context.handler.action(Failure.TRUNCATED) == "skip"
         parameters = parameters_of(vector) if skips else None
 
@@ -86,4 +87,4 @@ class TapeWatch:
         ending = [terms[step] for step in sorted(terms, reverse=True)] or [first]
         residual, estimate = truncation_error(ending, first, steps - 1, self._batch_dims, epsilon)
         solution = LinearSolution((), steps, steps - 1, residual, error_estimate=estimate)
-        self._record.keep(solution, None, lambda: parameters)
+        self._record.store(solution, None, lambda: parameters)

@@ -14,15 +14,15 @@ from rbp_lightning.solvers.fixed_steps import FixedSteps
 
 
 class TBPTT(GradientEstimator):
-    """Truncated back-propagation through time: differentiates the last steps only (paper, section 2.2).
+    """Truncated back-propagation through time: differentiates only the last steps (paper, section 2.2).
 
-    With a tolerance the state that is returned is the one before the last step, whose residual that step measures.
-    At the fixed point ``TBPTT(K + 1)`` is ``NeumannRBP(K)``; its memory grows linearly with K. A tape that leaves
-    out more than the policy's ``truncation_tol``, by ``truncation_error``, is reported.
+    At the fixed point ``TBPTT(K + 1)`` equals ``NeumannRBP(K)``, but its memory grows linearly with K. With a
+    tolerance, the returned state is the argument of the last step, which measures its residual. An estimated truncation
+    error above the policy's ``truncation_tol`` is reported.
 
     Args:
-        steps: How many steps are taped, from 1 to the solver's ``max_steps``; they count towards ``max_steps``.
-        solver: Forward solver that finds the fixed point; ``None`` is ``Auto()``.
+        steps: Number of differentiated steps, from 1 to the solver's ``max_steps``; they count towards ``max_steps``.
+        solver: Forward solver for the fixed point; ``None`` is ``Auto()``.
 
     Raises:
         UserError: If ``steps`` is out of its range.
@@ -40,7 +40,7 @@ class TBPTT(GradientEstimator):
         self.check_max_steps(self.solver.max_steps)
 
     def check_max_steps(self, max_steps: int) -> None:
-        """Refuses fewer steps than are taped."""
+        """Checks that there are at least as many steps as are differentiated."""
         if self.steps > max_steps:
             raise UserError(
                 f"TBPTT: steps={self.steps} is more than max_steps={max_steps} of the forward solve: decrease steps or "
@@ -48,32 +48,32 @@ class TBPTT(GradientEstimator):
             )
 
     def taped_steps(self, step: int) -> int:
-        """As many as for the fixed point."""
+        """The same number as for the fixed point."""
         return self.steps
 
     def differentiate(self, solve: Solve, record: AdjointRecord) -> Vector:
-        """Runs the solver without a tape, and the last steps on it."""
+        """Runs the solver without gradients, and the last steps with gradients."""
         start = solve.without_tape(steps_after=self.steps)
-        if record.observers:  # who may want products with the Jacobian of the last step
+        if record.observers:  # they may take products with the Jacobian of the last step
             start = [leaf.requires_grad_() for leaf in start]
 
         def taped_steps() -> tuple[TapeWatch, Vector]:
             watch = TapeWatch(record, solve.batch_dims)
-            solve.tap = watch.after_step
+            solve.step_hook = watch.after_step
             image = solve.last_steps(start, self.steps)
-            solve.tap = None
+            solve.step_hook = None
             return watch, image
 
         watch, image = solve.freezing_failures(taped_steps)
         return watch.after_tape(self.steps, image, solve.values(image))
 
     def differentiate_to_order(self, solve: Solve, record: AdjointRecord, request: DerivativeRequest) -> Attach:
-        """Runs the solver without a tape, and has the last steps taken on it."""
+        """Runs the solver without gradients, and then repeats the last steps with gradients."""
         start = solve.without_tape(steps_after=self.steps)
         with torch.no_grad():
             image = solve.freezing_failures(lambda: solve.last_steps(start, self.steps))
         return unrolled(solve, record, request, start, self.steps, solve.values(image), Picard(), ends_with_image=True)
 
     def differentiate_traced(self, solve: FixedSteps) -> Vector:
-        """Runs the solver without a tape, and the last steps on it."""
+        """Runs the solver without gradients, and the last steps with gradients."""
         return solve.last_steps(solve.without_tape(steps_after=self.steps), self.steps)

@@ -1,4 +1,4 @@
-"""A solve within torch.compile, torch.export or torch.jit.trace."""
+"""Solves within torch.compile, torch.export or torch.jit.trace."""
 
 from typing import Protocol
 
@@ -16,12 +16,12 @@ from rbp_lightning.tracing import is_traced_for_inference
 
 
 class Traceable(Protocol):
-    """What a traced solve needs of an estimator, as ``GradientEstimator`` has it."""
+    """The part of ``GradientEstimator`` that a traced solve uses."""
 
     solver: FixedPointSolver
 
     def check_max_steps(self, max_steps: int) -> None:
-        """Refuses a number of steps that is too small."""
+        """Checks that the number of steps is large enough."""
 
     def differentiate_traced(self, solve: FixedSteps) -> Vector | None:
         """Finds the fixed point with gradients enabled."""
@@ -33,24 +33,24 @@ def traced_solve(
     initial_state: State,
     options: Options,
 ) -> FixedPoint | None:
-    """Runs a fixed number of steps, whose loop has no branch that depends on data.
+    """Runs a fixed number of steps without data-dependent control flow.
 
-    Nothing is reported, and nothing observed. Programs for inference, as ``torch.export`` and ``torch.jit.trace`` make
-    them, hold the steps alone.
+    Failures are not reported, and observers not called. Programs for inference, from ``torch.export`` and
+    ``torch.jit.trace``, contain only the steps.
 
     Args:
-        estimator: The estimator that was called.
-        update: The map F.
-        initial_state: Where to start.
-        options: What is asked for.
+        estimator: The estimator.
+        update: The function F.
+        initial_state: The initial state.
+        options: The options of the call.
 
     Returns:
-        The fixed point, with ``status`` saying no more than that the steps are spent; ``None`` where ``torch.compile``
-        is to leave the solve out of its graph: with a tolerance, and where the gradient depends on data.
+        The fixed point, always with status ``MAX_STEPS``; ``None`` if ``torch.compile`` must break the graph, because
+        the number of steps or the gradient depends on data.
 
     Raises:
-        UserError: If the steps depend on data and the graph cannot be left, or the state or the update is not as
-            described.
+        UserError: If the number of steps depends on data and the graph cannot be broken, or the state or the update is
+            invalid.
 
     Example:
         >>> traced_solve(BPTT(Picard(60, tol=0)), torch.cos, torch.zeros(()), Options()).state
@@ -75,7 +75,7 @@ def traced_solve(
     else:
         image = solve.iterate(solve.max_steps)
     last = solve.test.last
-    assert last is not None  # a solve has a step
+    assert last is not None  # every solve has a step
     change, size = last.worst()
     return FixedPoint(
         state=tree_unflatten([leaf.clone() for leaf in image], solve.structure),

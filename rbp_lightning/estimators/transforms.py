@@ -1,4 +1,4 @@
-"""Solves within the transforms of torch.func and in forward mode."""
+"""Solves within transforms of torch.func, and in forward mode."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,20 +30,20 @@ from rbp_lightning.pytree import State
 from rbp_lightning.state_function import Update
 
 _ENDED = "bad optional access"
-"""What PyTorch says of a level that has ended."""
+"""PyTorch's error for a transform level that has ended."""
 
 
 class Transforms:
-    """The transforms of torch.func around the call of a solve, and a dual level of forward mode.
+    """The torch.func transforms, and the dual level of forward mode, in which a solve is called.
 
-    A solve runs outside them, on plain tensors, so that it can be read for convergence: a dimension that vmap hides is
-    one more batch dimension, and tangents are left out. The update alone is applied inside. What is returned is
-    differentiated inside again.
+    A solve runs outside the transforms, on plain tensors, so that it can check convergence: the vmapped dimensions
+    become batch dimensions, and tangents are dropped. Only the update is applied inside the transforms, where the
+    result is differentiated again.
 
     Attributes:
-        batch_sizes: Sizes of the dimensions that vmap hides, the outermost first.
-        vmap_levels: The levels of these vmaps.
-        forward_mode: Whether tangents are asked for.
+        batch_sizes: Sizes of the vmapped dimensions, the outermost first.
+        vmap_levels: Levels of the vmaps.
+        forward_mode: Whether forward mode is active.
 
     Example:
         >>> Transforms.around_call() is None
@@ -66,32 +66,32 @@ class Transforms:
 
     @staticmethod
     def around_call() -> "Transforms | None":
-        """Those that are active; ``None`` if there are none."""
+        """The active transforms; ``None`` if there are none."""
         if peek_interpreter_stack() is None and forward_ad._current_level < 0:
             return None
         return Transforms()
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """Leaves the transforms for as long as the context lasts."""
+        """Context manager that leaves the transforms."""
         with temporarily_clear_interpreter_stack() as self._stack, forward_ad._set_fwd_grad_enabled(False):
             yield
 
     def lift(self, tensor: Tensor) -> Tensor:
-        """Hides the dimensions that vmap hides.
+        """Moves a plain tensor into the vmaps.
 
         Args:
-            tensor: A plain tensor, whose first dimensions are these.
+            tensor: A plain tensor, whose first dimensions are the vmapped ones.
         """
         for level in self.vmap_levels:
             tensor = _add_batch_dim(tensor, 0, level)
         return tensor
 
     def lower(self, tensor: Any) -> Any:
-        """Shows what vmap hides as the first dimensions, and leaves out what grad and jvp follow.
+        """Moves a tensor out of the transforms: vmapped dimensions become the first ones, and grad and jvp are dropped.
 
         Args:
-            tensor: A tensor within the transforms; anything else is returned as it is.
+            tensor: A tensor within the transforms; any other value is returned unchanged.
         """
         if not isinstance(tensor, Tensor):
             return tensor
@@ -104,11 +104,11 @@ class Transforms:
         return tensor
 
     def lowered_state(self, state: State) -> State:
-        """A state as plain tensors, detached."""
+        """A state as detached plain tensors."""
         return tree_map(lambda leaf: self.lower(leaf.detach() if isinstance(leaf, Tensor) else leaf), state)
 
     def lowered(self, update: Update) -> Update:
-        """An update as a map of plain states, to be used within ``outside``.
+        """An update of plain states, for use within ``outside``.
 
         Args:
             update: The update.
@@ -117,12 +117,12 @@ class Transforms:
 
         def apply(state: State) -> State:
             nonlocal first
-            # What the first application computes once and keeps has to have its tangents.
+            # Forward mode is enabled in the first application, so that values that F caches have their tangents.
             with (
                 temporarily_clear_interpreter_stack(),
                 temporarily_restore_interpreter_stack(self._stack),
                 forward_ad._set_fwd_grad_enabled(first),
-                sdpa_kernel(SDPBackend.MATH),  # fused kernels have no tangents, and the update may not be taped again
+                sdpa_kernel(SDPBackend.MATH),  # fused kernels have no forward mode
             ):
                 first = False
                 return tree_map(self.lower, update(tree_map(self.lift, state)))
@@ -134,17 +134,17 @@ class Transforms:
                 if _ENDED not in str(error):
                     raise
                 raise UserError(
-                    "A solve within torch.func wants the update once more after the transform has ended: use an "
-                    "estimator that applies it in the solve alone, such as Implicit(GMRES())."
+                    "A solve within torch.func needs the update again after the transform has ended: use an estimator "
+                    "that applies it only in the solve, such as Implicit(GMRES())."
                 ) from error
 
         return apply_or_refuse
 
     def lifted_figures(self, fixed_point: FixedPoint) -> FixedPoint:
-        """A result whose figures have the shapes that they have within the transforms.
+        """A result whose residuals and status codes are moved into the transforms.
 
         Args:
-            fixed_point: The result, with figures as they are outside.
+            fixed_point: The result outside the transforms.
         """
         if not self.batch_sizes:
             return fixed_point
@@ -155,20 +155,20 @@ class Transforms:
 
 
 def is_batched(tensors: Sequence[Tensor]) -> bool:
-    """Whether ``is_grads_batched`` has made a batch of some gradients."""
+    """Whether gradients are batched by ``is_grads_batched``."""
     return any(torch._C._functorch.is_legacy_batchedtensor(tensor) for tensor in tensors)
 
 
 def for_each_in_batch(function: Callable[..., Sequence[Tensor]], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Calls a function that cannot be batched for each entry of the batch that ``is_grads_batched`` makes.
+    """Calls a function that does not support batching for each entry of a batch of ``is_grads_batched``.
 
     Args:
-        function: Takes the tensors, and returns tensors of their shapes.
-        tensors: The tensors.
+        function: Maps the tensors to tensors of the same shapes.
+        tensors: The tensors, which may be batched.
     """
     if not is_batched(tensors):
         return function(*tensors)
-    level = torch._C._vmapmode_decrement_nesting() + 1  # nothing may be drawn at random within
+    level = torch._C._vmapmode_decrement_nesting() + 1  # random functions are not allowed in legacy vmap
     try:
         whole = [torch._remove_batch_dim(tensor, level, 1, 0) for tensor in tensors]
         size = max(len(one) for one in whole)

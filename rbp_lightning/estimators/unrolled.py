@@ -1,4 +1,4 @@
-"""Steps on a tape within the transforms of torch.func, or to any order."""
+"""Unrolled steps within the transforms of torch.func, or for derivatives of any order."""
 
 from collections.abc import Callable
 
@@ -21,20 +21,20 @@ def unrolled(
     solver: FixedPointSolver,
     ends_with_image: bool,
 ) -> Attach:
-    """Has steps taken on the tape, once a solve has told from where and how many.
+    """Returns a function that repeats the steps of a finished solve with gradients.
 
     Args:
-        solve: The solve, which has ended.
-        record: Knows who observes it.
-        request: What is asked for.
-        start: Leaves that the steps begin at, a constant; ``None`` for the initial state, with its own derivative.
-        steps: How many.
-        values: Leaves of the fixed point, whose derivatives are those of the last step.
-        solver: Makes the steps.
-        ends_with_image: Whether the last one is F(h) itself, and not the solver's next iterate.
+        solve: The finished solve.
+        record: Has the observers of the solve.
+        request: The requested derivatives.
+        start: Leaves at which the steps start, a constant; ``None`` for the initial state, with its derivative.
+        steps: Number of steps.
+        values: Leaves of the fixed point, which get the derivatives of the last step.
+        solver: The solver that takes the steps.
+        ends_with_image: Whether the last step returns F(h), and not the solver's next iterate.
     """
     batch_dims = solve.batch_dims - len(request.vmap_levels)
-    if record.observers:  # who may want products with the Jacobian of the last step
+    if record.observers:  # they may take products with the Jacobian of the last step
         with torch.enable_grad():
             vector = [leaf.detach().requires_grad_() for leaf in solve.measured]
             solve.last_taped = vector, solve.frozen.apply(solve.function, vector)[1]

@@ -1,4 +1,4 @@
-"""Starting a solve where the last one ended."""
+"""Starts a solve from the results of the last one."""
 
 from typing import Any
 
@@ -15,13 +15,12 @@ from rbp_lightning.status import Status
 
 
 class WarmStart:
-    """The fixed point and the adjoint of the last solve, as the start of the next.
+    """The fixed point and the adjoint of the last solve, from which the next solve starts.
 
-    It pays where one solve is much like the last, as in full-batch training, where only the parameters moved a little.
-    Whoever owns it decides that: hand one ``WarmStart`` to solves of one problem alone, and none to others.
+    It saves steps if successive solves are similar, as in full-batch training, where the parameters change only a
+    little. Use one ``WarmStart`` for the solves of one problem only.
 
-    A state of another structure or shape is not used, and neither are the results of solves that
-    diverged or met NaN.
+    A state with another structure or shape is not used, and neither are results of solves that diverged or met NaN.
 
     Example:
         >>> estimator, warm_start = NeumannRBP(solver=Picard(check_every=1)), WarmStart()
@@ -33,70 +32,72 @@ class WarmStart:
         self.clear()
 
     def clear(self) -> None:
-        """Forgets the last solve."""
+        """Discards the results of the last solve."""
         self._state: State | None = None
         self._adjoint: list[Tensor] | None = None
 
     def state_like(self, initial_state: State) -> State:
-        """Returns the last fixed point if it can replace an initial state, and that state if not.
+        """Returns the last fixed point if it is compatible with an initial state, and that state otherwise.
 
         Args:
-            initial_state: Where the solve would start otherwise.
+            initial_state: The initial state without a warm start.
         """
-        return _moved(self._state, initial_state) if _interchangeable(self._state, initial_state) else initial_state
+        return _like(self._state, initial_state) if _compatible(self._state, initial_state) else initial_state
 
     def adjoint_like(self, gradient: Vector) -> Vector | None:
-        """Returns the leaves of the last adjoint if it can start the solution for a gradient.
+        """Returns the leaves of the last adjoint if they are compatible with a gradient, and ``None`` otherwise.
 
         Args:
-            gradient: Leaves of the gradient, scaled as the last one was.
+            gradient: Leaves of the gradient, scaled like the last one.
         """
         leaves = list(gradient)
-        return _moved(self._adjoint, leaves) if everywhere(_interchangeable(self._adjoint, leaves)) else None
+        return _like(self._adjoint, leaves) if everywhere(_compatible(self._adjoint, leaves)) else None
 
     def keep_state(self, fixed_point: FixedPoint) -> None:
-        """Keeps a fixed point, or forgets the last solve if this one went wrong.
+        """Stores a fixed point, or discards the last one if the solve diverged.
 
         Args:
             fixed_point: The result of the solve.
         """
         if fixed_point.status not in (Status.DIVERGED, Status.NAN):
-            # A copy, since the owner may change the result in place; and one that a later training can save.
+            # A copy, since the caller may change the result in place; autograd cannot save inference tensors later.
             with torch.inference_mode(False):
                 self._state = tree_map(lambda leaf: leaf.detach().clone(), fixed_point.state)
         else:
             self.clear()
 
     def keep_adjoint(self, solution: LinearSolution) -> None:
-        """Keeps an adjoint, if it is nearer to the solution than 0 is.
+        """Stores an adjoint if its relative residual is at most 1, that of z = 0.
 
         Args:
-            solution: How it was solved for.
+            solution: The adjoint solution.
         """
-        good = everywhere((solution.residual <= 1).all())  # NaN is not
+        good = everywhere((solution.residual <= 1).all())  # False for NaN
         self._adjoint = [leaf.detach() for leaf in solution.vector] if good else None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to continue as if there had been no break."""
+        """The results of the last solve, for a checkpoint."""
         return {"state": self._state, "adjoint": self._adjoint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what ``state_dict`` returned.
+        """Restores what ``state_dict`` returned.
 
         Raises:
-            UserError: If it is something else.
+            UserError: If ``state_dict`` is something else.
         """
         if not isinstance(state_dict, dict) or not {"state", "adjoint"} <= state_dict.keys():
-            raise UserError("WarmStart: state_dict is no dict with state and adjoint: pass what state_dict() returned.")
+            raise UserError(
+                "WarmStart: state_dict is not a dict with state and adjoint: pass a result of state_dict()."
+            )
         self._state, self._adjoint = state_dict["state"], state_dict["adjoint"]
 
 
-def _interchangeable(kept: State | None, wanted: State) -> bool:
-    if kept is None:
+def _compatible(stored: State | None, wanted: State) -> bool:
+    if stored is None:
         return False
     structure = tree_structure(wanted)
     try:
-        pairs = list(zip(structure.flatten_up_to(kept), structure.flatten_up_to(wanted), strict=True))
+        pairs = list(zip(structure.flatten_up_to(stored), structure.flatten_up_to(wanted), strict=True))
     except ValueError:
         return False
     return all(
@@ -109,6 +110,6 @@ def _interchangeable(kept: State | None, wanted: State) -> bool:
     )
 
 
-def _moved(kept: State, wanted: State) -> State:
+def _like(stored: State, wanted: State) -> State:
     # A checkpoint is loaded to the CPU, and autocast changes the dtype of a state.
-    return tree_map(lambda other, one: one.to(other.device, other.dtype), wanted, kept)
+    return tree_map(lambda other, one: one.to(other.device, other.dtype), wanted, stored)

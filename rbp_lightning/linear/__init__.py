@@ -1,4 +1,4 @@
-"""The Jacobian as an operator, and solvers of the adjoint equation (I - J^T) z = g: one file each."""
+"""The Jacobian as a linear operator, and solvers of the adjoint equation (I - J^T) z = g."""
 
 from rbp_lightning.linear.adaptive_neumann_series import AdaptiveNeumannSeries
 from rbp_lightning.linear.base import LinearSolution, LinearSolver

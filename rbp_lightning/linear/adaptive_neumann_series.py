@@ -1,4 +1,4 @@
-"""A Neumann series that stops when its error is known to be small."""
+"""A Neumann series that stops when an error bound is below a tolerance."""
 
 import hashlib
 from dataclasses import replace
@@ -20,34 +20,35 @@ from rbp_lightning.pytree import Vector, add, divide, norm, scale, where
 from rbp_lightning.reporting import notify, report
 
 ROUNDING = 4
-"""Rounding error of a product that is allowed for, in units of the precision."""
+"""Assumed rounding error of a product, in units of the precision."""
 
 GMRES_STEPS = 200
-"""Steps after which GMRES is taken to stagnate."""
+"""Number of steps after which GMRES is assumed to stagnate."""
 
 
 class AdaptiveNeumannSeries(LinearSolver):
-    """A Neumann series of as many terms as a relative error asks for.
+    """A Neumann series with as many terms as are needed for a relative error of ``tol``.
 
-    With a contraction factor L >= ||J|| below 1, what is left out after the term t_K = (J^T)^K g is at most
+    With a contraction factor L >= ||J|| below 1, the truncation error after the term t_K = (J^T)^K g is at most
     d = ||t_K|| L / (1 - L), plus rounding. The relative error of the sum z_K is then at most d / (||z_K|| - d), and
-    the series stops when that is within ``tol`` in every sample. Rounding is modelled as an error of four units in the
-    last place of each product, in the norm, which is a model and no proof.
+    the series stops when that is at most ``tol`` for every sample. Rounding is modelled, not proved, as a relative
+    error of four units of the precision in the norm of each product.
 
-    The contraction factor is bounded in each solve, per sample, from products with J and J^T (``norm_bounds``), unless
-    it is given. Where it is not below 1 no error can be promised, which is reported; so is a tolerance that the
-    precision does not allow, and a factor that a term disproves.
+    Unless the contraction factor is given, it is bounded in each solve, per sample, from products with J and J^T
+    (``norm_bounds``). If it is not below 1, the error is not bounded, which is reported; so are a tolerance that the
+    precision does not allow, and a given factor that a term of the series disproves.
 
     Args:
         tol: Bound on the relative error of each sample, above 0.
-        max_steps: Most terms beyond the first, and most steps of a Krylov method, at least 1.
-        contraction_factor: A bound on ||J|| that is known to hold, such as 1 - alpha of personalised PageRank, in
-            (0, 1); ``None`` finds one.
-        norm_steps: Most steps that finding one takes, at least 1, of one product with J and one with J^T each.
-        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by GMRES, and where that
-            stagnates by conjugate gradients from there, to a residual of ``tol``, with a warning that the error is not
-            bounded; ``"policy"`` leaves them to the policy's ``adjoint``, and their z at g.
-        check_every: Terms between two checks of the bound.
+        max_steps: Maximum number of terms after the first, and of steps of the Krylov fallback, at least 1.
+        contraction_factor: A known bound on ||J||, such as 1 - alpha for personalised PageRank, in (0, 1); ``None``
+            estimates one.
+        norm_steps: Maximum number of steps to estimate the bound, at least 1, each of one product with J and one with
+            J^T.
+        fallback: For samples without a contraction factor below 1: ``"krylov"`` solves by GMRES, and by conjugate
+            gradients if GMRES stagnates, to a residual of ``tol``, and warns that the error is not bounded;
+            ``"policy"`` reports the failure to the policy's ``adjoint`` and uses z = g.
+        check_every: Number of terms between two checks of the error bound.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -78,7 +79,7 @@ class AdaptiveNeumannSeries(LinearSolver):
         self.check_every = check_count(self, "check_every", check_every, 1)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Sums the series of the samples that have a contraction factor, and solves for the others."""
+        """Sums the series for samples with a contraction factor below 1, and uses the fallback for the others."""
         before = operator.products
         factor = self._factor(operator, gradient)
         bounded = factor < 1
@@ -91,7 +92,7 @@ class AdaptiveNeumannSeries(LinearSolver):
                 "the error of the Neumann series is not bounded"
             )
             if self.fallback == "krylov":
-                notify(Failure.NO_CONTRACTION, f"{what}, and GMRES takes its place")
+                notify(Failure.NO_CONTRACTION, f"{what}, and GMRES is used instead")
                 solution = self._krylov(operator, others)
                 steps, adjoint = max(steps, solution.steps), add(adjoint, solution.vector)
                 residual = torch.where(bounded, residual, solution.residual)
@@ -104,7 +105,7 @@ class AdaptiveNeumannSeries(LinearSolver):
         return LinearSolution(adjoint, steps, operator.products - before, residual, self.tol, bound)
 
     def _krylov(self, operator: JacobianOperator, gradient: Vector) -> LinearSolution:
-        """GMRES, and where that stagnates conjugate gradients from what it has."""
+        """Solves by GMRES, and by conjugate gradients from its result for samples that have not converged."""
         steps = min(self.max_steps, GMRES_STEPS)
         first = GMRES(steps, self.tol, check_every=self.check_every).solve(operator, gradient)
         if everywhere(first.converged):
@@ -124,23 +125,23 @@ class AdaptiveNeumannSeries(LinearSolver):
         size = norm(gradient, operator.batch_dims)
         if self.contraction_factor is not None:
             return torch.full_like(size, self.contraction_factor)
-        # A start of its own for each g: the probability is one over the starts. It depends on nothing else, so that a
-        # resumed run draws the same; and processes that share one state do, should they have rounded g differently.
+        # The bound holds with high probability over the random start, so each g gets its own start. The seed depends
+        # only on g, so that a resumed run draws the same numbers.
         seed = int.from_bytes(hashlib.sha256(size.double().cpu().numpy().tobytes()).digest()[:4], "big")
-        seed = largest_of(seed)
+        seed = largest_of(seed)  # the same in all processes, which may have rounded g differently
         bounds = norm_bounds(operator, self.norm_steps, seed=seed, stop_early=True)
         return (bounds.upper * (1 + ROUNDING * operator.epsilon)).nan_to_num(nan=float("inf"), posinf=float("inf"))
 
     def _series(
         self, operator: JacobianOperator, gradient: Vector, factor: Tensor
     ) -> tuple[Vector, int, Tensor, Tensor]:
-        """The sum, its number of terms less one, the last one's share of g and the bound on the sum's error."""
+        """Returns the sum, the number of products, ||last term|| / ||g||, and the bound on the relative error."""
         term: Vector = gradient
         total: Vector = gradient
         batch_dims, epsilon = operator.batch_dims, ROUNDING * operator.epsilon
         schedule = CheckSchedule(self.check_every, self.tol)
         size = last = norm(gradient, batch_dims)
-        norms = torch.zeros_like(size)  # the terms' sum, or more: they shrink
+        norms = torch.zeros_like(size)  # upper bound on the sum of the norms of the terms, which decrease
         checked = 0
         for step in range(1, self.max_steps + 1):
             previous, term = term, operator.vjp(term)

@@ -1,4 +1,4 @@
-"""What the adjoint equation is iterated with."""
+"""The interface of products with J^T."""
 
 from abc import ABC, abstractmethod
 
@@ -9,13 +9,13 @@ from rbp_lightning.pytree import Vector, subtract
 
 
 class AdjointMap(ABC):
-    """Products with J^T, or what stands for them.
+    """Products with J^T, or approximations of them.
 
     Attributes:
         batch_dims: The number of leading dimensions that index independent samples.
-        per_leaf: Whether residuals are those of each leaf by itself, of which the worst counts.
+        per_leaf: Whether a residual is the largest of the leaves' relative residuals, or one over all leaves.
         epsilon: Relative precision of a product.
-        products: How many products were taken.
+        products: Number of products taken.
     """
 
     batch_dims: int
@@ -25,7 +25,7 @@ class AdjointMap(ABC):
 
     @abstractmethod
     def vjp(self, cotangent: Vector) -> list[Tensor]:
-        """Product J^T v.
+        """The product J^T v.
 
         Args:
             cotangent: Leaves of v.
@@ -35,7 +35,7 @@ class AdjointMap(ABC):
         """
 
     def adjoint_residual(self, gradient: Vector, adjoint: Vector) -> Tensor:
-        """How far z is from solving (I - J^T) z = g, per sample, as ``RelativeResidual`` has it.
+        """Relative residual of (I - J^T) z = g, per sample; see ``RelativeResidual``.
 
         Args:
             gradient: Leaves of g.

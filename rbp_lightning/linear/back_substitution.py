@@ -1,14 +1,14 @@
-"""Solving dense systems that may be singular."""
+"""Solves dense linear systems that may be singular."""
 
 import torch
 from torch import Tensor
 
 
 def back_substitution(triangular: Tensor, right: Tensor) -> Tensor:
-    """Solves R x = b, with 0 for the unknowns whose pivot is rounding: of a singular R nothing infinite comes.
+    """Solves R x = b; unknowns whose pivot is 0 up to rounding are set to 0, so that a singular R gives finite results.
 
     Args:
-        triangular: Upper triangular matrices, ``[*batch, size, size]``; what is below the diagonal is not read.
+        triangular: Upper triangular matrices, ``[*batch, size, size]``; the part below the diagonal is not read.
         right: Right-hand sides, ``[*batch, size]``.
 
     Example:
@@ -27,7 +27,7 @@ def back_substitution(triangular: Tensor, right: Tensor) -> Tensor:
 def solve_by_qr(matrix: Tensor, right: Tensor) -> Tensor:
     """Solves A x = b by a QR decomposition.
 
-    ``torch.linalg.solve`` was seen wrong on a CPU with several threads from some 160 unknowns on (PyTorch 2.13).
+    ``torch.linalg.solve`` returned wrong results on a CPU with several threads for 160 or more unknowns (PyTorch 2.13).
 
     Args:
         matrix: Square matrices, ``[*batch, size, size]``.

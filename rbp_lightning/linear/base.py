@@ -1,4 +1,4 @@
-"""The interface of linear solvers and their result."""
+"""The interface of linear solvers, and their result."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,24 +16,22 @@ from rbp_lightning.status import Status
 
 @dataclass(frozen=True)
 class LinearSolution:
-    """Result of solving (I - J^T) z = g.
+    """The result of solving (I - J^T) z = g.
 
     Attributes:
         vector: Leaves of z.
-        steps: Steps taken.
-        products: Products with J and J^T taken.
-        residual: ||g - (I - J^T) z|| / ||g|| per sample, as ``RelativeResidual`` has it. Of a number of terms or steps
-            that was asked for it is that of the z before the last one, the norm of the last term over that of g: no
-            product is spent on more.
-        tol: What was to be reached; ``None`` or 0 where only the number of steps was asked for.
-        error_bound: Bound on ||z - z*|| / ||z*|| per sample, NaN for samples without one; ``None`` from solvers that
-            give none.
-        error_estimate: Estimate of the same by ``truncation_error``; ``None`` where no series was truncated.
-        known: How it ended where the solver has read that already; ``None`` has ``status`` read the figures.
-        floor: Residual per sample up to which it has stalled at rounding and not failed, where the solver found nothing
-            left to do; ``None`` where it did not.
-        intended: Whether what is left out is the method's own bias, which whoever chose the method has chosen as well:
-            a policy does not act on it.
+        steps: Number of steps taken.
+        products: Number of products with J and J^T taken.
+        residual: Relative residual ||g - (I - J^T) z|| / ||g|| per sample; see ``RelativeResidual``. For a fixed number
+            of steps or terms it is that of the last z but one, ||last term|| / ||g||, which costs no further product.
+        tol: The tolerance; ``None`` or 0 if a number of steps was asked for.
+        error_bound: Upper bound on ||z - z*|| / ||z*|| per sample, NaN for samples without one; ``None`` from solvers
+            that give no bound.
+        error_estimate: Estimate of the same error by ``truncation_error``; ``None`` if no series was truncated.
+        known: The status, if the solver knows it already; ``None`` determines ``status`` from the other attributes.
+        floor: Residual per sample below which the solve has stalled at the level of rounding instead of failed, if the
+            solver could make no further progress; ``None`` otherwise.
+        intended: Whether the truncation error is a known bias of the method, which a policy does not act on.
 
     Example:
         >>> weight = torch.tensor(0.5, requires_grad=True)
@@ -56,7 +54,7 @@ class LinearSolution:
 
     @cached_property
     def worst(self) -> float:
-        """The largest of the samples' bounds, or else estimates, or else residuals; NaN if any is."""
+        """The largest error bound, error estimate or residual (the first available) of all samples; NaN if any is."""
         if self.error_bound is not None:
             figures = torch.where(self.error_bound.isnan(), self.residual, self.error_bound)
         else:
@@ -65,10 +63,10 @@ class LinearSolution:
 
     @property
     def status(self) -> Status:
-        """How the solve ended, by its tolerance; a number of steps that was asked for ends in ``MAX_STEPS``."""
+        """How the solve ended, relative to its tolerance; ``MAX_STEPS`` if a number of steps was asked for."""
         if self.known is not None:
             return self.known
-        if self.worst <= (self.tol or 0.0):  # NaN is not
+        if self.worst <= (self.tol or 0.0):  # False for NaN
             return Status.CONVERGED
         if self.floor is not None and bool((self.residual <= self.floor.clamp_min(self.tol or 0.0)).all()):
             return Status.STALLED
@@ -76,14 +74,14 @@ class LinearSolution:
 
     @property
     def converged(self) -> bool:
-        """Whether every sample is within the tolerance, or as near to it as rounding allows."""
+        """Whether every sample is within the tolerance, or has stalled at the level of rounding."""
         return self.status in (Status.CONVERGED, Status.STALLED)
 
 
 class LinearSolver(ABC):
     """Solves the adjoint equation (I - J^T) z = g, or approximates its solution.
 
-    ``Implicit(linear_solver)`` makes a gradient estimator of it.
+    ``Implicit(linear_solver)`` is the gradient estimator that uses it.
 
     Example:
         >>> class OneTerm(LinearSolver):
@@ -103,24 +101,24 @@ class LinearSolver(ABC):
 
         Args:
             operator: Products with J and J^T.
-            gradient: Leaves of g, in float32 or wider; they can be autograd's own and are not to be changed in place.
-            start: Leaves of a first z, such as the last solve's; ``None`` leaves it to the solver. Direct methods do
-                not use it.
+            gradient: Leaves of g, in float32 or wider. They may belong to autograd and must not be changed in place.
+            start: Leaves of an initial z, such as that of the last solve; ``None`` leaves it to the solver. Direct
+                methods ignore it.
 
         Returns:
-            z, its residual and what it took.
+            The solution z, with its residual and cost.
         """
 
 
 def rounding_floors(gradient: Vector, vector: Vector, operator: AdjointMap) -> Tensor:
-    """Residuals, relative to g, up to which rounding can keep z from its tolerance, per sample.
+    """Relative residual below which rounding can prevent further convergence, per sample.
 
-    Near spectral radius 1 z is many times as large as g, and so is the rounding error of a product with it.
+    Near spectral radius 1, z is much larger than g, and so is the rounding error of a product with z.
 
     Args:
         gradient: Leaves of g.
         vector: Leaves of z.
-        operator: The operator that was solved with.
+        operator: The products with J^T.
     """
     ratio = divide(*norms_of([vector, gradient], operator.batch_dims)).clamp_min(1.0)
     return (rounding_floor(operator.epsilon) * ratio).clamp_max(HIGHEST_FLOOR)

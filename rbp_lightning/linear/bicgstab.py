@@ -1,4 +1,4 @@
-"""The stabilised bi-conjugate gradient method."""
+"""BiCGSTAB, the stabilised bi-conjugate gradient method."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from rbp_lightning.pytree import Vector
 
 
 class _BiCGSTAB(Recurrence):
-    """The names are those of the literature: rho, alpha, omega, beta, the directions p and s, v = A p and t = A s."""
+    """The recurrence, in the notation of the literature: rho, alpha, omega, beta, p, s, v = A p and t = A s."""
 
     shadow: Tensor
     p: Tensor
@@ -20,7 +20,7 @@ class _BiCGSTAB(Recurrence):
     omega: Tensor
 
     def advance(self, active: Tensor) -> Tensor:
-        new = self._turn()
+        new = self._next_direction()
         self.v = self.product(self.p)
         sigma = vecdot(self.shadow, self.v)
         defined = active & ~_vanishes(sigma, self.shadow, self.v)
@@ -34,8 +34,8 @@ class _BiCGSTAB(Recurrence):
         stuck: Tensor = new & (self.alpha == 0) & (self.omega == 0)
         return ~stuck
 
-    def _turn(self) -> Tensor:
-        """Makes the next direction; returns which samples begin anew."""
+    def _next_direction(self) -> Tensor:
+        """Computes the next direction; returns which samples restart."""
         residual, square = self.residual, vecdot(self.residual, self.residual)
         if self.begins:
             self.shadow, self.p, self.rho = residual, residual, square
@@ -52,7 +52,7 @@ class _BiCGSTAB(Recurrence):
 
 
 def _vanishes(inner: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Whether an inner product is rounding."""
+    """Whether an inner product is 0 up to rounding."""
     allowed: Tensor = torch.finfo(inner.dtype).eps * vector_norm(left, dim=-1) * vector_norm(right, dim=-1)
     return inner.abs() <= allowed
 
@@ -60,14 +60,14 @@ def _vanishes(inner: Tensor, left: Tensor, right: Tensor) -> Tensor:
 class BiCGSTAB(RecurrentSolver):
     """BiCGSTAB (van der Vorst, SIAM J. Sci. Stat. Comput. 13, 1992, section 3; Saad, 2003, algorithm 7.7).
 
-    For any J, with the memory of a few states, where ``GMRES`` keeps ``restart`` of them. A step costs two products
-    with J^T. The residual does not fall with every step. Where the method breaks down, since the residual has become
-    orthogonal to its shadow or a step length is 0, the sample begins anew with its residual for the shadow.
+    For any J. It stores a few states, while ``GMRES`` stores ``restart`` of them. A step costs two products with J^T,
+    and may increase the residual. If the method breaks down for a sample, because the residual is orthogonal to the
+    shadow residual or a step length is 0, the sample restarts with its residual as the shadow residual.
 
     Args:
-        steps: Most steps, at least 1.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``. Samples rest at 0.9 of it,
-            since the updated residual differs from the true one by rounding.
+        steps: Maximum number of steps, at least 1.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps`` steps. A sample stops at 0.9
+            ``tol``, since the residual of the recurrence differs from the true one by rounding.
         check_every: Steps between two convergence checks.
 
     Raises:
@@ -83,5 +83,5 @@ class BiCGSTAB(RecurrentSolver):
         super().__init__(steps, tol, check_every)
 
     def begin(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> Recurrence:
-        """The recurrence of the solve."""
+        """Starts the recurrence of a solve."""
         return _BiCGSTAB(operator, gradient, start)

@@ -1,4 +1,4 @@
-"""Conjugate gradients, for symmetric Jacobians."""
+"""The conjugate gradient method, for symmetric Jacobians."""
 
 from dataclasses import replace
 
@@ -16,13 +16,13 @@ from rbp_lightning.pytree import Vector
 from rbp_lightning.reporting import report
 
 COSINE = 0.1
-"""Cosine of the angle between two residuals, which is 0 for a symmetric J, at which a sample goes no further."""
+"""Cosine of the angle between two successive residuals, 0 for a symmetric J, above which a sample stops."""
 
 
 class _CG(Recurrence):
     direction: Tensor
-    previous: Tensor  # residual
-    square: Tensor  # of its norm
+    previous: Tensor  # the previous residual
+    square: Tensor  # its squared norm
 
     def __init__(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> None:
         super().__init__(operator, gradient, start)
@@ -34,8 +34,8 @@ class _CG(Recurrence):
             self.direction = self.residual
         else:
             overlap = vecdot(self.residual, self.previous)
-            leaning = overlap.square() > COSINE**2 * square * self.square
-            self.asymmetric = self.asymmetric | (active & leaning)
+            not_orthogonal = overlap.square() > COSINE**2 * square * self.square
+            self.asymmetric = self.asymmetric | (active & not_orthogonal)
             ratio = torch.where(self.square != 0, square / self.square, 0)
             self.direction = torch.addcmul(self.residual, ratio[..., None], self.direction)
         self.square, self.previous = square, self.residual
@@ -50,19 +50,19 @@ class _CG(Recurrence):
 class ConjugateGradient(RecurrentSolver):
     """Conjugate gradients for a symmetric positive definite I - J (Saad, 2003, algorithm 6.18).
 
-    J is symmetric where F is the gradient of a function: an energy's (Hopfield networks), a loss's (training by
-    gradient descent). With eigenvalues below 1, as at a fixed point that Picard iteration finds, I - J is positive
-    definite as well. A step costs one product with J^T, and as many as the square root of the condition of I - J are
-    needed, where ``NormalCG`` needs as many as the condition itself, of twice the cost.
+    J is symmetric if F is a gradient step on an energy (Hopfield networks) or a loss (training by gradient descent).
+    If its eigenvalues are below 1, as at a fixed point that Picard iteration finds, I - J is also positive definite. A
+    step costs one product with J^T. The number of steps grows with the square root of the condition number of I - J;
+    that of ``NormalCG`` grows with the condition number, at twice the cost per step.
 
-    A sample goes no further once I - J is found indefinite, or J far from symmetric, since residuals are not
-    orthogonal. Where a sample does not converge, two more products with J^T tell whether its J is symmetric at all:
-    ``v . J^T J^T v`` is then ``||J^T v||^2``. What was found is reported.
+    A sample stops once I - J is found to be indefinite, or J far from symmetric because successive residuals are not
+    orthogonal. If a sample does not converge, two more products with J^T test whether its J is symmetric:
+    ``v . J^T J^T v`` is then ``||J^T v||^2``. The findings are reported.
 
     Args:
-        steps: Most steps, at least 1.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``. Samples rest at 0.9 of it,
-            since the updated residual differs from the true one by rounding.
+        steps: Maximum number of steps, at least 1.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps`` steps. A sample stops at 0.9
+            ``tol``, since the residual of the recurrence differs from the true one by rounding.
         check_every: Steps between two convergence checks.
 
     Raises:
@@ -75,23 +75,23 @@ class ConjugateGradient(RecurrentSolver):
     """
 
     def begin(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> Recurrence:
-        """The recurrence of the solve."""
+        """Starts the recurrence of a solve."""
         return _CG(operator, gradient, start)
 
     def finish(self, recurrence: Recurrence, solution: LinearSolution) -> LinearSolution:
-        """Reports the samples that conjugate gradients are not for."""
+        """Reports samples for which I - J is not symmetric positive definite."""
         if everywhere(solution.converged):
             return solution
         assert isinstance(recurrence, _CG)
         operator = recurrence.operator
         before = operator.products
-        _explain(operator, ~(solution.residual <= self.tol), recurrence)
+        _report_unsuitable(operator, ~(solution.residual <= self.tol), recurrence)
         return replace(solution, products=solution.products + operator.products - before)
 
 
-def _explain(operator: JacobianOperator, failed: Tensor, recurrence: _CG) -> None:
-    """Reports which of the samples that have not converged are none for conjugate gradients."""
-    # Rounding alone, of many steps in low precision, makes residuals lean as well.
+def _report_unsuitable(operator: JacobianOperator, failed: Tensor, recurrence: _CG) -> None:
+    """Reports the failed samples for which I - J is not symmetric positive definite."""
+    # In low precision, rounding alone can make residuals non-orthogonal after many steps.
     asymmetric = failed & is_asymmetric(operator)
     indefinite = failed & recurrence.indefinite & ~asymmetric
     reasons = {"J is not symmetric": asymmetric, "I - J has an eigenvalue that is not positive": indefinite}

@@ -1,4 +1,4 @@
-"""The truncated Neumann series of a damped map."""
+"""The truncated Neumann series of the damped update."""
 
 import torch
 
@@ -10,11 +10,11 @@ from rbp_lightning.pytree import Vector
 
 
 class DampedNeumannSeries(LinearSolver):
-    """The first terms of a damped series, z = d times the sum over i = 0..k - 1 of ((1 - d) I + d J^T)^i g.
+    """The truncated damped series z = d * sum over i = 0..k - 1 of ((1 - d) I + d J^T)^i g.
 
-    All terms together are the solution, since I less the damped matrix is d (I - J^T). Few of them are a bias that is
-    chosen (Geng et al., On training implicit models, NeurIPS 2021, section 3), so that a policy does not act on it; the
-    solution says what ``truncation_error`` makes of it all the same.
+    The full series is the solution, since I - ((1 - d) I + d J^T) = d (I - J^T). Truncating it is a deliberate bias of
+    the phantom gradient (Geng et al., On training implicit models, NeurIPS 2021, section 3), so a policy does not act
+    on it. The solution still has the estimate of ``truncation_error``.
 
     Args:
         steps: k, the number of terms, at least 1; they take k - 1 products with J^T.
@@ -34,7 +34,7 @@ class DampedNeumannSeries(LinearSolver):
         self.damping = check_number(self, "damping", damping, 0.0, 1.0, low_allowed=False)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Sums the first terms."""
+        """Sums the terms."""
         before, damping = operator.products, self.damping
 
         def next_term(term: Vector) -> Vector:

@@ -1,10 +1,10 @@
-"""The dense solution of the adjoint equation."""
+"""A dense solver of the adjoint equation."""
 
 import math
 
 import torch
 
-from rbp_lightning.agreement import alike
+from rbp_lightning.agreement import same_everywhere
 from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.linear.back_substitution import solve_by_qr
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
@@ -15,11 +15,10 @@ from rbp_lightning.pytree import Vector
 class Dense(LinearSolver):
     """Solves by a QR decomposition of the matrix I - J^T of each sample (Golub and Van Loan, 2013, section 5.3.3).
 
-    It takes as many products with J^T as a sample has elements to make the matrices, which are kept in memory: for
-    small states, and as a reference.
+    Forming the matrices takes as many products with J^T as a sample has elements: for small states, and as a reference.
 
     Args:
-        max_size: Most elements of a sample, at least 1; a larger state is refused.
+        max_size: Maximum number of elements of a sample, at least 1; a larger state is an error.
 
     Raises:
         UserError: If ``max_size`` is out of its range, a sample has more elements, or processes that share an update
@@ -35,8 +34,8 @@ class Dense(LinearSolver):
         self.max_size = check_count(self, "max_size", max_size, 1)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Makes the matrices and solves with them; ``start`` is of no use."""
-        if not alike(operator.size):
+        """Forms the matrices and solves; ``start`` is ignored."""
+        if not same_everywhere(operator.size):
             raise UserError(
                 "Dense: the processes that share the update have samples of different sizes, and would take different "
                 "numbers of products: use GMRES(), or samples of one size."
@@ -44,7 +43,7 @@ class Dense(LinearSolver):
         if operator.size > self.max_size:
             raise UserError(
                 f"Dense: max_size={self.max_size}, but a sample has {operator.size} elements: use GMRES(), or increase "
-                "max_size if so many products and matrices of that size are affordable."
+                "max_size if as many products, and matrices of that size, are affordable."
             )
         before = operator.products
         right = operator.ravel(gradient)
@@ -56,5 +55,5 @@ class Dense(LinearSolver):
 
 
 def rounding_tol(operator: JacobianOperator) -> float:
-    """Relative residual that rounding leaves of a solution to working precision: it grows with the dimension."""
+    """Relative residual of a solution to working precision, which grows with the dimension."""
     return 100 * operator.epsilon * math.sqrt(operator.size)

@@ -1,4 +1,4 @@
-"""The adjoint to rounding, at any price."""
+"""A reference solver of the adjoint equation, to working precision."""
 
 from dataclasses import replace
 
@@ -11,18 +11,18 @@ from rbp_lightning.linear.jacobian import JacobianOperator
 from rbp_lightning.pytree import Vector
 
 RESTART = 100
-"""Dimension of GMRES' Krylov space before it restarts."""
+"""Maximum dimension of the Krylov space of GMRES."""
 
 
 class Direct(LinearSolver):
-    """Solves the adjoint equation as exactly as the precision allows: the reference for other solvers.
+    """Solves the adjoint equation to working precision, as a reference for other solvers.
 
-    A state of up to ``dense_size`` elements in a sample is solved for by ``Dense``, a larger one by ``GMRES`` with a
-    large Krylov space.
+    It uses ``Dense`` for samples of up to ``dense_size`` elements, and ``GMRES`` with a large Krylov space for larger
+    ones.
 
     Args:
-        dense_size: Most elements of a sample for a dense solution, at least 0.
-        max_products: Most products with J^T of GMRES, at least 1.
+        dense_size: Maximum number of elements of a sample for a dense solution, at least 0.
+        max_products: Maximum number of products with J^T for GMRES, at least 1.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -38,9 +38,9 @@ class Direct(LinearSolver):
         self.max_products = check_count(self, "max_products", max_products, 1)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Solves by QR or by GMRES; ``start`` is of no use."""
+        """Solves by QR or by GMRES; ``start`` is ignored."""
         if everywhere(operator.size <= self.dense_size):
             return Dense(self.dense_size).solve(operator, gradient)
-        steps = max(1, self.max_products * RESTART // (RESTART + 1))  # a restart takes a product as well
+        steps = max(1, self.max_products * RESTART // (RESTART + 1))  # a restart costs a product as well
         solution = GMRES(steps, 10 * operator.epsilon, RESTART).solve(operator, gradient)
         return replace(solution, tol=rounding_tol(operator), known=None)

@@ -18,21 +18,21 @@ from rbp_lightning.pytree import Vector
 from rbp_lightning.status import Status
 
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""The relative residual of each sample, from a residual and the solution that it is of."""
+"""Computes the relative residual of each sample from its residual vector and solution."""
 
 
 class GMRES(LinearSolver):
     """Restarted GMRES (Saad, Iterative Methods for Sparse Linear Systems, 2003, algorithm 6.11).
 
-    Of all z in the Krylov space of a sample it takes the one of the least residual, for any J and without products
-    with it. A step costs one product with J^T, a restart another one. Near spectral radius 1 far fewer are needed than
-    by Richardson's iteration, and one state is kept for each step up to a restart. Restarting can make it stagnate;
-    increase ``restart`` then, or use ``NormalCG``.
+    For any J; it finds the z in the Krylov space with the smallest residual. A step costs one product with J^T, and a
+    restart one more; products with J are not needed. Near spectral radius 1 it needs far fewer products than
+    Richardson's iteration, but stores one state for each step since the last restart. Restarting can make it stagnate;
+    if so, increase ``restart`` or use ``NormalCG``.
 
     Args:
-        steps: Most steps, at least 1.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``.
-        restart: Steps after which the Krylov space is begun anew, at least 1, and so most states that are kept.
+        steps: Maximum number of steps, at least 1.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps`` steps.
+        restart: Number of steps after which it restarts, at least 1; as many states are stored.
         check_every: Steps between two convergence checks.
 
     Raises:
@@ -51,7 +51,7 @@ class GMRES(LinearSolver):
         self.check_every = check_count(self, "check_every", check_every, 1)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Takes steps until every sample has converged or ``steps`` are spent."""
+        """Takes steps until every sample has converged, at most ``steps``."""
         before = operator.products
         relative = RelativeResidual(gradient, operator.batch_dims, operator.per_leaf)
         found = gmres(
@@ -73,13 +73,13 @@ class GMRES(LinearSolver):
 
 
 class GMRESResult(NamedTuple):
-    """What ``gmres`` returns.
+    """The result of ``gmres``.
 
     Attributes:
         solution: x, ``[*batch, size]``.
-        residual: Its relative residual per sample, from a product with x.
-        steps: Steps taken.
-        finished: Whether every sample had converged or could get no further.
+        residual: True relative residual per sample, from a product with x.
+        steps: Number of steps taken.
+        finished: Whether every sample has converged or can make no further progress.
         converged: Whether every sample is known to be within the tolerance.
     """
 
@@ -102,21 +102,21 @@ def gmres(
     epsilon: float,
     measure: Measure | None = None,
 ) -> GMRESResult:
-    """Solves A x = b by restarted GMRES, each sample by itself.
+    """Solves A x = b by restarted GMRES, for each sample independently.
 
-    Within a cycle the residual is known from the Hessenberg matrix. Every cycle ends with the true one, and where that
-    is above the tolerance after all, as rounding can make it, further cycles follow.
+    Within a cycle the residual is computed from the Hessenberg matrix. At the end of a cycle the true residual is
+    computed; if it is above the tolerance because of rounding, another cycle follows.
 
     Args:
-        product: A v of one vector per sample.
+        product: Computes A v for one vector per sample.
         right: b, ``[*batch, size]``, float32 or wider.
-        start: A first x; ``None`` is 0.
-        steps: Most steps, of one product each; each cycle but the first takes one more, and so does the last residual.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``.
-        restart: Most steps of a cycle.
+        start: The initial x; ``None`` is 0.
+        steps: Maximum number of steps, of one product each. Each cycle costs one more product for the true residual.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps`` steps.
+        restart: Maximum number of steps in a cycle.
         check_every: Steps between two convergence checks.
         epsilon: Relative precision of a product.
-        measure: Measures residuals; ``None`` is their norm over that of b.
+        measure: Computes relative residuals; ``None`` is the norm of the residual over that of b.
 
     Example:
         >>> found = gmres(lambda v: 2 * v, torch.ones(3, 2), steps=9, tol=1e-6, restart=5, check_every=3, epsilon=1e-7)
@@ -127,31 +127,31 @@ def gmres(
         measure = _relative_to(right)
     solution = torch.zeros_like(right) if start is None else start
     residual = right if start is None else right - product(start)
-    left = measure(residual, solution)
-    # The true residual differs by rounding, below which nothing can be resolved.
-    rest = max(0.9 * tol, epsilon)
-    schedule, offset, step = CheckSchedule(check_every, rest if tol > 0 else 0.0, epsilon), 0, 0
+    relative = measure(residual, solution)
+    # Below tol, since the true residual differs by rounding; not below epsilon, where nothing can be resolved.
+    target = max(0.9 * tol, epsilon)
+    schedule, offset, step = CheckSchedule(check_every, target if tol > 0 else 0.0, epsilon), 0, 0
     restart = largest_of(min(restart, right.shape[-1]))
     verification = Verification(tol)
-    space = KrylovSpace(right, min(restart, steps), rest)
+    space = KrylovSpace(right, min(restart, steps), target)
     while step < steps:
-        space.begin(residual, left, left > max(tol, epsilon))
+        space.begin(residual, relative, relative > max(tol, epsilon))
         finished = False
         for _ in range(min(restart, steps - step)):
             space.extend(product)
             step += 1
             if tol > 0 and schedule.should_check(step - offset):
-                finished = schedule.is_finished(step - offset, space.left())
+                finished = schedule.is_finished(step - offset, space.relative_residual())
                 if finished:
                     break
         solution = solution + space.correction()
         residual = right - product(solution)
-        left = measure(residual, solution)
+        relative = measure(residual, solution)
         if finished:
-            if not verification.goes_on(left):
-                return GMRESResult(solution, left, step, True, verification.converged)
-            schedule, offset = CheckSchedule(check_every, rest, epsilon), step
-    return GMRESResult(solution, left, step, False, False)
+            if not verification.should_continue(relative):
+                return GMRESResult(solution, relative, step, True, verification.converged)
+            schedule, offset = CheckSchedule(check_every, target, epsilon), step
+    return GMRESResult(solution, relative, step, False, False)
 
 
 def _relative_to(right: Tensor) -> Measure:

@@ -1,4 +1,4 @@
-"""Walking the autograd graph."""
+"""Traverses the autograd graph."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from rbp_lightning.pytree import Vector
 
 
 def graph_nodes(tensors: Vector) -> Iterator[Node]:
-    """Yields every node of the autograd graph behind some tensors, once each.
+    """Yields each node of the autograd graph of some tensors once.
 
     Args:
         tensors: The tensors.

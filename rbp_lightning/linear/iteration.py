@@ -1,4 +1,4 @@
-"""The loop z <- J^T z + g, which forward solvers can accelerate."""
+"""The adjoint iteration z <- J^T z + g, which forward solvers can accelerate."""
 
 from typing import Any, Protocol
 
@@ -15,20 +15,20 @@ from rbp_lightning.status import Status
 from rbp_lightning.steps_ahead import Step, StepsAhead
 
 SOLUTION_RATIO = 16
-"""How many times as large as g the solution may be for its rounding error to be known as such."""
+"""Assumed upper limit of ||z|| / ||g|| in the estimate of the rounding error."""
 
 
 class Stepper(Protocol):
-    """How the next iterate is made, as ``FixedPointSolver`` has it."""
+    """Computes the next iterate; see ``FixedPointSolver``."""
 
     def init(self, vector: Vector, batch_dims: int) -> Any:
-        """What is remembered before the first step."""
+        """The memory before the first step."""
 
     def step(self, vector: Vector, image: Vector, memory: Any) -> tuple[Vector, Any]:
-        """The next iterate, and what to remember."""
+        """The next iterate, and the new memory."""
 
     def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Any) -> Any:
-        """What to remember after a convergence check."""
+        """The new memory after a convergence check."""
 
 
 def iterate_adjoint(
@@ -43,18 +43,18 @@ def iterate_adjoint(
 ) -> LinearSolution:
     """Iterates z <- J^T z + g until every sample has converged.
 
-    The change J^T z + g - z is the residual of the adjoint equation at z, so that z is returned once it has converged.
-    The residual of a number of steps without a tolerance is that of the last z but one.
+    The change J^T z + g - z is the residual of the adjoint equation at z, which is therefore returned once it has
+    converged. If ``tol`` is 0, the reported residual is that of the last z but one.
 
     Args:
         operator: Products with J^T.
         gradient: Leaves of g.
-        start: Leaves of the first z.
-        steps: Most products with J^T, at least 1.
-        tol: Relative residual at which a sample has converged; 0 takes exactly ``steps``.
+        start: Leaves of the initial z.
+        steps: Maximum number of products with J^T, at least 1.
+        tol: Relative residual at which a sample has converged; 0 takes exactly ``steps`` steps.
         check_every: Steps between two convergence checks.
-        stepper: How the next z is made; ``None`` takes J^T z + g.
-        graph_steps: Steps in a CUDA graph; 0 for none.
+        stepper: Computes the next z; ``None`` takes J^T z + g.
+        graph_steps: Number of steps in a CUDA graph; 0 uses no graph.
     """
     before = operator.products
     relative = RelativeResidual(gradient, operator.batch_dims, operator.per_leaf)
@@ -80,7 +80,7 @@ def iterate_adjoint(
     else:
         if tol > 0:
             last, residual = residual, operator.adjoint_residual(gradient, adjoint)
-            # In low precision a few steps may be too few to tell.
+            # In low precision there may be too few steps for the schedule to detect a stall.
             not_falling = residual > FALLING * last
             floor = torch.where(not_falling, rounding_floors(gradient, adjoint, operator), 0.0)
     return LinearSolution(adjoint, step, operator.products - before, residual, tol, known=known, floor=floor)
@@ -91,15 +91,15 @@ def _step(operator: AdjointMap, gradient: Vector) -> Step:
 
 
 def _step_in_graphs(operator: JacobianOperator, gradient: Vector, graph_steps: int) -> Step:
-    # What is captured must be taped on the stream of the capture.
+    # The graph of a captured VJP must be recorded on the stream of the capture.
     ahead = StepsAhead(
-        _step(operator, gradient), graph_steps, current_context().place, lambda: _step(operator.retaped(), gradient)
+        _step(operator, gradient), graph_steps, current_context().place, lambda: _step(operator.reevaluated(), gradient)
     )
 
     def step(adjoint: Vector) -> Vector:
         products = operator.products
         following = ahead(adjoint)
-        operator.products = products + 1  # of a graph's those that are wanted
+        operator.products = products + 1  # count only the products of a graph that are used
         return following
 
     return step

@@ -1,4 +1,4 @@
-"""The Jacobian of an update as a linear operator."""
+"""The Jacobian of an update as a linear operator, and vector-Jacobian products."""
 
 import copy
 from collections.abc import Callable
@@ -20,32 +20,32 @@ _NO_SECOND_DERIVATIVE = (
     "once_differentiable",
     "is not implemented",
     "does not currently support double backward",
-    "The gradient of a fixed point has no derivative",  # of a solve within the update
+    "The gradient of a fixed point has no derivative",  # from a solve within the update
 )
 _FUSED_ATTENTION = "_scaled_dot_product_"
-# The first one frees the parameters, and the second one communicates beside the graph (PyTorch 2.13): a second
-# derivative is an error at best.
+# Nodes of FSDP, which frees the parameters, and of DTensor, which communicates outside the graph (PyTorch 2.13): second
+# derivatives through them raise an error or are wrong.
 _SHARDED = ("RegisterPostBackwardFunction", "_FromTorchTensor")
 
 
 class JacobianOperator(AdjointMap):
-    """J = dF/dh at one taped step of an update: products with J and J^T, per sample.
+    """J = dF/dh at one recorded application of the update: products with J and J^T, per sample.
 
-    Vectors are lists of leaves. ``ravel`` joins them into one vector per sample, as dense and Krylov methods want it.
+    Vectors are lists of leaves; ``ravel`` joins them into one vector per sample for dense and Krylov methods.
 
     Args:
         function: F on leaves.
         inputs: Leaves of the state h; they require gradients.
-        outputs: Leaves of F(h), taped from ``inputs``.
+        outputs: Leaves of F(h), with their graph from ``inputs``.
         batch_dims: The number of leading dimensions that index independent samples.
-        per_leaf: Whether residuals are those of each leaf by itself, of which the worst counts.
+        per_leaf: Whether a residual is the largest of the leaves' relative residuals, or one over all leaves.
 
     Attributes:
-        products: How many products were taken, with J and J^T together.
+        products: Number of products taken, with J and J^T together.
         epsilon: Relative precision of a product.
         batch_shape: Shape of the batch dimensions.
         size: Number of elements of a sample.
-        is_transposed: Whether it is the operator of J^T.
+        is_transposed: Whether this is the operator of J^T instead of J.
 
     Example:
         >>> operator = JacobianOperator.at(torch.square, torch.tensor([1.0, 2.0]), batch_dims=0)
@@ -79,15 +79,15 @@ class JacobianOperator(AdjointMap):
 
     @classmethod
     def at(cls, update: Update, state: State, batch_dims: int) -> "JacobianOperator":
-        """Tapes a step of an update for its Jacobian alone.
+        """The Jacobian of an update at a state.
 
         Args:
-            update: The map F.
-            state: Where to linearise it.
+            update: The function F.
+            state: The state h at which F is linearised.
             batch_dims: The number of leading dimensions that index independent samples.
 
         Raises:
-            UserError: If an argument or the update is not as described.
+            UserError: If an argument or the update is invalid.
         """
         leaves, structure = flatten_state(state, check_count(JacobianOperator.at, "batch_dims", batch_dims, 0))
         function = StateFunction(update, structure)
@@ -96,50 +96,50 @@ class JacobianOperator(AdjointMap):
             return cls(function, inputs, function(inputs), batch_dims)
 
     def fresh(self) -> "JacobianOperator":
-        """The same operator with a count of its own, for a backward pass, which runs outside autocast."""
+        """The same operator with its own count of products, for one backward pass."""
         operator = copy.copy(self)
         operator.products = 0
         return operator
 
     def as_one_sample(self) -> "JacobianOperator":
-        """The same operator for a batch whose samples act on each other."""
+        """The same operator with the whole batch as one sample, for samples that act on each other."""
         operator = self.fresh()
         operator._set_batch_dims(0)
         return operator
 
     def transposed(self) -> "JacobianOperator":
-        """The operator of J^T: its products with J and J^T change places."""
+        """The operator of J^T: products with J and J^T are exchanged."""
         operator = self.fresh()
         operator.is_transposed = not self.is_transposed
         return operator
 
-    def retaped(self) -> "JacobianOperator":
-        """The operator at the same state with F evaluated again, as on the next minibatch; its count goes on."""
+    def reevaluated(self) -> "JacobianOperator":
+        """The operator at the same state with F evaluated again, such as on another minibatch; the count continues."""
         operator = copy.copy(self)
-        operator._inputs, operator._outputs = self._tape_again()
+        operator._inputs, operator._outputs = self._evaluate_again()
         operator._jvp = None
         return operator
 
-    def _tape_again(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _evaluate_again(self) -> tuple[list[Tensor], list[Tensor]]:
         with torch.enable_grad(), torch.autocast(*self._autocast):
             inputs = [leaf.detach().requires_grad_() for leaf in self._inputs]
             return inputs, list(self._function(inputs))
 
     def difference(self, step: Vector) -> list[Tensor]:
-        """F(h + d) - F(h), by one evaluation of F without a tape.
+        """The difference F(h + d) - F(h), by one evaluation of F without gradients.
 
         Args:
             step: Leaves of d.
 
         Returns:
-            Its leaves, in the dtypes of d.
+            Leaves of the difference, in the dtypes of d.
         """
         with torch.no_grad(), torch.autocast(*self._autocast):
             image = self._function([leaf + move.to(leaf.dtype) for leaf, move in zip(self._inputs, step, strict=True)])
         return _cast(subtract(image, [leaf.detach() for leaf in self._outputs]), step)
 
     def vjp(self, cotangent: Vector) -> list[Tensor]:
-        """Product J^T v.
+        """The vector-Jacobian product J^T v.
 
         Args:
             cotangent: Leaves of v.
@@ -148,7 +148,7 @@ class JacobianOperator(AdjointMap):
             Leaves of J^T v, in the dtypes of v.
 
         Raises:
-            UserError: If the update uses a reentrant checkpoint.
+            UserError: If the update uses reentrant activation checkpointing.
         """
         self.products += 1
         return self._push_forward(cotangent) if self.is_transposed else self._pull_back(cotangent)
@@ -162,12 +162,12 @@ class JacobianOperator(AdjointMap):
         return _cast(product, cotangent)
 
     def jvp(self, tangent: Vector) -> list[Tensor]:
-        """Product J v.
+        """The Jacobian-vector product J v.
 
-        J v is the derivative with respect to u of (J^T u) . v, so it comes from the tape, without a second evaluation
-        of the update. Fused kernels of attention cannot be differentiated twice: for these products the step is taped
-        once more with PyTorch's math kernel. Where another operation cannot, the update is evaluated in forward mode;
-        so it is of modules that are sharded.
+        J v is the derivative of (J^T u) . v with respect to u, so it comes from the recorded graph without evaluating
+        the update again. If fused attention kernels, which cannot be differentiated twice, prevent that, the update is
+        evaluated once more with PyTorch's math kernel. If another operation cannot be differentiated twice, and for
+        sharded modules, the update is evaluated in forward mode.
 
         Args:
             tangent: Leaves of v.
@@ -183,10 +183,10 @@ class JacobianOperator(AdjointMap):
 
     def _push_forward(self, tangent: Vector) -> list[Tensor]:
         if self._jvp is None:
-            self._jvp = self._jvp_from_tape() or self._jvp_forward_mode
+            self._jvp = self._jvp_from_graph() or self._jvp_forward_mode
         return _cast(self._jvp(tangent), tangent)
 
-    def _jvp_from_tape(self, again: tuple[Vector, Vector] | None = None) -> Callable[[Vector], list[Tensor]] | None:
+    def _jvp_from_graph(self, again: tuple[Vector, Vector] | None = None) -> Callable[[Vector], list[Tensor]] | None:
         inputs, outputs = again or (self._inputs, self._outputs)
         if any(node.name().startswith(_SHARDED) for node in graph_nodes(outputs)):
             return None
@@ -198,9 +198,9 @@ class JacobianOperator(AdjointMap):
         except RuntimeError as error:
             _refuse_reentrant_checkpoint(error)
             if again is None and _FUSED_ATTENTION in str(error):
-                # An update that must not be evaluated again raises the first.
+                # NotImplementedError comes from an update that must not be evaluated again.
                 with suppress(NotImplementedError), sdpa_kernel(SDPBackend.MATH):
-                    return self._jvp_from_tape(self._tape_again())
+                    return self._jvp_from_graph(self._evaluate_again())
             if not any(reason in str(error) for reason in _NO_SECOND_DERIVATIVE):
                 raise
             return None
@@ -217,8 +217,8 @@ class JacobianOperator(AdjointMap):
         except NotImplementedError as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(
-                "The update can be differentiated neither twice nor in forward mode, so there is no product with its "
-                "Jacobian: use an estimator that needs none (NeumannRBP, RBP), or do not compile the update. "
+                "The update can be differentiated neither twice nor in forward mode, so there are no products J v: use "
+                "an estimator that needs none (NeumannRBP, RBP), or do not compile the update. "
                 f"({reason})"
             ) from error
         pairs = zip(products, tangent, strict=True)
@@ -234,18 +234,18 @@ class JacobianOperator(AdjointMap):
         return [piece.reshape(self.batch_shape + shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
     def flat_vjp(self, flat: Tensor) -> Tensor:
-        """J^T v of one vector per sample, ``[*batch, size]``."""
+        """J^T v for one vector per sample, ``[*batch, size]``."""
         return self.ravel(self.vjp(self.unravel(flat)))
 
     def flat_jvp(self, flat: Tensor) -> Tensor:
-        """J v of one vector per sample, ``[*batch, size]``."""
+        """J v for one vector per sample, ``[*batch, size]``."""
         return self.ravel(self.jvp(self.unravel(flat)))
 
     def random_unit_vector(self, seed: int) -> Tensor:
-        """A vector per sample, uniform on the sphere, the same on every device.
+        """One random vector per sample, uniform on the unit sphere, the same on every device.
 
         Args:
-            seed: Seed of the draw.
+            seed: Random seed.
 
         Returns:
             Vectors, float32 or wider, of shape ``[*batch, size]``.
@@ -267,16 +267,16 @@ class JacobianOperator(AdjointMap):
 
 
 def pull_back(outputs: Vector, inputs: Vector, cotangent: Vector, create_graph: bool = False) -> list[Tensor]:
-    """Vector-Jacobian product through the tape, which is kept.
+    """Vector-Jacobian product through a recorded graph, which is retained.
 
     Args:
-        outputs: Taped tensors.
+        outputs: Tensors that may have a graph.
         inputs: The tensors to differentiate with respect to.
-        cotangent: One tensor for each output; cast to its dtype.
-        create_graph: Whether the product can be differentiated in turn.
+        cotangent: One tensor for each output, which is cast to its dtype.
+        create_graph: Whether the product can be differentiated.
 
     Returns:
-        One tensor for each input; zero where it is not used.
+        One tensor for each input, zero if the outputs do not depend on it.
 
     Example:
         >>> state = torch.ones(2, requires_grad=True)
@@ -306,7 +306,7 @@ def _cast(vector: Vector, like: Vector) -> list[Tensor]:
 
 
 def _refuse_reentrant_checkpoint(error: RuntimeError) -> None:
-    """Raises the remedy where an error is that of a reentrant checkpoint, which only ``backward()`` can pass."""
+    """Raises an error with the remedy if a reentrant checkpoint caused the given one."""
     if any(reason in str(error) for reason in _REENTRANT_CHECKPOINT):
         raise UserError(
             "The update uses torch.utils.checkpoint with use_reentrant=True, through which no vector-Jacobian product "
@@ -315,9 +315,9 @@ def _refuse_reentrant_checkpoint(error: RuntimeError) -> None:
 
 
 def _drops_a_derivative(tensors: Vector) -> bool:
-    """Whether an operation behind the tensors was marked ``once_differentiable``.
+    """Whether the graph of the tensors contains an operation marked ``once_differentiable``.
 
-    Its backward returns tensors that are cut off from their inputs, behind a node that raises only if it is reached
-    from the other side: a second derivative through them is silently zero.
+    The backward of such an operation returns tensors that are detached from its inputs, and whose node raises only when
+    it is differentiated itself: a second derivative through them is silently zero.
     """
     return any(node.name() == "torch::autograd::Error" for node in graph_nodes(tensors))

@@ -10,13 +10,13 @@ from rbp_lightning.pytree import Vector
 class NeumannSeries(LinearSolver):
     """The truncated Neumann series z = sum over k = 0..K of (J^T)^k g (paper, algorithm 2).
 
-    The error is at most ||(I - J)^-1|| ||J||^(K + 1) ||g||; the solution says what ``truncation_error`` makes of it.
+    The error is at most ||(I - J)^-1|| ||J||^(K + 1) ||g||; the solution has the estimate of ``truncation_error``.
 
     Args:
         steps: K, the number of products with J^T; the sum has K + 1 terms.
 
     Raises:
-        UserError: If ``steps`` is negative or not a whole number.
+        UserError: If ``steps`` is not an integer of at least 0.
 
     Example:
         >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
@@ -28,22 +28,22 @@ class NeumannSeries(LinearSolver):
         self.steps = check_count(self, "steps", steps, 0)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Sums the first terms."""
-        before, tape = operator.products, operator
+        """Sums the terms."""
+        before, current = operator.products, operator
 
         def next_term(term: Vector) -> Vector:
-            nonlocal tape
-            tape = self.next_tape(tape)
-            return tape.vjp(term)
+            nonlocal current
+            current = self.next_operator(current)
+            return current.vjp(term)
 
         total, residual, estimate = sum_of_terms(next_term, gradient, self.steps, operator)
-        operator.products = tape.products
-        return LinearSolution(total, self.steps, tape.products - before, residual, error_estimate=estimate)
+        operator.products = current.products
+        return LinearSolution(total, self.steps, current.products - before, residual, error_estimate=estimate)
 
-    def next_tape(self, operator: JacobianOperator) -> JacobianOperator:
-        """What the next product is taken with: the same tape each time.
+    def next_operator(self, operator: JacobianOperator) -> JacobianOperator:
+        """The operator of the next product: always the same one.
 
         Args:
-            operator: What the last one was taken with.
+            operator: The operator of the last product.
         """
         return operator

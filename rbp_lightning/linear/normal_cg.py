@@ -1,4 +1,4 @@
-"""Conjugate gradients on the normal equations."""
+"""The conjugate gradient method on the normal equations."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from rbp_lightning.pytree import Vector
 
 class _CGLS(Recurrence):
     direction: Tensor
-    square: Tensor  # of the norm of the normal equations' residual
+    square: Tensor  # squared norm of the residual of the normal equations
 
     def advance(self, active: Tensor) -> Tensor:
         normal = self.residual - self.operator.flat_jvp(self.residual)
@@ -32,16 +32,16 @@ class _CGLS(Recurrence):
 class NormalCG(RecurrentSolver):
     """Conjugate gradients on (I - J)(I - J^T) z = (I - J) g (paper, section 3.2).
 
-    The normal equations are positive definite whatever J is, as long as 1 is no eigenvalue of it. This is the CGLS form
+    The normal equations are positive definite for any J that does not have the eigenvalue 1. This is the CGLS form
     (Bjorck, Numerical Methods for Least Squares Problems, 1996, algorithm 7.4.1), which updates the residual of the
-    equation itself instead of that of the normal equations: it loses fewer digits, and the norm of the residual over
-    all leaves falls with every step. A step costs one product with J and one with J^T. Their condition is the square of
-    that of I - J, which ``GMRES`` is spared.
+    adjoint equation instead of that of the normal equations: it loses fewer digits, and the norm of the residual over
+    all leaves decreases with every step. A step costs one product with J and one with J^T. The condition number of the
+    normal equations is the square of that of I - J, which ``GMRES`` avoids.
 
     Args:
-        steps: Most steps, at least 1.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``. Samples rest at 0.9 of it,
-            since the updated residual differs from the true one by rounding.
+        steps: Maximum number of steps, at least 1.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps`` steps. A sample stops at 0.9
+            ``tol``, since the residual of the recurrence differs from the true one by rounding.
         check_every: Steps between two convergence checks.
 
     Raises:
@@ -57,5 +57,5 @@ class NormalCG(RecurrentSolver):
         super().__init__(steps, tol, check_every)
 
     def begin(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> Recurrence:
-        """The recurrence of the solve."""
+        """Starts the recurrence of a solve."""
         return _CGLS(operator, gradient, start)

@@ -1,10 +1,10 @@
-"""The Nystroem approximation of a symmetric Jacobian."""
+"""A linear solver by the Nystroem approximation, for symmetric Jacobians."""
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from rbp_lightning.agreement import alike, count_of
+from rbp_lightning.agreement import count_of, same_everywhere
 from rbp_lightning.errors import UserError, check_count, check_number, check_seed
 from rbp_lightning.failures import Failure
 from rbp_lightning.linear.back_substitution import solve_by_qr
@@ -17,25 +17,24 @@ from rbp_lightning.reporting import report
 
 
 class Nystrom(LinearSolver):
-    """Solves with a low-rank approximation of A = I - J from a few of its columns, for a symmetric J.
+    """Solves with a low-rank approximation of A = I - J from some of its columns, for symmetric J.
 
-    (A_k + rho I) z = g with A_k = C W^+ C^T, where C are k columns of A, drawn at random, and W their rows of the same
-    numbers (Hataya and Yamada, AISTATS 2023, arXiv 2302.09726). For hypergradients: where F is a
-    step of gradient descent, h - eta dL/dh, A is eta times the Hessian of the loss, of which a few directions matter.
-    It takes k products with J^T, which do not depend on each other, and one for the residual; no step length decides
-    on it.
+    It solves (A_k + rho I) z = g with A_k = C W^+ C^T, where C consists of k random columns of A, and W of the rows of
+    C with the same indices (Hataya and Yamada, AISTATS 2023, arXiv 2302.09726). For hypergradients: if F is a gradient
+    descent step h - eta dL/dh, A is eta times the Hessian of the loss, which often has a low effective rank. It takes k
+    independent products with J^T, and one for the residual; there is no step size to choose.
 
-    What g has outside of the span of C is divided by rho alone, and is part of the residual, which is that of the
-    equation without rho. The paper solves with the inverse in Woodbury's form; here C is orthogonalised first, which
-    is the same in exact arithmetic and bears a small rho in float32.
+    The part of g outside the span of C is only divided by rho. The reported residual is that of the equation without
+    rho. The paper uses the Woodbury identity; here C is orthogonalised first, which is equal in exact arithmetic and
+    allows a small rho in float32.
 
-    A J that is not symmetric is reported: a gradient step with momentum has one, and so has one with different
-    learning rates. No product is spent on that.
+    A J that is not symmetric, such as that of a gradient step with momentum or with several learning rates, is
+    detected without further products and reported.
 
     Args:
-        rank: k, the number of columns, at least 1; all of them where a sample has fewer elements.
-        damping: rho, above 0, in the units of I - J: eta times what it is in the units of the Hessian.
-        seed: Seed of the choice of the columns, the same ones in every sample and every solve.
+        rank: k, the number of columns, at least 1; all columns if a sample has fewer elements.
+        damping: rho, above 0, in the units of I - J, that is eta times a damping of the Hessian.
+        seed: Seed for choosing the columns, which are the same in every sample and every solve.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -53,10 +52,10 @@ class Nystrom(LinearSolver):
         self.seed = check_seed(self, "seed", seed)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Samples the columns and solves with them; ``start`` is of no use."""
-        if not alike(min(self.rank, operator.size)):
+        """Computes the columns and solves; ``start`` is ignored."""
+        if not same_everywhere(min(self.rank, operator.size)):
             raise UserError(
-                f"Nystrom: rank={self.rank}, but some of the processes that share the update have samples of fewer "
+                f"Nystrom: rank={self.rank}, but some of the processes that share the update have samples with fewer "
                 "elements, and would take fewer products: lower rank."
             )
         before = operator.products
@@ -77,9 +76,9 @@ class Nystrom(LinearSolver):
         size, count = columns.shape[-2:]
         basis, factor = torch.linalg.qr(columns)
         square = columns[..., chosen, :]
-        # Of matrices with NaN there are no eigenvalues; the other factors keep it.
+        # eigh fails for NaN, which the other factors propagate.
         values, vectors = torch.linalg.eigh((0.5 * (square + square.mT)).nan_to_num(0.0, 0.0, 0.0))
-        # Entries of I - J have the rounding error of 1.
+        # The entries of I - J have an absolute rounding error of epsilon.
         rounding = count * epsilon * values.abs().amax(dim=-1, keepdim=True).clamp_min(1)
         inverse = torch.where(values.abs() > rounding, 1 / values, 0)
         half = factor @ vectors
@@ -88,7 +87,7 @@ class Nystrom(LinearSolver):
         projected = (basis.mT @ right[..., None]).squeeze(-1)
         inside = solve_by_qr(core, projected)
         solution: Tensor = (basis @ inside[..., None]).squeeze(-1)
-        if count < size:  # else nothing lies outside of the basis but rounding
+        if count < size:  # otherwise only rounding error is outside the span
             outside = right - (basis @ projected[..., None]).squeeze(-1)
             solution = solution + outside / self.damping
         return solution
@@ -105,14 +104,14 @@ def _columns(operator: JacobianOperator, like: Tensor, chosen: list[int]) -> Ten
 
 
 def _report_asymmetry(columns: Tensor, chosen: list[int], flat: Tensor, image: Tensor, epsilon: float) -> None:
-    """Reports samples whose (I - J) z and (I - J^T) z differ, where both are known: in the columns that were chosen."""
-    leaning = (columns.mT @ flat[..., None]).squeeze(-1) - image[..., chosen]
+    """Reports samples for which (I - J) z and (I - J^T) z differ in the entries where both are known."""
+    difference = (columns.mT @ flat[..., None]).squeeze(-1) - image[..., chosen]
     size = 1 + vector_norm(columns, dim=(-2, -1))
     allowed = ROUNDING * epsilon * size * vector_norm(flat, dim=-1)
-    asymmetric = vector_norm(leaning, dim=-1) > allowed
+    asymmetric = vector_norm(difference, dim=-1) > allowed
     count, samples = count_of(asymmetric)
     if count:
         report(
             Failure.NOT_POSITIVE_DEFINITE,
-            f"Nystrom: J is not symmetric in {count} of {samples} samples, so it solves another equation",
+            f"Nystrom: J is not symmetric in {count} of {samples} samples, so their solution is wrong",
         )

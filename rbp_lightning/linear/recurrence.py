@@ -1,4 +1,4 @@
-"""The loop of the solvers that update an iterate and its residual from step to step."""
+"""The loop of linear solvers with a short recurrence, which update an iterate and its residual."""
 
 from abc import ABC, abstractmethod
 
@@ -16,17 +16,17 @@ from rbp_lightning.status import Status
 
 
 class Recurrence(ABC):
-    """One solve by a short recurrence: the iterate, its residual and the directions that lead to the next one.
+    """One solve by a short recurrence: the iterate, its residual and the search directions.
 
     Args:
         operator: Products with J and J^T.
         gradient: Leaves of g.
-        start: Leaves of a first z; ``None`` is 0.
+        start: Leaves of the initial z; ``None`` is 0.
 
     Attributes:
         solution: z, one vector per sample, ``[*batch, size]``.
-        residual: g - (I - J^T) z as it was updated, which does not know of rounding.
-        begins: Whether the next step is the first one, for which there is no direction yet.
+        residual: The residual g - (I - J^T) z of the recurrence, which drifts from the true one by rounding.
+        begins: Whether the next step is the first one, without a previous direction.
     """
 
     def __init__(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> None:
@@ -41,11 +41,11 @@ class Recurrence(ABC):
         return vector - self.operator.flat_vjp(vector)
 
     def relative_residual(self) -> Tensor:
-        """The residual as ``RelativeResidual`` has it."""
+        """The relative residual per sample; see ``RelativeResidual``."""
         return self._relative(self.operator.unravel(self.residual), self.operator.unravel(self.solution))
 
     def verify(self) -> Tensor:
-        """Begins anew with the true residual; returns what that is relative to g."""
+        """Restarts with the true residual; returns the true relative residual."""
         self.residual, self.begins = self._right - self.product(self.solution), True
         return self.relative_residual()
 
@@ -54,17 +54,17 @@ class Recurrence(ABC):
         """Takes a step in each active sample.
 
         Args:
-            active: Which samples take one, of the shape of the batch dimensions.
+            active: The samples that take a step, of the shape of the batch dimensions.
 
         Returns:
-            Which samples can take another: not those whose method has broken down.
+            The samples that can take another step: those for which the method has not broken down.
         """
 
     def move(self, length: Tensor, direction: Tensor, image: Tensor) -> None:
-        """Goes along a direction, by a length for each sample.
+        """Moves along a direction, and updates the residual.
 
         Args:
-            length: The lengths; 0 leaves a sample as it is.
+            length: Step length per sample; 0 leaves a sample unchanged.
             direction: The direction.
             image: (I - J^T) times the direction.
         """
@@ -73,14 +73,14 @@ class Recurrence(ABC):
 
 
 class RecurrentSolver(LinearSolver, ABC):
-    """A solver by a short recurrence. Samples advance side by side, each with step lengths of its own.
+    """A solver with a short recurrence. All samples take steps together, each with its own step lengths.
 
-    Where the true residual turns out to be above the tolerance in the end, the method begins anew with it.
+    If the true residual is above the tolerance at the end, the method restarts with it.
 
     Args:
-        steps: Most steps, at least 1.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``. Samples rest at 0.9 of it,
-            since the updated residual differs from the true one by rounding.
+        steps: Maximum number of steps, at least 1.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps`` steps. A sample stops at 0.9
+            ``tol``, since the residual of the recurrence differs from the true one by rounding.
         check_every: Steps between two convergence checks.
 
     Raises:
@@ -94,55 +94,55 @@ class RecurrentSolver(LinearSolver, ABC):
 
     @abstractmethod
     def begin(self, operator: JacobianOperator, gradient: Vector, start: Vector | None) -> Recurrence:
-        """Begins a solve.
+        """Starts the recurrence of a solve.
 
         Args:
             operator: Products with J and J^T.
             gradient: Leaves of g.
-            start: Leaves of a first z; ``None`` is 0.
+            start: Leaves of the initial z; ``None`` is 0.
         """
 
     def finish(self, recurrence: Recurrence, solution: LinearSolution) -> LinearSolution:
-        """What a solver has to say at the end, if anything; returns the solution.
+        """Called at the end of a solve, to report failures; returns the solution.
 
         Args:
-            recurrence: The solve at its end.
-            solution: What came of it.
+            recurrence: The recurrence after its last step.
+            solution: The solution.
         """
         return solution
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Takes steps until every sample has converged or ``steps`` are spent."""
+        """Takes steps until every sample has converged, at most ``steps``."""
         before = operator.products
         recurrence = self.begin(operator, gradient, start)
-        # Below rounding there is nothing left to divide by.
-        rest = max(0.9 * self.tol, operator.epsilon)
+        # Below the precision, the quotients of the recurrence are only rounding.
+        target = max(0.9 * self.tol, operator.epsilon)
         verification, step, finished = Verification(self.tol), 0, True
-        left = recurrence.relative_residual()
+        residual = recurrence.relative_residual()
         while finished and step < self.steps:
-            finished, taken = self._advance(recurrence, left, rest, self.steps - step)
-            step, left = step + taken, recurrence.verify()
-            if finished and not verification.goes_on(left):
+            finished, taken = self._advance(recurrence, residual, target, self.steps - step)
+            step, residual = step + taken, recurrence.verify()
+            if finished and not verification.should_continue(residual):
                 break
         vector = operator.unravel(recurrence.solution)
         floor = rounding_floors(gradient, vector, operator) if finished else None
         known = Status.CONVERGED if verification.converged else None
         products = operator.products - before
-        solution = LinearSolution(vector, step, products, left, self.tol, known=known, floor=floor)
+        solution = LinearSolution(vector, step, products, residual, self.tol, known=known, floor=floor)
         return self.finish(recurrence, solution)
 
-    def _advance(self, recurrence: Recurrence, left: Tensor, rest: float, most: int) -> tuple[bool, int]:
-        """Takes steps until no sample takes one or ``most`` are spent; returns which it was, and how many."""
-        schedule = CheckSchedule(self.check_every, rest if self.tol > 0 else 0.0, recurrence.operator.epsilon)
-        # Not ``>``: a sample with NaN has to keep it.
-        active = ~(left <= rest)
-        for step in range(1, most + 1):
+    def _advance(self, recurrence: Recurrence, residual: Tensor, target: float, max_steps: int) -> tuple[bool, int]:
+        """Takes steps while any sample is active; returns whether all became inactive, and the number of steps."""
+        schedule = CheckSchedule(self.check_every, target if self.tol > 0 else 0.0, recurrence.operator.epsilon)
+        # Not ``>``, so that a sample with NaN stays active.
+        active = ~(residual <= target)
+        for step in range(1, max_steps + 1):
             able = recurrence.advance(active)
             recurrence.begins = False
-            left = recurrence.relative_residual()
-            active = active & able & ~(left <= rest)
-            # Nobody waits for a sample that cannot go on, or has NaN.
-            waited_for = torch.where(active & (left > rest), left, 0)
-            if self.tol > 0 and schedule.should_check(step) and schedule.is_finished(step, waited_for):
+            residual = recurrence.relative_residual()
+            active = active & able & ~(residual <= target)
+            # A sample that has broken down, or has NaN, does not keep the others going.
+            pending = torch.where(active & (residual > target), residual, 0)
+            if self.tol > 0 and schedule.should_check(step) and schedule.is_finished(step, pending):
                 return True, step
         return False, step

@@ -7,16 +7,17 @@ from rbp_lightning.pytree import Vector, leaf_norms, norm
 
 
 class RelativeResidual:
-    """Norms of residuals g - (I - J^T) z, each relative to the norm of g; as they are where g is 0.
+    """Computes ||g - (I - J^T) z|| / ||g|| per sample; the absolute residual where g is 0.
 
-    Of a state of several leaves, each by itself, it is the largest of the leaves'. A leaf's is relative to the larger
-    of the norms of its g and its z, at most to the norm of the whole g, so that a large leaf hides no small one. Where
-    its g is 0, as of a leaf that the loss does not depend on, its z may be rounding, and it is relative to the whole.
+    With ``per_leaf`` it is the largest relative residual of the leaves, so that a large leaf does not hide a small one.
+    That of a leaf is relative to the larger of the norms of its g and its z, but at most to the norm of the whole g. If
+    the g of a leaf is 0, because the loss does not depend on it, its z may only be rounding error, and its residual is
+    relative to the whole g.
 
     Args:
         gradient: Leaves of g.
         batch_dims: The number of leading dimensions that index independent samples.
-        per_leaf: Whether to take each leaf by itself.
+        per_leaf: Whether to treat each leaf separately.
 
     Example:
         >>> relative = RelativeResidual([torch.tensor(1e8), torch.tensor(1.0)], batch_dims=0, per_leaf=True)
@@ -31,10 +32,10 @@ class RelativeResidual:
         self._sizes = leaf_norms(gradient, batch_dims) if per_leaf and len(gradient) > 1 else None
 
     def __call__(self, residual: Vector, adjoint: Vector) -> Tensor:
-        """Relative norm of a residual, per sample.
+        """The relative residual, per sample.
 
         Args:
-            residual: Leaves of the residual.
+            residual: Leaves of g - (I - J^T) z.
             adjoint: Leaves of z.
         """
         if self._sizes is None:

@@ -12,17 +12,17 @@ from rbp_lightning.pytree import Vector, norm, scale
 
 
 class Richardson(LinearSolver):
-    """Richardson's iteration z <- J^T z + g, which recurrent back-propagation is (paper, algorithm 1).
+    """Richardson's iteration z <- J^T z + g, the iteration of recurrent back-propagation (paper, algorithm 1).
 
-    It converges where the spectral radius of J is below 1. The change of z is the residual of the equation at the z
-    before it, so that one is returned once it has converged: another step could increase the residual where J is no
-    contraction in the norm. The residual of ``steps`` steps without a tolerance is that of the last z but one.
+    It converges if the spectral radius of J is below 1. The change of z is the residual at the previous z, which is
+    returned once it has converged, since another step could increase the residual if ||J|| is above 1. If ``tol`` is 0,
+    the reported residual is that of the last z but one.
 
     Args:
-        steps: Most products with J^T, at least 1.
-        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps``.
-        start: First z: ``"uniform"`` draws from U[0, 1] times the root mean square of g, ``"gradient"`` is g itself.
-        seed: Seed of the draw, the same in every solve.
+        steps: Maximum number of products with J^T, at least 1.
+        tol: Relative residual at which a sample has converged; 0 runs exactly ``steps`` steps.
+        start: The initial z: ``"uniform"`` draws from U[0, 1] times the root mean square of g; ``"gradient"`` is g.
+        seed: Seed of ``"uniform"``, which draws the same numbers in every solve.
         check_every: Steps between two convergence checks.
 
     Raises:
@@ -49,7 +49,7 @@ class Richardson(LinearSolver):
         self.check_every = check_count(self, "check_every", check_every, 1)
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Iterates until every sample has converged or ``steps`` are spent."""
+        """Iterates until every sample has converged, for at most ``steps`` steps."""
         first = self._first(gradient, operator.batch_dims) if start is None else start
         return iterate_adjoint(operator, gradient, first, self.steps, self.tol, self.check_every)
 

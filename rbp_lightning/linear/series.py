@@ -1,4 +1,4 @@
-"""Summing the first terms of a series."""
+"""Sums the first terms of a series."""
 
 from collections import deque
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from rbp_lightning.pytree import Vector
 def sum_of_terms(
     next_term: Callable[[Vector], Vector], gradient: Vector, count: int, operator: JacobianOperator
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Sums g and the terms that follow it, and estimates what that leaves out.
+    """Sums g and the terms that follow it, and estimates the truncation error.
 
     Args:
-        next_term: Makes the next term of a term.
+        next_term: Computes the next term from a term.
         gradient: Leaves of g, the first term.
-        count: How many terms follow it.
-        operator: What the terms are made with.
+        count: Number of terms after g.
+        operator: The operator that computes the terms.
 
     Returns:
-        Leaves of the sum, and what ``truncation_error`` makes of the last terms.
+        Leaves of the sum, and the residual and error estimate of ``truncation_error``.
 
     Example:
         >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
@@ -34,6 +34,6 @@ def sum_of_terms(
     for _ in range(count):
         terms.append(next_term(terms[-1]))
         for leaf, other in zip(total, terms[-1], strict=True):
-            leaf += other  # in place, which touches less memory
+            leaf += other  # in place, to move less memory
     residual, estimate = truncation_error(list(terms), gradient, count, operator.batch_dims, operator.epsilon, total)
     return total, residual, estimate

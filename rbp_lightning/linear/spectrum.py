@@ -1,4 +1,4 @@
-"""Estimates of the Jacobian's spectral radius and norm from products with it."""
+"""Estimates the spectral radius of the Jacobian, and bounds its norm."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rbp_lightning.errors import check_count, check_instance, check_number, chec
 from rbp_lightning.linear.jacobian import JacobianOperator
 
 TEST_EVERY = 5
-"""Steps between two tests of whether bounds on the norm are decided."""
+"""Number of steps between two tests of whether to stop bounding the norm."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,7 @@ class SpectralRadius:
 
     Attributes:
         value: The estimate for each sample.
-        residual: ||J^T v - lambda v|| for the unit vector v it belongs to, for each sample; the estimate has
-            converged where this is small.
+        residual: ||J^T v - lambda v|| for each sample, with the unit Ritz vector v; small once the estimate converged.
     """
 
     value: Tensor
@@ -33,16 +32,15 @@ def spectral_radius(
 ) -> SpectralRadius:
     """Estimates the spectral radius of J by power iteration and Arnoldi's method.
 
-    Power iteration on J^T brings out what is largest. Of a complex pair it turns for ever, and near a cluster of
-    eigenvalues it seems to have settled before it has; the vector it ends with is therefore the start of a Krylov
-    space, whose largest Ritz value is the estimate (Saad, Numerical Methods for Large Eigenvalue Problems, 2nd edition,
-    sections 4.1 and 6.2).
+    Power iteration alone does not converge for a complex pair of eigenvalues, and appears to converge too early near a
+    cluster. Its last vector is therefore the start of a Krylov space, whose largest Ritz value is the estimate (Saad,
+    Numerical Methods for Large Eigenvalue Problems, 2nd edition, sections 4.1 and 6.2).
 
     Args:
         operator: Products with J^T.
-        steps: Steps of power iteration, at least 0, of one product each.
-        krylov_steps: Dimension of the Krylov space, at least 1; it takes as many products and vectors.
-        seed: Seed of the vector that it starts from.
+        steps: Number of steps of power iteration, at least 0, of one product each.
+        krylov_steps: Dimension of the Krylov space, at least 1; it takes as many products and stored vectors.
+        seed: Seed of the random initial vector.
 
     Returns:
         The estimate, of the shape of the batch dimensions.
@@ -71,12 +69,12 @@ def _arnoldi(operator: JacobianOperator, vector: Tensor, steps: int) -> Spectral
     for step in range(steps):
         product = operator.flat_vjp(basis[..., step, :])
         scale = product.norm(dim=-1, keepdim=True)
-        for _ in range(2):  # once more, as rounding leaves some of it
+        for _ in range(2):  # a single pass loses orthogonality to rounding
             overlap = (basis @ product[..., None]).squeeze(-1)
             product = product - (overlap[..., None, :] @ basis).squeeze(-2)
             hessenberg[..., : step + 1, step] += overlap
         left = product.norm(dim=-1, keepdim=True)
-        # What is left of an invariant space is rounding, which is no direction.
+        # If the space is invariant, the remaining vector is only rounding error.
         left = torch.where(left > 10 * torch.finfo(left.dtype).eps * scale, left, 0)
         hessenberg[..., step + 1, step] = left.squeeze(-1)
         following = torch.where(left > 0, product / left, 0)
@@ -93,11 +91,11 @@ def _arnoldi(operator: JacobianOperator, vector: Tensor, steps: int) -> Spectral
 
 @dataclass(frozen=True)
 class NormBounds:
-    """Bounds on the spectral norm ||J||, from both sides.
+    """Lower and upper bounds on the spectral norm ||J||.
 
     Attributes:
         lower: Lower bound for each sample, which is also an estimate.
-        upper: Upper bound for each sample, but for the probability of failure; infinite where there is none.
+        upper: Upper bound for each sample, up to the failure probability; infinite if there is none.
     """
 
     lower: Tensor
@@ -111,22 +109,22 @@ def norm_bounds(
     seed: int = 0,
     stop_early: bool = False,
 ) -> NormBounds:
-    """Bounds the spectral norm of J by Golub-Kahan bidiagonalisation from a random start.
+    """Bounds the spectral norm of J by Golub-Kahan bidiagonalisation from a random vector.
 
-    The largest singular value of the bidiagonal matrix is a lower bound. An upper bound holds but for a small
-    probability over the start: Lanczos' method, which this is for J^T J, has by k steps found the largest eigenvalue of
-    a positive semidefinite n x n matrix to a relative error of e, but for a probability of at most
+    The largest singular value of the bidiagonal matrix is a lower bound. The upper bound holds with high probability
+    over the random vector: the method is Lanczos' method for J^T J, which after k steps approximates the largest
+    eigenvalue of a positive semidefinite n x n matrix to a relative error of e, except with a probability of at most
     1.648 sqrt(n) exp(-sqrt(e) (2 k - 1)) (Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13(4), 1992,
     theorem 4.2).
 
     Args:
         operator: Products with J and J^T.
-        steps: Most steps k, at least 1, of one product with each.
-        failure_probability: Probability, over the start, that the upper bound of any sample does not hold.
-        seed: Seed of the start.
-        stop_early: Whether to stop once all samples are decided: where the upper bound is below 1 and at most half as
-            near to it again as the lower one, or where the lower bound is at least 1. That is tested every five steps,
-            and the tests share ``failure_probability``.
+        steps: Maximum number of steps k, at least 1, each of one product with J and one with J^T.
+        failure_probability: Probability that the upper bound of any sample does not hold.
+        seed: Seed of the random vector.
+        stop_early: Whether to stop once every sample is decided: its lower bound is at least 1, or the distance of its
+            upper bound from 1 is at least half of that of its lower bound. This is tested every five steps, and the
+            tests share ``failure_probability``.
 
     Returns:
         The bounds, of the shape of the batch dimensions.

@@ -1,4 +1,4 @@
-"""Whether a Jacobian is symmetric."""
+"""Tests whether a Jacobian is symmetric."""
 
 from torch import Tensor
 from torch.linalg import vecdot
@@ -6,13 +6,13 @@ from torch.linalg import vecdot
 from rbp_lightning.linear.jacobian import JacobianOperator
 
 ROUNDING = 16
-"""Rounding error of an inner product with J that is allowed for, in units of the precision."""
+"""Assumed rounding error of an inner product with J, in units of the precision."""
 
 
 def is_asymmetric(operator: JacobianOperator) -> Tensor:
     """Whether J is not symmetric, bool per sample, by two products with J^T.
 
-    ``v . J^T J^T v`` is ``||J^T v||^2`` for a symmetric J and, with a random v, for hardly any other.
+    For a random v, ``v . J^T J^T v`` is ``||J^T v||^2`` if J is symmetric, and almost surely only then.
 
     Args:
         operator: Products with J^T.

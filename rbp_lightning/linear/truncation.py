@@ -1,4 +1,4 @@
-"""What a truncated Neumann series leaves out."""
+"""Estimates the error of a truncated Neumann series."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from rbp_lightning.pytree import Vector, change_and_size, divide, norm, norms_of
 
 ROUNDING = 8
-"""A last term of at most so many epsilon is rounding, of whose decay nothing can be said."""
+"""A last term of at most this many epsilon is rounding error, whose decay means nothing."""
 
 
 def truncation_error(
@@ -21,23 +21,23 @@ def truncation_error(
 ) -> tuple[Tensor, Tensor]:
     """Estimates the relative error of a truncated Neumann series from its last terms.
 
-    What follows them is taken for a geometric series with one factor, real or complex, as it is once the slowest mode
-    is all that is left: its modulus follows from terms two steps apart, its distance from 1 from the last two. Where
-    many modes decay alike, none is left alone, and the next term's share of g is nearer the truth: the larger of the
-    two is taken. A mode that is slower still, and of which the last terms show nothing yet, is not seen;
-    ``AdaptiveNeumann`` and ``EquilibriumMonitor`` do not depend on that.
+    The remainder is modelled as a geometric series with one factor, real or complex, which is right once only the
+    slowest mode remains: the modulus of the factor follows from terms two steps apart, its distance from 1 from the
+    last two terms. If many modes decay at similar rates, the norm of the next term relative to g is a better estimate;
+    the larger of the two is returned. A slower mode that does not show in the last terms is missed; ``AdaptiveNeumann``
+    and ``EquilibriumMonitor`` do not have this limitation.
 
     Args:
-        ending: Leaves of the last three terms, the newest last; fewer of a shorter series.
+        ending: Leaves of the last three terms, the newest last; fewer for a shorter series.
         gradient: Leaves of g, the first term.
         steps: Number of terms less one.
         batch_dims: The number of leading dimensions that index independent samples.
         epsilon: Relative precision of the terms.
-        total: Leaves of the sum; ``None`` takes its norm for the larger of that of g and that of the slowest mode.
+        total: Leaves of the sum; ``None`` estimates its norm as the larger of those of g and of the slowest mode.
 
     Returns:
-        The last term's norm over that of g, and the estimated share of the solution that is left out, 0 to 1, per
-        sample; NaN where a term is. Of a series of one term nothing is known, and it is 1.
+        ||last term|| / ||g||, and the estimated relative truncation error, 0 to 1, per sample; NaN where a term is NaN.
+        For a series of one term the error is unknown, and the estimate is 1.
 
     Example:
         >>> terms = [[torch.tensor([0.5**k])] for k in range(4)]

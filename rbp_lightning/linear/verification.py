@@ -1,4 +1,4 @@
-"""Whether a solve that believes to have converged has."""
+"""Verifies the convergence of a linear solve with its true residual."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,14 @@ from rbp_lightning.agreement import largest
 
 
 class Verification:
-    """Compares true residuals with the tolerance, where a solver's own no longer fall: rounding sets the two apart.
+    """Compares true residuals, which differ from those of a recurrence by rounding, with the tolerance.
 
     Args:
         tol: The tolerance.
 
     Attributes:
-        converged: Whether every sample was within the tolerance at the last call, in all processes that share it.
+        converged: Whether, at the last call, every sample of all processes that share the solve was within the
+            tolerance.
     """
 
     def __init__(self, tol: float) -> None:
@@ -21,10 +22,10 @@ class Verification:
         self._before: Tensor | None = None
         self.converged = False
 
-    def goes_on(self, residual: Tensor) -> bool:
-        """Whether going on from the true residual promises something: it is above the tolerance, and has halved.
+    def should_continue(self, residual: Tensor) -> bool:
+        """Whether to restart from the true residual: in some sample it is above the tolerance, and has halved.
 
-        Where processes share the solve, it is whether it does in any of them.
+        The samples are those of all processes that share the solve.
 
         Args:
             residual: The true relative residual of each sample.
@@ -32,7 +33,7 @@ class Verification:
         above = residual > self._tol
         improves = above if self._before is None else above & (residual <= 0.5 * self._before)
         self._before = residual
-        # One transfer for both.
+        # One transfer from the device for both.
         improvable, failed = largest(torch.stack([improves.any(), ~(residual <= self._tol).all()]).float()).tolist()
         self.converged = not failed
         return bool(improvable)

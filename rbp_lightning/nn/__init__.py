@@ -1,4 +1,4 @@
-"""What makes an update a contraction, what is held over a solve, and products that are constant over one."""
+"""Modules and functions for updates: norm bounds, penalties, constant dropout masks and sparse products."""
 
 from rbp_lightning.nn.contractive import contractive
 from rbp_lightning.nn.convolution_bounds import (

@@ -1,4 +1,4 @@
-"""Norm bounds for all layers of a module by one call."""
+"""Adds norm bounds to all layers of a module."""
 
 from collections.abc import Iterator
 from typing import Literal, TypeVar
@@ -28,7 +28,7 @@ _CONVOLUTIONS: dict[str, type[ConvolutionBound]] = {
     "spectral": SpectralConvolutionBound,
     "frobenius": FrobeniusConvolutionBound,
 }
-# Some have no weights, but expand all the same.
+# Normalisations without weights are not contractions either.
 _NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -38,29 +38,29 @@ def contractive(
     norm: Literal["spectral", "frobenius", "infinity"] = "spectral",
     token_norm: float | None = None,
 ) -> Module:
-    """Bounds the norm of every layer in a module, so that an update of these layers can be a contraction.
+    """Bounds the Lipschitz constant of every layer of a module, so that an update of these layers can be a contraction.
 
-    Every ``Linear``, ``Conv1d``, ``Conv2d``, ``Conv3d`` and ``MultiheadAttention`` gets parametrizations with which it
-    moves two inputs apart by at most ``bound`` times their distance; ``print(module)`` shows them. Layers in sequence
-    multiply, and branches that are added add up: ``h <- phi(layer(h)) + x`` is a contraction for a bound below 1 where
-    phi has slopes of at most 1, as tanh and ReLU have; those of GELU reach 1.13 and those of SiLU 1.1. Dropout with
-    rate p multiplies by up to 1 / (1 - p). Weights within the bound are not changed, and those beyond it are trained
-    on as they are, while what is used is within.
+    Every ``Linear``, ``Conv1d``, ``Conv2d``, ``Conv3d`` and ``MultiheadAttention`` gets parametrizations that bound its
+    Lipschitz constant by ``bound``; ``print(module)`` shows them. The constants of layers in sequence multiply, and
+    those of branches that are added add up: ``h <- phi(layer(h)) + x`` is a contraction for a bound below 1 if the
+    slopes of phi are at most 1, as for tanh and ReLU (those of GELU reach 1.13, those of SiLU 1.1). Dropout with rate p
+    multiplies the constant by up to 1 / (1 - p). Weights within the bound are used as they are. Others are projected
+    when they are used; the trained parameter itself is not changed.
 
     Args:
-        module: The module: a cell, or a part of one. It is changed.
-        bound: Largest norm of each layer, above 0.
-        norm: The distance, and how its bound is computed: ``"spectral"`` is Euclidean distance, by singular values;
-            ``"frobenius"`` is a cheaper and stricter bound of that; ``"infinity"`` is the largest difference of two
-            entries.
-        token_norm: With attention, the largest norm of a token that it is given, for then alone it has a bound, which
-            ``attention_bounds`` derives. That the tokens are within is for the cell to see to.
+        module: The module, a cell or a part of one. It is changed in place.
+        bound: Bound on the Lipschitz constant of each layer, above 0.
+        norm: The norm in which distances are measured, and how its bound is computed: ``"spectral"`` is the Euclidean
+            norm, by singular values; ``"frobenius"`` the same norm with a cheaper and stricter bound; ``"infinity"``
+            the maximum norm.
+        token_norm: For attention, the largest norm of its input tokens, which ``attention_bounds`` needs. The cell must
+            keep its tokens within this norm.
 
     Returns:
         The module.
 
     Raises:
-        UserError: If an argument is not as described, or a layer cannot be bounded; nothing is changed then.
+        UserError: If an argument is invalid, or a layer cannot be bounded; nothing is changed then.
 
     Example:
         >>> linear = contractive(torch.nn.Linear(4, 4), bound=0.9)
@@ -74,7 +74,7 @@ def contractive(
     check_choice(contractive, "norm", norm, _MATRICES)
     found = list(_bounds(module, type(module).__name__, bound, norm, token_norm, set()))
     if not found:
-        raise UserError(f"contractive: {type(module).__name__} has no weight to bound: pass the module that has.")
+        raise UserError(f"contractive: {type(module).__name__} has no weight to bound: pass a module that has one.")
     for owner, name, one in found:
         register_parametrization(owner, name, one)
     return module
@@ -83,12 +83,12 @@ def contractive(
 def _bounds(
     module: nn.Module, path: str, bound: float, norm: str, token_norm: float | None, seen: set[nn.Module]
 ) -> Iterator[Bound]:
-    """What to parametrize in a module, each module once."""
+    """The parametrizations to register in a module, visiting each submodule once."""
     if module in seen:
         return
     seen.add(module)
     if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-        raise UserError(f"contractive: {path} has no weight yet: apply the module once, before this.")
+        raise UserError(f"contractive: {path} has no weight yet: apply the module once before calling contractive.")
     own = {name for name, parameter in module._parameters.items() if parameter is not None}
     if isinstance(module, nn.MultiheadAttention):
         yield from attention_bounds(module, bound, _MATRICES[norm], token_norm)
@@ -100,7 +100,7 @@ def _bounds(
     if own or isinstance(module, _NORMALISATIONS):
         raise UserError(
             f"contractive: {path} ({type(module).__name__}) has no known bound: call contractive on each of the "
-            "submodules that act on the state, and see to the others yourself."
+            "submodules that act on the state, and bound the others yourself."
         )
     for name, child in module.named_children():
         if name != "parametrizations":
@@ -112,7 +112,7 @@ def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, path: str, bound: flo
         return InfinityConvolutionBound(bound)
     stride = layer.stride
     if layer.padding_mode == "circular":
-        # Around the edge, the phases of a stride may meet.
+        # With circular padding, the phases of a stride can mix at the edges.
         stride = (1,) * len(stride)
         wide = not isinstance(layer.padding, str) and any(
             2 * padding > gap * (taps - 1)
@@ -120,8 +120,8 @@ def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, path: str, bound: flo
         )
         if wide:
             raise UserError(
-                f"contractive: {path} repeats pixels, with padding={layer.padding} around a kernel of "
-                f"{layer.kernel_size}: lower its padding, or pass norm='infinity'."
+                f"contractive: {path} repeats pixels, because padding={layer.padding} is too large for kernel_size="
+                f"{layer.kernel_size}: lower the padding, or pass norm='infinity'."
             )
     elif layer.padding_mode != "zeros":
         raise UserError(

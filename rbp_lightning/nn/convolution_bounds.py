@@ -1,8 +1,8 @@
-"""Bounds on the norm of a convolution, as those of a matrix in ``norm_bounds``.
+"""Bounds on the operator norm of a convolution, like those of a matrix in ``norm_bounds``.
 
-They are parametrizations of the kernel, ``[out, in / groups, *taps]``. What they bound is the linear operator from
-image to image, for images of any size: with ``padding_mode="zeros"`` and any padding, or ``"circular"`` and at most the
-padding that keeps the size. Groups do not act on each other, so each is scaled by its own norm.
+They are parametrizations of the kernel, ``[out, in / groups, *taps]``. They bound the norm of the linear operator from
+image to image, for images of any size, with ``padding_mode="zeros"`` and any padding, or ``"circular"`` and at most the
+padding that keeps the image size. Groups are independent, so each group is scaled by its own norm.
 """
 
 import math
@@ -19,16 +19,16 @@ _FINENESS = 8
 
 
 class ConvolutionBound(NormBound):
-    """What the bounds in the Euclidean norm share.
+    """Base class of the bounds in the Euclidean norm.
 
     Args:
-        bound: Largest norm, above 0. A group within it is not changed.
-        stride: Of each dimension of an image; 1 where a strided convolution pads circularly.
-        dilation: Of each dimension of an image.
+        bound: Largest norm, above 0. A group within the bound is not changed.
+        stride: Stride in each dimension of the image; 1 for circular padding, whatever the stride.
+        dilation: Dilation in each dimension of the image.
         groups: Number of groups.
 
     Raises:
-        UserError: If an argument is not as described.
+        UserError: If an argument is invalid.
     """
 
     def __init__(self, bound: float, stride: Sequence[int] = (1,), dilation: Sequence[int] = (1,), groups: int = 1):
@@ -38,12 +38,12 @@ class ConvolutionBound(NormBound):
         self.groups = check_count(self, "groups", groups, 1)
 
     def check(self, weight: Tensor) -> None:
-        """Refuses what is no kernel of that many dimensions and groups."""
+        """Checks that the weight is a kernel with the given dimensions and groups."""
         self._check_kernel(weight)
         if weight.dim() - 2 != len(self.stride) or len(self.stride) != len(self.dilation):
             raise UserError(
                 f"{type(self).__name__}: weight has shape {tuple(weight.shape)}, stride={self.stride} and "
-                f"dilation={self.dilation}: pass a number for each of its {weight.dim() - 2} dimensions of an image."
+                f"dilation={self.dilation}: pass one number for each of the {weight.dim() - 2} dimensions of the image."
             )
         if weight.shape[0] % self.groups:
             raise UserError(f"{type(self).__name__}: groups={self.groups} does not divide {weight.shape[0]} channels.")
@@ -54,7 +54,7 @@ class ConvolutionBound(NormBound):
         return self._scaled(grouped, norm.reshape([-1] + [1] * weight.dim())).flatten(0, 1)
 
     def _norm(self, kernel: Tensor) -> Tensor:
-        """A bound on the norm of each group, of a kernel ``[groups, out, in, *taps]`` with stride 1."""
+        """A bound on the norm of each group, for a kernel ``[groups, out, in, *taps]`` with stride 1."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -63,25 +63,25 @@ class ConvolutionBound(NormBound):
 
 
 class SpectralConvolutionBound(ConvolutionBound):
-    """Scales the kernel so that no image grows by more than the bound in the Euclidean norm.
+    """Scales the kernel so that the spectral norm of the convolution is at most the bound.
 
     The norm is the largest singular value of the kernel's Fourier transform (Sedghi, Gupta and Long, ICLR 2019, arXiv
-    1805.10408), over all frequencies and not over those of one size of image. It is bounded from above: at each of a
-    grid of frequencies by Gram iteration (Delattre et al., ICML 2023, arXiv 2305.16173, algorithm 1), and between them
-    as squared singular values are bounded by trigonometric polynomials (M. Riesz's lemma, as in Pfister and Bresler,
-    IEEE Trans. Signal Process. 2019), by 1 / cos(pi / 8) per dimension of a kernel with more than one tap. Altogether
-    the norm is overestimated by at most 4, 8 and 13 percent of kernels of 1, 2 and 3 dimensions and the 128th root of
-    the number of channels. A stride is put into channels first, a kernel for each of its phases. The gradient is that
-    at the frequency of the largest value.
+    1805.10408) over all frequencies, not only those of one image size. It is bounded from above: on a grid of
+    frequencies by Gram iteration (Delattre et al., ICML 2023, arXiv 2305.16173, algorithm 1), and between them because
+    squared singular values are bounded by trigonometric polynomials (M. Riesz's lemma, as in Pfister and Bresler, IEEE
+    Trans. Signal Process. 2019), by a factor of 1 / cos(pi / 8) per dimension of the kernel with more than one tap. The
+    norm is overestimated by at most 4, 8 and 13 percent for kernels of 1, 2 and 3 dimensions, times the 128th root of
+    the number of channels. A strided convolution is first rewritten with one channel for each phase of the stride. The
+    gradient is that at the frequency of the largest value.
 
     Args:
-        bound: Largest norm, above 0. A group within it is not changed.
-        stride: Of each dimension of an image; 1 where a strided convolution pads circularly.
-        dilation: Of each dimension of an image.
+        bound: Largest norm, above 0. A group within the bound is not changed.
+        stride: Stride in each dimension of the image; 1 for circular padding, whatever the stride.
+        dilation: Dilation in each dimension of the image.
         groups: Number of groups.
 
     Raises:
-        UserError: If an argument is not as described.
+        UserError: If an argument is invalid.
 
     Example:
         >>> SpectralConvolutionBound(1.0)(torch.tensor([[[2.0]], [[0.0]]])).flatten()
@@ -91,7 +91,7 @@ class SpectralConvolutionBound(ConvolutionBound):
     def _norm(self, kernel: Tensor) -> Tensor:
         taps = kernel.shape[3:]
         grid = [1 if count == 1 else _FINENESS * (count - 1) for count in taps]
-        # Of a real kernel, opposite frequencies have the same singular values.
+        # For a real kernel, opposite frequencies have the same singular values.
         spectrum = torch.fft.rfftn(kernel, grid, dim=list(range(3, kernel.dim())))
         matrices = spectrum.flatten(3).movedim(3, 1)
         with torch.no_grad():
@@ -104,17 +104,16 @@ class SpectralConvolutionBound(ConvolutionBound):
 class FrobeniusConvolutionBound(ConvolutionBound):
     """Scales the kernel so that the Frobenius norms of its taps sum to at most the bound.
 
-    The sum is at least the operator's norm, of which it is a cheap and rough bound: that of a kernel of k taps of equal
-    norm can be k times as large.
+    The sum is a cheap and rough upper bound on the spectral norm: for k taps of equal norm it can be k times as large.
 
     Args:
-        bound: Largest sum, above 0. A group within it is not changed.
-        stride: Of each dimension of an image; 1 where a strided convolution pads circularly.
-        dilation: Of each dimension of an image.
+        bound: Largest sum, above 0. A group within the bound is not changed.
+        stride: Stride in each dimension of the image; 1 for circular padding, whatever the stride.
+        dilation: Dilation in each dimension of the image.
         groups: Number of groups.
 
     Raises:
-        UserError: If an argument is not as described.
+        UserError: If an argument is invalid.
 
     Example:
         >>> FrobeniusConvolutionBound(1.0)(torch.tensor([[[2.0, 2.0]]]))
@@ -127,12 +126,12 @@ class FrobeniusConvolutionBound(ConvolutionBound):
 
 
 class InfinityConvolutionBound(InfinityNormBound):
-    """Projects the kernel so that the largest entry of an image grows by no more than the bound.
+    """Projects the kernel so that the norm of the convolution in the maximum norm is at most the bound.
 
-    The norm is the largest sum of the sizes of an output channel's entries, whatever stride, dilation and padding.
+    The norm is the largest sum of absolute entries of an output channel, for any stride, dilation and padding.
 
     Args:
-        bound: Largest norm, above 0. An output channel within it is not changed.
+        bound: Largest norm, above 0. An output channel within the bound is not changed.
 
     Raises:
         UserError: If ``bound`` is not a positive number.
@@ -143,7 +142,7 @@ class InfinityConvolutionBound(InfinityNormBound):
     """
 
     def check(self, weight: Tensor) -> None:
-        """Refuses what is no kernel."""
+        """Checks that the weight is a kernel."""
         self._check_kernel(weight)
 
     def _bounded(self, weight: Tensor) -> Tensor:
@@ -153,13 +152,13 @@ class InfinityConvolutionBound(InfinityNormBound):
 def _with_stride_one(kernel: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """A kernel whose convolution with stride 1 has the same norm.
 
-    Every stride-th pixel makes an image of its own: a strided convolution is one of these, as so many channels. Gaps
-    in a kernel with stride 1 stretch its Fourier transform, which takes the same values.
+    A strided convolution is a convolution with stride 1 of the phases of the image, one channel for each phase.
+    Dilation of a kernel with stride 1 only rescales the frequencies of its Fourier transform.
 
     Args:
-        kernel: Of shape ``[groups, out, in, *taps]``.
-        stride: Of each dimension of an image.
-        dilation: Of each dimension of an image.
+        kernel: The kernel, ``[groups, out, in, *taps]``.
+        stride: Stride in each dimension of the image.
+        dilation: Dilation in each dimension of the image.
     """
     for axis, (step, gap) in enumerate(zip(stride, dilation, strict=True), start=3):
         if step > 1:
@@ -172,7 +171,7 @@ def _with_stride_one(kernel: Tensor, stride: Sequence[int], dilation: Sequence[i
 
 
 def _gram_iteration(matrices: Tensor) -> Tensor:
-    """Upper bounds on spectral norms: 2^t-th roots of the Frobenius norm of (A^* A)^(2^(t - 1)) tend to that of A."""
+    """Upper bounds on spectral norms: the 2^t-th root of the Frobenius norm of (A^* A)^(2^(t - 1)) tends to ||A||_2."""
     if matrices.shape[-2] < matrices.shape[-1]:
         matrices = matrices.mH  # the smaller of the two Gram matrices
     tiny = torch.finfo(matrices.real.dtype).tiny

@@ -1,4 +1,4 @@
-"""Holding over a solve what an update draws at random and what it computes from its parameters alone."""
+"""Holds random numbers and parametrized weights of an update constant during a solve."""
 
 import threading
 from typing import Any
@@ -18,35 +18,34 @@ from rbp_lightning.tracing import is_traced
 
 
 def held(update: Update, module: nn.Module) -> Update:
-    """Returns the update of one solve, with what is constant over a solve held.
+    """Returns an update for one solve that uses the same random numbers and weights in every application.
 
-    - Random numbers are drawn once: dropout, stochastic depth and attention's dropout have one mask in all
-      applications, in the products of the backward pass and in derivatives of any order, and new masks in the next
-      solve. ``SameDraws`` says how.
-    - Parametrized weights of the module, as norm bounds make them, are computed when they are first read, with their
-      graph if gradients were enabled here. So are those that an update computes anew each time, such as PyTorch's
-      own ``spectral_norm``, which iterates once more whenever it is read.
-    - The parameters are those of now: a backward pass that applies the update once more after
-      ``torch.func.functional_call`` has ended finds the ones that were passed to that.
+    - Random numbers are drawn once: dropout, stochastic depth and attention dropout use one mask in all applications,
+      in the products of the backward pass and in derivatives of any order, and new masks in the next solve; see
+      ``SameDraws``.
+    - Parametrized weights of the module, such as those with norm bounds, are computed once, when they are first read,
+      with their graph if gradients are enabled when ``held`` is called. This includes PyTorch's ``spectral_norm``,
+      which would otherwise do another power iteration at each reading.
+    - The parameters are those at the time of the call: a backward pass that applies the update again after
+      ``torch.func.functional_call`` has ended uses the parameters that were passed to it.
 
-    A ``torch.utils.checkpoint`` within the module does not go with held weights, which its recomputation would compute
-    anew; around the whole layer it does. Of a module that ``fully_shard`` has sharded, whose parameters come and go
-    with each application, the random numbers alone are held.
+    ``torch.utils.checkpoint`` within the module is not supported with parametrized weights, which it would recompute;
+    use it around the whole layer. For a module sharded by ``fully_shard``, whose parameters are gathered for each
+    application, only the random numbers are held. Under torch.compile, torch.export and torch.jit.trace nothing is
+    held.
 
-    Within a graph of torch.compile, torch.export or torch.jit.trace nothing is held.
-
-    All this belongs to what is returned, so that nested solves, and several solves before one backward pass, do not
-    disturb each other. ``FixedPointLayer`` does it for its cell.
+    All state belongs to the returned update, so nested solves, and several solves before one backward pass, do not
+    interfere. ``FixedPointLayer`` calls ``held`` for its cell.
 
     Args:
-        update: The map F.
+        update: The function F.
         module: The module that it applies.
 
     Returns:
         The update to solve with.
 
     Raises:
-        UserError: If an argument is not as described.
+        UserError: If an argument is invalid.
 
     Example:
         >>> cell = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
@@ -55,12 +54,12 @@ def held(update: Update, module: nn.Module) -> Update:
         (True, False)
     """
     if not callable(update):
-        raise UserError(f"held: update={update!r} is no function: pass one from a state to the next state.")
+        raise UserError(f"held: update={update!r} is not a function: pass one that maps a state to the next state.")
     return _Held(update, check_instance(held, "module", module, nn.Module, "the module that the update applies"))
 
 
 class _Held:
-    """The update of one solve, and what it holds."""
+    """The update of one solve, with its random numbers, weights and parameters."""
 
     def __init__(self, update: Update, module: nn.Module) -> None:
         self._update, self._module = update, module
@@ -81,7 +80,7 @@ class _Held:
         self._by_name = dict(module.named_parameters(remove_duplicate=False))
 
     def __call__(self, state: State) -> State:
-        if is_traced():  # a graph reads no generator
+        if is_traced():  # a traced graph cannot read random generators
             return self._update(state)
         before, _active.held = _active.held, self
         try:
@@ -96,12 +95,12 @@ class _Held:
         return functional_call(_Calling(self._update, self._module), named, (state,), strict=False)
 
     def weight(self, parametrization: ParametrizationList) -> Tensor | None:
-        """A parametrized weight, or ``None`` if it belongs to another module. What an outer solve holds stays."""
+        """A parametrized weight; ``None`` if it belongs to another module. An outer solve takes precedence."""
         found = self._weights.get(parametrization)
         if found is None and self._outer is not None:
             found = self._outer.weight(parametrization)
         if found is None and parametrization in self._parametrizations:
-            # A solve in forward mode runs without tangents, but what is kept has to have them.
+            # A solve in forward mode runs without tangents, but a cached weight must have them.
             with torch.set_grad_enabled(self._taped), forward_ad._set_fwd_grad_enabled(True):
                 found = self._weights[parametrization] = ParametrizationList.forward(parametrization)
         return found
@@ -117,18 +116,18 @@ _active = _Active()
 
 
 class _HeldParametrization(ParametrizationList):
-    """Returns what the solve holds, if its update is being applied."""
+    """Returns the held weight of the solve whose update is being applied, if any."""
 
     def forward(self) -> Any:
         """The weight."""
-        # What is compiled computes it anew: it would be compiled once more for each solve.
-        holding = None if torch.compiler.is_compiling() else _active.held
-        found = None if holding is None else holding.weight(self)
+        # Compiled code computes the weight itself, because a held one would cause a recompilation in each solve.
+        solve = None if torch.compiler.is_compiling() else _active.held
+        found = None if solve is None else solve.weight(self)
         return super().forward() if found is None else found
 
 
 class _Calling(nn.Module):
-    """An update as a module, which is what ``functional_call`` takes."""
+    """An update as a module, for ``functional_call``."""
 
     def __init__(self, update: Update, module: nn.Module) -> None:
         super().__init__()

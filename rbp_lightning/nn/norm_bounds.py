@@ -1,10 +1,11 @@
-"""Bounds on the norm of a weight that make an update a contraction.
+"""Bounds on the norm of a weight matrix that make an update a contraction.
 
-The bounds are parametrizations for ``torch.nn.utils.parametrize.register_parametrization(linear, "weight", bound)``, of
-updates Z <- phi(W Z A) + U. Features are in rows and nodes in columns (a Linear layer has them the other way round,
-with the same W), phi acts on each entry with slopes of at most 1, and A, if any, is constant. Two states end up at most
-||W|| ||A|| times as far apart, so this is a contraction where ||W|| < 1 and ||A|| <= 1; the classes say in which norms.
-Every reading of a parametrized weight computes it anew: ``held`` computes it once a solve, as ``FixedPointLayer`` does.
+The bounds are parametrizations, for ``torch.nn.utils.parametrize.register_parametrization(linear, "weight", bound)``.
+They are meant for updates Z <- phi(W Z A) + U, where features are rows and nodes are columns (the other way round for a
+Linear layer, with the same W), phi acts elementwise with slopes of at most 1, and A, if any, is constant. The Lipschitz
+constant of such an update is at most ||W|| ||A||, so it is a contraction if ||W|| < 1 and ||A|| <= 1; each class states
+its norms. A parametrized weight is recomputed whenever it is read, but once per solve with ``held``, which
+``FixedPointLayer`` uses.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from rbp_lightning.pytree import FLOATS, to_float32
 
 
 class NormBound(nn.Module):
-    """What the bounds share: the checks, and at least float32 to compute in.
+    """Base class of the bounds: checks the weight, and computes in float32 at least.
 
     Args:
         bound: Largest norm, above 0.
@@ -31,22 +32,22 @@ class NormBound(nn.Module):
         self.bound = check_number(self, "bound", bound, 0.0, low_allowed=False)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Brings a weight within the bound, up to rounding in its dtype.
+        """Returns the weight with its norm within the bound, up to rounding in its dtype.
 
         Raises:
-            UserError: If ``weight`` is not what the bound is for.
+            UserError: If ``weight`` has the wrong type or shape.
         """
         self.check(weight)
         return self._bounded(*to_float32([weight])).to(weight.dtype)
 
     def check(self, weight: Tensor) -> None:
-        """Refuses what is no floating-point matrix.
+        """Checks that the weight is a floating-point matrix.
 
         Args:
             weight: The weight.
 
         Raises:
-            UserError: If it is none.
+            UserError: If it is not.
         """
         self._check_kind(weight, "a matrix", lambda dims: dims == 2)
 
@@ -55,7 +56,7 @@ class NormBound(nn.Module):
         if not fits(weight.dim()) or weight.dtype not in FLOATS or weight.layout is not torch.strided:
             raise UserError(
                 f"{type(self).__name__}: weight has shape {tuple(weight.shape)}, dtype {weight.dtype} and layout "
-                f"{weight.layout}: it must be {kind}, dense and in floating point."
+                f"{weight.layout}: it must be {kind}, as a dense floating-point tensor."
             )
 
     def _check_kernel(self, weight: Tensor) -> None:
@@ -65,7 +66,7 @@ class NormBound(nn.Module):
         raise NotImplementedError
 
     def _scaled(self, weight: Tensor, norm: Tensor) -> Tensor:
-        # Within the bound this divides by exactly 1, and never by a norm, which may be 0.
+        # Divides by exactly 1 within the bound, and never by 0.
         return weight / (norm / self.bound).clamp_min(1)
 
     def extra_repr(self) -> str:
@@ -74,15 +75,14 @@ class NormBound(nn.Module):
 
 
 class SpectralNormBound(NormBound):
-    """Parametrization W min(1, bound / ||W||_2): the largest singular value is at most the bound.
+    """Parametrization W min(1, bound / ||W||_2), whose largest singular value is at most the bound.
 
-    With ||A||_2 <= 1, as of the symmetric normalisation of an adjacency matrix, Z <- phi(W Z A) + U is a contraction
-    in the Frobenius norm of Z if the bound is below 1. The singular value is computed and not, as by PyTorch's own
-    ``spectral_norm``, estimated by power iteration, which comes from below and hence bounds nothing. The bound holds
-    up to rounding.
+    With ||A||_2 <= 1, as for a symmetrically normalised adjacency matrix, Z <- phi(W Z A) + U is a contraction in the
+    Frobenius norm of Z if the bound is below 1. The singular value is computed exactly up to rounding; PyTorch's
+    ``spectral_norm`` estimates it from below by power iteration, and so does not give a bound.
 
     Args:
-        bound: Largest norm, above 0. A matrix within it is not changed.
+        bound: Largest norm, above 0. A matrix within the bound is not changed.
 
     Raises:
         UserError: If ``bound`` is not a positive number.
@@ -94,21 +94,21 @@ class SpectralNormBound(NormBound):
     """
 
     def _bounded(self, weight: Tensor) -> Tensor:
-        # Of NaN there are no singular values. The bounded matrix is NaN then, which the solve reports.
+        # Singular values of NaN raise an error. The result is NaN instead, which the solve reports.
         finite = weight.isfinite().all()
         norm = torch.linalg.matrix_norm(torch.where(finite, weight, 0), 2)
         return self._scaled(weight, torch.where(finite, norm, float("nan")))
 
 
 class FrobeniusNormBound(NormBound):
-    """Parametrization W min(1, bound / ||W||_F): the root of the sum of squares is at most the bound.
+    """Parametrization W min(1, bound / ||W||_F), whose Frobenius norm is at most the bound.
 
-    As ||W||_2 <= ||W||_F, it makes the same updates contractions as ``SpectralNormBound``. It is cheaper and stricter:
-    n equal singular values come out as bound / sqrt(n) each. EIGNN (Liu et al., NeurIPS 2021) bounds its weight by the
-    Frobenius norm too, in another form. The bound holds up to rounding.
+    Since ||W||_2 <= ||W||_F, it makes the same updates contractions as ``SpectralNormBound``. It is cheaper and
+    stricter: n equal singular values become at most bound / sqrt(n). EIGNN (Liu et al., NeurIPS 2021) also bounds the
+    Frobenius norm of its weight, in another form. The bound holds up to rounding.
 
     Args:
-        bound: Largest norm, above 0. A matrix within it is not changed.
+        bound: Largest norm, above 0. A matrix within the bound is not changed.
 
     Raises:
         UserError: If ``bound`` is not a positive number.
@@ -124,16 +124,16 @@ class FrobeniusNormBound(NormBound):
 
 
 class InfinityNormBound(NormBound):
-    """Parametrization by the nearest matrix whose rows have absolute sums of at most the bound: ||W||_inf <= bound.
+    """Parametrization by the nearest matrix with ||W||_inf <= bound: absolute row sums of at most the bound.
 
-    With absolute column sums of A of at most 1, Z <- phi(W Z A) + U is a contraction in the largest |Z_ij| if the bound
-    is below 1. A nonnegative A needs only some v > 0 with v A <= v, as the symmetric normalisation of an adjacency
-    matrix has: the contraction is then in the largest |Z_ij| / v_j. This is the projection of IGNN (Gu et al., NeurIPS
-    2020, arXiv 2009.06211, section 4), each row onto an l1 ball by sorting (Duchi et al., ICML 2008), but gradients go
-    through it: entries that it sets to 0 get none. The bound holds up to rounding.
+    If the absolute column sums of A are at most 1, Z <- phi(W Z A) + U is a contraction in the maximum norm of Z for a
+    bound below 1. For a nonnegative A some v > 0 with v A <= v is enough, which a symmetrically normalised adjacency
+    matrix has: it is then a contraction in the largest |Z_ij| / v_j. This is the projection of IGNN (Gu et al., NeurIPS
+    2020, arXiv 2009.06211, section 4) of each row onto an l1 ball, by sorting (Duchi et al., ICML 2008). Here gradients
+    flow through the projection, except for entries that it sets to 0. The bound holds up to rounding.
 
     Args:
-        bound: Largest norm, above 0. A row within it is not changed.
+        bound: Largest norm, above 0. A row within the bound is not changed.
 
     Raises:
         UserError: If ``bound`` is not a positive number.
@@ -146,12 +146,12 @@ class InfinityNormBound(NormBound):
 
     def _bounded(self, weight: Tensor) -> Tensor:
         size = weight.abs()
-        # All sizes of a row are lowered by the same amount, down to 0 at most, so that their sum is the bound. Sizes
-        # are measured from the largest, as rounding errors of large ones can exceed the bound: the largest is to
-        # become what the k largest, lowered so that they make up the bound, leave of it, for the k with the least.
+        # Soft thresholding: all absolute entries of a row are lowered by the same amount, to 0 at least, so that their
+        # sum is the bound. If only the k largest remain, the largest becomes (bound + sum of its differences to them)
+        # / k; the right k minimises that. Differences from the largest avoid cancellation for large entries.
         below = size.amax(1, keepdim=True) - size
         counts = torch.arange(1, size.shape[1] + 1, dtype=size.dtype, device=size.device)
         largest = ((below.sort(dim=1).values.cumsum(1) + self.bound) / counts).amin(1, keepdim=True)
         lowered = weight.sign() * torch.relu(largest - below)
-        # A choice and no clamp: an entry of 0 in a row within the bound has to pass its gradient on.
+        # torch.where, so that an entry of 0 in a row within the bound still gets its gradient.
         return torch.where(size.sum(1, keepdim=True) > self.bound, lowered, weight)

@@ -1,8 +1,8 @@
 """Penalties on the Jacobian of an update, to be added to the loss.
 
-They make the Jacobian J = dF/dh smaller at one state, and guarantee nothing. Their gradient reaches all that the update
-uses except the state; that of an operator marked ``once_differentiable`` is silently missing. Of an update that draws
-random numbers, pass the one of the solve, as ``held`` returns it. Attention is computed by PyTorch's math kernel here.
+They make the Jacobian J = dF/dh at one state smaller, without any guarantee. Gradients reach every tensor that the
+update uses except the state; gradients of operators marked ``once_differentiable`` are silently missing. For an update
+that draws random numbers, pass the update of the solve, which ``held`` returns. Attention uses PyTorch's math kernel.
 """
 
 import torch
@@ -22,16 +22,16 @@ def jacobian_penalty(update: Update, state: State, samples: int = 1, generator: 
     2021, arXiv 2106.14342, section 4): Hutchinson's estimate, the mean of ||J^T v||^2 / d over standard normal v.
 
     Args:
-        update: The map F.
-        state: Where to measure J, normally at the fixed point; a constant.
-        samples: Number of draws of v, at least 1, each of one vector-Jacobian product.
-        generator: Source of the draws, on the state's device; ``None`` is PyTorch's own.
+        update: The function F.
+        state: The state at which J is taken, usually the fixed point; it is treated as a constant.
+        samples: Number of samples of v, at least 1, each of which takes one vector-Jacobian product.
+        generator: Random generator on the state's device; ``None`` is PyTorch's default.
 
     Returns:
         The estimate, a scalar to be weighted and added to the loss.
 
     Raises:
-        UserError: If an argument is not as described.
+        UserError: If an argument is invalid.
 
     Example:
         >>> penalty = jacobian_penalty(lambda h: 0.5 * h, torch.zeros(1_000_000))
@@ -52,22 +52,22 @@ def jacobian_penalty(update: Update, state: State, samples: int = 1, generator: 
 
 
 def column_sum_penalty(update: Update, state: State, bound: float = 0.9) -> Tensor:
-    """Measures by how much the column sums of J exceed a bound: ||max(0, 1^T J - bound)||_2.
+    """The excess of the column sums of J over a bound: ||max(0, 1^T J - bound)||_2.
 
     This is the Lipschitz coefficient penalty of Linsley et al. (Stable and expressive recurrent vision models, NeurIPS
-    2020, arXiv 2005.11362), at the price of one vector-Jacobian product. Where J has no negative entry, a penalty of 0
+    2020, arXiv 2005.11362), at the cost of one vector-Jacobian product. If J has no negative entries, a penalty of 0
     means ||J||_1 <= bound; entries of both signs may cancel.
 
     Args:
-        update: The map F.
-        state: Where to measure J, normally at the fixed point; a constant.
-        bound: Largest column sum without a penalty, 0 to 1, and below 1 for a contraction.
+        update: The function F.
+        state: The state at which J is taken, usually the fixed point; it is treated as a constant.
+        bound: Largest column sum without a penalty, from 0 to 1; below 1 for a contraction.
 
     Returns:
         The penalty, a scalar to be weighted and added to the loss.
 
     Raises:
-        UserError: If ``bound`` or ``state`` is not as described, or it is called within torch.func.
+        UserError: If ``bound`` or ``state`` is invalid, or it is called within a torch.func transform.
 
     Example:
         >>> weight = torch.tensor([[0.5, 0.0], [-2.0, 1.4]])
@@ -84,12 +84,12 @@ def column_sum_penalty(update: Update, state: State, bound: float = 0.9) -> Tens
 
 
 def _taped_step(update: Update, state: State) -> tuple[Vector, Vector]:
-    """Leaves of the state, cut off from its history, and of the step taped from there."""
+    """Detached leaves of the state, and leaves of F there with their graph."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UserError(
-            "A penalty tapes a step of its own, which torch.func does not allow: use it outside of torch.func."
+            "A penalty differentiates the update itself, which torch.func does not allow: use it outside of torch.func."
         )
     leaves, structure = flatten_state(state, batch_dims=0)
     inputs = [leaf.detach().requires_grad_() for leaf in leaves]
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention kernels have no second derivatives
         return inputs, StateFunction(update, structure)(inputs)

@@ -1,4 +1,4 @@
-"""Differentiating a computation that all processes do alike, but for parts that they share out."""
+"""Differentiates a replicated computation of which the processes compute parts."""
 
 from typing import Any
 
@@ -8,12 +8,11 @@ from torch import distributed as dist
 
 
 def replicated(tensor: Tensor) -> Tensor:
-    """Marks a tensor that is the same in every process where its use is shared out among them.
+    """Marks a tensor with the same value in every process, which the processes use for different parts of a batch.
 
-    The value is unchanged; the gradient is averaged over the processes. An update whose gradient steps are of each
-    process's own share of a batch, taken with respect to ``replicated`` parameters, thus takes the same step, that of
-    the whole batch, in every process; and its VJPs and JVPs are those of the whole batch as well. Without processes it
-    does nothing.
+    The value is unchanged, and the gradient is averaged over the processes. An update that takes gradient steps with
+    respect to ``replicated`` parameters, on each process's part of the batch, thus takes the step of the whole batch in
+    every process, and its VJPs and JVPs are those of the whole batch. Without other processes it does nothing.
 
     Args:
         tensor: The tensor, of any shape.
@@ -29,7 +28,7 @@ def replicated(tensor: Tensor) -> Tensor:
 
 
 class _Replicated(torch.autograd.Function):
-    """The identity; each of the two functions is the other one's derivative, of whatever order."""
+    """The identity, whose derivative is ``_Average``, to any order."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -42,11 +41,11 @@ class _Replicated(torch.autograd.Function):
 
 
 class _Average(torch.autograd.Function):
-    """The mean over the processes."""
+    """The mean over the processes, whose derivative is ``_Replicated``."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        average = tensor / dist.get_world_size()  # gloo has no mean of its own
+        average = tensor / dist.get_world_size()  # gloo does not support a mean
         dist.all_reduce(average)
         return average
 

@@ -1,4 +1,4 @@
-"""The same random numbers in every application of an update."""
+"""Replays the same random numbers in every application of an update."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,12 +13,12 @@ from rbp_lightning.state_function import Update
 
 
 class SameDraws:
-    """Applies an update with the random numbers that its first application drew.
+    """Applies an update with the random numbers of its first application.
 
-    PyTorch's global generators, of the CPU and of the state's device, begin each application where they began the
-    first one, and go on afterwards as if there had been no other: the next solve draws new numbers. An update that
-    draws none costs two looks at the generators, once. Other generators are not held, and another thread that draws
-    in the midst of an application disturbs it.
+    The states of PyTorch's global generators, for the CPU and the state's device, are set to those before the first
+    application, and restored afterwards, so that the next solve draws new numbers. An update that draws no random
+    numbers costs two readings of the generator states in total. Other generators are not replayed, and another thread
+    must not draw during an application.
 
     Example:
         >>> draws = SameDraws()
@@ -38,8 +38,8 @@ class SameDraws:
         """Applies the update.
 
         Args:
-            update: The map F.
-            state: Its argument.
+            update: The function F.
+            state: The state h.
         """
         if self._began is None:
             return self._first(update, state)
@@ -61,17 +61,17 @@ class SameDraws:
         moved = [not torch.equal(one, other) for one, other in zip(began, self._read(), strict=True)]
         self._began, self._draws = began, any(moved)
         if any(moved[1:]):
-            # Another kernel of attention draws another mask: with dropout all applications take the one that has all
-            # derivatives. On a CPU PyTorch takes no other.
+            # Attention kernels differ in their dropout masks: with dropout, always use the math kernel, which has all
+            # derivatives. On a CPU, PyTorch uses it with dropout anyway.
             self._kernels = sdpa_kernel(SDPBackend.MATH)
             self._write(began)
             image = self._apply(update, state)
         return image
 
     def _apply(self, update: Update, state: State) -> State:
-        # Kernels draw in the order of memory, which strides decide, and some by the size of an entry.
+        # Random kernels fill memory in the order of the strides, and some depend on the dtype.
         leaves, structure = tree_flatten(state)
-        leaves = [_in_order(leaf.to(dtype)) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
+        leaves = [_with_contiguous_strides(leaf.to(dtype)) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
         with self._kernels:
             return update(tree_unflatten(leaves, structure))
 
@@ -84,8 +84,8 @@ class SameDraws:
             torch.cuda.set_rng_state(state, device)
 
 
-def _in_order(leaf: Tensor) -> Tensor:
-    """The leaf with the strides of a new tensor."""
+def _with_contiguous_strides(leaf: Tensor) -> Tensor:
+    """The leaf with the strides of a newly created tensor."""
     stride, strides = 1, list[int]()
     for size in reversed(leaf.shape):
         strides.insert(0, stride)

@@ -1,4 +1,4 @@
-"""Products with a constant sparse matrix, as the propagation along the edges of a graph."""
+"""A constant sparse matrix with differentiable products, such as for propagation on a graph."""
 
 import warnings
 from functools import cached_property
@@ -12,20 +12,20 @@ from rbp_lightning.pytree import FLOATS
 
 
 class SparseMatrix:
-    """A constant sparse matrix A with a fast product A X and fast derivatives of it.
+    """A constant sparse matrix A with fast products A X, also in the backward pass.
 
-    PyTorch's own backward of a CSR product transposes the matrix on every call; here the transpose is made once, for
-    the first gradient. The product has VJPs, JVPs and second derivatives with respect to X. A itself is a constant and
-    gets no gradient.
+    The backward pass of PyTorch's CSR product transposes the matrix on every call; here the transpose is computed once,
+    for the first gradient. The product has VJPs, JVPs and second derivatives with respect to X. A is a constant without
+    a gradient.
 
     Args:
-        row: Row of each entry, counted from 0: integers of shape ``[num_entries]``.
-        col: Column of each entry, counted from 0, of the same shape. No two entries share both row and column.
+        row: Row index of each entry, from 0: integers of shape ``[num_entries]``.
+        col: Column index of each entry, from 0, of the same shape. There must not be two entries in one place.
         values: The entries, floating point, of the same shape.
         shape: Number of rows and number of columns.
 
     Raises:
-        UserError: If an argument is not as described, or the values require a gradient.
+        UserError: If an argument is invalid, or the values require a gradient.
 
     Example:
         >>> matrix = SparseMatrix(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1.0, 2.0]), (2, 2))
@@ -39,12 +39,12 @@ class SparseMatrix:
         row = _checked_index("row", row, self.shape[0])
         col = _checked_index("col", col, self.shape[1])
         _check_entries(row, col, values)
-        # Two stable sorts order the entries by row, then column, without a product of indices that could overflow.
+        # Two stable sorts order the entries by row, then column, without combined indices, which could overflow.
         by_col = torch.argsort(col, stable=True)
         by_row = by_col[torch.argsort(row[by_col], stable=True)]
         row, col = row[by_row], col[by_row]
         _check_unique(row, col)
-        self._set(_Places(_row_pointers(row, self.shape[0]), col, self.shape), values[by_row])
+        self._set(_Pattern(_row_pointers(row, self.shape[0]), col, self.shape), values[by_row])
 
     @classmethod
     def from_dense(cls, dense: Tensor) -> "SparseMatrix":
@@ -54,7 +54,7 @@ class SparseMatrix:
             dense: The matrix, floating point, of shape ``[rows, columns]``.
 
         Raises:
-            UserError: If it is no such matrix.
+            UserError: If ``dense`` is not such a matrix.
         """
         check_instance(SparseMatrix, "dense", dense, Tensor, "a matrix, [rows, columns]")
         if dense.dim() != 2 or dense.dtype not in FLOATS or dense.layout is not torch.strided or dense.is_meta:
@@ -66,30 +66,30 @@ class SparseMatrix:
         return cls(row, col, dense[row, col], (dense.shape[0], dense.shape[1]))
 
     def with_values(self, values: Tensor) -> "SparseMatrix":
-        """Returns a matrix whose entries are in the same places.
+        """Returns a matrix with the same sparsity pattern and other values.
 
         Args:
-            values: Its entries, in the order of ``self.values``: by row, then by column.
+            values: The entries, in the order of ``self.values``: by row, then by column.
 
         Raises:
-            UserError: If there is another number of values, or they require a gradient.
+            UserError: If the number of values differs, or they require a gradient.
         """
         check_instance(self, "values", values, Tensor, "a value for each entry")
         if values.shape != self.values.shape:
             raise UserError(
-                f"SparseMatrix: values has the shape {list(values.shape)}: pass {list(self.values.shape)}, a value for "
-                "each entry."
+                f"SparseMatrix: values has the shape {list(values.shape)}: pass a tensor of shape "
+                f"{list(self.values.shape)}, a value for each entry."
             )
-        return self._with(self._places, values)
+        return self._with(self._pattern, values)
 
     def rows(self, index: slice | Tensor) -> "SparseMatrix":
-        """Returns the matrix of some of the rows.
+        """Returns a matrix of some of the rows.
 
         Args:
-            index: Which rows: a slice of step 1, whose entries are not copied, or integers of shape ``[num_rows]``.
+            index: The rows: a slice with step 1, whose entries are not copied, or integers of shape ``[num_rows]``.
 
         Raises:
-            UserError: If the slice has another step, or the integers are none of rows.
+            UserError: If the slice has another step, or an index is out of range.
 
         Example:
             >>> matrix = SparseMatrix.from_dense(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]))
@@ -97,35 +97,35 @@ class SparseMatrix:
             tensor([[3., 4.],
                     [1., 0.]])
         """
-        pointers = self._places.pointers
+        pointers = self._pattern.pointers
         if isinstance(index, slice):
             first, last, step = index.indices(self.shape[0])
             if step != 1:
-                raise UserError(f"SparseMatrix: index={index} has the step {step}: pass a slice of step 1.")
+                raise UserError(f"SparseMatrix: index={index} has the step {step}: pass a slice with step 1.")
             pointers = pointers[first : max(first, last) + 1]
             begin, end = int(pointers[0]), int(pointers[-1])
-            places = _Places(pointers - begin, self._places.col[begin:end], (len(pointers) - 1, self.shape[1]))
-            return self._with(places, self.values[begin:end])
+            pattern = _Pattern(pointers - begin, self._pattern.col[begin:end], (len(pointers) - 1, self.shape[1]))
+            return self._with(pattern, self.values[begin:end])
         index = _checked_index("index", index, self.shape[0])
         counts = (pointers[index + 1] - pointers[index]).long()
         own = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         shift = pointers[index] - own[:-1]
         entries = torch.arange(int(own[-1]), device=index.device) + shift.repeat_interleave(counts)
-        return self._with(_Places(own, self._places.col[entries], (len(index), self.shape[1])), self.values[entries])
+        return self._with(_Pattern(own, self._pattern.col[entries], (len(index), self.shape[1])), self.values[entries])
 
     @property
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Row and column of each entry, and the entries, in the order of ``values``."""
-        counts = self._places.pointers.diff()
+        """Row index, column index and value of each entry, in the order of ``values``."""
+        counts = self._pattern.pointers.diff()
         row = torch.arange(self.shape[0], device=counts.device).repeat_interleave(counts)
-        return row, self._places.col.long(), self.values
+        return row, self._pattern.col.long(), self.values
 
-    def _with(self, places: "_Places", values: Tensor) -> "SparseMatrix":
+    def _with(self, pattern: "_Pattern", values: Tensor) -> "SparseMatrix":
         other = object.__new__(SparseMatrix)
-        other._set(places, values)
+        other._set(pattern, values)
         return other
 
-    def _set(self, places: "_Places", values: Tensor) -> None:
+    def _set(self, pattern: "_Pattern", values: Tensor) -> None:
         if values.requires_grad:
             raise UserError("SparseMatrix: values requires a gradient, but a SparseMatrix is constant: detach it.")
         if values.dtype not in FLOATS or values.layout is not torch.strided or values.is_meta:
@@ -133,46 +133,46 @@ class SparseMatrix:
                 f"SparseMatrix: values has the dtype {values.dtype} and the layout {values.layout}, on "
                 f"{values.device}: convert it to a dense floating-point tensor."
             )
-        self.shape, self.values, self._places = places.shape, values, places
+        self.shape, self.values, self._pattern = pattern.shape, values, pattern
 
     @cached_property
     def _matrix(self) -> Tensor:
-        return self._places.csr(self.values)
+        return self._pattern.csr(self.values)
 
     @cached_property
     def _transposed(self) -> Tensor:
         with torch.inference_mode(False):
-            return self._places.transposed.csr(self.values[self._places.order])
+            return self._pattern.transposed.csr(self.values[self._pattern.order])
 
     @cached_property
     def _in_float64(self) -> "SparseMatrix":
-        with torch.inference_mode(False):  # training cannot use tensors that validation made in inference mode
+        with torch.inference_mode(False):  # training cannot use tensors created in inference mode by a validation
             return self.with_values(self.values.double())
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process is handed: PyTorch's own CSR tensors are made again there, as it warns of theirs."""
+        """The state to pickle: without PyTorch's CSR tensors, which are created again, since PyTorch warns of them."""
         return {
             name: value for name, value in vars(self).items() if name not in ("_matrix", "_transposed", "_in_float64")
         }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseMatrix":
-        """Returns the matrix itself: it is constant, and PyTorch cannot deep-copy a CSR tensor."""
+        """Returns the matrix itself, since it is constant, and PyTorch cannot deep-copy a CSR tensor."""
         return self
 
     def __matmul__(self, dense: Tensor) -> Tensor:
-        """Multiplies by a dense matrix of shape ``[columns, d]``; the result has its dtype.
+        """Multiplies by a dense matrix of shape ``[columns, d]``; the result has the dtype of that matrix.
 
-        The product is computed in the dtype of the entries, or in float64 if that of ``dense`` is wider.
+        The product is computed in the dtype of the entries, or in float64 if the dtype of ``dense`` is wider.
 
         Raises:
-            UserError: If ``dense`` is not floating point, or has another number of rows.
+            UserError: If ``dense`` is not a floating-point matrix with as many rows as this matrix has columns.
         """
         if not isinstance(dense, Tensor):
             return NotImplemented
         if dense.dtype not in FLOATS or dense.layout is not torch.strided:
             raise UserError(
                 f"SparseMatrix: the other factor has the dtype {dense.dtype} and the layout {dense.layout}: convert it "
-                "to a dense matrix of floats."
+                "to a dense floating-point matrix."
             )
         if dense.dim() not in (1, 2) or dense.shape[0] != self.shape[1] or dense.device != self.values.device:
             raise UserError(
@@ -225,7 +225,7 @@ def _check_entries(row: Tensor, col: Tensor, values: Tensor) -> None:
 
 
 def _check_unique(row: Tensor, col: Tensor) -> None:
-    """Refuses two entries in one place, given entries in order."""
+    """Checks that no two entries have the same place; the entries are sorted."""
     repeated = ((row[1:] == row[:-1]) & (col[1:] == col[:-1])).nonzero()
     if len(repeated):
         place = int(row[repeated[0]]), int(col[repeated[0]])
@@ -233,37 +233,37 @@ def _check_unique(row: Tensor, col: Tensor) -> None:
 
 
 def _row_pointers(row: Tensor, num_rows: int) -> Tensor:
-    """Returns where the entries of each row begin and end, the ``crow_indices`` of a CSR matrix."""
+    """Returns the row pointers (``crow_indices``) of a CSR matrix."""
     counts = torch.bincount(row, minlength=num_rows)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
-class _Places:
-    """Where the entries of a matrix are, in CSR form, and on demand in that of the transpose."""
+class _Pattern:
+    """The sparsity pattern of a matrix in CSR form, and on demand that of its transpose."""
 
     def __init__(self, pointers: Tensor, col: Tensor, shape: tuple[int, int]) -> None:
-        # On a CPU each product would convert wider ones, which takes time and memory.
+        # 32-bit indices if possible: on a CPU, each product would convert 64-bit ones.
         fits = max(len(col), *shape) < 2**31
         self.pointers, self.col = (index.to(torch.int32 if fits else torch.int64) for index in (pointers, col))
         self.shape = shape
 
     @cached_property
     def order(self) -> Tensor:
-        """The entries by column."""
+        """The permutation that sorts the entries by column."""
         with torch.inference_mode(False):
             return torch.argsort(self.col, stable=True).to(self.col.dtype)
 
     @cached_property
-    def transposed(self) -> "_Places":
+    def transposed(self) -> "_Pattern":
         with torch.inference_mode(False):
             counts = self.pointers.diff()
             row = torch.arange(self.shape[0], dtype=self.col.dtype, device=counts.device).repeat_interleave(counts)
-            return _Places(_row_pointers(self.col, self.shape[1]), row[self.order], (self.shape[1], self.shape[0]))
+            return _Pattern(_row_pointers(self.col, self.shape[1]), row[self.order], (self.shape[1], self.shape[0]))
 
     def csr(self, values: Tensor) -> Tensor:
         with warnings.catch_warnings(), torch.inference_mode(False):
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            # PyTorch 2.11 warns on a GPU, even though the checks are turned off on purpose.
+            # PyTorch 2.11 warns on a GPU even though the checks are disabled explicitly.
             warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
             return torch.sparse_csr_tensor(self.pointers, self.col, values, self.shape, check_invariants=False)
 
@@ -271,7 +271,7 @@ class _Places:
 class _Product(torch.autograd.Function):
     """Sparse times dense, differentiable in the dense factor to any order."""
 
-    # Without a setup_context, for which PyTorch would inspect the signature at every call.
+    # No setup_context: with one, PyTorch inspects the signature at every call.
     @staticmethod
     def forward(ctx: Any, matrix: SparseMatrix, transposed: bool, dense: Tensor) -> Tensor:
         ctx.matrix, ctx.transposed = matrix, transposed

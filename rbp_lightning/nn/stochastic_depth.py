@@ -1,4 +1,4 @@
-"""Residual branches that are dropped at random."""
+"""Stochastic depth: randomly drops residual branches."""
 
 import torch
 from torch import Tensor, nn
@@ -7,17 +7,17 @@ from rbp_lightning.errors import check_number
 
 
 class StochasticDepth(nn.Module):
-    """Drops a residual branch in training, for each sample apart, and divides what it keeps by the share of those kept.
+    """Drops a residual branch per sample with probability p in training, and scales the others by 1 / (1 - p).
 
     ``h + StochasticDepth(0.2)(branch(h))`` is the stochastic depth of Huang et al. (Deep Networks with Stochastic
-    Depth, ECCV 2016, arXiv 1603.09382), scaled so that an evaluation needs no scaling. In a cell of a
-    ``FixedPointLayer`` a sample's branch is dropped in all steps of a solve or in none.
+    Depth, ECCV 2016, arXiv 1603.09382), scaled in training instead of in evaluation. In the cell of a
+    ``FixedPointLayer``, the branch of a sample is dropped in all steps of a solve or in none.
 
     Args:
-        p: Probability that a branch is dropped, 0 to 1.
+        p: Probability that a branch is dropped, from 0 to 1.
 
     Raises:
-        UserError: If ``p`` is no such number.
+        UserError: If ``p`` is not such a number.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -33,14 +33,14 @@ class StochasticDepth(nn.Module):
         self.p = check_number(self, "p", p, 0.0, 1.0)
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Drops samples.
+        """Drops the branch for some samples.
 
         Args:
-            branch: Values of the branch, of shape ``[batch, ...]``.
+            branch: Output of the branch, of shape ``[batch, ...]``.
         """
         ones = torch.ones(branch.shape[:1] + (1,) * (branch.dim() - 1), dtype=branch.dtype, device=branch.device)
         return branch * nn.functional.dropout(ones, self.p, self.training)
 
     def extra_repr(self) -> str:
-        """The probability, for ``repr``."""
+        """The drop probability, for ``repr``."""
         return f"p={self.p}"

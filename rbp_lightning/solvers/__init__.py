@@ -1,4 +1,4 @@
-"""Forward solvers: one file each, and the loop that they share."""
+"""Forward solvers, and the loop that they share."""
 
 from rbp_lightning.solvers.anderson import Anderson
 from rbp_lightning.solvers.auto import Auto

@@ -1,4 +1,4 @@
-"""The affine combination of some residuals that is least."""
+"""Weights of the affine combination of residuals with the smallest norm."""
 
 import functools
 
@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 REGULARIZATION = 10
-"""What is added to the diagonal of a Gram matrix, relative to it, in units of the precision."""
+"""Default regularisation: what is added to the diagonal of the Gram matrix, relative to it, in units of epsilon."""
 
 
 def affine_weights(gram: Tensor, newest: int, regularization: float) -> Tensor:
     """Weights c with sum 1 that minimise ||c_1 u_1 + ... + c_q u_q||, per sample.
 
-    By Lagrange they are proportional to the solution of G c = 1, by Cholesky's method, whose rounding errors do not
-    depend on the scale of each u_j. Where G is no positive definite matrix of finite numbers, as where a u_j is 0, the
-    newest u is taken.
+    They are proportional to the solution of G c = 1 (Lagrange multipliers), which is found by a Cholesky decomposition:
+    its rounding errors do not depend on the scale of the u_j. If G is not finite and positive definite, such as when a
+    u_j is 0, all weight is on the newest u.
 
     Args:
-        gram: Inner products G_ij = u_i . u_j, ``[*batch, q, q]``, in float32 or wider. A u_j is left out by an infinite
-            diagonal element in a row and column of zeros.
+        gram: Inner products G_ij = u_i . u_j, ``[*batch, q, q]``, in float32 or wider. An infinite diagonal element in
+            a row and column of zeros excludes a u_j.
         newest: Index of the newest u.
         regularization: What is added to the diagonal, relative to it.
 
@@ -30,7 +30,7 @@ def affine_weights(gram: Tensor, newest: int, regularization: float) -> Tensor:
         >>> affine_weights(vectors @ vectors.T, newest=1, regularization=1e-6)
         tensor([0.3333, 0.6667])
     """
-    # A graph's tensors are not to be kept.
+    # Tensors of a compiled graph must not be cached.
     constants = _new_constants if torch.compiler.is_compiling() else _constants
     factors, ones, alone = constants(gram.shape[-1], newest, regularization, gram.dtype, gram.device)
     triangle, info = torch.linalg.cholesky_ex(gram * factors)
@@ -43,7 +43,7 @@ def affine_weights(gram: Tensor, newest: int, regularization: float) -> Tensor:
 def _new_constants(
     count: int, newest: int, added: float, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors of the regularised matrix, ones, and the weights of the newest u alone."""
+    """Factors that regularise the matrix, the right-hand side, and the weights that select the newest u."""
     identity = torch.eye(count, dtype=dtype, device=device)
     return 1 + added * identity, identity.new_ones(count, 1), identity[newest].clone()
 

@@ -14,24 +14,24 @@ from rbp_lightning.solvers.history import History
 from rbp_lightning.state_function import precision
 
 GROWTH = 2.0
-"""Growth of a sample's change, but in a plain step, after which its window begins anew."""
+"""Factor by which an accelerated step may increase a sample's residual before its window is cleared."""
 
 
 @dataclass(slots=True)
 class Window:
-    """The newest iterates.
+    """The most recent iterates.
 
     Attributes:
         batch_dims: The number of leading dimensions that index independent samples.
-        size: Most iterates.
+        size: Maximum number of iterates.
         epsilon: Relative precision of the update.
-        images: What is combined, h + damping (F(h) - h), of each.
-        changes: F(h) - h of each.
-        gram: Inner products of the changes, ``[*batch, window, window]``, with an infinite diagonal element where one
-            is left out.
-        nothing: That of changes that are all left out, ``[window, window]``.
-        plain: Whether the step before was a plain one, bool per sample.
-        last: What was added last, of ``images`` and of ``changes``; ``None`` before the first step.
+        images: The vectors that are combined, h + damping (F(h) - h).
+        changes: The residual vectors F(h) - h.
+        gram: Inner products of the changes, ``[*batch, window, window]``, with an infinite diagonal element for an
+            excluded one.
+        empty_gram: ``gram`` if all changes are excluded, ``[window, window]``.
+        plain: Whether the last step was a plain one, bool per sample.
+        last: The newest of ``images`` and of ``changes``; ``None`` before the first step.
         count: Number of steps taken.
     """
 
@@ -41,38 +41,38 @@ class Window:
     images: History = field(init=False)
     changes: History = field(init=False)
     gram: Tensor = field(init=False)
-    nothing: Tensor = field(init=False)
+    empty_gram: Tensor = field(init=False)
     plain: Tensor = field(init=False)
     last: tuple[Tensor, Tensor] | None = None
     count: int = 0
 
     def begin(self, like: Tensor) -> None:
-        """Makes room.
+        """Allocates the window.
 
         Args:
-            like: A vector like those that will be added.
+            like: A vector of the shape and dtype of the iterates.
         """
         self.images, self.changes = History(like, self.size), History(like, self.size)
         self.gram = like.new_zeros(*like.shape[:-1], self.size, self.size)
-        self.nothing = torch.diag(like.new_full((self.size,), float("inf")))
+        self.empty_gram = torch.diag(like.new_full((self.size,), float("inf")))
         self.plain = torch.ones_like(like[..., 0], dtype=torch.bool)
 
-    def restart(self, square: Tensor, lost: Tensor) -> None:
-        """Leaves out all changes of the samples whose last step has failed.
+    def restart(self, square: Tensor, not_finite: Tensor) -> None:
+        """Clears the window of the samples whose last step has failed.
 
         Args:
-            square: The square of the newest change, per sample.
-            lost: Where it is not finite.
+            square: Squared norm of the newest change, per sample.
+            not_finite: Where it is not finite.
         """
         last = (self.count - 1) % self.size
-        self.plain = (~self.plain & (square > GROWTH**2 * self.gram[..., last, last])) | lost
-        self.gram = torch.where(self.plain[..., None, None], self.nothing, self.gram)
+        self.plain = (~self.plain & (square > GROWTH**2 * self.gram[..., last, last])) | not_finite
+        self.gram = torch.where(self.plain[..., None, None], self.empty_gram, self.gram)
 
     def add(self, following: Tensor, change: Tensor) -> int:
-        """Takes the place of the oldest one; returns where that is.
+        """Replaces the oldest iterate; returns its index.
 
         Args:
-            following: What is combined.
+            following: The vector that is combined.
             change: F(h) - h.
         """
         slot = self.count % self.size
@@ -89,33 +89,32 @@ class Window:
 
 
 class Anderson(FixedPointSolver):
-    """Anderson acceleration (type II): the affine combination of the newest iterates of least residual.
+    """Anderson acceleration (type II): the affine combination of recent iterates with the smallest residual.
 
-    With the changes u_j = F(h_j) - h_j in a window, the next iterate is the sum of c_j (h_j + damping u_j) with the
-    weights c_j of sum 1 that minimise ||sum of c_j u_j|| (Walker and Ni, Anderson Acceleration for Fixed-Point
-    Iterations, SIAM J. Numer. Anal. 49, 2011, algorithm AA). The first step is a plain one, and the window grows from
-    there. Where another step doubled the residual of a sample, or left the domain of F, its window begins anew, with a
-    plain step. Each step
+    With the changes u_j = F(h_j) - h_j in a window, the next iterate is the sum of c_j (h_j + damping u_j), where the
+    weights c_j of sum 1 minimise ||sum of c_j u_j|| (Walker and Ni, Anderson Acceleration for Fixed-Point Iterations,
+    SIAM J. Numer. Anal. 49, 2011, algorithm AA). The first step is a plain one. If a later step more than doubles a
+    sample's residual, or makes it non-finite, the sample's window is cleared and restarts with a plain step. Each step
     adds one row to the Gram matrix, and reads the window twice.
 
-    It cannot be put on a tape, as ``BPTT`` would: combine it with an implicit estimator.
+    It cannot be unrolled by ``BPTT``; combine it with an implicit estimator.
 
     Args:
-        max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
-        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
-            unless no sample is finite any more.
-        check_every: Steps between two convergence checks, each of which waits for the device. From 6 on, the first
-            one comes after a third of them, and the others where the residual's decline predicts convergence, at most
-            twice as many later.
-        atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
-            at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
-        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
-            one norm over all of them, in which a large leaf hides a small one.
+        max_steps: Maximum number of applications of the update, at least 1, including those that an estimator
+            differentiates. Unless ``tol`` is 0, the last one only measures the residual of the result.
+        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs ``max_steps`` steps,
+            or until no sample is finite.
+        check_every: Steps between two convergence checks, each of which synchronises with the device. If at least 6,
+            the first check comes after a third of that, and later ones when the residual is predicted to converge, at
+            most ``2 * check_every`` steps apart.
+        atol: Absolute residual ||F(h) - h|| at which a sample has also converged, for fixed points at zero; ``None`` is
+            ``tol / 1000``. Not used if ``tol`` is 0.
+        per_leaf: Whether each leaf of the state must converge relative to its own norm; ``false`` uses one norm over
+            all leaves, in which a large leaf can hide a small one.
         window: Number of iterates that are combined, 2 to 50.
-        damping: Share of the change that is taken, in (0, 1]; 1 combines the F(h_j) themselves.
+        damping: Fraction of the change F(h) - h that is taken, in (0, 1]; 1 combines the F(h_j).
         regularization: What is added to the diagonal of the Gram matrix, relative to it, at least 0; ``None`` is 10
-            times the precision.
+            times the machine epsilon.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -151,7 +150,7 @@ class Anderson(FixedPointSolver):
         return Window(batch_dims, self.window, precision(vector))
 
     def step(self, vector: Vector, image: Vector, memory: Window) -> tuple[Vector, Window]:
-        """Adds an iterate to the window, and combines what is in it."""
+        """Adds an iterate to the window, and combines the window."""
         following = ravel(image, memory.batch_dims)
         before = ravel(vector, memory.batch_dims).to(following.dtype)
         change = following - before
@@ -161,11 +160,11 @@ class Anderson(FixedPointSolver):
         if memory.last is None:
             memory.begin(following)
         else:
-            lost = ~square.isfinite()
+            not_finite = ~square.isfinite()
             following, change = (
-                torch.where(lost[..., None], *pair) for pair in zip(memory.last, (following, change), strict=True)
+                torch.where(not_finite[..., None], *pair) for pair in zip(memory.last, (following, change), strict=True)
             )
-            memory.restart(square, lost)
+            memory.restart(square, not_finite)
         memory.last = following, change
         slot = memory.add(following, change)
         filled = min(memory.count, self.window)

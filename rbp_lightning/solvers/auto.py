@@ -1,4 +1,4 @@
-"""Picard iteration that turns to extrapolation where that pays."""
+"""Picard iteration that switches to extrapolation when that is faster."""
 
 import math
 from dataclasses import dataclass
@@ -15,38 +15,38 @@ from rbp_lightning.solvers.reduced_rank_extrapolation import Cycle
 from rbp_lightning.state_function import precision
 
 FEW_STEPS = 10
-"""With so few plain steps left, they are taken."""
+"""If at most this many plain steps are predicted to remain, the steps stay plain."""
 
 MANY_STEPS = 50
-"""With more plain steps left, extrapolation pays whatever the update costs."""
+"""If at least this many plain steps are predicted to remain, it always extrapolates."""
 
 ONE_MODE = 0.8
-"""Cosine of the angle between two changes from which on one mode is nearly all that is left to converge."""
+"""From this cosine of the angle between two changes on, one mode dominates the error."""
 
 SHARE = 0.5
-"""An extrapolation has failed that lowers the logarithm of the residual by less than this share of what plain steps
-were to, as it does where a change grows for a while before it declines."""
+"""An extrapolation has failed if it lowers the logarithm of the residual by less than this fraction of what plain steps
+were predicted to, such as when changes grow before they decline."""
 
 MOST_GROWING = 0.5
-"""Share of the samples whose change grows from which on the steps are plain."""
+"""If the change of at least this fraction of the samples grows, the steps stay plain."""
 
 SHORT_CYCLE = 4
-"""Steps in the first cycle where one mode is left."""
+"""Number of steps in the first cycle if one mode dominates."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far it is.
+    """The state of the solver.
 
     Attributes:
         batch_dims: The number of leading dimensions that index independent samples.
         epsilon: Relative precision of the update.
-        before: Leaves of the iterate before the last.
+        before: Leaves of the previous iterate.
         cycle: The extrapolation; ``None`` while the steps are plain.
-        decline: Of the logarithm of the residual, by each of the plain steps before the cycles.
+        decline: Decrease of the logarithm of the residual per plain step, before the first cycle.
         residual: Largest residual at the last check.
-        checked_at: Its step.
-        failed: Whether an extrapolation has lowered it less than plain steps were to.
+        checked_at: The step of the last check.
+        failed: Whether an extrapolation has lowered the residual less than plain steps were predicted to.
     """
 
     batch_dims: int
@@ -60,39 +60,40 @@ class Progress:
 
 
 class Auto(FixedPointSolver):
-    """Picard iteration that turns to ``ReducedRankExtrapolation`` where that takes less time.
+    """Picard iteration that switches to ``ReducedRankExtrapolation`` when that takes less time.
 
-    At each convergence check the residual's decline predicts how many more plain steps it takes. With at most 10 the
-    plain steps go on. With more, extrapolation pays where one mode is nearly all that is left to converge, as the angle
-    between the last two changes tells: cycles have 4 steps at first. With 50 or more it always does, in cycles of
-    ``cycle`` steps. The steps are plain ones where the change of half of the samples grows, as of an update that is no
-    contraction, and after an extrapolation that lowers the residual far less than they were to. All of this is decided
-    for the batch, while each sample has weights of its own.
+    Each convergence check predicts the number of remaining plain steps from the decline of the residual. Up to 10, the
+    steps stay plain. With more, it extrapolates if one mode dominates the error, which the angle between the last two
+    changes shows; the first cycle then has 4 steps. From 50 on it always extrapolates, in cycles of ``cycle`` steps.
+    The steps stay plain if the change of half of the samples grows, as for an update that is not a contraction, and
+    become plain again after an extrapolation that lowers the residual far less than plain steps were predicted to. The
+    decision is made for the whole batch, but each sample has its own weights.
 
-    So the iterates depend on where they are checked, while whether they have converged does not. It cannot be put on a
-    tape, as ``BPTT`` would: combine it with an implicit estimator.
+    The iterates therefore depend on the schedule of the checks, but the convergence test does not. It cannot be
+    unrolled by ``BPTT``; combine it with an implicit estimator.
 
     Args:
-        max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
-        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``
-            plain steps, unless no sample is finite any more.
-        check_every: Steps between two convergence checks, each of which waits for the device. From 6 on, the first
-            one comes after a third of them, and the others where the residual's decline predicts convergence, at most
-            twice as many later, or at the next extrapolation.
-        atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
-            at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
-        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
-            one norm over all of them, in which a large leaf hides a small one.
-        cycle: Most steps in a cycle, 4 to 50; so many states are kept, once cycles begin.
+        max_steps: Maximum number of applications of the update, at least 1, including those that an estimator
+            differentiates. Unless ``tol`` is 0, the last one only measures the residual of the result.
+        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs ``max_steps`` plain
+            steps, or until no sample is finite.
+        check_every: Steps between two convergence checks, each of which synchronises with the device. If at least 6,
+            the first check comes after a third of that, and later ones when the residual is predicted to converge, at
+            most ``2 * check_every`` steps apart, or at the next extrapolation.
+        atol: Absolute residual ||F(h) - h|| at which a sample has also converged, for fixed points at zero; ``None`` is
+            ``tol / 1000``. Not used if ``tol`` is 0.
+        per_leaf: Whether each leaf of the state must converge relative to its own norm; ``false`` uses one norm over
+            all leaves, in which a large leaf can hide a small one.
+        cycle: Maximum number of steps in a cycle, 4 to 50; as many states are stored, once it extrapolates.
 
     Raises:
         UserError: If an argument is out of its range.
 
     Example:
         >>> slow = lambda h: 0.99 * h + torch.tensor([1.0, 2.0])
-        >>> [NeumannRBP(0, solver(2000))(slow, torch.zeros(2)).steps for solver in (Picard, Auto)]
-        [919, 12]
+        >>> start = torch.zeros(2, dtype=torch.float64)
+        >>> [NeumannRBP(0, solver(2000))(slow, start).steps for solver in (Picard, Auto)]
+        [919, 8]
     """
 
     differentiable = False
@@ -110,11 +111,11 @@ class Auto(FixedPointSolver):
         self.cycle = check_count(self, "cycle", cycle, SHORT_CYCLE, 50)
 
     def init(self, vector: Vector, batch_dims: int) -> Progress:
-        """Plain steps."""
+        """Starts with plain steps."""
         return Progress(batch_dims, precision(vector), vector)
 
     def step(self, vector: Vector, image: Vector, memory: Progress) -> tuple[Vector, Progress]:
-        """Takes F(h) for the next iterate, or the cycle's step."""
+        """Takes a plain step, or the next step of a cycle."""
         if memory.cycle is None:
             memory.before = vector
             return image, memory
@@ -128,7 +129,7 @@ class Auto(FixedPointSolver):
     def after_check(
         self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Progress
     ) -> Progress:
-        """Begins cycles where they pay, and has the next check look at an extrapolation."""
+        """Decides whether to extrapolate, and moves the next check to an extrapolation."""
         left, cycle = schedule.steps_left, memory.cycle
         if cycle is None and self.tol > 0 and FEW_STEPS < left < math.inf and not memory.failed:
             cosine, growing = _changes(memory.before, vector, image, memory.batch_dims)
@@ -150,9 +151,9 @@ class Auto(FixedPointSolver):
 
 @torch.no_grad()
 def _changes(before: Vector, vector: Vector, image: Vector, batch_dims: int) -> list[float]:
-    """Compares two changes: the mean of the cosines between them, without sign, and the share of samples that grew.
+    """Compares two changes: the mean absolute cosine between them, and the fraction of samples whose change grew.
 
-    The samples are those of all processes that share the solve. It waits for the device.
+    Both are over all processes that share the solve. Synchronises with the device.
     """
     states = [ravel(state, batch_dims) for state in (before, vector, image)]
     one, other = states[1] - states[0], states[2] - states[1]

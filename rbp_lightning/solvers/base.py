@@ -9,23 +9,23 @@ from rbp_lightning.pytree import Vector
 
 
 class FixedPointSolver(ABC):
-    """Finds h* = F(h*): says how the next iterate is made; ``Solve`` does the rest.
+    """Finds h* = F(h*). A subclass only computes the next iterate; ``Solve`` does everything else.
 
-    A solver knows nothing of gradients, checks or failing samples. What it remembers from step to step is handed from
-    one ``step`` to the next, so one solver serves any number of solves.
+    A solver does not deal with gradients, convergence checks or failing samples. It is stateless: its memory is passed
+    from one ``step`` to the next, so one solver can be used for any number of solves.
 
     Args:
-        max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
-        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
-            unless no sample is finite any more.
-        check_every: Steps between two convergence checks, each of which waits for the device. From 6 on, the first
-            one comes after a third of them, and the others where the residual's decline predicts convergence, at most
-            twice as many later.
-        atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
-            at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
-        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
-            one norm over all of them, in which a large leaf hides a small one.
+        max_steps: Maximum number of applications of the update, at least 1, including those that an estimator
+            differentiates. Unless ``tol`` is 0, the last one only measures the residual of the result.
+        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs ``max_steps`` steps,
+            or until no sample is finite.
+        check_every: Steps between two convergence checks, each of which synchronises with the device. If at least 6,
+            the first check comes after a third of that, and later ones when the residual is predicted to converge, at
+            most ``2 * check_every`` steps apart.
+        atol: Absolute residual ||F(h) - h|| at which a sample has also converged, for fixed points at zero; ``None`` is
+            ``tol / 1000``. Not used if ``tol`` is 0.
+        per_leaf: Whether each leaf of the state must converge relative to its own norm; ``false`` uses one norm over
+            all leaves, in which a large leaf can hide a small one.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -40,10 +40,10 @@ class FixedPointSolver(ABC):
     """
 
     differentiable = True
-    """Whether the derivatives of its iterates tend to that of the fixed point as those of plain steps do."""
+    """Whether the derivatives of its iterates converge to that of the fixed point, as those of plain steps do."""
 
     probes = False
-    """Whether some of what it applies F to are probes."""
+    """Whether it also applies F to probes, which are not iterates."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class FixedPointSolver(ABC):
         self.per_leaf = check_instance(self, "per_leaf", per_leaf, bool, "true or false")
 
     def init(self, vector: Vector, batch_dims: int) -> Any:
-        """What the solver remembers before its first step.
+        """The solver's memory before its first step.
 
         Args:
             vector: Leaves of the initial state.
@@ -70,36 +70,36 @@ class FixedPointSolver(ABC):
 
     @abstractmethod
     def step(self, vector: Vector, image: Vector, memory: Any) -> tuple[Vector, Any]:
-        """Makes the next iterate.
+        """Computes the next iterate.
 
         Args:
             vector: Leaves of the iterate h.
             image: Leaves of F(h).
-            memory: What the last step, or ``init``, returned.
+            memory: The memory that ``init`` or the last step returned.
 
         Returns:
-            Leaves of the next iterate, and what to remember.
+            Leaves of the next iterate, and the new memory.
         """
 
     def is_probe(self, memory: Any) -> bool:
-        """Whether F is applied next to a probe of the solver, which is no iterate and is not judged.
+        """Whether the next application of F is to a probe, for which no residual is computed.
 
         Args:
-            memory: What the last step, or ``init``, returned.
+            memory: The memory that ``init`` or the last step returned.
         """
         return False
 
     def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Any) -> Any:
-        """Learns from a convergence check that did not end the solve, before the step that follows it.
+        """Called after a convergence check that did not end the solve, before the next step.
 
         Args:
             step: Number of the step that was checked.
-            schedule: Has the prediction of the steps left; its next check may be moved.
+            schedule: Predicts the remaining steps; ``schedule.next_check`` may be changed.
             vector: Leaves of the iterate h.
             image: Leaves of F(h).
-            memory: What the last step, or ``init``, returned.
+            memory: The memory that ``init`` or the last step returned.
 
         Returns:
-            What to remember.
+            The new memory.
         """
         return memory

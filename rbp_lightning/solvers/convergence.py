@@ -1,4 +1,4 @@
-"""Judging the iterates of a forward solve, sample by sample."""
+"""The convergence test of a forward solve, per sample."""
 
 from typing import NamedTuple
 
@@ -11,20 +11,20 @@ from rbp_lightning.pytree import Vector, change_and_size, leaf_norms, subtract
 from rbp_lightning.status import Status
 
 GROWTH = 1.001
-"""A change has grown when it is so many times another one, by more than the error of their norms."""
+"""A residual has grown if it exceeds an earlier one by this factor, which allows for rounding of the norms."""
 
 
 class Observation(NamedTuple):
-    """A step whose change was measured.
+    """The residual of one step.
 
     Attributes:
-        step: Its number.
-        change: ||F(h) - h|| per sample.
+        step: The number of the step.
+        change: Absolute residual ||F(h) - h|| per sample.
         size: ||F(h)|| per sample.
-        residual: Their quotient, with ``atol / tol`` for the least size; what is compared with the tolerance. It is the
-            largest one of the leaves where each is judged by itself.
-        leaves: Change and size of each leaf, of shape ``[num_leaves, *batch]``, and which leaf is the worst, where each
-            is judged by itself.
+        residual: Relative residual ``change / max(size, atol / tol)``, which is compared with the tolerance; with
+            ``per_leaf`` the largest over the leaves.
+        leaves: With ``per_leaf``, the change and size of each leaf, ``[num_leaves, *batch]``, and the index of the leaf
+            with the largest relative residual.
     """
 
     step: int
@@ -34,10 +34,10 @@ class Observation(NamedTuple):
     leaves: tuple[Tensor, Tensor, Tensor] | None = None
 
     def worst(self, of: "Observation | None" = None) -> tuple[Tensor, Tensor]:
-        """Change and size per sample: of the leaf with the largest residual, where each is judged by itself.
+        """Change and size per sample; with ``per_leaf``, those of the leaf with the largest relative residual.
 
         Args:
-            of: Whose largest residual; ``None`` for its own.
+            of: The observation that decides which leaf that is; ``None`` for this one.
         """
         other = self if of is None else of
         if self.leaves is None or other.leaves is None:
@@ -47,20 +47,22 @@ class Observation(NamedTuple):
 
 
 class ConvergenceTest:
-    """Records the changes of an iteration, and says per sample how it ended.
+    """Records the residuals of an iteration, and determines the status of each sample.
 
-    The verdict depends on the first change and on the last two alone, so not on how often it was checked.
+    The status depends only on the first and the last two residuals, and therefore not on ``check_every``.
 
     Args:
-        tol: Largest residual of a converged sample.
-        atol: Largest change of a converged sample, whatever its size.
+        tol: Relative residual at which a sample has converged.
+        atol: Absolute residual at which a sample has converged.
         batch_dims: The number of leading dimensions that index independent samples.
         epsilon: Relative precision of the update.
-        per_leaf: Whether each leaf of a state is judged by its own norm, and the worst one counts.
+        per_leaf: Whether each leaf must converge relative to its own norm.
 
     Attributes:
-        history: The residuals of the steps that were observed.
-        last: The newest observation.
+        history: The residuals of the observed steps.
+        first: The first observation.
+        before: The last but one observation.
+        last: The last observation.
 
     Example:
         >>> test = ConvergenceTest(tol=0.2, atol=0.0, batch_dims=1, epsilon=1e-7)
@@ -78,7 +80,7 @@ class ConvergenceTest:
         self._least_size = atol / tol if tol > 0 else 0.0
 
     def observe(self, step: int, vector: Vector, image: Vector) -> Tensor:
-        """Records a change, without waiting for the device.
+        """Records the residual of a step, without synchronising with the device.
 
         Args:
             step: Number of the step.
@@ -86,7 +88,7 @@ class ConvergenceTest:
             image: Leaves of F(h).
 
         Returns:
-            The residual per sample.
+            The relative residual per sample.
         """
         per_leaf = self.per_leaf and len(vector) > 1
         if per_leaf:
@@ -94,7 +96,7 @@ class ConvergenceTest:
         else:
             change, size = change_and_size(vector, image, self.batch_dims)
         residual = change / size.clamp_min(max(self._least_size, torch.finfo(size.dtype).tiny))
-        residual.add_(size, alpha=0)  # NaN where the norm has overflowed, which a finite change over it would not be
+        residual.add_(size, alpha=0)  # NaN where the norm overflowed, where the quotient would be 0
         leaves = None
         if per_leaf:
             residual, worst = residual.max(dim=0)
@@ -111,13 +113,13 @@ class ConvergenceTest:
         self.history.pop()
 
     def codes(self, stalled: bool) -> Tensor:
-        """How each sample ended: int64, each the ``code`` of a ``Status``.
+        """The status of each sample: int64, the ``code`` of a ``Status``.
 
         Args:
-            stalled: Whether the iteration was stopped because it had stalled at rounding.
+            stalled: Whether the iteration was stopped because it had stalled at the level of rounding.
         """
         last, first, before = self.last, self.first, self.before
-        assert last is not None  # every iteration observes its first and its last step
+        assert last is not None  # every iteration observes its first and last steps
         assert first is not None
         codes = torch.where(last.residual <= self.tol, Status.CONVERGED.code, Status.MAX_STEPS.code)
         consecutive = before is not None and before.step == last.step - 1
@@ -128,7 +130,7 @@ class ConvergenceTest:
             codes = torch.where(at_floor, Status.STALLED.code, codes)
         if consecutive and before is not None:
             growing = (last.change > GROWTH * before.change) & (last.change > GROWTH * first.change)
-            # A warm start may begin at rounding, from where any change is growth.
+            # A warm start may begin at the level of rounding, where changes can grow without meaning.
             rounding = max(self.epsilon**0.5, min(64 * self.epsilon, 0.25))
             growing &= last.change > rounding * last.size
             codes = torch.where(growing & (codes == Status.MAX_STEPS.code), Status.DIVERGED.code, codes)

@@ -1,4 +1,4 @@
-"""Damping of any solver's steps."""
+"""Damping of the update for any solver."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from rbp_lightning.solvers.picard import Picard
 
 
 class Damped(FixedPointSolver):
-    """Another solver on h + damping (F(h) - h) in place of F(h), which has the same fixed points.
+    """Applies another solver to h + damping (F(h) - h), which has the same fixed points as F.
 
-    It makes an update contract whose steps overshoot: eigenvalues of J below -1 come into the unit circle (Varga,
-    Matrix Iterative Analysis, section 3.1). The residual is that of F itself.
+    Damping makes an update that overshoots a contraction: it moves eigenvalues of J below -1 into the unit circle
+    (Varga, Matrix Iterative Analysis, section 3.1). The residual is that of F itself.
 
     Args:
-        solver: The solver whose steps are damped, with its tolerances; ``None`` is ``Picard()``.
-        damping: Share of the change F(h) - h that is taken, in (0, 1].
+        solver: The solver to damp, with its tolerances; ``None`` is ``Picard()``.
+        damping: Fraction of the change F(h) - h that is taken, in (0, 1].
 
     Raises:
         UserError: If an argument is out of its range.
@@ -39,21 +39,21 @@ class Damped(FixedPointSolver):
         self.damping = check_number(self, "damping", damping, 0.0, 1.0, low_allowed=False)
 
     def init(self, vector: Vector, batch_dims: int) -> Any:
-        """What the damped solver remembers."""
+        """The inner solver's memory."""
         return self.solver.init(vector, batch_dims)
 
     def step(self, vector: Vector, image: Vector, memory: Any) -> tuple[Vector, Any]:
-        """Takes the solver's step with the damped image."""
+        """Takes the inner solver's step with the damped update."""
         return self.solver.step(vector, self._damped(vector, image), memory)
 
     def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Any) -> Any:
-        """Lets the damped solver learn."""
+        """Calls the inner solver's hook."""
         if type(self.solver).after_check is FixedPointSolver.after_check:
             return memory
         return self.solver.after_check(step, schedule, vector, self._damped(vector, image), memory)
 
     def is_probe(self, memory: Any) -> bool:
-        """Whether the damped solver probes next."""
+        """Whether the inner solver's next application of F is to a probe."""
         return self.solver.is_probe(memory)
 
     def _damped(self, vector: Vector, image: Vector) -> Vector:

@@ -1,4 +1,4 @@
-"""The adjoint by a forward solver."""
+"""Solves the adjoint equation with a forward solver."""
 
 from rbp_lightning.errors import UserError, check_instance
 from rbp_lightning.linear.base import LinearSolution, LinearSolver
@@ -11,15 +11,15 @@ from rbp_lightning.solvers.picard import Picard
 
 
 class FixedPointAdjoint(LinearSolver):
-    """Solves the adjoint equation by a forward solver, since z = J^T z + g is a fixed point too.
+    """Solves the adjoint equation with a forward solver, since z = J^T z + g is a fixed point too.
 
     Args:
-        solver: The forward solver, whose ``max_steps`` limits the products with J^T, and whose ``tol`` is relative to
-            the norm of g; ``None`` is ``Auto(tol=1e-4)``. Its ``atol`` is not used, and ``per_leaf`` is that of the
-            forward solve.
+        solver: The forward solver. Its ``max_steps`` limits the number of products with J^T, and its ``tol`` is
+            relative to the norm of g; ``atol`` is not used, and ``per_leaf`` is that of the forward solve. ``None`` is
+            ``Auto(tol=1e-4)``.
 
     Raises:
-        UserError: If ``solver`` is no forward solver, or ``NewtonKrylov``.
+        UserError: If ``solver`` is not a forward solver, or is ``NewtonKrylov``.
 
     Example:
         >>> operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2), batch_dims=0)
@@ -33,12 +33,12 @@ class FixedPointAdjoint(LinearSolver):
         self.solver = Auto(tol=1e-4) if solver is None else solver
         if self.solver.probes:
             raise UserError(
-                f"FixedPointAdjoint: solver={type(self.solver).__name__} would linearise what is linear: use GMRES() "
-                "in its place."
+                f"FixedPointAdjoint: solver={type(self.solver).__name__} would linearise an equation that is linear "
+                "already: use GMRES() instead."
             )
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Iterates until every sample has converged or the solver's steps are spent."""
+        """Iterates until every sample has converged, for at most ``max_steps`` steps."""
         first = gradient if start is None else start
         solver = self.solver
         graph_steps = solver.graph_steps if isinstance(solver, Picard) else 0

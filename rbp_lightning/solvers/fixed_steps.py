@@ -1,4 +1,4 @@
-"""A forward solve of a number of steps that reads no values, so that it can be put into a graph."""
+"""A forward solve with a fixed number of steps and no data-dependent control flow, for compiled graphs."""
 
 import torch
 
@@ -9,24 +9,25 @@ from rbp_lightning.state_function import StateFunction, Update, outside_autocast
 
 
 class FixedSteps:
-    """The steps that ``Solve`` takes with a tolerance of 0, without its checks: no sample is frozen.
+    """Takes the steps of ``Solve`` with a tolerance of 0, without its checks; no sample is frozen.
 
-    It is what ``torch.compile``, ``torch.export`` and ``torch.jit.trace`` see of a solve.
+    ``torch.compile``, ``torch.export`` and ``torch.jit.trace`` trace this instead of ``Solve``.
 
     Args:
-        update: The map F.
-        initial_state: Where to start.
+        update: The function F.
+        initial_state: The initial state.
         batch_dims: The number of leading dimensions that index independent samples.
-        solver: How the next iterate is made.
-        max_steps: How often F is applied.
+        solver: Computes the next iterate.
+        max_steps: Number of applications of F.
 
     Attributes:
         start: Leaves of the initial state.
-        structure: Its structure.
-        test: Has observed the first step and the last two, of a solver that probes all that are none.
+        structure: Structure of the initial state.
+        test: The convergence test. It observes the first and the last two steps, or all iterates of a solver with
+            probes.
 
     Raises:
-        UserError: If the state or the update is not as described.
+        UserError: If the state or the update is invalid.
 
     Example:
         >>> solve = FixedSteps(torch.cos, torch.zeros(()), 0, Picard(tol=0), max_steps=60)
@@ -46,10 +47,10 @@ class FixedSteps:
         """Runs the solver from the initial state.
 
         Args:
-            count: How often F is applied.
+            count: Number of applications of F.
 
         Returns:
-            Leaves of the last F(h); those of the initial state for a count of 0.
+            Leaves of the last F(h); those of the initial state if ``count`` is 0.
         """
         vector: Vector = self.start
         found: Vector = vector
@@ -65,24 +66,24 @@ class FixedSteps:
         return found
 
     def without_tape(self, steps_after: int) -> Vector:
-        """Runs the solver, without a tape, up to the steps that the caller tapes.
+        """Runs the solver without gradients, except for the last steps, which the caller takes.
 
         Args:
-            steps_after: How many steps the caller takes.
+            steps_after: Number of steps that the caller takes.
 
         Returns:
-            Detached leaves of where the tape is to begin.
+            Detached leaves of the iterate at which these steps start.
         """
         with torch.no_grad():
             image = self.iterate(self.max_steps - steps_after)
         return [leaf.detach() for leaf in image]
 
     def last_steps(self, vector: Vector, count: int) -> Vector:
-        """Applies F some more times.
+        """Applies F a number of times.
 
         Args:
             vector: Leaves of h.
-            count: How often.
+            count: Number of applications.
 
         Returns:
             Leaves of the last F(h).

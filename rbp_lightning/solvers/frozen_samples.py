@@ -1,4 +1,4 @@
-"""Samples of a solve that have failed, each held at its best iterate."""
+"""Freezes failed samples of a solve at their best iterates."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from rbp_lightning.pytree import Vector, norm, where
 
 
 class FrozenSamples:
-    """Keeps the best iterates of a solve, and freezes the samples that fail there, so that the others are not affected.
+    """Tracks the best iterate of each sample, and freezes failed samples there, so that they do not affect the others.
 
-    The best iterate is the one of the least relative residual, of those whose change ||F(h) - h|| is the least as well.
-    The relative residual alone falls, a little, while a sample diverges.
+    An iterate is better if both its relative and its absolute residual are smaller: the relative residual alone can
+    decrease slightly while a sample diverges.
 
     Args:
-        start: Leaves of the initial state, the best iterate before there is another.
+        start: Leaves of the initial state, the first best iterate.
         batch_dims: The number of leading dimensions that index independent samples.
 
     Attributes:
-        mask: Which samples are frozen, bool per sample; ``None`` for none.
+        mask: Which samples are frozen, bool per sample; ``None`` if none is.
 
     Example:
         >>> frozen = FrozenSamples([torch.ones(2, 1)], batch_dims=1)
@@ -38,25 +38,24 @@ class FrozenSamples:
         self._candidates: list[tuple[Tensor, Tensor, Vector]] = []
         self._checks = 0
 
-    def keep(self, residual: Tensor, change: Tensor, vector: Vector) -> None:
-        """Keeps an iterate that was checked.
+    def add_candidate(self, residual: Tensor, change: Tensor, vector: Vector) -> None:
+        """Adds an iterate that was checked.
 
-        The best of them is chosen at every check whose number is a power of two, and when a sample fails; the newest is
-        kept besides. Most solves end before there is anything to choose.
+        To save work, candidates are only compared at checks whose number is a power of two, and when a sample fails.
 
         Args:
-            residual: Its residual per sample.
-            change: Norm of its change per sample.
-            vector: Its leaves.
+            residual: Relative residual per sample.
+            change: Absolute residual per sample.
+            vector: Leaves of the iterate.
         """
         newest = residual, change, [leaf.detach() for leaf in vector]
         self._checks += 1
         if self._checks > 2 and self._checks & (self._checks - 1) == 0:
-            self._choose()
+            self._update_best()
         self._candidates[1:] = [newest]
 
     @torch.no_grad()
-    def _choose(self) -> None:
+    def _update_best(self) -> None:
         if not self._candidates:
             return
         least, smallest, best = self._candidates[0]
@@ -73,24 +72,24 @@ class FrozenSamples:
         """Freezes samples at their best iterates.
 
         Args:
-            failed: Which ones, bool per sample.
-            codes: How each sample ended, as ``FixedPoint.sample_status``.
+            failed: The samples to freeze, bool per sample.
+            codes: Status codes of all samples, as in ``FixedPoint.sample_status``.
         """
-        self._choose()
+        self._update_best()
         self._codes = self.merge_codes(codes)
         self.mask = failed if self.mask is None else self.mask | failed
 
     def apply(self, function: Callable[[Vector], Vector], vector: Vector) -> tuple[Vector, Vector]:
-        """Applies F, to the best iterate, a constant, where a sample is frozen.
+        """Applies F, for frozen samples to their best iterate, a constant.
 
-        Where even F of that is not finite, as with NaN in its input, the sample stays at the iterate itself.
+        If F is not finite there either, such as for an input with NaN, the sample stays at that iterate.
 
         Args:
             function: F on leaves.
             vector: Leaves of h.
 
         Returns:
-            What F was applied to, and F of it.
+            The argument of F, and F of it.
         """
         if self.mask is None:
             return vector, function(vector)
@@ -100,24 +99,24 @@ class FrozenSamples:
         return vector, where(not_finite, self._best, image)
 
     def merge_codes(self, codes: Tensor) -> Tensor:
-        """How each sample ended: as it did when it was frozen, where it is.
+        """Status codes of all samples; frozen samples have the status with which they were frozen.
 
         Args:
-            codes: How each would have ended otherwise.
+            codes: The status codes of the samples that are not frozen.
         """
         return codes if self.mask is None or self._codes is None else torch.where(self.mask, self._codes, codes)
 
     def mapped(self, function: Callable[[Tensor], Tensor], batch_dims: int) -> "FrozenSamples":
-        """The same frozen samples, of tensors in another form.
+        """The same frozen samples with transformed tensors.
 
         Args:
-            function: Brings a tensor into that form.
-            batch_dims: The number of leading dimensions that index independent samples there.
+            function: Transforms a tensor.
+            batch_dims: The number of leading dimensions of the result that index independent samples.
         """
         other = FrozenSamples([function(leaf) for leaf in self._best], batch_dims)
         other.mask = None if self.mask is None else function(self.mask)
         return other
 
     def all(self) -> bool:
-        """Whether every sample is frozen, in all processes that share the solve; waits for the device if some are."""
+        """Whether all samples, of all processes that share the solve, are frozen; synchronises if some are."""
         return self.mask is not None and everywhere(self.mask.all())

@@ -1,4 +1,4 @@
-"""Vectors of past steps, in one block of memory."""
+"""Stores vectors of past steps in one block of memory."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from rbp_lightning.tracing import is_traced
 
 
 class History:
-    """Some vectors per sample.
+    """A fixed number of vectors per sample.
 
     Args:
-        like: One of them, ``[*batch, n]``.
-        length: Their number.
+        like: A vector of their shape and dtype, ``[*batch, n]``.
+        length: Number of vectors.
 
     Example:
         >>> history = History(torch.ones(2), length=3)
@@ -23,18 +23,18 @@ class History:
 
     def __init__(self, like: Tensor, length: int) -> None:
         self._block = like.new_zeros(*like.shape[:-1], length, like.shape[-1])
-        self._slots = () if is_traced() else self._block.unbind(-2)  # in a graph nothing is changed in place
+        self._slots = () if is_traced() else self._block.unbind(-2)  # no in-place changes in a traced graph
 
     def first(self, count: int) -> Tensor:
-        """The first ones, ``[*batch, count, n]``."""
+        """The first ``count`` vectors, ``[*batch, count, n]``."""
         return self._block[..., :count, :]
 
     def put(self, slot: int, value: Tensor) -> None:
-        """Replaces one.
+        """Replaces a vector.
 
         Args:
-            slot: Which one.
-            value: The new one.
+            slot: Its index.
+            value: The new vector.
         """
         if self._slots:
             self._slots[slot].copy_(value)
@@ -42,12 +42,12 @@ class History:
             self._block = torch.select_scatter(self._block, value, -2, slot)
 
     def put_difference(self, slot: int, left: Tensor, right: Tensor) -> None:
-        """Replaces one by a difference.
+        """Replaces a vector by ``left - right``.
 
         Args:
-            slot: Which one.
-            left: What to subtract from.
-            right: What to subtract.
+            slot: Its index.
+            left: The minuend.
+            right: The subtrahend.
         """
         if self._slots:
             torch.sub(left, right, out=self._slots[slot])

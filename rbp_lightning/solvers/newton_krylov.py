@@ -1,4 +1,4 @@
-"""Newton's method with GMRES inside."""
+"""The Newton-Krylov method."""
 
 from dataclasses import dataclass, field
 
@@ -14,23 +14,23 @@ from rbp_lightning.solvers.history import History
 from rbp_lightning.state_function import precision
 
 LEAST_DAMPING = 2.0**-10
-"""Least share of a Newton step that is tried."""
+"""Smallest fraction of a Newton step that is tried."""
 
 
 @dataclass(slots=True)
 class Newton:
-    """One Newton step in the making.
+    """The current Newton step.
 
     Attributes:
         batch_dims: The number of leading dimensions that index independent samples.
         point: h and F(h) - h, ``[*batch, n]``, and the norm of the latter; ``None`` before the first step.
-        krylov: Products with J in a Newton step.
+        krylov: Number of products with J per Newton step.
         epsilon: Relative precision of the update.
         basis: Orthonormal basis of the Krylov space.
-        hessenberg: The projection of I - J on it, ``[*batch, krylov + 1, krylov]``.
-        damping: Share of the Newton step that is taken, ``[*batch, 1]``.
-        difference: Length of the finite difference, ``[*batch, 1]``.
-        count: How many products with J the step has; F is applied to h itself at 0.
+        hessenberg: Projection of I - J onto the basis, ``[*batch, krylov + 1, krylov]``.
+        damping: Fraction of the Newton step that is taken, ``[*batch, 1]``.
+        difference: Step size of the finite difference, ``[*batch, 1]``.
+        count: Number of products with J so far; at 0, F is applied to h itself.
     """
 
     batch_dims: int
@@ -45,27 +45,27 @@ class Newton:
 
 
 class NewtonKrylov(FixedPointSolver):
-    """Newton's method, h <- h + (I - J)^-1 (F(h) - h), with restarted GMRES for the linear equation.
+    """Newton's method, h <- h + (I - J)^-1 (F(h) - h), with GMRES for the linear equation.
 
-    The products J v that GMRES needs are finite differences of F (Knoll and Keyes, Jacobian-free Newton-Krylov methods,
-    J. Comput. Phys. 193, 2004, section 2), so each of them is one application of F, as ``steps`` counts them: a Newton
-    step costs ``krylov`` + 1. Where a Newton step did not lower the residual of a sample, it is taken back and half of
-    it tried. It finds fixed points where F is no contraction.
+    GMRES uses finite differences of F as products J v (Knoll and Keyes, Jacobian-free Newton-Krylov methods, J. Comput.
+    Phys. 193, 2004, section 2). Each of them is one application of F and counts as a step, so a Newton step costs
+    ``krylov`` + 1 steps. If a Newton step does not lower a sample's residual, it is undone and half of it is tried. The
+    method also finds fixed points of updates that are not contractions.
 
-    It cannot be put on a tape, as ``BPTT`` would: combine it with an implicit estimator.
+    It cannot be unrolled by ``BPTT``; combine it with an implicit estimator.
 
     Args:
-        max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
-        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
-            unless no sample is finite any more.
-        check_every: Not used: each Newton step is checked, which waits for the device.
-        atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
-            at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
-        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
-            one norm over all of them, in which a large leaf hides a small one.
-        krylov: Products with J in a Newton step, 1 to 100, and two fewer than ``max_steps`` at most; so many states
-            are kept.
+        max_steps: Maximum number of applications of the update, at least 1, including those that an estimator
+            differentiates. Unless ``tol`` is 0, the last one only measures the residual of the result.
+        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs ``max_steps`` steps,
+            or until no sample is finite.
+        check_every: Not used; every Newton step is checked, which synchronises with the device.
+        atol: Absolute residual ||F(h) - h|| at which a sample has also converged, for fixed points at zero; ``None`` is
+            ``tol / 1000``. Not used if ``tol`` is 0.
+        per_leaf: Whether each leaf of the state must converge relative to its own norm; ``false`` uses one norm over
+            all leaves, in which a large leaf can hide a small one.
+        krylov: Number of products with J per Newton step, 1 to 100, at most ``max_steps - 2``; as many states are
+            stored.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -89,19 +89,19 @@ class NewtonKrylov(FixedPointSolver):
     ) -> None:
         super().__init__(max_steps, tol, check_every, atol, per_leaf)
         self.krylov = check_count(self, "krylov", krylov, 1, 100)
-        # Room for a Newton step between two applications of F to iterates.
+        # A Newton step must fit between two applications of F to iterates.
         self._length = max(1, min(self.krylov, self.max_steps - 2))
 
     def init(self, vector: Vector, batch_dims: int) -> Newton:
-        """No step."""
+        """Starts without a Newton step."""
         return Newton(batch_dims, self._length, precision(vector))
 
     def is_probe(self, memory: Newton) -> bool:
-        """Whether the next application of F is one for a product with J."""
+        """Whether the next application of F is for a product with J."""
         return memory.count > 0
 
     def step(self, vector: Vector, image: Vector, memory: Newton) -> tuple[Vector, Newton]:
-        """Goes on to the next product with J, or takes the Newton step."""
+        """Prepares the next product with J, or takes the Newton step."""
         flat, following = ravel(vector, memory.batch_dims), ravel(image, memory.batch_dims)
         if memory.count == 0:
             _begin(memory, flat.to(following.dtype), following, max(memory.epsilon, precision(image)))
@@ -114,18 +114,18 @@ class NewtonKrylov(FixedPointSolver):
             return unravel(memory.point[0] + memory.difference * direction, image), memory
         memory.count = 0
         basis = memory.basis.first(self._length)
-        # The least squares solution, by singular values: the space may have fewer dimensions.
+        # The pseudoinverse, because the Krylov space may have fewer dimensions.
         weights = torch.linalg.pinv(memory.hessenberg.nan_to_num(0.0, 0.0, 0.0))[..., 0] * memory.point[2]
         return unravel(memory.point[0] + memory.damping * (weights[..., None, :] @ basis).squeeze(-2), image), memory
 
     def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Newton) -> Newton:
-        """Has the next check look at a Newton step."""
+        """Moves the next check to the next Newton step."""
         schedule.next_check = step + self._length + 1
         return memory
 
 
 def _begin(memory: Newton, flat: Tensor, following: Tensor, epsilon: float) -> None:
-    """Takes the point that was reached, or goes back where it is no better, and begins the basis there."""
+    """Accepts the new point, or returns to the old one where it is not better, and starts a Krylov basis."""
     change = following - flat
     if memory.point is None:
         memory.basis = History(flat, memory.krylov + 1)
@@ -146,11 +146,11 @@ def _begin(memory: Newton, flat: Tensor, following: Tensor, epsilon: float) -> N
 
 
 def _extend(memory: Newton, following: Tensor) -> None:
-    """Adds a vector to the basis (Arnoldi's method), from F at the end of the finite difference."""
+    """Adds a vector to the basis (Arnoldi's method), from the value of F at the probe."""
     assert memory.point is not None  # the basis has a first vector
     basis = memory.basis.first(memory.count)
     product = basis[..., -1, :] - (following - memory.point[0] - memory.point[1]) / memory.difference
-    for _ in range(2):  # once loses orthogonality to rounding
+    for _ in range(2):  # a single pass loses orthogonality to rounding
         weights = (basis @ product[..., None]).squeeze(-1)
         product = product - (weights[..., None, :] @ basis).squeeze(-2)
         memory.hessenberg[..., : memory.count, memory.count - 1] += weights

@@ -1,4 +1,4 @@
-"""The adjoint from fixed points that are nudged along the gradient."""
+"""Solves the adjoint equation by equilibrium propagation."""
 
 from dataclasses import replace
 
@@ -20,29 +20,29 @@ from rbp_lightning.solvers.base import FixedPointSolver
 from rbp_lightning.solvers.fixed_point_adjoint import FixedPointAdjoint
 
 SHARE = 0.5
-"""Share of the tolerance that the nudged states are solved to; the rest is for what a finite nudge makes wrong."""
+"""Tolerance of the nudged states as a fraction of ``tol``; the rest allows for the error of a finite nudge."""
 
 
 class NudgedAdjoint(LinearSolver):
-    """Solves the adjoint equation by equilibrium propagation, for a symmetric J: it applies F, and takes no products.
+    """Solves the adjoint equation by equilibrium propagation, for symmetric J: it applies F instead of taking products.
 
-    Where h* = F(h*), let h^b be the fixed point of F(h) + b g. It moves with b by (I - J)^-1 g, which is z where J is
-    symmetric, as it is where F is a gradient step on an energy. So z is (h^b - h^-b) / 2b up to O(b^2) (centred:
+    Let h^b be the fixed point of F(h) + b g. Its derivative with respect to b at 0 is (I - J)^-1 g, which equals z if J
+    is symmetric, as it is if F is a gradient step on an energy. Hence z is (h^b - h^-b) / 2b up to O(b^2) (centred:
     Laborieux et al., 2021, arXiv 2006.03824), or (h^b - h*) / b up to O(b) (Scellier and Bengio, 2017,
-    arXiv 1602.05179). g is that of h* throughout, as the backward pass has it.
+    arXiv 1602.05179). g is constant, the gradient at h*.
 
-    The nudged states start next to h*, which is taken for an exact fixed point. What they are iterated by is the
-    displacement from it in units of b, so that a tolerance is relative to the nudge. In float32 the result has a
-    rounding error of some 1e-7 h / b, against which stands the error of a large b.
+    The nudged states start at h*, which is assumed to be an exact fixed point. The iteration is on the displacement
+    (h - h*) / b, so that the tolerance is relative to the nudge. In float32 the rounding error is about 1e-7 h / b,
+    while the error of the finite difference grows with b.
 
-    One product with J^T measures the residual of z, which contains what a finite b and an asymmetric J make wrong.
-    Where it is above the tolerance, two more products tell whether J is symmetric, and it is reported if it is not.
+    One product with J^T measures the residual of z, which includes the errors of a finite b and of an asymmetric J. If
+    it is above the tolerance, two more products test whether J is symmetric, and an asymmetric J is reported.
 
     Args:
         beta: b, the largest entry of the nudge b g / max |g| of each sample, above 0.
-        centred: Whether to nudge to both sides.
-        solver: Forward solver of the nudged states; its ``tol`` is relative to the norm of g, and its ``atol`` is not
-            used. ``None`` is ``Auto(tol=1e-3)``. A step applies F once to each side.
+        centred: Whether to nudge in both directions.
+        solver: Forward solver for the nudged states. Its ``tol`` is relative to the norm of g, and its ``atol`` is not
+            used; ``None`` is ``Auto(tol=1e-3)``. Each step applies F once per direction.
 
     Raises:
         UserError: If an argument is out of its range, or ``solver`` is ``NewtonKrylov``.
@@ -59,7 +59,7 @@ class NudgedAdjoint(LinearSolver):
         self.solver = FixedPointAdjoint(Auto(tol=1e-3) if solver is None else solver).solver
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Iterates the nudged states until every sample has converged or the solver's steps are spent."""
+        """Iterates the nudged states until every sample has converged, for at most ``max_steps`` steps."""
         before = operator.products
         largest = operator.ravel(gradient).abs().amax(dim=-1)
         largest = largest.clamp_min(torch.finfo(largest.dtype).tiny)
@@ -90,24 +90,24 @@ class NudgedAdjoint(LinearSolver):
             if found:
                 report(
                     Failure.NOT_POSITIVE_DEFINITE,
-                    f"NudgedAdjoint: J is not symmetric in {found} of {samples} samples, so nudged states do "
-                    "not tell the adjoint there",
+                    f"NudgedAdjoint: J is not symmetric in {found} of {samples} samples, so the nudged states do not "
+                    "give their adjoint",
                 )
         return replace(solution, products=operator.products - before)
 
 
 class _Nudged(AdjointMap):
-    """(F(h* + b d) - F(h*)) / b for each side b in place of J^T d, which iterates displacements (h - h*) / b.
+    """Replaces J^T d by (F(h* + b d) - F(h*)) / b for each b, to iterate the displacements d = (h - h*) / b.
 
     Args:
-        operator: The operator at h*.
-        sides: The values of b; vectors have the leaves of a state for each.
+        operator: The Jacobian at h*.
+        sides: The values of b; a vector has the leaves of a state for each of them.
     """
 
     def __init__(self, operator: JacobianOperator, sides: tuple[float, ...]) -> None:
         self._operator, self._sides = operator, sides
         self.batch_dims, self.per_leaf, self.products = operator.batch_dims, operator.per_leaf, 0
-        self.epsilon = operator.epsilon / abs(sides[0])  # of states of order 1
+        self.epsilon = operator.epsilon / abs(sides[0])  # for states of order 1
 
     def vjp(self, cotangent: Vector) -> list[Tensor]:
         leaves = len(cotangent) // len(self._sides)

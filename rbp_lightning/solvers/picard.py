@@ -8,24 +8,24 @@ from rbp_lightning.solvers.base import FixedPointSolver
 
 
 class Picard(FixedPointSolver):
-    """Picard iteration h <- F(h), which is the network's own dynamics (paper, section 2).
+    """Picard iteration h <- F(h), the dynamics of the network itself (paper, section 2).
 
     Args:
-        max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
-        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
-            unless no sample is finite any more.
-        check_every: Steps between two convergence checks, each of which waits for the device. From 6 on, the first
-            one comes after a third of them, and the others where the residual's decline predicts convergence, at most
-            twice as many later.
-        atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
-            at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
-        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
-            one norm over all of them, in which a large leaf hides a small one.
-        graph_steps: Steps in a CUDA graph, from 2 on, for updates so small that launching their kernels is what takes
-            the time; 0 for none. They are captured anew in each solve once it has taken twice as many, so long solves
-            gain, without a tape and as an adjoint solver; up to so many steps are taken in vain at the end. Of no
-            effect on other devices.
+        max_steps: Maximum number of applications of the update, at least 1, including those that an estimator
+            differentiates. Unless ``tol`` is 0, the last one only measures the residual of the result.
+        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs ``max_steps`` steps,
+            or until no sample is finite.
+        check_every: Steps between two convergence checks, each of which synchronises with the device. If at least 6,
+            the first check comes after a third of that, and later ones when the residual is predicted to converge, at
+            most ``2 * check_every`` steps apart.
+        atol: Absolute residual ||F(h) - h|| at which a sample has also converged, for fixed points at zero; ``None`` is
+            ``tol / 1000``. Not used if ``tol`` is 0.
+        per_leaf: Whether each leaf of the state must converge relative to its own norm; ``false`` uses one norm over
+            all leaves, in which a large leaf can hide a small one.
+        graph_steps: Number of steps in a CUDA graph, at least 2, for small updates whose run time is dominated by
+            kernel launches; 0 uses no graph. Each solve captures the graph after twice as many steps, so only long
+            solves benefit, without gradients or as an adjoint solver; at the end up to ``graph_steps`` steps are
+            wasted. No effect on other devices.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -48,8 +48,8 @@ class Picard(FixedPointSolver):
         super().__init__(max_steps, tol, check_every, atol, per_leaf)
         self.graph_steps = check_count(self, "graph_steps", graph_steps, 0)
         if self.graph_steps == 1:
-            raise UserError("Picard: graph_steps=1 saves no launches: take 10, or 0 for no CUDA graphs.")
+            raise UserError("Picard: graph_steps=1 saves no launches: use 10, or 0 for no CUDA graph.")
 
     def step(self, vector: Vector, image: Vector, memory: Any) -> tuple[Vector, Any]:
-        """Takes F(h) for the next iterate."""
+        """The next iterate is F(h)."""
         return image, memory

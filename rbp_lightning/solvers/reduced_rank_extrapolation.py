@@ -18,19 +18,19 @@ from rbp_lightning.state_function import precision
 
 @dataclass(slots=True)
 class Cycle:
-    """The plain steps since the last extrapolation.
+    """One cycle: the plain steps since the last extrapolation.
 
     Attributes:
         batch_dims: The number of leading dimensions that index independent samples.
         epsilon: Relative precision of the update.
-        length: Number of steps before the next one.
-        longest: Most of them.
+        length: Number of steps in the cycle.
+        longest: Maximum length of a cycle.
         waiting: Number of steps before the first cycle begins.
-        checked: Whether an extrapolation has been looked at, so that predictions know of it.
+        checked: Whether an extrapolation has been checked, so that predictions take extrapolations into account.
         count: Number of steps taken in this cycle.
-        history: F(h) - h of each; ``None`` before the first one.
-        plain: What an extrapolation is replaced by where it proves worse: F(h) and F(h) - h of the step before it, and
-            the latter's square; ``None`` where none was made.
+        history: F(h) - h of each step; ``None`` before the first one.
+        plain: Replaces an extrapolation that turns out to be worse: F(h) and F(h) - h of the step before it, and the
+            squared norm of the latter; ``None`` if there was no extrapolation yet.
     """
 
     batch_dims: int
@@ -44,7 +44,7 @@ class Cycle:
     plain: tuple[Tensor, Tensor, Tensor] | None = None
 
     def step(self, vector: Vector, image: Vector) -> Vector:
-        """Takes F(h) for the next iterate, or at the end of the cycle the extrapolation.
+        """Takes a plain step, or extrapolates at the end of the cycle.
 
         Args:
             vector: Leaves of h.
@@ -69,7 +69,7 @@ class Cycle:
             return image
         changes = self.history.first(self.length)
         gram = changes @ changes.mT
-        # A copy of the last change, since the next cycle overwrites it.
+        # A copy, because the next cycle overwrites the last change.
         self.plain, self.count = (following, changes[..., -1, :].clone(), gram[..., -1, -1]), 0
         regularization = REGULARIZATION * max(self.epsilon, precision(image))
         return unravel(_extrapolated(following, changes, gram, regularization), image)
@@ -78,7 +78,7 @@ class Cycle:
         """F(h) of the last plain step before an extrapolation.
 
         Args:
-            image: Leaves of F of the extrapolation.
+            image: Leaves of F at the extrapolation.
         """
         return image if self.plain is None else unravel(self.plain[0], image)
 
@@ -88,54 +88,54 @@ class Cycle:
         return self.count == 0 and self.plain is not None
 
     def adapt(self, steps_left: float) -> None:
-        """Makes a cycle that begins longer if many are to follow, or shorter if less will do.
+        """At the start of a cycle, lengthens it if many steps remain, or shortens it if few do.
 
         Args:
-            steps_left: Predicted number of steps left.
+            steps_left: Predicted number of remaining steps.
         """
         if self.begins_with_extrapolation:
             needed = steps_left + 2 if steps_left < self.length else self.length + (steps_left > 3 * self.length)
             self.length = max(2, min(math.ceil(needed), self.longest))
 
     def plan(self, step: int, schedule: CheckSchedule) -> None:
-        """Moves the next convergence check to where F is applied to an extrapolation.
+        """Moves the next convergence check to an application of F to an extrapolation.
 
         Args:
-            step: Number of the step that was checked, and is not yet part of the cycle.
-            schedule: Has the next check.
+            step: Number of the step that was checked, which is not yet part of the cycle.
+            schedule: The schedule of the checks.
         """
         self.checked |= self.plain is not None
-        shown = step + self.waiting + self.length - self.count
+        extrapolation = step + self.waiting + self.length - self.count
         if self.checked:
             wanted = step + min(schedule.steps_left, 2 * schedule.check_every)
-            shown += max(0, int(wanted - shown) // self.length) * self.length
-        schedule.next_check = min(shown, max(schedule.next_check, step + schedule.check_every))
+            extrapolation += max(0, int(wanted - extrapolation) // self.length) * self.length
+        schedule.next_check = min(extrapolation, max(schedule.next_check, step + schedule.check_every))
 
 
 class ReducedRankExtrapolation(FixedPointSolver):
-    """Plain steps h <- F(h), and after each cycle of them the affine combination of their results of least residual.
+    """Reduced rank extrapolation: cycles of plain steps h <- F(h), each followed by an extrapolation.
 
-    With the changes u_j = F(h_j) - h_j of a cycle, the next iterate is the sum of c_j F(h_j) with the weights c_j of
-    sum 1 that minimise ||sum of c_j u_j|| (Sidi, Vector Extrapolation Methods with Applications, SIAM 2017, chapter 2).
-    For a linear F that is GMRES, restarted after each cycle. An extrapolation whose residual turns out not to be lower
-    than that of the step before it is dropped, sample by sample. Nearly all of the time is that of F: a cycle costs one
-    Gram matrix and one combination.
+    With the changes u_j = F(h_j) - h_j of a cycle, the extrapolation is the sum of c_j F(h_j), where the weights c_j of
+    sum 1 minimise ||sum of c_j u_j|| (Sidi, Vector Extrapolation Methods with Applications, SIAM 2017, chapter 2). For
+    a linear F this is GMRES, restarted after each cycle. An extrapolation is discarded, per sample, if its residual is
+    not smaller than that of the step before it. Almost all time is spent in F: a cycle adds one Gram matrix and one
+    combination.
 
-    It cannot be put on a tape, as ``BPTT`` would: combine it with an implicit estimator.
+    It cannot be unrolled by ``BPTT``; combine it with an implicit estimator.
 
     Args:
-        max_steps: Most applications of the update, at least 1. An estimator that tapes K steps takes them out of
-            this number. Unless ``tol`` is 0, the last one measures the residual of the iterate that is returned.
-        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs exactly ``max_steps``,
-            unless no sample is finite any more.
-        check_every: Steps between two convergence checks, each of which waits for the device; those after an
-            extrapolation are taken where they are near.
-        atol: Norm of the change ||F(h) - h|| at which a sample has converged whatever its own norm, for fixed points
-            at zero; ``None`` is ``tol / 1000``. It is not used where ``tol`` is 0.
-        per_leaf: Whether each leaf of a state that has several must converge relative to its own norm; ``false`` takes
-            one norm over all of them, in which a large leaf hides a small one.
-        cycle: Steps in a cycle, 2 to 50; so many states are kept.
-        warm_up: Plain steps before the first cycle, at least 0.
+        max_steps: Maximum number of applications of the update, at least 1, including those that an estimator
+            differentiates. Unless ``tol`` is 0, the last one only measures the residual of the result.
+        tol: Relative residual ||F(h) - h|| / ||F(h)|| at which a sample has converged; 0 runs ``max_steps`` steps,
+            or until no sample is finite.
+        check_every: Steps between two convergence checks, each of which synchronises with the device; checks are moved
+            to nearby extrapolations.
+        atol: Absolute residual ||F(h) - h|| at which a sample has also converged, for fixed points at zero; ``None`` is
+            ``tol / 1000``. Not used if ``tol`` is 0.
+        per_leaf: Whether each leaf of the state must converge relative to its own norm; ``false`` uses one norm over
+            all leaves, in which a large leaf can hide a small one.
+        cycle: Number of steps in a cycle, 2 to 50; as many states are stored.
+        warm_up: Number of plain steps before the first cycle, at least 0.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -167,17 +167,17 @@ class ReducedRankExtrapolation(FixedPointSolver):
         return Cycle(batch_dims, precision(vector), self.cycle, self.cycle, self.warm_up)
 
     def step(self, vector: Vector, image: Vector, memory: Cycle) -> tuple[Vector, Cycle]:
-        """Takes F(h) for the next iterate, or at the end of a cycle the extrapolation."""
+        """Takes a plain step, or extrapolates at the end of a cycle."""
         return memory.step(vector, image), memory
 
     def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Cycle) -> Cycle:
-        """Has the next check look at an extrapolation."""
+        """Moves the next check to an extrapolation."""
         memory.plan(step, schedule)
         return memory
 
 
 def _extrapolated(following: Tensor, changes: Tensor, gram: Tensor, regularization: float) -> Tensor:
-    """The sum of c_j F(h_j) in terms of F(h_q), the last of them: F(h_j) is that less the changes after h_j."""
+    """The sum of c_j F(h_j), computed from the last F(h_q): F(h_j) = F(h_q) - u_(j+1) - ... - u_q."""
     weights = affine_weights(gram, -1, regularization)
-    left_out = weights.cumsum(-1) - weights
-    return following - (left_out[..., None, :] @ changes).squeeze(-2)
+    coefficients = weights.cumsum(-1) - weights
+    return following - (coefficients[..., None, :] @ changes).squeeze(-2)

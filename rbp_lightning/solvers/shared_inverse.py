@@ -1,4 +1,4 @@
-"""The adjoint by the inverse Jacobian that a forward solve has learned."""
+"""Solves the adjoint equation with the approximate inverse Jacobian of the forward solve."""
 
 import copy
 
@@ -14,15 +14,15 @@ from rbp_lightning.solvers.solve import Solve
 
 
 class SharedInverse(LinearSolver):
-    """Solves the adjoint equation by the inverse B of the Jacobian of F(h) - h that Broyden's method has learned.
+    """Solves the adjoint equation with the approximate inverse B of the Jacobian of F(h) - h from Broyden's method.
 
-    z = -B^T g, or g where that is much larger; then Broyden's steps on z = J^T z + g, which go on from B^T. Without a
-    forward solve to share with, B is -I.
+    It starts from z = -B^T g, or from g for samples where that is much larger, and refines z by Broyden's method on
+    z = J^T z + g, starting with B^T. Without a forward solve by ``Broyden``, B is -I.
 
     Args:
-        steps: Most steps, of one product with J^T each.
-        tol: Relative residual at which a sample has converged; 0 takes exactly ``steps``.
-        fallback: How many times as large as g the first z may be, at least 1.
+        steps: Maximum number of steps, of one product with J^T each.
+        tol: Relative residual at which a sample has converged; 0 takes exactly ``steps`` steps.
+        fallback: Largest ratio ||z|| / ||g|| of the first z, at least 1; a sample with a larger one starts from g.
         check_every: Steps between two convergence checks.
 
     Raises:
@@ -43,21 +43,21 @@ class SharedInverse(LinearSolver):
         self._frozen: FrozenSamples | None = None
 
     def of(self, solve: Solve) -> "SharedInverse":
-        """The same solver with what a forward solve by ``Broyden`` learns.
+        """This solver with the inverse Jacobian of a forward solve by ``Broyden``.
 
         Args:
             solve: The solve, before it begins.
         """
         shared = copy.copy(self)
         shared._frozen = solve.frozen
-        solve.at_end = shared._learn
+        solve.at_end = shared._set_inverse
         return shared
 
-    def _learn(self, inverse: InverseJacobian) -> None:
+    def _set_inverse(self, inverse: InverseJacobian) -> None:
         self._inverse = inverse
 
     def solve(self, operator: JacobianOperator, gradient: Vector, start: Vector | None = None) -> LinearSolution:
-        """Takes steps until every sample has converged or ``steps`` are spent."""
+        """Takes steps until every sample has converged, at most ``steps``."""
         first = self._first(operator, gradient) if start is None or self.steps == 0 else start
         if self.steps == 0:
             before = operator.products
@@ -74,26 +74,26 @@ class SharedInverse(LinearSolver):
         product = inverse.times(flat) if operator.is_transposed else inverse.transposed_times(flat)
         shared = unravel(-product, gradient)
         size, largest = norm(shared, inverse.batch_dims), self.fallback * norm(gradient, inverse.batch_dims)
-        kept = size <= largest  # NaN is not
+        usable = size <= largest  # False for NaN
         if frozen is not None and frozen.mask is not None:
-            kept = kept & ~frozen.mask  # F is constant there, and J is 0
-        return where(kept, shared, gradient)
+            usable = usable & ~frozen.mask  # F is constant there, and J is 0
+        return where(usable, shared, gradient)
 
 
 class _Refinement:
-    """Broyden's steps that begin with the transposed inverse of another solve.
+    """Broyden's method that starts with the transposed inverse Jacobian of another solve.
 
     Args:
-        inverse: The inverse; ``None`` is -I.
-        is_transposed: Whether the transposed adjoint equation is solved, and the inverse is not to be transposed.
-        steps: Most steps.
+        inverse: The inverse Jacobian; ``None`` is -I.
+        is_transposed: Whether the equation to solve is that of J instead of J^T, so that the inverse is not transposed.
+        steps: Maximum number of steps.
     """
 
     def __init__(self, inverse: InverseJacobian | None, is_transposed: bool, steps: int) -> None:
         self._inverse, self._is_transposed, self._steps, self._broyden = inverse, is_transposed, steps, Broyden()
 
     def init(self, vector: Vector, batch_dims: int) -> InverseJacobian:
-        """What the forward solve has learned, where its samples are those of the adjoint."""
+        """The forward solve's inverse Jacobian, if the adjoint has the same batch dimensions."""
         inverse = self._inverse
         if inverse is None or inverse.batch_dims != batch_dims:
             return self._broyden.init(vector, batch_dims)
@@ -101,11 +101,11 @@ class _Refinement:
         return transposed.transposed(room=self._steps) if self._is_transposed else transposed
 
     def step(self, vector: Vector, image: Vector, memory: InverseJacobian) -> tuple[Vector, InverseJacobian]:
-        """As ``Broyden``'s."""
+        """A step of ``Broyden``."""
         return self._broyden.step(vector, image, memory)
 
     def after_check(
         self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: InverseJacobian
     ) -> InverseJacobian:
-        """Learns nothing from it."""
+        """Does nothing."""
         return memory

@@ -1,4 +1,4 @@
-"""One forward solve: the loop that all solvers share."""
+"""The loop of a forward solve, which all solvers share."""
 
 import math
 from collections.abc import Callable, Collection
@@ -26,32 +26,32 @@ Result = TypeVar("Result")
 class Solve:
     """One solve of h = F(h): applies F, checks for convergence and freezes samples that fail.
 
-    A sample that diverged or ceased to be finite is frozen at its best iterate: F is applied to that iterate, a
-    constant, from then on, and its gradient is that of one step. Where F of it is not finite, as with NaN in its input,
-    it has none; but what all samples share, such as a weight, receives 0 times NaN from it and has no finite gradient
-    either. That is for the policy to skip.
+    A sample that diverges or becomes non-finite is frozen at its best iterate: from then on F is applied to that
+    constant, and its gradient is that of one step. If F is not finite there, such as for an input with NaN, the sample
+    has no gradient; but parameters that all samples share receive 0 times NaN from it, so their gradient is not finite
+    either. ``FailurePolicy`` can skip such training steps.
 
     Args:
-        update: The map F.
-        initial_state: Where to start.
+        update: The function F.
+        initial_state: The initial state.
         batch_dims: The number of leading dimensions that index independent samples.
-        solver: How the next iterate is made.
-        max_steps: Most applications of F; ``None`` takes the solver's.
-        record: Whether to observe every step, for ``history``.
+        solver: Computes the next iterate.
+        max_steps: Maximum number of applications of F; ``None`` is the solver's.
+        record: Whether to compute the residual of every step, for ``history``.
 
     Attributes:
-        function: F on leaves; counts how often it was applied.
+        function: F on leaves; counts its applications.
         start: Leaves of the initial state.
         frozen: The samples that have failed.
-        settled: Whether the loop has found every sample converged or stalled, so that nothing need be observed.
-        growth_fails: Whether a sample that grows from step to step at the end has failed.
-        at_check: Takes the number of each step that was checked, and the largest residual.
-        at_end: Takes what the solver remembers after its last step.
-        tap: Takes the number of each step and F(h), and returns what to continue with.
-        keep_at: Numbers of steps whose F(h) is kept.
-        kept: These, by the number of the step; a solve may end before.
-        last_taped: What F was applied to last, and F of it, as they are on the tape.
-        measured: Leaves of the iterate whose residual was observed last.
+        settled: Whether every sample has converged or stalled, so that no more residuals are needed.
+        growth_fails: Whether a residual that grows at the end is a failure.
+        at_check: Called with the number of each checked step and the largest residual.
+        at_end: Called with the solver's memory after the last step.
+        step_hook: Called with the number of each step and F(h); returns the value to continue with.
+        save_at: Numbers of the steps whose F(h) is saved.
+        saved: The saved F(h), by the number of the step; the solve may end before some of them.
+        last_taped: The last argument of F, and F of it, with their graph.
+        measured: Leaves of the iterate whose residual was computed last.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Solve:
     ) -> None:
         self.start, self.structure = flatten_state(initial_state, batch_dims)
         self.function = StateFunction(update, self.structure)
-        # Of one tensor, the usual state, there are no leaves to pair.
+        # Fast path: if the state is a single tensor, there is no structure to match.
         self._update = update if self.structure.is_leaf() else None
         self._ahead: StepsAhead | None = None
         if isinstance(solver, Picard) and solver.graph_steps:
@@ -76,36 +76,36 @@ class Solve:
         self.test = ConvergenceTest(solver.tol, atol, batch_dims, precision(self.start), solver.per_leaf)
         self.frozen = FrozenSamples(self.start, batch_dims)
         self.settled = self._stalled = False
-        self.growth_fails = solver.tol > 0  # else a number of steps was asked for
+        self.growth_fails = solver.tol > 0  # tol=0 asks for a number of steps
         self._left_at = 0
         self.at_check: Callable[[int, float], None] | None = None
         self.at_end: Callable[[Any], None] | None = None
-        self.tap: Callable[[int, Vector], Vector] | None = None
-        self.keep_at: Collection[int] = ()
-        self.kept: dict[int, Vector] = {0: self.start}
+        self.step_hook: Callable[[int, Vector], Vector] | None = None
+        self.save_at: Collection[int] = ()
+        self.saved: dict[int, Vector] = {0: self.start}
         self.last_taped: tuple[Vector, Vector] = self.start, self.start
         self.measured: Vector = self.start
 
     @property
     def steps(self) -> int:
-        """How often F was applied."""
+        """Number of applications of F."""
         return self.function.calls
 
     def apply(self, vector: Vector) -> tuple[Vector, Vector]:
-        """Applies F, to the best iterate where a sample is frozen.
+        """Applies F, for frozen samples to their best iterate.
 
         Args:
             vector: Leaves of h.
 
         Returns:
-            What F was applied to, and F of it.
+            The argument of F, and F of it.
         """
         if self.frozen.mask is not None:
             return self.frozen.apply(self.function, vector)
         if self._ahead is not None:
             calls = self.function.calls
             image = self._ahead(vector)
-            self.function.calls = calls + 1  # of a graph's steps those that are wanted
+            self.function.calls = calls + 1  # count only the steps of a graph that are used
             return vector, image
         if self._update is None:
             return vector, self.function(vector)
@@ -117,10 +117,10 @@ class Solve:
         return vector, [image]
 
     def values(self, image: Vector) -> list[Tensor]:
-        """Leaves of the fixed point, detached, in the dtypes of F(h); they can be the update's own tensors.
+        """Leaves of the fixed point, detached, in the dtypes of F(h); they may be tensors of the update.
 
-        They are those of the iterate whose residual is reported, which another step could increase where the update is
-        no contraction in the norm. Where a number of steps is asked for, they are those of F(h).
+        They are the iterate whose residual is reported, since another step could increase the residual if F is not a
+        contraction in the norm. If ``tol`` is 0, they are F(h).
 
         Args:
             image: Leaves of the last F(h).
@@ -129,13 +129,14 @@ class Solve:
         return [leaf.detach().to(other.dtype) for leaf, other in zip(chosen, image, strict=True)]
 
     def iterate(self, max_steps: int, steps_after: int = 0, first_taped: bool = False) -> Vector:
-        """Runs the solver until every sample has converged or ``max_steps`` are spent.
+        """Runs the solver until every sample has converged, for at most ``max_steps`` steps.
 
         Args:
-            max_steps: Most applications of F.
-            steps_after: How many more steps the caller takes; the last two of all tell whether they grow.
-            first_taped: Whether to apply F with gradients enabled at first, and drop the tape. What F computes once and
-                keeps, as torch.nn.utils.parametrize.cached does, is then kept with its graph.
+            max_steps: Maximum number of applications of F.
+            steps_after: Number of steps that the caller takes afterwards; the last two steps of all show whether the
+                residual grows.
+            first_taped: Whether to enable gradients in the first application of F. Values that F caches, such as in
+                torch.nn.utils.parametrize.cached, are then cached with their graph.
 
         Returns:
             Leaves of the last F(h).
@@ -157,13 +158,13 @@ class Solve:
                 applied, image = self.apply(vector)
                 if step <= 3 and any(one is other for one, other in zip(applied, image, strict=True)):
                     self.function.check_reuse(applied)
-            if self.tap is not None:
+            if self.step_hook is not None:
                 self.last_taped = vector, image
-                image = self.tap(step, image)
+                image = self.step_hook(step, image)
             if not probe:
                 found = image
-                if step in self.keep_at:
-                    self.kept[step] = image
+                if step in self.save_at:
+                    self.saved[step] = image
                 if step == 1 or step >= schedule.next_check:
                     if step > 1:
                         schedule.next_check = step
@@ -184,7 +185,7 @@ class Solve:
             else:
                 with outside_autocast(vector[0].device.type):
                     vector, memory = solver.step(vector, image, memory)
-        if self.tap is None:
+        if self.step_hook is None:
             self.last_taped = vector, found
         if self.at_end is not None:
             self.at_end(memory)
@@ -199,29 +200,29 @@ class Solve:
         return vector, [leaf.detach() for leaf in image] if taped else image
 
     def without_tape(self, steps_after: int) -> list[Tensor]:
-        """Iterates without a tape, before some steps that the caller tapes.
+        """Iterates without gradients, except for the last steps, which the caller takes with gradients.
 
         Args:
-            steps_after: How many steps the caller takes.
+            steps_after: Number of steps that the caller takes.
 
         Returns:
-            Detached leaves of where the tape is to begin: the last F(h), or of several steps an iterate that has
-            converged.
+            Detached leaves of the iterate at which these steps start: the last F(h), or, for several steps, the
+            converged iterate.
         """
         with torch.no_grad():
             image = self.iterate(max(self.max_steps - steps_after, 0), steps_after, first_taped=True)
         if steps_after > 1:
             if self.settled and self.solver.tol > 0:
                 image = self.measured
-            self.settled = False  # what has converged may yet be left: an unstable mode takes time to grow
+            self.settled = False  # several more steps may leave an unstable fixed point again
         return [leaf.detach() for leaf in image]
 
     def last_steps(self, vector: Vector, count: int) -> Vector:
-        """Applies F some more times, and observes the changes unless the solve has settled.
+        """Applies F a number of times, and computes the residuals unless the solve has settled.
 
         Args:
             vector: Leaves of h.
-            count: How often, at least 1.
+            count: Number of applications, at least 1.
 
         Returns:
             Leaves of the last F(h).
@@ -231,8 +232,8 @@ class Solve:
             vector = image
             applied, image = self.apply(vector) if self.steps else (vector, self.function.checked(vector))
             self.last_taped = vector, image
-            if self.tap is not None:
-                image = self.tap(index + 1, image)
+            if self.step_hook is not None:
+                image = self.step_hook(index + 1, image)
             if self.test.first is None:
                 self.test.epsilon = precision([*vector, *image])
             if not self.settled and (index >= count - 2 or self.record or self.test.first is None):
@@ -242,19 +243,19 @@ class Solve:
         return image
 
     def _step_after_convergence(self, vector: Vector, image: Vector) -> Vector:
-        """Observes a step after convergence, or takes one from what has converged where this iterate has not.
+        """Computes the residual of a step after convergence; if it has risen, returns to the converged iterate.
 
-        A step may increase the residual where the update is no contraction in the norm.
+        A step may increase the residual if F is not a contraction in the norm.
 
         Args:
             vector: Leaves of h.
             image: Leaves of F(h).
 
         Returns:
-            Leaves of F of the iterate that stays.
+            Leaves of F at the accepted iterate.
         """
         converged, allowed = self.measured, self.test.last
-        assert allowed is not None  # it has converged
+        assert allowed is not None  # the solve has converged
         self._observe(self.steps, vector, image)
         assert self.test.last is not None
         if everywhere((self.test.last.residual <= allowed.residual.clamp_min(self.solver.tol)).all()):
@@ -274,9 +275,9 @@ class Solve:
             self.test.observe(step, vector, image)
 
     def _check(self, schedule: CheckSchedule, step: int, vector: Vector, plain: bool) -> bool:
-        """Whether to stop; freezes what has ceased to be finite, and keeps the best iterates.
+        """Whether to stop; freezes non-finite samples, and tracks the best iterates.
 
-        An accelerated step may leave the domain of F; the next one, which the solver takes back, decides.
+        A non-finite value after an accelerated step is tolerated once, since the solver undoes that step.
         """
         assert self.test.last is not None  # the step was observed
         residual, change = self.test.last.residual, self.test.last.change
@@ -295,14 +296,14 @@ class Solve:
         if finished:
             self.settled, self._stalled = self.frozen.mask is None, schedule.stalled
             return True
-        self.frozen.keep(residual, change, vector)
+        self.frozen.add_candidate(residual, change, vector)
         return False
 
     def freezing_failures(self, run: Callable[[], Result]) -> Result:
-        """Runs the end of a solve, and once more where samples fail in it, with these frozen.
+        """Runs the last part of a solve, and repeats it with failed samples frozen if any sample fails.
 
         Args:
-            run: The end: the steps on the tape, or the whole solve.
+            run: The last part: the steps with gradients, or the whole solve.
         """
         before = self.frozen.mask
         result = run()
@@ -321,23 +322,23 @@ class Solve:
         return result if self.frozen.mask is before else run()
 
     def is_stochastic(self, times: int = 1, tol: float = 0.0) -> bool:
-        """Whether F differs from call to call, as it does where it draws a dropout mask; applies it again.
+        """Whether F differs from call to call, such as by drawing dropout masks; applies it again.
 
-        The global random numbers go on as if it had not been asked.
+        The global random generators are left unchanged.
 
         Args:
-            times: How often to apply it.
-            tol: Relative difference that does not count.
+            times: Number of applications.
+            tol: Relative difference that is ignored.
         """
         vector, image = self._last
-        # Kernels that sum in any order differ by rounding.
+        # Non-deterministic kernels differ by rounding.
         limit = max(tol, 100 * self.test.epsilon) * norm(image, 0)
         with torch.no_grad(), isolate_rng():
             differences = [norm(subtract(self.function(vector), image), 0) for _ in range(times)]
-        return anywhere((torch.stack(differences) > limit).any())  # never where there is NaN
+        return anywhere((torch.stack(differences) > limit).any())  # False for NaN
 
     def status(self) -> tuple[Status, Tensor]:
-        """How the solve ended in all processes that share it, and each sample here, as ``FixedPoint.sample_status``."""
+        """The status over all processes that share the solve, and the status codes of this process's samples."""
         assert self.test.last is not None  # every solve observes its last step
         if self.settled and not self._stalled:
             return Status.CONVERGED, torch.zeros_like(self.test.last.residual, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Fixtures: where the data are, or that there are none; and what memory is measured beside."""
+"""Fixtures for the data and for measurements of memory."""
 
 import gc
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty data folder, and no network to fill it from."""
+    """An empty data folder and no network."""
     monkeypatch.setenv("RBP_DATA_DIR", str(tmp_path / "empty"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
 
@@ -22,7 +22,7 @@ def cora(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def fewer_objects() -> Iterator[None]:
-    """Keeps the collections of garbage from going through all that tests have loaded."""
+    """Excludes the objects of earlier tests from garbage collection, which would be slow."""
     gc.freeze()
     yield
     gc.unfreeze()

@@ -1,4 +1,4 @@
-"""The benchmarks are asked by one command line, and the small ones answer."""
+"""The command line of the benchmarks, and the small benchmarks."""
 
 import functools
 import inspect
@@ -14,8 +14,10 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import import_time as timing_of_imports
 from benchmarks.monitor import monitor
 from benchmarks.propagation import propagation
+from benchmarks.reversible import reversible
 from benchmarks.timing import interleaved, ratios
 from experiments import __main__ as experiments
+from experiments.tables import laid_out
 from tests.cli.runs import Run, Zygote
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +40,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("function", [*benchmarks.QUESTIONS.values(), *experiments.EXPERIMENTS.values()])
-def test_every_argument_has_its_help(function: Callable[..., None]) -> None:
+def test_every_argument_is_documented(function: Callable[..., None]) -> None:
     described = docstring_parser.parse(inspect.getdoc(function) or "")
     assert described.short_description
     assert [entry.arg_name for entry in described.params] == list(inspect.signature(function).parameters)
@@ -46,19 +48,19 @@ def test_every_argument_has_its_help(function: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("function", [*benchmarks.QUESTIONS.values(), *experiments.EXPERIMENTS.values()])
-def test_every_argument_reaches_its_function(function: Callable[..., None]) -> None:
-    """The command line has options of these names, which take the place of an argument in silence."""
+def test_no_argument_has_the_name_of_an_option_of_the_command_line(function: Callable[..., None]) -> None:
+    """Such an option would silently replace the argument."""
     assert not {"config", "print_config", "help"} & set(inspect.signature(function).parameters)
 
 
-def test_help(ask) -> None:
+def test_help_lists_the_arguments(ask) -> None:
     status, printed = ask(experiments, "paper", "--help")
     assert status == 0
     assert "--seeds SEEDS" in printed
     assert "How many seeds" in printed
 
 
-def test_a_mistake_is_one_line_that_says_what_is_possible(ask) -> None:
+def test_invalid_options_are_refused_in_one_line(ask) -> None:
     status, printed = ask(benchmarks, "peers", "--repeats=1")
     assert (status, printed) == (1, "error: --repeats=1 gives no spread: it must be at least 2.\n")
     status, printed = ask(benchmarks, "peers", "--cases=[nonsense]")
@@ -67,7 +69,7 @@ def test_a_mistake_is_one_line_that_says_what_is_possible(ask) -> None:
 
 
 @pytest.mark.slow
-def test_python_m(zygote: Zygote, tmp_path: Path) -> None:
+def test_python_m_benchmarks_runs(zygote: Zygote, tmp_path: Path) -> None:
     program = tmp_path / "python_m.py"
     program.write_text("import runpy; runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)")
     run = Run(
@@ -81,15 +83,15 @@ def test_python_m(zygote: Zygote, tmp_path: Path) -> None:
     assert run.printed().endswith((tmp_path / "peers.md").read_text())
 
 
-def test_ratios_are_to_what_ran_next() -> None:
+def test_measurements_are_interleaved_and_ratios_are_paired() -> None:
     calls: list[str] = []
     times = interleaved({name: lambda name=name: calls.append(name) for name in ("a", "b")}, repeats=2)
-    assert calls == [*"aaabbb"] * 2  # two to warm up
+    assert calls == [*"aaabbb"] * 2  # two calls each to warm up
     assert all(len(values) == 2 and min(values) > 0 for values in times.values())
     assert ratios({"a": [1.0, 2.0], "b": [3.0, 4.0]}, "a") == {"a": [1, 1], "b": [3, 2]}
 
 
-def test_propagation(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_propagation(capsys: pytest.CaptureFixture[str]) -> None:
     propagation(repeats=2, width=3)
     rows = re.findall(r"^\| (.*) \| [\d.]+ \| [\d.]+ \|$", capsys.readouterr().out, re.MULTILINE)
     assert len(rows) == 5
@@ -97,8 +99,8 @@ def test_propagation(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_import_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    # One interpreter is timed, and is all of those that would be.
+def test_the_table_of_import_times(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only one interpreter is timed; the others reuse its result.
     monkeypatch.setattr(timing_of_imports, "seconds", functools.cache(timing_of_imports.seconds))
     timing_of_imports.import_time(repeats=2)
     found = re.findall(r"^\| .* \| ([\d.]+) \(-?[\d.]+–[\d.]+\) \|$", capsys.readouterr().out, re.MULTILINE)  # noqa: RUF001
@@ -108,9 +110,22 @@ def test_import_time(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_monitor(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_the_monitor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
-    monitor(["configs/hopfield.yaml"], steps=60)
+    monitor(["configs/hopfield.yaml"], steps=60, out=tmp_path)
+    printed = capsys.readouterr().out
     row = r"^\| configs/hopfield.yaml \| [\d.]+ \| [\d.]+ \| -?[\d.]+ % \| -?[\d.]+ % \|$"
-    assert re.search(row, capsys.readouterr().out, re.MULTILINE)
+    assert re.search(row, printed, re.MULTILINE)
+    assert laid_out("monitor.csv", [tmp_path]) in printed
+
+
+def test_reversible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reversible([2, 4], out=tmp_path)
+    printed = capsys.readouterr().out
+    assert laid_out("reversible.csv", [tmp_path]) in printed
+    errors = re.findall(r"^\| worst error of a state run backwards, (\w+) \| (\S+) \| (\S+) \|$", printed, re.MULTILINE)
+    assert [name for name, *_ in errors] == ["float32", "float64"]
+    assert all(0 < float(few) < float(many) < 1e-3 for _, few, many in errors)

@@ -1,4 +1,4 @@
-"""The benchmark of compiled steps measures what it says."""
+"""The benchmark of compiled steps."""
 
 import csv
 import re
@@ -30,7 +30,7 @@ def test_the_tables_of_compiled_steps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert row["eager"] == "1.00 (1.00–1.00)"  # noqa: RUF001
     assert all(re.fullmatch(SPREAD, row[name]) for name in ("F compiled", "ten steps compiled"))
     assert float(row["gradients differ by"]) < 1e-5
-    # The first step, those without a tape, the one with a tape, whose state needs a gradient, and ten steps without.
+    # The first step, steps without a tape, the taped step, and ten steps without a tape.
     assert int(row["graphs compiled"]) == 4
     with (tmp_path / "precision.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
@@ -40,7 +40,7 @@ def test_the_tables_of_compiled_steps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert float(row["adjoint in bfloat16, too"]) < 0.05
 
 
-def test_ten_steps_at_a_time_are_the_same_steps() -> None:
+def test_ten_steps_at_a_time_equal_single_steps() -> None:
     case = tanh(0.4)(torch.float32)
     for steps in (5, 61, 68):
         assert torch.equal(solved(case, case.step, steps=steps), solved(case, case.step, ten(case.step), steps=steps))
@@ -49,7 +49,7 @@ def test_ten_steps_at_a_time_are_the_same_steps() -> None:
     torch.testing.assert_close(found, exact_gradient(wide), rtol=1e-6, atol=1e-9)
 
 
-def test_what_the_machine_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_compilers_and_devices_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -63,7 +63,7 @@ def test_what_the_machine_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_limits_of_a_cuda_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_limits_on_a_cuda_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with torch.device("cuda"):
         case = make_case("tanh, radius 0.38")
     prepared = [tensor.detach() for tensor in case.prepare(*case.parameters)]

@@ -1,4 +1,4 @@
-"""The benchmark of gradients measures what they are worth."""
+"""The benchmark of the errors and costs of gradients."""
 
 import csv
 from pathlib import Path
@@ -29,14 +29,14 @@ def test_the_table_of_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     case = make_case(CASE)
     solve = gradients.gradient_by(case, gradients.BPTT(Picard(100, 1e-5)))[1]
     assert int(rows["BPTT"]["forward"]) == solve.steps
-    # The first step stays on the tape.
+    # CheckpointedBPTT keeps the tape of the first step.
     assert [int(rows[name]["again"]) for name in chosen] == [0, 0, 0, solve.steps - 1]
     assert float(rows["BPTT"]["states"]) > solve.steps
     assert f"| JFB | {errors['JFB']:.0e} | {rows['JFB']['forward']} F, 1; " in printed
     assert (tmp_path / "gradients.md").read_text() in printed
 
 
-def test_the_error_is_that_of_the_exact_gradient() -> None:
+def test_the_error_is_relative_to_the_exact_gradient() -> None:
     case = make_case(CASE, torch.float64)
     exact = gradients.gradient_by(case, gradients.ESTIMATORS["ExactAdjoint()"](1e-13))[0]
     assert gradients.worth(case, gradients.ESTIMATORS["ExactAdjoint()"](1e-13), exact).error == 0.0

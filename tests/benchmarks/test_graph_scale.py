@@ -1,4 +1,4 @@
-"""The benchmark of growing graphs measures what it says."""
+"""The benchmark of growing graphs."""
 
 import csv
 from pathlib import Path
@@ -13,10 +13,10 @@ from rbp_lightning import UserError
 pytestmark = pytest.mark.usefixtures("fewer_objects")
 
 
-def test_the_table_of_graphs_is_left_behind(
+def test_the_table_of_graphs_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # In this process, which has imported what takes a new one seconds.
+    # In this process: imports in a new one would take seconds.
     monkeypatch.setattr(grow, "in_a_process", lambda asked: measured(**asked))
     grow.graphs([300, 3000], 8.0, [1, 3], epochs=2, width=4, out=tmp_path)
     printed = capsys.readouterr().out
@@ -30,6 +30,6 @@ def test_the_table_of_graphs_is_left_behind(
     Image.open(tmp_path / "graphs.png").verify()
 
 
-def test_one_epoch_has_no_spread() -> None:
+def test_a_single_epoch_is_refused() -> None:
     with pytest.raises(UserError, match="--epochs=1 gives no spread"):
         grow.graphs(epochs=1)

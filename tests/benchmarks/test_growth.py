@@ -1,4 +1,4 @@
-"""The benchmark of growth measures what it says."""
+"""The benchmark of growth with size, batch, radius and window."""
 
 import csv
 from collections import Counter
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.usefixtures("fewer_objects")
 
 
 @pytest.mark.parametrize("radius", [0.5, 0.9, 0.99])
-def test_the_network_has_the_radius(radius: float) -> None:
+def test_the_network_has_the_given_spectral_radius(radius: float) -> None:
     assert radius_of(network(500, 2, radius, torch.float64)) == pytest.approx(radius, rel=0.005)
 
 
-def test_a_cost_is_in_applications_of_the_update_and_in_states() -> None:
+def test_costs_are_measured_in_applications_of_the_update_and_in_states() -> None:
     case = network(50_000, 1, 0.5)
     rbp = pairs.PAIRS["Picard, RBP"]
     (few,), (many,) = (list(costs("", 0, case, {"": lambda tol=tol: rbp(tol)}, 1)) for tol in (1e-1, 1e-6))
@@ -35,7 +35,7 @@ def test_a_cost_is_in_applications_of_the_update_and_in_states() -> None:
     assert many.status == "converged"
 
 
-def test_the_tables_of_growth_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_of_growth_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     grow.growth([50, 100], [2], [0.5], [4], tol=1e-2, repeats=2, out=tmp_path)
     printed = capsys.readouterr().out
     for axis in ("size | 50 | 100", "batch | 2", "radius | 0.5", "window | 4"):
@@ -51,6 +51,6 @@ def test_the_tables_of_growth_are_left_behind(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "message"), [({"repeats": 1}, "--repeats=1"), ({"sizes": [70]}, "multiple of 50")]
 )
-def test_what_cannot_be_measured(arguments: dict[str, int | list[int]], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, int | list[int]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         grow.growth(**arguments)

@@ -1,4 +1,4 @@
-"""What of the comparison with JAX runs without JAX."""
+"""The comparison with JAX, most of it without JAX."""
 
 import csv
 import sys
@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from benchmarks.jax_peers.arrays import save
-from benchmarks.jax_peers.compare import in_turn, jax
+from benchmarks.jax_peers.compare import jax
 from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
+from benchmarks.timing import in_turn
 from rbp_lightning import UserError
 
 PYTHON = Path(__file__).parents[2] / ".venv-jax/bin/python"
 
 
-def test_an_interpreter_without_jax_is_one_line(tmp_path: Path) -> None:
-    bare = tmp_path / "python"  # of this interpreter, with no package installed
+def test_an_interpreter_without_jax_is_reported_in_one_line(tmp_path: Path) -> None:
+    bare = tmp_path / "python"  # this interpreter without any installed package
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
     bare.chmod(0o755)
     message = (
@@ -27,12 +28,12 @@ def test_an_interpreter_without_jax_is_one_line(tmp_path: Path) -> None:
         jax(bare, out=tmp_path)
 
 
-def test_an_interpreter_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_interpreter_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not run \(No such file or directory\): `make bench-jax`"):
         jax(tmp_path / "python", out=tmp_path)
 
 
-def test_one_repeat_is_no_spread() -> None:
+def test_a_single_repeat_is_refused() -> None:
     with pytest.raises(UserError, match="--repeats=1"):
         jax(repeats=1)
 
@@ -40,7 +41,7 @@ def test_one_repeat_is_no_spread() -> None:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.data] if "Cora" in name else []) for name in ALL_CASES]
 )
-def test_the_arrays_of_a_case(name: CaseName, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_case_is_saved_as_arrays(name: CaseName, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if "Cora" in name:
         request.getfixturevalue("cora")
     case = make_case(name)
@@ -51,12 +52,12 @@ def test_the_arrays_of_a_case(name: CaseName, tmp_path: Path, request: pytest.Fi
         assert arrays["third"].shape == case.start.shape
         assert np.array_equal(arrays["exact"], np.ones(3))
         assert all(arrays[key].dtype in (np.float32, np.float64, np.int64) for key in arrays)
-        if "graph" in name:  # a row's entries are next to each other
+        if "graph" in name:  # entries are sorted by row
             assert (np.diff(arrays["constant row"]) >= 0).all()
             assert (np.diff(arrays["constant target"]) >= 0).all()
 
 
-def test_measurements_take_turns_and_last_long_enough() -> None:
+def test_measurements_alternate_and_last_long_enough() -> None:
     asked: list[tuple[str, int]] = []
 
     def measured(name: str, seconds: float):
@@ -69,7 +70,7 @@ def test_measurements_take_turns_and_last_long_enough() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.exists(), reason=f"no {PYTHON}: `make bench-jax` makes it")
-def test_the_tables_of_jax_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_of_jax_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jax(PYTHON, ["tanh, radius 0.38"], [1e-2], repeats=2, out=tmp_path)
     printed = capsys.readouterr().out
     with (tmp_path / "jax.csv").open(newline="") as file:

@@ -1,4 +1,4 @@
-"""The benchmark of memory measures what it says."""
+"""The benchmark of memory."""
 
 import csv
 import gc
@@ -20,64 +20,64 @@ pytestmark = [
 
 CPU = torch.device("cpu")
 STATE = 64 * 256 * 4
-"""Bytes of a state of the cell whose memory is measured."""
+"""Bytes of one state of the measured cell."""
 
 
-def test_peak_bytes_counts_temporaries_and_what_is_released() -> None:
+def test_peak_bytes_include_temporaries_until_they_are_released() -> None:
     held = torch.zeros(1000)
     assert peak_bytes(lambda: None, CPU) == 0
-    assert peak_bytes(lambda: held.clone() + held.clone(), CPU) == 3 * 4000  # both summands beside the sum
+    assert peak_bytes(lambda: held.clone() + held.clone(), CPU) == 3 * 4000  # the sum and both summands
     assert peak_bytes(lambda: [float(torch.ones(1000)[0]) for _ in range(5)], CPU) == 4000
     assert peak_bytes(lambda: [held.clone() for _ in range(5)], CPU) == 5 * 4000
     square = torch.zeros(100, 100)
-    assert peak_bytes(lambda: square.logsumexp(1), CPU) > 4 * square.numel()  # exponentials, within the operator
+    assert peak_bytes(lambda: square.logsumexp(1), CPU) > 4 * square.numel()  # the operator stores the exponentials
 
 
-def test_peak_bytes_counts_the_tape_and_the_backward_pass() -> None:
+def test_peak_bytes_include_the_tape_and_the_backward_pass() -> None:
     start = torch.zeros(1000, requires_grad=True)
 
     def run(steps: int) -> None:
         state = start
         for _ in range(steps):
-            state = state.exp()  # keeps its result
+            state = state.exp()  # saves its result for backward
         state.backward(torch.ones(1000))
 
-    run(1)  # makes the gradient
-    # After the forward pass all states; then the cotangents before and after the last step, and its gradient is added.
+    run(1)  # allocates the gradient
+    # All states after the forward pass, and up to three cotangents and gradients in the backward pass.
     assert peak_bytes(lambda: run(20), CPU) - peak_bytes(lambda: run(10), CPU) == 10 * 4000
     assert 10 * 4000 < peak_bytes(lambda: run(10), CPU) <= 13 * 4000
 
 
-def test_peak_bytes_do_not_depend_on_when_garbage_is_collected() -> None:
+def test_peak_bytes_do_not_depend_on_garbage_collection() -> None:
     def run() -> None:
         for _ in range(20):
             ring = [torch.zeros(1000)]
             ring.append(ring)
-            [[] for _ in range(10_000)]  # enough objects for a collection
+            [[] for _ in range(10_000)]  # enough objects to trigger a collection
 
     assert gc.isenabled()
     assert peak_bytes(run, CPU) == 20 * 4000
     assert gc.isenabled()
 
 
-def test_peak_bytes_on_another_device() -> None:
+def test_peak_bytes_on_an_unsupported_device_is_an_error() -> None:
     with pytest.raises(UserError, match="'meta'"):
         peak_bytes(lambda: None, torch.device("meta"))
 
 
 @pytest.mark.parametrize("make", [RBP, NeumannRBP, CGRBP, TBPTT])
-def test_memory_is_flat_in_the_steps_of_the_solve(make) -> None:
+def test_memory_does_not_grow_with_the_steps_of_the_solve(make) -> None:
     peaks = {steps: memory.solve_peak(make(solver=Picard(steps, 0.0)), CPU) for steps in (30, 60, 300)}
     assert len(set(peaks.values())) == 1, peaks
     assert peaks[300] > STATE
 
 
-def test_memory_of_bptt_is_a_state_each_step() -> None:
+def test_memory_of_bptt_is_one_state_per_step() -> None:
     few, more, most = (memory.solve_peak(BPTT(Picard(steps, 0.0)), CPU) for steps in (20, 70, 120))
     assert more - few == most - more == 50 * STATE
 
 
-def test_memory_of_tbptt_is_a_state_each_step_that_is_taped_and_that_of_neumann_is_flat() -> None:
+def test_memory_of_tbptt_is_one_state_per_taped_step_and_that_of_neumann_rbp_constant() -> None:
     solver = Picard(130, 0.0)
     few, more, most = (memory.solve_peak(TBPTT(steps, solver), CPU) for steps in (20, 70, 120))
     assert more - few == most - more == 50 * STATE
@@ -94,12 +94,12 @@ def test_a_training_step_on_cora_takes_a_tenth_of_the_released_code(tmp_path: Pa
     state = 2708 * 64 * 4
     for name in ("RBP", "NeumannRBP(20)", "CGRBP"):
         assert state < peaks[name] < memory.RELEASED_CODE / 10
-    assert peaks["BPTT"] > 21 * state  # the gates are kept as well
+    assert peaks["BPTT"] > 21 * state  # the gates are saved as well
     assert peaks["BPTT"] > peaks["TBPTT(20)"]
 
 
 @pytest.mark.usefixtures("no_data")
-def test_the_tables_of_memory_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_of_memory_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     memory.memory([5, 30], [3], out=tmp_path / "out")
     printed = capsys.readouterr()
     assert "training step on Cora: left out." in printed.err
@@ -116,6 +116,6 @@ def test_the_tables_of_memory_are_left_behind(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("numbers", [{"steps": [1]}, {"terms": [0]}])
-def test_numbers_of_steps_that_cannot_be_measured(numbers: dict[str, list[int]]) -> None:
+def test_invalid_numbers_of_steps_are_refused(numbers: dict[str, list[int]]) -> None:
     with pytest.raises(UserError, match=r"--(steps=1|terms=0) must be at least"):
         memory.memory(**numbers)

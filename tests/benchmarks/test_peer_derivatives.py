@@ -1,4 +1,4 @@
-"""Second derivatives through the implicit gradients of other packages: what docs/compare.md says of them."""
+"""Second derivatives through implicit gradients of other packages, as docs/compare.md reports them."""
 
 import math
 
@@ -14,7 +14,7 @@ from benchmarks.peers.silva import SILVA, silva
 
 UNROLLED = BY_HAND["unrolled by hand"]
 
-# torchopt calls functorch by the names that PyTorch is about to drop.
+# torchopt uses names of functorch that PyTorch deprecates.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:torchopt"),
     pytest.mark.filterwarnings("ignore:We've integrated functorch:FutureWarning"),
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def ratios(method: Method) -> list[float]:
-    """Second derivatives of all losses over the exact ones, of a first derivative that is right."""
+    """Ratios of a method's second derivatives to the exact ones, for all losses; checks the first derivatives."""
     found = [derivative_ratios(method, loss, 0.8, 0.5) for loss in LOSSES.values()]
     assert [first for first, _ in found] == pytest.approx([1.0] * len(LOSSES), abs=1e-6)
     return [second for _, second in found]
@@ -31,23 +31,23 @@ def ratios(method: Method) -> list[float]:
 
 @given(st.floats(0.3, 0.9), st.floats(0.05, 0.5), st.sampled_from(list(LOSSES)))
 @settings(max_examples=20, deadline=None)
-def test_the_closed_form_is_what_the_tape_of_all_steps_finds(state: float, drive: float, name: str) -> None:
+def test_the_closed_form_equals_the_unrolled_derivatives(state: float, drive: float, name: str) -> None:
     loss = LOSSES[name]
     (weight,) = case_of(state, drive).parameters
-    assume(abs(float(weight.detach())) * (1 - state**2) < 0.9)  # or the tape is long
-    assume(min(map(abs, exact(loss, state, drive))) > 1e-3)  # or there is nothing to divide by
+    assume(abs(float(weight.detach())) * (1 - state**2) < 0.9)  # otherwise the tape is long
+    assume(min(map(abs, exact(loss, state, drive))) > 1e-3)  # otherwise the ratios are undefined
     assert derivative_ratios(UNROLLED, loss, state, drive) == pytest.approx((1.0, 1.0), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if name != "BPTT"])
-def test_this_project_is_never_wrong_in_silence(name: str) -> None:
+def test_this_project_refuses_second_derivatives_with_order_1(name: str) -> None:
     for loss in LOSSES.values():
         with pytest.raises(NotImplementedError, match="create_graph"):
             derivative_ratios(OURS[name], loss, 0.8, 0.5)
 
 
 @pytest.mark.parametrize("name", TO_ORDER_2)
-def test_this_project_is_right_where_it_is_asked(name: str) -> None:
+def test_this_project_is_right_with_order_2(name: str) -> None:
     assert ratios(TO_ORDER_2[name]) == pytest.approx([1, 1, 1], abs=1e-6)
 
 
@@ -68,19 +68,19 @@ def test_xitorch_is_right() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SILVA if "phantom" not in name and "JFB" not in name])
-def test_silva_has_none_and_says_so_unless_something_else_has_one(name: str) -> None:
+def test_silva_raises_or_omits_the_implicit_part(name: str) -> None:
     pytest.importorskip("silva_networks")
     found = [verdict(SILVA[name], loss, 0.8, 0.5) for loss in LOSSES.values()]
     assert found == ["RuntimeError", "RuntimeError", "1.386"]
 
 
 @pytest.mark.parametrize("gradient", ["phantom", "unrolled"])
-def test_silva_on_the_tape_is_right(gradient: str) -> None:
+def test_silva_is_right_with_taped_steps(gradient: str) -> None:
     pytest.importorskip("silva_networks")
     assert ratios(silva("picard", gradient)) == pytest.approx([1, 1, 1], abs=1e-6)
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_second_derivatives(capsys: pytest.CaptureFixture[str]) -> None:
     derivatives()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| second derivative of | h | h² | h + w² |"
@@ -88,7 +88,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2 + list(OURS).index("RBP")] == f"| RBP | {refused} |"
 
 
-def test_the_closed_form_of_a_loss_of_the_weight_alone() -> None:
+def test_the_closed_form_for_a_loss_of_the_weight_only() -> None:
     first, second = exact(lambda state, weight: torch.log(weight), 0.8, 0.5)
     weight = (math.atanh(0.8) - 0.5) / 0.8
     assert (first, second) == pytest.approx((1 / weight, -1 / weight**2))

@@ -1,4 +1,4 @@
-"""The comparison with peers measures what it says."""
+"""The comparison with other packages."""
 
 import csv
 import math
@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 
 from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
-from benchmarks.peers.compare import peers
+from benchmarks.peers.compare import chosen, peers
 from benchmarks.peers.measure import Calibrated, Setting, calibrate, exact_gradient, gradient, loosest, radius_of
 from benchmarks.peers.methods import BY_HAND, OURS, terms
 from benchmarks.peers.networks import tanh, training
 from rbp_lightning import UserError
 
 
-def test_the_table_and_every_ratio_are_left_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_and_all_ratios_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peers(["tanh, radius 0.38"], errors=[1e-2, 1e-3], repeats=2, out=tmp_path)
     with (tmp_path / "peers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -31,20 +31,27 @@ def test_the_table_and_every_ratio_are_left_behind(tmp_path: Path, capsys: pytes
     Image.open(tmp_path / "peers.png").verify()
 
 
+def test_methods_are_compared_by_name() -> None:
+    assert list(chosen(["RBP"])) == ["Picard + RBP by hand", "RBP"]
+    assert set(OURS) < set(chosen([]))
+    with pytest.raises(UserError, match=r"--methods: there is no RPB here, but .*RBP"):
+        chosen(["RPB"])
+
+
 @pytest.mark.usefixtures("no_data")
-def test_a_case_without_its_data_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_case_without_its_data_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="No case could be compared"):
         peers(["graph network on Cora"], out=tmp_path / "out")
     assert "graph network on Cora: left out." in capsys.readouterr().err
 
 
-def test_one_repeat_is_no_spread() -> None:
+def test_a_single_repeat_is_refused() -> None:
     with pytest.raises(UserError, match="--repeats=1"):
         peers(repeats=1)
 
 
 @pytest.mark.parametrize(("name", "radius"), [("tanh, radius 0.38", 0.38), ("tanh, radius 0.93", 0.93)])
-def test_the_cases_have_the_radius_of_their_name(name: CaseName, radius: float) -> None:
+def test_the_cases_have_the_spectral_radius_of_their_name(name: CaseName, radius: float) -> None:
     assert radius_of(make_case(name, torch.float64)) == pytest.approx(radius, abs=0.005)
 
 
@@ -67,14 +74,14 @@ def test_a_case_is_the_same_in_every_precision(name: CaseName, request: pytest.F
 
 @pytest.mark.parametrize("make", [tanh(0.4), training])
 @pytest.mark.parametrize("name", [*BY_HAND, *OURS])
-def test_every_method_finds_the_exact_gradient(make, name: str) -> None:
+def test_every_method_converges_to_the_exact_gradient(make, name: str) -> None:
     case = make(torch.float64)
     found = gradient(case, {**BY_HAND, **OURS}[name](case, 1e-9, 0.9))
     exact = exact_gradient(case)
     assert float((found - exact).norm() / exact.norm()) < 1e-6
 
 
-def test_a_method_that_fails_or_is_too_coarse_is_named() -> None:
+def test_a_method_that_fails_or_is_too_inaccurate_is_reported() -> None:
     def broken(case, tol, radius):
         raise ValueError("no such thing")
 
@@ -84,7 +91,7 @@ def test_a_method_that_fails_or_is_too_coarse_is_named() -> None:
     assert loosest(lambda tol: max(tol, 2e-6), 1e-6) == "error 2e-06 at best"
 
 
-def test_the_loosest_tolerance_that_is_exact_enough() -> None:
+def test_the_loosest_tolerance_that_meets_an_error_is_found() -> None:
     found = loosest(lambda tol: 5 * tol, 1e-5)
     assert isinstance(found, Setting)
     assert found.error == 5 * found.tol
@@ -99,7 +106,7 @@ def test_a_method_is_calibrated_for_several_errors() -> None:
     assert found[1].tol < found[0].tol
 
 
-def test_the_terms_of_a_series() -> None:
+def test_the_number_of_terms_that_meets_an_error() -> None:
     assert terms(1e-3, 0.5) == 10
     assert terms(0.5, 0.1) == 1
     assert math.isclose(0.93 ** terms(1e-4, 0.93), 1e-4, rel_tol=0.1)

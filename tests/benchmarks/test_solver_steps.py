@@ -1,4 +1,4 @@
-"""The benchmark of solvers counts what they take."""
+"""The benchmark of the steps and times of solvers."""
 
 import csv
 from pathlib import Path
@@ -22,4 +22,4 @@ def test_the_tables_of_solvers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert (int(plain["steps"]), plain["converged"], float(plain["ratio"])) == (outcome[0], "True", 1.0)
     assert f"| Picard | {outcome[0]}; 1.00 |" in printed
     assert "| two steps | does not converge |" in printed
-    assert "| ConjugateGradient | does not converge |" in printed  # W is not symmetric
+    assert "| ConjugateGradient | does not converge |" in printed  # since W is not symmetric

@@ -1,4 +1,4 @@
-"""A module that is slow or fails, in a step and a process of choice."""
+"""A module that is slow or fails, in a given step and process."""
 
 import os
 import signal
@@ -20,15 +20,15 @@ OPTIONS += ["--trainer.logger.save_dir=logs", "--trainer.logger.name=n"]
 
 
 class Faulty(LightningModule):
-    """A network with a fixed point.
+    """A small network with a fixed point.
 
     Args:
-        ballast: How many parameters it has besides, which make its checkpoints take their time.
-        seconds: How long a step takes.
-        at: The step in which something happens.
-        rank: The process in which it does.
-        fault: What happens: ``bug``, ``mistake``, ``cycle`` (two exceptions that are each other's cause) or the name of
-            a signal, which the process then gets.
+        ballast: Number of additional parameters, which make saving a checkpoint slow.
+        seconds: Duration of a step.
+        at: The step with the fault.
+        rank: The process with the fault.
+        fault: ``bug`` or ``mistake`` for an exception, ``cycle`` for two exceptions that are each other's cause, or the
+            name of a signal that is sent to the process.
     """
 
     def __init__(self, ballast: int = 0, seconds: float = 0.0, at: int = 5, rank: int = 0, fault: str = "") -> None:
@@ -68,7 +68,7 @@ class Faulty(LightningModule):
 
 
 class Numbers(LightningDataModule):
-    """Four batches."""
+    """Four batches of random numbers."""
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         return DataLoader(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), batch_size=2)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A small run of a shipped config."""
+"""Options for a small run of a shipped config."""
 
 from pathlib import Path
 

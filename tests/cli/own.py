@@ -1,4 +1,4 @@
-"""A user's module and data module, which fail where they are told to."""
+"""A user's module and data module, which fail where an argument says."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ OPTIONS += ["--trainer.enable_model_summary=false", "--trainer.log_every_n_steps
 
 
 class Net(LightningModule):
-    """A network with a fixed point."""
+    """A small network with a fixed point."""
 
     def __init__(self, size: int = 4, fail: str = "") -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Net(LightningModule):
 
 
 class Inputs(LightningDataModule):
-    """Random inputs."""
+    """A batch of ones."""
 
     def __init__(self, fail: bool = False) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Inputs(LightningDataModule):
 
 
 class FolderlessLogger(Logger):
-    """A logger such as W&B's: one folder for all runs, a version for each."""
+    """A logger like W&B's: one folder for all runs, and a version for each."""
 
     runs = 0
 

@@ -1,6 +1,6 @@
-"""Programs that run in processes of their own, for signals and other ends that one process cannot survive.
+"""Programs in separate processes, for tests of signals and of other ways to end a process.
 
-What a program starts anew, as ``ddp`` does, is not waited for: that is for ``subprocess`` and its pipes.
+Programs that a program starts, as ``ddp`` does, are not waited for; use ``subprocess`` and pipes for them.
 """
 
 import json
@@ -17,14 +17,14 @@ from tests.cli.options import ROOT
 
 
 class Run:
-    """A program that is running.
+    """A running program.
 
     Args:
         zygote: The process that starts it.
-        folder: Where it runs.
+        folder: The folder in which it runs.
         arguments: Its arguments.
-        environment: What its environment has beside that of the tests.
-        program: Its file, the command line's unless told otherwise.
+        environment: Variables in addition to those of the tests.
+        program: The file to run; ``train.py`` by default.
     """
 
     number = 0
@@ -55,7 +55,7 @@ class Run:
             time.sleep(0.005)
 
     def end(self, seconds: float = 120) -> int | None:
-        """Waits for its end; returns its status, or ``None`` if it did not end by itself."""
+        """Waits for its end; returns its exit status, or ``None`` if it had to be killed."""
         status: int | None = self.zygote.ask({"wait": {"pid": self.pid, "seconds": seconds}})
         return status
 
@@ -64,21 +64,21 @@ class Run:
         self.end()
 
     def printed(self) -> str:
-        """What it has printed to its standard output."""
+        """Its standard output so far."""
         return self.output.with_suffix(".out").read_text()
 
     def error(self) -> str:
-        """What it has printed to its standard error."""
+        """Its standard error so far."""
         printed = self.output.with_suffix(".err")
         return printed.read_text() if printed.exists() else ""
 
     def lines(self) -> list[str]:
-        """Its errors, those of processes that it has started included."""
+        """Its lines with an error, including those of processes that it has started."""
         return [line for line in self.error().splitlines() if "error: " in line]
 
 
 class Zygote:
-    """Starts programs without the seconds that their imports take."""
+    """Starts programs by forking a process that has imported everything."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""When checkpoints are written."""
+"""At which steps checkpoints are written."""
 
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-class Saves(Callback):
-    """Keeps of each checkpoint the step, and how many validations there were before it."""
+class RecordCheckpoints(Callback):
+    """Records the step of each checkpoint and the number of validations before it."""
 
     def __init__(self) -> None:
         self.validations = 0
@@ -41,9 +41,9 @@ class Saves(Callback):
         self.found.append((trainer.global_step, self.validations))
 
 
-def test_the_last_batch_of_an_epoch_is_saved_with_its_validation(tmp_path: Path) -> None:
+def test_the_checkpoint_of_an_epoch_s_last_batch_follows_its_validation(tmp_path: Path) -> None:
     options = {**QUIET, "enable_checkpointing": True, "default_root_dir": str(tmp_path), "log_every_n_steps": 1}
-    saves, checkpointing = Saves(), Checkpointing(every_n_train_steps=1)
+    saves, checkpointing = RecordCheckpoints(), Checkpointing(every_n_train_steps=1)
     arguments = checkpointing.trainer_arguments(Namespace(callbacks=None, **options))
     trainer = Trainer(**options, max_epochs=2, callbacks=[saves, *arguments["callbacks"]])
     trainer.fit(Net(), DataLoader(torch.ones(3)), DataLoader(torch.ones(1)))

@@ -1,4 +1,4 @@
-"""Checkpoints that are named on the command line."""
+"""Checkpoints given on the command line."""
 
 import copy
 import enum
@@ -32,7 +32,7 @@ class Other(LightningModule):
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "predict"])
-def test_bad_checkpoints_are_refused(cli, subcommand) -> None:
+def test_damaged_and_other_checkpoints_are_refused(cli, subcommand) -> None:
     assert cli("fit", *TINY)[0] == 0
     good = (RUN / "checkpoints/last.ckpt").read_bytes()
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)
@@ -41,7 +41,7 @@ def test_bad_checkpoints_are_refused(cli, subcommand) -> None:
     torch.save({**checkpoint, "hyper_parameters": renamed}, "renamed.ckpt")
     Path("cut.ckpt").write_bytes(good[: len(good) // 2])
     for name, message in {
-        "cut": "is corrupt, or is no checkpoint",
+        "cut": "is corrupt",
         "other": "weight.original is missing there and (144, 144) in HopfieldMemory",
         "renamed": "is a checkpoint of models.Another, not of models.HopfieldMemory: set --model to models.Another.",
     }.items():
@@ -55,8 +55,8 @@ def brief(value: Any) -> str:
 
 
 @pytest.fixture
-def sound(tmp_path) -> Path:
-    path = tmp_path / "sound.ckpt"
+def valid(tmp_path) -> Path:
+    path = tmp_path / "valid.ckpt"
     torch.save({"state_dict": {"weight": torch.ones(99)}, "pytorch-lightning_version": "2.6.0"}, path)
     return path
 
@@ -65,20 +65,20 @@ def change(path: Path, **parts: Any) -> None:
     torch.save({**torch.load(path, weights_only=True), **parts}, path)
 
 
-def test_damaged_files_and_other_files_are_told_from_checkpoints(sound: Path, tmp_path: Path) -> None:
-    assert torch.equal(load_checkpoint(sound)["state_dict"]["weight"], torch.ones(99))
-    content = sound.read_bytes()
+def test_damaged_files_and_files_of_other_kinds_are_refused(valid: Path, tmp_path: Path) -> None:
+    assert torch.equal(load_checkpoint(valid)["state_dict"]["weight"], torch.ones(99))
+    content = valid.read_bytes()
     flipped = bytearray(content)
     start = content.index(torch.ones(8).numpy().tobytes())
     flipped[start : start + 8] = bytes(8)
     bad = tmp_path / "bad.ckpt"
     for damaged in (content[: len(content) // 2], bytes(flipped), b"no checkpoint", b""):
         bad.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"bad.ckpt' is corrupt, or is no checkpoint"):
+        with pytest.raises(UserError, match=r"bad.ckpt' is corrupt"):
             load_checkpoint(bad)
     for other in ({"state_dict": {}}, [1, 2]):
         torch.save(other, bad)
-        with pytest.raises(UserError, match=r"bad.ckpt' is corrupt, or is no checkpoint"):
+        with pytest.raises(UserError, match=r"bad.ckpt' is corrupt"):
             load_checkpoint(bad)
     with pytest.raises(UserError, match="is not a file"):
         load_checkpoint(tmp_path)
@@ -99,68 +99,68 @@ def test_damaged_files_and_other_files_are_told_from_checkpoints(sound: Path, tm
     ],
     ids=brief,
 )
-def test_a_checkpoint_of_other_types_or_too_large_is_one_error(parts: dict[Any, Any], sound: Path) -> None:
-    torch.save({**torch.load(sound, weights_only=True), **parts}, sound)
-    with pytest.raises(UserError, match=r"sound\.ckpt") as raised:
-        load_checkpoint(sound)
+def test_a_checkpoint_with_invalid_types_or_sizes_is_refused(parts: dict[Any, Any], valid: Path) -> None:
+    torch.save({**torch.load(valid, weights_only=True), **parts}, valid)
+    with pytest.raises(UserError, match=r"valid\.ckpt") as raised:
+        load_checkpoint(valid)
     assert len(str(raised.value)) < 1000
 
 
-def test_a_compressed_checkpoint_is_not_unpacked(sound: Path, tmp_path: Path) -> None:
-    """PyTorch makes none, and its members can be a thousand times larger than the file."""
-    with zipfile.ZipFile(sound) as stored, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+def test_a_compressed_checkpoint_is_not_unpacked(valid: Path, tmp_path: Path) -> None:
+    """PyTorch does not compress, and compressed members can be a thousand times larger than the file."""
+    with zipfile.ZipFile(valid) as stored, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
         for name in stored.namelist():
             packed.writestr(name, stored.read(name) + bytes(10**6))
     with pytest.raises(UserError, match=r"b\.ckpt"):
         load_checkpoint(tmp_path / "b.ckpt")
 
 
-def test_a_sound_checkpoint_with_a_foreign_object_names_the_object(sound: Path) -> None:
-    content = load_checkpoint(sound)
-    torch.save({**content, "callbacks": {"Statistics": {"mean": np.float64(0.3)}}}, sound)
+def test_an_object_that_pytorch_does_not_allow_is_named(valid: Path) -> None:
+    content = load_checkpoint(valid)
+    torch.save({**content, "callbacks": {"Statistics": {"mean": np.float64(0.3)}}}, valid)
     with pytest.raises(UserError, match=r"holds numpy\._core\.multiarray\.scalar.*add_safe_globals") as raised:
-        load_checkpoint(sound)
+        load_checkpoint(valid)
     assert "corrupt" not in str(raised.value)
     allowed = [np._core.multiarray.scalar, np.dtype, type(np.dtype("float64"))]
-    with torch.serialization.safe_globals(allowed):  # the remedy
-        assert load_checkpoint(sound)["callbacks"] == {"Statistics": {"mean": 0.3}}
+    with torch.serialization.safe_globals(allowed):  # as the error suggests
+        assert load_checkpoint(valid)["callbacks"] == {"Statistics": {"mean": 0.3}}
 
 
-def test_values_of_a_config_that_a_checkpoint_overrides_are_named(cli) -> None:
+def test_config_values_that_a_checkpoint_overrides_are_named(cli) -> None:
     assert cli("fit", *TINY)[0] == 0
     Path("gain.yaml").write_text("model: {init_args: {gain: 5.0}}")
     status, out, _ = cli("test", *TINY, "--config=gain.yaml", f"--ckpt_path={RUN}/checkpoints/last.ckpt")
     assert status == 0
     assert "The checkpoint's gain=1.5 overrides 5.0." in out
-    assert "num_hidden" not in out  # the same in both
+    assert "num_hidden" not in out  # has the same value in both
 
 
-class Told(Other):
-    """Prints its arguments, one of which is a part's."""
+class PrintsArguments(Other):
+    """A model that prints its arguments, one of them an argument of a part."""
 
     def __init__(self, name: str = "n", count: int = 1, part: "Part | None" = None) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.told = (name, count, part and part.size)
+        self.arguments = (name, count, part and part.size)
 
     def test_step(self, inputs: torch.Tensor) -> None:
-        print(f"told: {self.told}")
+        print(f"arguments: {self.arguments}")
 
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_the_command_line_of_an_evaluation_wins_over_the_checkpoint(cli, trusted) -> None:
-    name, part = "tests.cli.test_checkpoints.Told", "tests.cli.test_checkpoints.Part"
+    name, part = "tests.cli.test_checkpoints.PrintsArguments", "tests.cli.test_checkpoints.Part"
     saved = {"name": "saved", "count": 2, "part": {"class_path": part, "init_args": {"size": 2}}, "_class_path": name}
     head = {"pytorch-lightning_version": "2.6.0", "epoch": 0, "global_step": 0, "hyper_parameters": saved}
     torch.save({**head, "state_dict": Other().state_dict()}, "model.ckpt")
     options = [f"--model={name}", "--data=ImagePatterns", *OPTIONS, "--data.eval_draws=1", "--ckpt_path=model.ckpt"]
     options += [f"--trust_checkpoint={trusted}", f"--model.part={part}", "--model.name=given"]
-    for more, told in ([], "('given', 2, 2)"), (["--model.count", "3", "--model.part.size=3"], "('given', 3, 3)"):
+    for more, expected in ([], "('given', 2, 2)"), (["--model.count", "3", "--model.part.size=3"], "('given', 3, 3)"):
         status, out, err = cli("test", *options, *more)
-        assert (status, f"told: {told}" in out) == (0, True), out + err
+        assert (status, f"arguments: {expected}" in out) == (0, True), out + err
 
 
-def test_a_continued_run_keeps_the_checkpoint_s_values(cli) -> None:
+def test_a_resumed_run_keeps_the_checkpoint_s_values(cli) -> None:
     assert cli("fit", *TINY)[0] == 0
     longer = ["--trainer.max_epochs=3", f"--ckpt_path={RUN}/checkpoints/last.ckpt", "--model.gain=5"]
     status, out, _ = cli("fit", *TINY, *longer)
@@ -169,7 +169,7 @@ def test_a_continued_run_keeps_the_checkpoint_s_values(cli) -> None:
 
 
 class Plain(HopfieldMemory):
-    """A model that takes no arguments, with a state that is no tensor."""
+    """A model without arguments, with an extra state that is not a tensor."""
 
     def __init__(self) -> None:
         super().__init__(num_hidden=4)
@@ -182,7 +182,7 @@ class Plain(HopfieldMemory):
 
 
 class Mapping(Other):
-    """A model that saves more than its arguments, one of which is called ``estimator``."""
+    """A model that saves more than its arguments, one of which is named ``estimator``."""
 
     def __init__(self, estimator: str = "mine", width: int = 2) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Mapping(Other):
         print(f"chosen: {self.chosen}")
 
 
-def test_a_model_without_arguments(cli) -> None:
+def test_a_model_without_arguments_loads_from_its_checkpoint(cli) -> None:
     small = ["--model=tests.cli.test_checkpoints.Plain", "--data=ImagePatterns", *OPTIONS]
     assert cli("fit", *small, "--data.train_draws=2", "--trainer.default_root_dir=run")[0] == 0
     (last,) = Path("run").rglob("*.ckpt")
@@ -201,8 +201,8 @@ def test_a_model_without_arguments(cli) -> None:
     assert status == 0, err
 
 
-def test_a_model_s_own_hyperparameters_are_its_arguments(cli) -> None:
-    """Only those that are arguments; an argument may have any name, and its texts are the command line's."""
+def test_saved_hyperparameters_become_the_model_s_arguments(cli) -> None:
+    """Only those that are arguments, of any name; strings have to match the command line's."""
     name = "tests.cli.test_checkpoints.Mapping"
     hyperparameters = {"_class_path": name, "estimator": "mine", "width": 2, "dataset": {"name": "Cora"}}
     content = {"state_dict": Mapping().state_dict(), "pytorch-lightning_version": "2.6.0", "epoch": 0, "global_step": 0}
@@ -225,7 +225,7 @@ class Colour(enum.Enum):
 
 
 class Part:
-    """What a model is made of."""
+    """A part of a model."""
 
     def __init__(self, size: int = 1, kind: Literal["a", "b"] = "a", inner: "Part | None" = None) -> None:
         self.size = size
@@ -251,7 +251,7 @@ class Whole(LightningModule):
 
 
 def given(**arguments: Any) -> dict[str, Any]:
-    """A configuration of ``Whole`` as the command line has it."""
+    """A config of ``Whole`` as the command line parses it."""
     part = {"class_path": f"{__name__}.Part", "init_args": {"size": 1, "kind": "a", "inner": None}}
     part["init_args"]["inner"] = copy.deepcopy(part)
     every = {"count": 1, "rate": 0.5, "name": "n", "norm": "l1", "colour": "RED", "sizes": [1, 2], "norms": ["l1"]}
@@ -282,17 +282,19 @@ def model_config(path: Path, saved: dict[str, Any]) -> dict[str, Any] | None:
     ],
     ids=brief,
 )
-def test_plain_values_and_choices_are_a_checkpoint_s(saved: Any, expected: dict[str, Any], sound: Path) -> None:
-    model = model_config(sound, {"_class_path": f"{__name__}.Whole", **saved})
+def test_numbers_and_choices_are_taken_from_a_checkpoint(saved: Any, expected: dict[str, Any], valid: Path) -> None:
+    model = model_config(valid, {"_class_path": f"{__name__}.Whole", **saved})
     assert model is not None
-    wanted = given(**{name: value for name, value in expected.items() if name not in ("part", "parts", "inner")})
+    expected_config = given(
+        **{name: value for name, value in expected.items() if name not in ("part", "parts", "inner")}
+    )
     if "part" in expected:
-        wanted["init_args"]["part"]["init_args"]["size"] = expected["part"]
-        wanted["init_args"]["part"]["init_args"]["inner"]["init_args"]["kind"] = expected["inner"]
+        expected_config["init_args"]["part"]["init_args"]["size"] = expected["part"]
+        expected_config["init_args"]["part"]["init_args"]["inner"]["init_args"]["kind"] = expected["inner"]
     if "parts" in expected:
-        wanted["init_args"]["parts"][1]["init_args"]["size"] = expected["parts"]
-    assert repr(model) == repr(wanted)  # NaN is not NaN
-    assert model_config(sound, {}) is None
+        expected_config["init_args"]["parts"][1]["init_args"]["size"] = expected["parts"]
+    assert repr(model) == repr(expected_config)  # NaN differs from itself
+    assert model_config(valid, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -338,20 +340,20 @@ def test_plain_values_and_choices_are_a_checkpoint_s(saved: Any, expected: dict[
     ],
     ids=brief,
 )
-def test_what_names_something_is_the_command_line_s(argument: str, saved: Any, sound: Path) -> None:
-    with pytest.raises(UserError, match=rf"sound\.ckpt.*model\.{argument}.*--trust_checkpoint"):
-        model_config(sound, {argument: saved})
+def test_strings_and_class_paths_have_to_match_the_command_line(argument: str, saved: Any, valid: Path) -> None:
+    with pytest.raises(UserError, match=rf"valid\.ckpt.*model\.{argument}.*--trust_checkpoint"):
+        model_config(valid, {argument: saved})
 
 
 @pytest.mark.parametrize("saved", [[1], "x", {3: 4}, {"_class_path": 5}, {"_class_path": "x\x1b[2J"}], ids=brief)
-def test_hyperparameters_of_other_types_are_one_printable_error(saved: Any, sound: Path) -> None:
-    with pytest.raises(UserError, match=r"sound\.ckpt") as raised:
-        model_config(sound, saved)
+def test_hyperparameters_of_invalid_types_are_refused_printably(saved: Any, valid: Path) -> None:
+    with pytest.raises(UserError, match=r"valid\.ckpt") as raised:
+        model_config(valid, saved)
     assert str(raised.value).isprintable()
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), [1]], ids=brief)
-def test_a_value_that_an_argument_does_not_take_is_one_line(wrong: Any, cli) -> None:
+def test_an_invalid_saved_argument_is_refused_in_one_line(wrong: Any, cli) -> None:
     save = {"state_dict": HopfieldMemory().state_dict(), "pytorch-lightning_version": "2.6.0"}
     torch.save({**save, "hyper_parameters": {"gain": wrong}}, "a.ckpt")
     status, _, err = cli("test", *TINY, "--ckpt_path=a.ckpt")
@@ -363,39 +365,39 @@ def test_a_value_that_an_argument_does_not_take_is_one_line(wrong: Any, cli) -> 
     "path",
     ["local://{kept}", "file://{kept}", "dir::{kept}", "{run}/checkpoints/../../../../kept", "a/../b", 3, "a\nb"],
 )
-def test_a_checkpoint_names_no_files_to_delete(name: str, path: Any, sound: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_names_files_to_delete_is_refused(name: str, path: Any, valid: Path, tmp_path: Path) -> None:
     named = path.format(kept=tmp_path / "kept", run=RUN) if isinstance(path, str) else path
-    change(sound, callbacks={"One": {name: {named: 1} if name == "best_k_models" else named}})
-    with pytest.raises(UserError, match=r"sound\.ckpt"):
-        NamedCheckpoint(str(sound))
-    change(sound, callbacks={"One": {name: {"../logs/a.ckpt": 1} if name == "best_k_models" else "../logs/a.ckpt"}})
-    NamedCheckpoint(str(sound))
+    change(valid, callbacks={"One": {name: {named: 1} if name == "best_k_models" else named}})
+    with pytest.raises(UserError, match=r"valid\.ckpt"):
+        NamedCheckpoint(str(valid))
+    change(valid, callbacks={"One": {name: {"../logs/a.ckpt": 1} if name == "best_k_models" else "../logs/a.ckpt"}})
+    NamedCheckpoint(str(valid))
 
 
 @pytest.mark.parametrize("count", [-1, 2**63, 0.5, "x", None, [1]], ids=brief)
-def test_a_counter_that_is_none_is_refused(count: Any, sound: Path) -> None:
+def test_invalid_counters_are_refused(count: Any, valid: Path) -> None:
     for loops in ({"fit_loop": {"epoch_progress": {"current": {"processed": count}}}}, {"total": {"ready": count}}):
-        change(sound, loops=loops)
-        with pytest.raises(UserError, match=r"sound\.ckpt.*(processed|ready)"):
-            NamedCheckpoint(str(sound))
+        change(valid, loops=loops)
+        with pytest.raises(UserError, match=r"valid\.ckpt.*(processed|ready)"):
+            NamedCheckpoint(str(valid))
 
 
 @pytest.mark.parametrize("odd", [0.1j, torch.ones(2), torch.ones(2, device="meta"), [[[[[[1]]]]]]], ids=str)
-def test_a_scheduler_s_state_that_is_no_number_is_refused(odd: Any, sound: Path) -> None:
+def test_invalid_scheduler_states_are_refused(odd: Any, valid: Path) -> None:
     for key in ("last_epoch", "_step_count", "base_lrs", "more"):
-        change(sound, lr_schedulers=[{"last_epoch": 1, "_step_count": 2, key: odd}])
+        change(valid, lr_schedulers=[{"last_epoch": 1, "_step_count": 2, key: odd}])
         with pytest.raises(UserError, match=rf"its lr_schedulers\.0\.{key}"):
-            NamedCheckpoint(str(sound)).model_config(given())
+            NamedCheckpoint(str(valid)).model_config(given())
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2, dtype=torch.complex64), 3])
-def test_weights_of_another_kind_are_refused(wrong: Any, sound: Path) -> None:
+def test_weights_of_another_shape_or_dtype_are_refused(wrong: Any, valid: Path) -> None:
     model = Other()
-    change(sound, state_dict={**model.state_dict(), "layer.weight": wrong})
-    with pytest.raises(UserError, match=r"sound\.ckpt.*layer\.weight"):
-        NamedCheckpoint(str(sound)).check_parameters(model)
-    change(sound, state_dict={name: weight.half() for name, weight in model.state_dict().items()})
-    NamedCheckpoint(str(sound)).check_parameters(model)
+    change(valid, state_dict={**model.state_dict(), "layer.weight": wrong})
+    with pytest.raises(UserError, match=r"valid\.ckpt.*layer\.weight"):
+        NamedCheckpoint(str(valid)).check_parameters(model)
+    change(valid, state_dict={name: weight.half() for name, weight in model.state_dict().items()})
+    NamedCheckpoint(str(valid)).check_parameters(model)
 
 
 class _Payload:
@@ -404,14 +406,14 @@ class _Payload:
 
 
 class Swap(Callback):
-    """Puts another file in the place of the checkpoint after it was looked at."""
+    """Replaces the checkpoint by another file after it was checked."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         torch.save(_Payload(), "a.ckpt")
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
-def test_lightning_loads_the_file_without_running_it_either(subcommand: str, cli, monkeypatch) -> None:
+def test_a_file_swapped_after_the_check_is_not_executed(subcommand: str, cli, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     assert subcommand in RBPLightningCLI.subcommands()
     model = HopfieldMemory(num_hidden=16)
@@ -424,13 +426,13 @@ def test_lightning_loads_the_file_without_running_it_either(subcommand: str, cli
     assert not Path("PWNED").exists()
 
 
-def test_a_checkpoint_is_never_loaded_with_what_it_runs(cli) -> None:
+def test_weights_only_cannot_be_turned_off(cli) -> None:
     status, _, err = cli("test", *TINY, "--weights_only=false", "--trust_checkpoint=true")
     assert (status, "weights_only" in err) == (1, True)
 
 
-def test_a_name_that_lightning_takes_for_an_address_is_a_file_s(cli) -> None:
-    """A folder whose name begins with "http", and the checkpoint of a cluster's job."""
+def test_file_names_that_lightning_takes_for_addresses_are_files(cli) -> None:
+    """Such as a folder whose name begins with "http"; ``hpc`` is the newest checkpoint of a cluster's job."""
     Path("http").mkdir()
     model = HopfieldMemory(num_hidden=16)
     save = {"state_dict": model.state_dict(), "pytorch-lightning_version": "2.6.0"}
@@ -444,7 +446,7 @@ def test_a_name_that_lightning_takes_for_an_address_is_a_file_s(cli) -> None:
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
-def test_a_cluster_s_job_loads_no_checkpoint_unchecked(subcommand: str, cli, monkeypatch) -> None:
+def test_a_cluster_job_checks_its_checkpoint(subcommand: str, cli, monkeypatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "1")
     monkeypatch.setenv("SLURM_JOB_NAME", "training")
     torch.save(_Payload(), "hpc_ckpt_1.ckpt")

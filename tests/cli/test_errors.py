@@ -1,4 +1,4 @@
-"""Mistakes in the input are one line; the user's own errors keep their traceback."""
+"""Errors in the input are reported in one line; errors in a user's code keep their traceback."""
 
 import importlib.util
 import io
@@ -77,7 +77,7 @@ OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.lo
         (["--data.size={a: 1, a: 2}"], "size"),
     ],
 )
-def test_each_mistake_gets_one_clear_error(cli, arguments, message) -> None:
+def test_an_invalid_option_gives_one_clear_error(cli, arguments, message) -> None:
     Path("misspelt.yaml").write_text("trainer:\n  max_epoch: 3\n")
     Path("broken.yaml").write_text("model: [\n")
     status, _, err = cli("fit", *TINY, *arguments)
@@ -88,13 +88,13 @@ def test_each_mistake_gets_one_clear_error(cli, arguments, message) -> None:
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_a_command_that_there_is_not(cli) -> None:
+def test_an_unknown_command_is_refused_with_a_suggestion(cli) -> None:
     status, _, err = cli("ft", *TINY)
     assert status == 2
     assert err.startswith("error: there is no command 'ft'. Did you mean 'fit'? Known: sweep, fit, validate,")
 
 
-def test_a_model_without_its_cell_is_told_the_cells(cli) -> None:
+def test_a_missing_cell_is_reported_with_the_known_ones(cli) -> None:
     for name in ("EquilibriumReasoner", "models.EquilibriumReasoner"):
         status, _, err = cli("fit", f"--model={name}", "--data=PrefixSums")
         assert status == 2
@@ -103,7 +103,7 @@ def test_a_model_without_its_cell_is_told_the_cells(cli) -> None:
         assert err.endswith(f"{cells}.\n")
 
 
-def test_a_model_without_data_is_told_the_option(cli) -> None:
+def test_missing_data_are_reported_with_the_option(cli) -> None:
     status, _, err = cli("fit", "--model=HopfieldMemory")
     assert status == 1
     assert "error: HopfieldMemory has no train_dataloader: name its data, --data=NAME;" in err
@@ -113,17 +113,17 @@ def test_a_model_without_data_is_told_the_option(cli) -> None:
 @pytest.mark.parametrize(
     ("logger", "module"), [("WandbLogger", "wandb"), ("MLFlowLogger", "mlflow"), ("CometLogger", "comet_ml")]
 )
-def test_a_logger_whose_package_is_missing_is_one_line(cli, logger, module) -> None:
+def test_a_missing_package_of_a_logger_is_one_line(cli, logger, module) -> None:
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is installed")
     status, _, err = cli("fit", *TINY, f"--trainer.logger={logger}")
     assert status == 1
     (told,) = [line for line in err.splitlines() if "error: " in line]
-    assert re.fullmatch(rf"error: {logger} needs (\S+), which is not installed: pip install '\1', or take .*", told)
+    assert re.fullmatch(rf"error: {logger} needs (\S+), which is not installed: pip install '\1', or use .*", told)
 
 
 def error_of(cli, config: bytes | str, *arguments: str) -> str:
-    """The one line that a config file is answered by."""
+    """The one line of error that a config file causes."""
     Path("own.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
     status, _, err = cli("fit", "--config=own.yaml", *arguments)
     assert status in (1, 2)
@@ -134,13 +134,13 @@ def error_of(cli, config: bytes | str, *arguments: str) -> str:
 
 @pytest.mark.parametrize("value", ["", "3", "true", "[]", "[1, 2]"])
 @pytest.mark.parametrize("section", ["trainer", "policy", "checkpoint"])
-def test_a_section_is_a_mapping(section, value) -> None:
+def test_a_section_must_be_a_mapping(section, value) -> None:
     with pytest.raises(yaml.YAMLError, match=rf"own.yaml: {section}"):
         load_yaml(f"model: HopfieldMemory\n{section}: {value}\n", "own.yaml")
 
 
 @pytest.mark.parametrize("text", ["", "3", "[1, 2]", "!!int a: 3", "policy:"])
-def test_a_config_is_a_mapping_of_options(cli, text) -> None:
+def test_a_config_must_be_a_mapping_of_options(cli, text) -> None:
     assert "config" in error_of(cli, text)
 
 
@@ -153,12 +153,12 @@ def test_a_config_is_a_mapping_of_options(cli, text) -> None:
         ("trainer:\n  callbacks:\n    - class_path: EquilibriumMonitor\n      class_path: Timer\n", "class_path"),
     ],
 )
-def test_a_key_that_is_there_twice_is_named_with_its_file_and_line(text, key) -> None:
+def test_duplicate_keys_are_named_with_file_and_line(text, key) -> None:
     with pytest.raises(yaml.YAMLError, match=rf"(?s){key!r}.*own.yaml.*line \d+"):
         load_yaml(text, "own.yaml")
 
 
-def test_keys_that_a_merge_overrides_are_not_there_twice() -> None:
+def test_keys_that_override_a_merge_are_not_duplicates() -> None:
     text = "a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\nc: [*a, *a]\n"
     assert load_yaml(text)["b"] == {"x": 3, "y": 2}
 
@@ -172,7 +172,7 @@ def test_keys_that_a_merge_overrides_are_not_there_twice() -> None:
         "trainer: " + "[" * 5000 + "]" * 5000,
     ],
 )
-def test_aliases_and_nesting_have_an_end(text) -> None:
+def test_recursive_aliases_and_deep_nesting_are_refused(text) -> None:
     with pytest.raises(yaml.YAMLError):
         load_yaml(text, "own.yaml")
 
@@ -205,7 +205,7 @@ def test_a_config_that_is_not_utf_8_is_named(cli, encoding) -> None:
         (lambda: check_trainer(Namespace(check_val_every_n_epoch=0)), "check_val_every_n_epoch"),
     ],
 )
-def test_absurd_sizes_are_refused_by_name_and_limit(make, argument) -> None:
+def test_absurd_sizes_are_refused_with_name_and_limit(make, argument) -> None:
     with pytest.raises(UserError, match=rf"{argument}.*\d"):
         make()
 
@@ -226,7 +226,7 @@ GRAPH += ["--data.per_class=2", "--data.num_val=6", "--data.num_test=10"]
         ("predict", "cora", ["--data=MNISTSplits"]),
     ],
 )
-def test_data_of_another_model_are_refused_by_both_names(cli, subcommand, config, data) -> None:
+def test_data_that_do_not_fit_the_model_are_refused_with_both_names(cli, subcommand, config, data) -> None:
     options = ["--trainer.accelerator=cpu", "--trainer.callbacks=null", "--trainer.logger=false"]
     status, _, err = cli(subcommand, f"--config={CONFIG.with_name(config)}.yaml", *data, *options)
     assert status == 1
@@ -237,7 +237,7 @@ def test_data_of_another_model_are_refused_by_both_names(cli, subcommand, config
 
 
 @pytest.mark.parametrize("option", ["--trainer.max_steps=0", "--trainer.log_every_n_steps=0"])
-def test_a_run_of_no_steps_or_no_logs_is_one(cli, option) -> None:
+def test_a_run_without_steps_or_logs_succeeds(cli, option) -> None:
     status, _, err = cli("fit", *TINY, option)
     assert status == 0, err
 
@@ -254,7 +254,7 @@ def test_a_run_of_no_steps_or_no_logs_is_one(cli, option) -> None:
         (["own.network"], False),
     ],
 )
-def test_what_others_refuse_is_one_line_and_a_bug_is_not(modules, one_line) -> None:
+def test_errors_from_libraries_are_one_line_unless_user_code_is_involved(modules, one_line) -> None:
     function = None
     for module in reversed(modules):
         namespace = {"__name__": module, "inner": function}
@@ -263,7 +263,7 @@ def test_what_others_refuse_is_one_line_and_a_bug_is_not(modules, one_line) -> N
         function = namespace["outer"]
     with pytest.raises(RuntimeError) as raised:
         function()
-    error = raised.value.with_traceback(raised.value.__traceback__.tb_next)  # without this test
+    error = raised.value.with_traceback(raised.value.__traceback__.tb_next)  # drops the frame of this test
     assert find_mistake(error) is (error if one_line else None)
 
 
@@ -286,13 +286,13 @@ def test_what_others_refuse_is_one_line_and_a_bug_is_not(modules, one_line) -> N
         ),
     ],
 )
-def test_a_wrong_name_of_a_class_is_answered_by_those_that_exist(cli, arguments, meant, known) -> None:
+def test_an_unknown_class_is_answered_with_the_known_ones(cli, arguments, meant, known) -> None:
     status, _, err = cli("fit", f"--config={CONFIG}", *arguments)
     assert status == 2
     assert "Traceback" not in err
     told = err.splitlines()[-1]
     assert (f"Did you mean {meant!r}?" in told) == (meant is not None)
-    # Other tests of this process may have classes of their own, up to so many that the help is named instead.
+    # Other tests in this process may define so many classes that the help is named instead.
     if ".help lists the known ones." in told:
         return
     named = told.partition("Known: ")[2].removesuffix(".").split(", ")
@@ -300,13 +300,13 @@ def test_a_wrong_name_of_a_class_is_answered_by_those_that_exist(cli, arguments,
     assert named == sorted(named)
 
 
-def test_a_long_list_of_classes_is_left_to_its_help(cli) -> None:
+def test_a_long_list_of_classes_refers_to_the_help(cli) -> None:
     status, _, err = cli("fit", f"--config={CONFIG}", "--trainer.callbacks=[EquilibriumMonitr]")
     assert status == 2
     assert "Did you mean 'EquilibriumMonitor'? --trainer.callbacks.help lists the known ones." in err
 
 
-def test_a_command_without_a_config_is_told_of_one(cli) -> None:
+def test_a_command_without_a_config_suggests_one(cli) -> None:
     status, _, err = cli("fit")
     assert status == 2
     assert err.splitlines()[-1].endswith("--config configs/hopfield.yaml.")
@@ -322,7 +322,7 @@ def test_a_command_without_a_config_is_told_of_one(cli) -> None:
         ("--data.fail=true", OSError, "__init__"),
     ],
 )
-def test_the_user_s_own_errors_keep_their_traceback(cli, option, kind, place) -> None:
+def test_errors_in_user_code_keep_their_traceback(cli, option, kind, place) -> None:
     with pytest.raises(kind) as raised:
         cli("fit", *OWN, option)
     places = [(entry.path.name, entry.name) for entry in raised.traceback]
@@ -344,17 +344,17 @@ def test_a_module_that_cannot_be_imported_keeps_its_traceback(cli, text, monkeyp
     assert "Union" not in shown
 
 
-@pytest.mark.parametrize("asked", ["option", "variable"])
-def test_debug_shows_the_traceback_of_every_error(cli, asked, monkeypatch) -> None:
-    if asked == "variable":
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_debug_shows_the_traceback_of_every_error(cli, how, monkeypatch) -> None:
+    if how == "variable":
         monkeypatch.setenv("RBP_DEBUG", "1")
     with pytest.raises(UserError, match="steps=-1"):
-        cli("fit", *TINY, "--estimator.steps=-1", *(["--debug"] if asked == "option" else []))
+        cli("fit", *TINY, "--estimator.steps=-1", *(["--debug"] if how == "option" else []))
     monkeypatch.setenv("RBP_DEBUG", "0")
     assert cli("fit", *TINY, "--estimator.steps=-1")[0] == 1
 
 
-def test_an_error_that_is_not_the_user_s_is_not_hidden(cli, monkeypatch) -> None:
+def test_a_bug_in_a_shipped_model_keeps_its_traceback(cli, monkeypatch) -> None:
     def broken(self: HopfieldMemory, *_: object) -> None:
         raise ZeroDivisionError("a bug")
 
@@ -363,7 +363,7 @@ def test_an_error_that_is_not_the_user_s_is_not_hidden(cli, monkeypatch) -> None
         cli("fit", *TINY)
 
 
-def test_a_mistake_is_found_among_the_causes_of_an_error() -> None:
+def test_an_input_error_is_found_among_the_causes_of_an_error() -> None:
     first, second = ValueError("first"), ValueError("second")
     first.__cause__, second.__cause__ = second, first
     assert find_mistake(first) is None
@@ -373,7 +373,7 @@ def test_a_mistake_is_found_among_the_causes_of_an_error() -> None:
     assert find_mistake(first) is third
 
 
-def test_an_error_of_the_user_s_after_a_mistake_is_the_user_s() -> None:
+def test_an_error_while_handling_an_input_error_keeps_its_traceback() -> None:
     error = KeyError("a bug of the handler")
     error.__context__ = UserError("caught")
     exec(compile("def fail(error): raise error", "handler.py", "exec"), namespace := {"__name__": "own"})
@@ -382,21 +382,21 @@ def test_an_error_of_the_user_s_after_a_mistake_is_the_user_s() -> None:
 
 
 class Misused(LightningModule):
-    """A module that Lightning refuses."""
+    """A module that Lightning rejects."""
 
     def configure_optimizers(self) -> int:
         return 3
 
 
-def test_what_lightning_refuses_is_one_line(cli) -> None:
+def test_errors_of_lightning_are_one_line(cli) -> None:
     status, _, err = cli("fit", "--model=tests.cli.test_errors.Misused", *OWN[1:])
     assert status == 1
     assert err.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.slow
-def test_exit_status_and_traceback_in_a_shell(tmp_path) -> None:
-    """A folder of the user's own named ``models`` is what counts, whatever folder this project has."""
+def test_the_exit_status_and_traceback_of_a_process(tmp_path) -> None:
+    """With a user's package named ``models``, which takes precedence over this project's."""
     root = Path(__file__).parents[2]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("from models.own import Inputs, Net\n")
@@ -410,7 +410,7 @@ def test_exit_status_and_traceback_in_a_shell(tmp_path) -> None:
     assert finished.stderr.splitlines()[-1].startswith("FileNotFoundError")
 
 
-def test_an_empty_standard_input_is_named(cli, monkeypatch) -> None:
+def test_an_empty_standard_input_is_reported(cli, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
     status, _, err = cli("fit", "--model", "-")
     assert status == 2

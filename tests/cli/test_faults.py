@@ -1,4 +1,4 @@
-"""Runs that are told to end, that fail in one process, that share a folder, or whose disk is full."""
+"""Runs that get signals, fail in one process, compete for a folder or cannot write."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def test_a_signal_ends_a_training_after_its_batch_with_a_checkpoint(start) -> No
     assert resumed.end() == 0, resumed.error()
 
 
-def test_a_job_that_slurm_warns_is_saved_requeued_and_goes_on(start, tmp_path: Path) -> None:
+def test_a_slurm_job_is_saved_requeued_and_continued(start, tmp_path: Path) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text('#!/bin/sh\necho "$@" > asked\n')
@@ -67,13 +67,13 @@ def test_a_job_that_slurm_warns_is_saved_requeued_and_goes_on(start, tmp_path: P
 
 
 @pytest.mark.parametrize("subcommand", ["audit", "validate"])
-def test_a_signal_ends_what_is_no_training_at_once(start, subcommand: str) -> None:
+def test_a_signal_ends_other_subcommands_at_once(start, subcommand: str) -> None:
     run = start(subcommand, *OPTIONS, "--model.fault=SIGTERM", "--model.at=0")
     assert run.end(60) == 143
     assert_one_line(run, "SIGTERM")
 
 
-def test_a_second_signal_ends_a_batch_that_takes_its_time(start) -> None:
+def test_a_second_signal_ends_a_slow_batch(start) -> None:
     run = start("fit", *OPTIONS, "--model.seconds=60")
     run.until((VERSION / "hparams.yaml").exists)
     time.sleep(0.5)
@@ -84,7 +84,7 @@ def test_a_second_signal_ends_a_batch_that_takes_its_time(start) -> None:
 
 
 @pytest.mark.parametrize("who", ["second", "all"])
-def test_a_signal_to_one_process_ends_all(start, who: str) -> None:
+def test_a_signal_to_one_process_ends_all_processes(start, who: str) -> None:
     run = start("fit", *OPTIONS, *FOREVER, *TWO)
     run.until((VERSION / LAST).exists)
     children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
@@ -104,10 +104,13 @@ def test_an_error_in_one_process_ends_both(start, rank: int, fault: str, traceba
     run = start("fit", *OPTIONS, *TWO, f"--model.fault={fault}", f"--model.rank={rank}")
     assert run.end(60) == 1, run.error()
     assert run.error().count("Traceback") == tracebacks
-    assert run.error().count("a bug" if tracebacks else "size=-1") in (1, 2)  # the line of code is one of a traceback
+    assert run.error().count("a bug" if tracebacks else "size=-1") in (
+        1,
+        2,
+    )  # the traceback contains the line of code as well
 
 
-def test_a_folder_is_one_run_s_at_a_time(start) -> None:
+def test_a_folder_is_used_by_one_run_at_a_time(start) -> None:
     here = [*OPTIONS, "--trainer.logger.version=here"]
     folder = Path("logs/n/here")
     first = start("fit", *here, *FOREVER)
@@ -117,23 +120,23 @@ def test_a_folder_is_one_run_s_at_a_time(start) -> None:
     assert second.end(60) == 1
     assert_one_line(second, "trainer.logger", str(folder))
     step = load_checkpoint(folder / LAST)["global_step"]
-    first.until(lambda: load_checkpoint(folder / LAST)["global_step"] > step)  # it goes on
+    first.until(lambda: load_checkpoint(folder / LAST)["global_step"] > step)  # the first run continues
     assert (folder / "config.yaml").read_text() == config
     first.kill()
     epochs = load_checkpoint(folder / LAST)["epoch"] + 2
-    # A process that has ended holds nothing.
+    # A killed process holds no lock.
     resumed = start("fit", *here, "--ckpt_path=last", f"--trainer.max_epochs={epochs}")
     assert resumed.end(60) == 0, resumed.error()
 
 
 @pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger])
-def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path: Path, kind: Any) -> None:
+def test_runs_that_start_at_the_same_time_get_different_folders(tmp_path: Path, kind: Any) -> None:
     trainers = [Trainer(logger=kind(tmp_path, name="n"), enable_checkpointing=False) for _ in range(3)]
     claims = []
     for number, trainer in enumerate(trainers):
         claims.append(Claims(trainer, checkpoints=True))
         for other in trainers[number + 1 :]:
-            other.loggers[0]._version = None  # as it finds them after this one
+            other.loggers[0]._version = None  # is determined again, after this run
         trainer.loggers[0].log_metrics({"loss": 1.0})
     assert [trainer.loggers[0].version for trainer in trainers] == [0, 1, 2]
     for claim in claims:
@@ -141,9 +144,9 @@ def test_runs_that_start_at_once_have_folders_of_their_own(tmp_path: Path, kind:
         claim.release()
 
 
-@pytest.mark.filterwarnings("ignore:Experiment logs directory")  # it has that file
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")  # which contains that file
 @pytest.mark.parametrize("place", ["logs", "logs/n", "logs/n/version_0/checkpoints"])
-def test_a_file_in_a_folder_s_place_is_named(cli, place: str) -> None:
+def test_a_file_where_a_folder_should_be_is_named(cli, place: str) -> None:
     Path(place).parent.mkdir(parents=True, exist_ok=True)
     Path(place).write_text("mine")
     version = ["--trainer.logger.version=0"] if "version" in place else []
@@ -154,7 +157,7 @@ def test_a_file_in_a_folder_s_place_is_named(cli, place: str) -> None:
     assert Path(place).read_text() == "mine"
 
 
-def test_exceptions_that_are_each_other_s_cause_end_a_run(start) -> None:
+def test_a_cycle_of_exception_causes_ends_a_run(start) -> None:
     run = start("fit", *OPTIONS, "--model.fault=cycle")
     assert run.end(60) == 1
     assert_one_line(run, "No space left")

@@ -1,4 +1,4 @@
-"""A run that is interrupted and continued is the one that was not."""
+"""An interrupted and resumed run equals an uninterrupted one bit by bit."""
 
 import csv
 import os
@@ -18,7 +18,7 @@ from rbp_lightning import CGRBP, RBP, GradientEstimator, NeumannRBP, Picard
 from rbp_lightning.cli.trainer import RunTrainer
 from tests.training import QUIET, Tanh
 
-# As the command line does.
+# The command line ignores these warnings as well.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
@@ -30,7 +30,7 @@ PRECISIONS = ["32-true", "64-true", "16-true", "bf16-true", "bf16-mixed"]
 
 
 class Cut(Tanh):
-    """A network that makes a layer late, and whose process gets a signal in one step."""
+    """A network that creates a layer in ``setup``, and sends its process a signal in one step."""
 
     def __init__(self, cut_at: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def fit(folder: str, precision: str, estimator: GradientEstimator, cut_at: int =
 
 
 def assert_same(one: Any, other: Any, place: str) -> None:
-    """Compares what checkpoints hold, bit by bit."""
+    """Compares the contents of checkpoints, bit by bit."""
     assert type(one) is type(other), place
     if isinstance(one, Tensor):
         assert one.dtype == other.dtype, place
@@ -87,13 +87,13 @@ def assert_same(one: Any, other: Any, place: str) -> None:
 
 
 def metrics(run: Path) -> dict[tuple[int, str], str]:
-    """What a run logged in each step, in full."""
+    """The metrics that a run logged, by step and name, in full precision."""
     with open(run / "metrics.csv") as file:
         return {(int(row["step"]), name): row[name] for row in csv.DictReader(file) for name in row if row[name]}
 
 
 FIRST, WITHIN, LAST = 4, 5, 7
-"""Steps of the second epoch."""
+"""The first, an inner and the last step of the second epoch."""
 
 NEUMANN = NeumannRBP(5, SOLVER)
 CASES: list[tuple[str, GradientEstimator, int]] = [(precision, NEUMANN, WITHIN) for precision in PRECISIONS]
@@ -101,18 +101,20 @@ CASES += [("64-true", RBP(9, solver=SOLVER), FIRST), ("64-true", CGRBP(3, solver
 
 
 @pytest.mark.parametrize(("precision", "estimator", "cut_at"), CASES)
-def test_a_continued_run_is_bit_equal(tmp_path, precision: str, estimator: GradientEstimator, cut_at: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    tmp_path, precision: str, estimator: GradientEstimator, cut_at: int
+) -> None:
     whole = fit(f"{tmp_path}/whole", precision, estimator)
     with pytest.raises(SystemExit) as ended:
         fit(f"{tmp_path}/cut", precision, estimator, cut_at)
     assert ended.value.code == 143
     last = f"{tmp_path}/cut/version_0/checkpoints/last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == cut_at + 1
-    continued = fit(f"{tmp_path}/cut", precision, estimator, ckpt=last)
-    one, other = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, continued))
+    resumed = fit(f"{tmp_path}/cut", precision, estimator, ckpt=last)
+    one, other = (torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, resumed))
     assert one["global_step"] == 12
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "estimator"):
         assert_same(other[part], one[part], part)
-    expected, found = metrics(whole), metrics(continued)
+    expected, found = metrics(whole), metrics(resumed)
     assert len(found) > 8
     assert {key: value for key, value in expected.items() if key in found} == found

@@ -1,4 +1,4 @@
-"""What runs leave behind, and where."""
+"""The files and messages that runs leave."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ def files(*names: str) -> list[str]:
     return sorted(str(path) for name in names for path in Path().rglob(name))
 
 
-def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
+def test_fit_writes_checkpoints_pictures_and_curves(cli) -> None:
     estimator = ["--estimator=RBP", "--estimator.steps=60", "--estimator.solver.max_steps=30"]
     status, out, err = cli("fit", *TINY, *estimator, "--trainer.callbacks.plot_every_n_steps=100")
     assert status == 0, err
@@ -26,7 +26,7 @@ def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
     assert f"Best checkpoint: {RUN}/checkpoints/best.ckpt" in out
     end = out[out.index("Trained for 2 epoch(s)") :]
     named = re.findall(r"^  (\S+) +[\d.e-]+$", end, re.MULTILINE)
-    assert named == ["train/loss", "val/exact_recall", "val/loss", "val/pixel_error"]  # and not what a monitor logs
+    assert named == ["train/loss", "val/exact_recall", "val/loss", "val/pixel_error"]  # without the monitor's metrics
     pictures = ["adjoint_solve.png", "forward_solve.png", "recall.png", "spectrum.png"]
     assert f"Pictures in {RUN}: {', '.join(pictures)}\n" in end
     assert files("*.png") == [f"{RUN}/{name}" for name in pictures]
@@ -41,9 +41,9 @@ def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
     events = EventAccumulator(str(RUN), size_guidance={"images": 0, "scalars": 0}).Reload()
     tags = events.Tags()
     assert not set(tags["images"]) & set(tags["scalars"])
-    assert len(events.Images("val/recall")) == 2  # one at each validation
+    assert len(events.Images("val/recall")) == 2  # one per validation
     assert events.Images("val/recall")[0].width > 1000
-    assert [event.step for event in events.Images("monitor/forward_solve")] == [0, 1]  # the first and the last
+    assert [event.step for event in events.Images("monitor/forward_solve")] == [0, 1]  # the first and the last step
     for tag in ("train/loss", "train/steps", "train/residual", "val/pixel_error", "val/exact_recall", "val/steps"):
         curve = [event.value for event in events.Scalars(tag)]
         assert len(curve) >= 2
@@ -57,7 +57,7 @@ def test_fit_leaves_checkpoints_pictures_and_curves(cli) -> None:
     assert f"Pictures in {RUN}/test: recall.png\n" in out
 
 
-def test_a_linear_solver_is_named_in_an_option_or_a_file(cli) -> None:
+def test_a_linear_solver_can_be_set_by_option_or_file(cli) -> None:
     options = ["--estimator=Implicit", "--estimator.linear_solver=GMRES", "--estimator.linear_solver.restart=7"]
     status, out, err = cli("fit", *TINY, *options, "--print_config")
     assert status == 0, err
@@ -70,12 +70,12 @@ def test_a_linear_solver_is_named_in_an_option_or_a_file(cli) -> None:
     assert saved["class_path"].endswith("GMRES")
 
 
-def test_results_of_a_checkpoint_lie_in_its_run(cli) -> None:
+def test_results_of_a_checkpoint_are_saved_in_its_run(cli) -> None:
     assert cli("fit", *TINY)[0] == 0
     before = files("*")
     last = RUN / "checkpoints/last.ckpt"
     for subcommand in ("validate", "test", "test", "predict"):
-        # The checkpoint's 16 hidden units take the place of the config's 256.
+        # The checkpoint's 16 hidden units override the config's 256.
         options = [f"--config={CONFIG}", "--trainer.accelerator=cpu", f"--ckpt_path={last}", "--estimator=CGRBP"]
         status, out, err = cli(subcommand, *options)
         assert status == 0, err
@@ -91,14 +91,14 @@ def test_results_of_a_checkpoint_lie_in_its_run(cli) -> None:
     assert yaml.safe_load((RUN / "config.yaml").read_text())["checkpoint"]["monitor"] == "val/loss"
 
 
-def test_results_without_a_checkpoint_lie_beside_the_runs(cli) -> None:
+def test_results_without_a_checkpoint_are_saved_beside_the_runs(cli) -> None:
     for subcommand in ("test", "test", "predict"):
         assert cli(subcommand, *TINY)[0] == 0
     assert files("recall.png") == ["logs/hopfield/predict/recall.png", "logs/hopfield/test/recall.png"]
     assert not files("version_*", "*.ckpt")
 
 
-def test_a_run_is_continued_from_the_newest_checkpoint(cli) -> None:
+def test_a_run_resumes_from_the_newest_checkpoint(cli) -> None:
     for subcommand in ("fit", "test"):
         status, _, err = cli(subcommand, *TINY, "--ckpt_path=last")
         assert status == 1
@@ -114,8 +114,8 @@ def test_a_run_is_continued_from_the_newest_checkpoint(cli) -> None:
     assert "Checkpoint: logs/hopfield/version_1/checkpoints/best.ckpt" in out
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # it exists
-def test_a_run_can_be_continued_in_its_folder(cli) -> None:
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # exists already
+def test_a_run_can_be_resumed_in_its_folder(cli) -> None:
     here = [*TINY, "--trainer.logger.version=here"]
     for epochs in (1, 2):
         status, _, err = cli("fit", *here, f"--trainer.max_epochs={epochs}")
@@ -124,11 +124,11 @@ def test_a_run_can_be_continued_in_its_folder(cli) -> None:
     assert yaml.safe_load(config.read_text())["trainer"]["max_epochs"] == 2
     assert cli("test", *here, "--ckpt_path=last")[0] == 0
     assert cli("audit", *here, "--ckpt_path=last", "--steps=[5]")[0] == 0
-    assert not {"verbose", "batches"} & yaml.safe_load(config.read_text()).keys()  # the training's own
+    assert not {"verbose", "batches"} & yaml.safe_load(config.read_text()).keys()  # still the config of the training
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # it exists
-def test_one_command_starts_a_run_and_goes_on(cli) -> None:
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # exists already
+def test_ckpt_path_auto_starts_a_run_or_resumes_it(cli) -> None:
     again = ["fit", *TINY, "--ckpt_path=auto"]
     for own in (["--trainer.logger.version=here"], ["--trainer.logger=false", "--trainer.default_root_dir=run"]):
         status, out, err = cli(*again, *own, "--trainer.max_epochs=1")
@@ -137,13 +137,16 @@ def test_one_command_starts_a_run_and_goes_on(cli) -> None:
         assert status == 0, err
         (last,) = re.findall("^Checkpoint: (.*)$", out, re.MULTILINE)
         assert torch.load(last, weights_only=True)["epoch"] == 1
-    for words, told in ((again, "set --trainer.logger.version"), (["test", *again[1:]], "name the checkpoint to test")):
+    for words, message in (
+        (again, "set --trainer.logger.version"),
+        (["test", *again[1:]], "name the checkpoint to test"),
+    ):
         status, _, err = cli(*words)
         assert status == 1
-        assert told in err
+        assert message in err
 
 
-def test_a_run_without_a_logger_leaves_nothing_in_the_current_folder(cli) -> None:
+def test_a_run_without_a_logger_writes_nothing_to_the_current_folder(cli) -> None:
     Path("config.yaml").write_text("the user's")
     status, out, err = cli("fit", *TINY, "--trainer.logger=false", "--trainer.callbacks=null")
     assert status == 0, err
@@ -156,7 +159,7 @@ def test_a_run_without_a_logger_leaves_nothing_in_the_current_folder(cli) -> Non
 
 
 @pytest.mark.parametrize("logger", ["CSVLogger", "tests.cli.own.FolderlessLogger"])
-def test_each_run_of_another_logger_has_a_folder_of_its_own(cli, logger) -> None:
+def test_each_run_of_another_logger_has_its_own_folder(cli, logger) -> None:
     for seed in ("1", "2"):
         options = [f"--trainer.logger={logger}", "--trainer.logger.save_dir=other", f"--seed_everything={seed}"]
         status, _, err = cli("fit", *TINY, *options)
@@ -166,7 +169,7 @@ def test_each_run_of_another_logger_has_a_folder_of_its_own(cli, logger) -> None
     assert len(files("last.ckpt")) == 2
 
 
-def test_callbacks_that_replace_a_config_s_are_told_and_drop_no_checkpoints(cli) -> None:
+def test_callbacks_that_replace_those_of_a_config_warn_and_keep_checkpoints(cli) -> None:
     with pytest.warns(UserWarning, match=r"trainer.callbacks replaces .*hopfield.yaml, so EquilibriumMonitor does not"):
         status, _, err = cli("fit", *TINY, "--trainer.callbacks=[LearningRateMonitor]")
     assert status == 0, err
@@ -174,7 +177,7 @@ def test_callbacks_that_replace_a_config_s_are_told_and_drop_no_checkpoints(cli)
     assert cli("fit", *TINY, "--trainer.callbacks+=LearningRateMonitor", "--print_config")[0] == 0  # no warning
 
 
-def test_a_checkpoint_of_the_user_s_takes_the_place_of_one_with_the_same_purpose(cli) -> None:
+def test_a_user_s_checkpoint_callback_replaces_one_with_the_same_metric(cli) -> None:
     own = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"monitor": "val/loss"}}
     own["init_args"]["filename"] = "mine"
     Path("own.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": ["EquilibriumMonitor", own]}}))
@@ -183,7 +186,7 @@ def test_a_checkpoint_of_the_user_s_takes_the_place_of_one_with_the_same_purpose
     assert files("*.ckpt") == [f"{RUN}/checkpoints/last.ckpt", f"{RUN}/checkpoints/mine.ckpt"]
 
 
-def test_a_run_too_short_for_a_validation_says_that_there_is_no_best_checkpoint(cli) -> None:
+def test_a_run_without_a_validation_reports_that_there_is_no_best_checkpoint(cli) -> None:
     status, out, err = cli("fit", *TINY, "--trainer.check_val_every_n_epoch=5")
     assert status == 0, err
     assert "No best checkpoint: val/loss was not logged in 2 epoch(s)" in out
@@ -200,7 +203,7 @@ def test_print_config_can_be_run_again(cli) -> None:
     assert cli("fit", "--config=printed.yaml")[0] == 0
 
 
-def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
+def test_later_configs_override_earlier_ones_and_accept_short_names(cli) -> None:
     Path("change.yaml").write_text(
         "estimator: CGRBP\nmodel:\n  class_path: HopfieldMemory\n  init_args:\n    num_hidden: 3\n"
     )
@@ -212,7 +215,7 @@ def test_later_configs_override_earlier_ones_and_short_names_do(cli) -> None:
     assert config["data"]["class_path"] == "datamodules.ImagePatterns"
 
 
-def test_python_callers_get_the_objects_and_the_errors(tmp_path, monkeypatch) -> None:
+def test_main_returns_its_objects_and_raises_its_errors(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["sweep.py"])
     monkeypatch.chdir(tmp_path)
     found = rbp_lightning.cli.main(["fit", *TINY])

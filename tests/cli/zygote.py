@@ -1,6 +1,6 @@
-"""Programs that start at once: a process that has imported everything, and forks one for each program.
+"""A process that has imported everything and forks a child for each program, so that programs start at once.
 
-A line of JSON says what to run, or whose end to wait for; a line answers with the process's number or its status.
+Each request is a line of JSON, to run a program or to wait for one; the reply is a line with its pid or status.
 """
 
 import atexit
@@ -24,7 +24,7 @@ import rbp_lightning.cli  # noqa: E402, F401
 
 
 def start(request: dict[str, Any]) -> int:
-    """Runs a program in a folder, with its output in the files ``out`` and ``err`` there."""
+    """Forks a child that runs a program in a folder, with its output in files there; returns its pid."""
     if pid := os.fork():
         return pid
     os.setsid()
@@ -48,7 +48,7 @@ def start(request: dict[str, Any]) -> int:
 
 
 def wait(pid: int, seconds: float) -> int | None:
-    """The status of a process, negative where a signal ended it; ``None`` for one that had to be killed."""
+    """The exit status of a process, negative if a signal ended it; ``None`` if it had to be killed."""
     for _ in range(int(100 * seconds)):
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -60,9 +60,9 @@ def wait(pid: int, seconds: float) -> int | None:
 
 
 if __name__ == "__main__":
-    # No program collects, and so copies, what all of them share.
+    # Children do not collect the shared objects, which would copy their pages.
     gc.collect()
     gc.freeze()
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(wait(**asked["wait"]) if "wait" in asked else start(asked)), flush=True)
+        request = json.loads(line)
+        print(json.dumps(wait(**request["wait"]) if "wait" in request else start(request)), flush=True)

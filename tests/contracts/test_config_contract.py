@@ -1,4 +1,4 @@
-"""What every shipped config has to do: train and predict, leave its results and print no warning."""
+"""Every shipped config trains and predicts, writes its results and causes no warning."""
 
 import warnings
 from pathlib import Path
@@ -14,37 +14,39 @@ SHORT = {
     "test": ["--trainer.limit_test_batches=2"],
     "predict": ["--trainer.limit_predict_batches=2"],
 }
-SHORT["fit"] += ["--trainer.log_every_n_steps=1"]  # Lightning warns of an epoch that is shorter
+SHORT["fit"] += ["--trainer.log_every_n_steps=1"]  # Lightning warns if an epoch is shorter than this
 SHORT["fit"] += ["--trainer.num_sanity_val_steps=0"]  # the epoch ends with a validation
 FIRST = {yaml.safe_load(config.read_text())["model"]["class_path"]: config for config in reversed(CONFIGS)}
-"""The first config of each model, which draws plots and runs through the other subcommands as well."""
+"""The first config of each model, which is also validated and tested, and draws plots."""
 RUNS = [(one, name) for one in CONFIGS for name in SHORT if name in ("fit", "predict") or one in FIRST.values()]
 
 
 @pytest.mark.parametrize(
     ("config", "subcommand"), RUNS, ids=[f"{config.relative_to(ROOT / 'configs')}-{name}" for config, name in RUNS]
 )
-def test_config(config: Path, subcommand: str, cli, monkeypatch, request) -> None:
-    whole = yaml.safe_load(config.read_text())
-    images = whole["data"]["class_path"].endswith("ImagePatterns")
-    puzzles = whole["model"]["class_path"].endswith("EquilibriumReasoner")
+def test_a_config_runs_without_warnings(config: Path, subcommand: str, cli, monkeypatch, request) -> None:
+    settings = yaml.safe_load(config.read_text())
+    images = settings["data"]["class_path"].endswith("ImagePatterns")
+    puzzles = settings["model"]["class_path"].endswith("EquilibriumReasoner")
     random_search = "RandomSearch" in config.read_text()
-    drawn = puzzles or "PowerLawGraph" in config.read_text()
-    if whole["data"]["init_args"].get("source") != "digits" and not drawn:
+    generated = puzzles or "PowerLawGraph" in config.read_text()
+    if settings["data"]["init_args"].get("source") != "digits" and not generated:
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
     small = ["--data.eval_draws=1"] if images else []
-    small += ["--data.dataset.num_nodes=500"] if drawn and not puzzles else []
-    if whole["model"]["class_path"].endswith("HyperparameterOptimizer"):
+    small += ["--data.dataset.num_nodes=500"] if generated and not puzzles else []
+    if settings["model"]["class_path"].endswith("HyperparameterOptimizer"):
         small += ["--estimator.steps=2", "--estimator.solver.max_steps=5"]
-    if whole["data"]["class_path"].endswith("LabelledImages"):
+    if settings["data"]["class_path"].endswith("LabelledImages"):
         small += ["--data.num_train=200", "--data.num_val=20", "--data.num_test=20"]
-    if config not in FIRST.values() and {"class_path": "EquilibriumMonitor"} in whole["trainer"].get("callbacks", []):
-        small.append("--trainer.callbacks.plot_every_n_steps=0")  # a set of plots takes longer than all else
+    if config not in FIRST.values() and {"class_path": "EquilibriumMonitor"} in settings["trainer"].get(
+        "callbacks", []
+    ):
+        small.append("--trainer.callbacks.plot_every_n_steps=0")  # plots take longer than everything else
     if puzzles:
         small += ["--model.eval_steps=[2,4]", "--data.batch_size=4"]
         small += ["--data.num_train=8", "--data.num_val=4", "--data.num_test=4"]
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", DeprecationWarning)  # as Python does outside of tests
         warnings.simplefilter("ignore", PendingDeprecationWarning)
@@ -52,7 +54,7 @@ def test_config(config: Path, subcommand: str, cli, monkeypatch, request) -> Non
         status, out, err = cli(subcommand, f"--config={config}", *options)
 
     assert status == 0, err
-    assert [str(warning.message) for warning in told] == []
+    assert [str(warning.message) for warning in caught] == []
     assert ("| learned |" in out) == (random_search and subcommand == "fit")
     assert bool(list(Path().rglob("recall.png"))) == images
     assert bool(list(Path().rglob("thinking_*.png"))) == puzzles

@@ -1,4 +1,4 @@
-"""What holds for every data module. A new one is one line of ``CASES``."""
+"""What every data module does. A new one is a line in ``CASES``."""
 
 import hashlib
 import inspect
@@ -47,13 +47,13 @@ def puzzles(data: Puzzles) -> list[list[Any]]:
 
 
 def generated(kind: type[Puzzles], **arguments: Any) -> Callable[..., LightningDataModule]:
-    """Makes a few puzzles, for which no files are needed."""
+    """Returns a function that makes a data module of a few generated puzzles."""
     few = {"num_train": 20, "num_val": 4, "num_test": 4, "batch_size": 8}
     return lambda data_dir, **others: kind(**few, **arguments, **others)
 
 
 def from_file(data_dir: str, **others: Any) -> LightningDataModule:
-    """Puzzles of a file that is written here."""
+    """A data module of puzzles in a file, which is written first."""
     file = Path(data_dir, "sudoku.csv")
     if data_dir != "." and not file.exists():
         generator = np.random.default_rng(0)
@@ -66,10 +66,10 @@ class Case:
     """A data module to test.
 
     Attributes:
-        make: Makes a small one from ``data_dir`` and further arguments.
-        splits: Returns the examples of each split, as values to compare.
-        seed: Name of its argument for the seed.
-        real: Whether it reads real data files, without which its tests are skipped.
+        make: Makes a small data module from ``data_dir`` and further arguments.
+        splits: Returns the examples of each split, as comparable values.
+        seed: Name of the argument for the seed.
+        real: Whether it reads real data files; its tests skip without them.
     """
 
     make: Callable[..., LightningDataModule]
@@ -95,7 +95,7 @@ CASES = {
         partial(ImagePatterns, source="mnist", held_out=10, train_draws=3), patterns, "corruption_seed", real=True
     ),
     "LabelledImages": Case(LABELLED, images, "data_seed"),
-    "LabelledImages-moved": Case(partial(LABELLED, shift=1, rotation=10, scaling=0.1), images, "data_seed"),
+    "LabelledImages-augmented": Case(partial(LABELLED, shift=1, rotation=10, scaling=0.1), images, "data_seed"),
     "MNISTSplits": Case(SPLITS, images, "split_seed"),
     "MNISTSplits-noise": Case(partial(SPLITS, label_noise=0.5), images, "split_seed"),
     "MNISTSplits-MNIST": Case(partial(SPLITS, source="mnist"), images, "split_seed", real=True),
@@ -121,7 +121,7 @@ def digest(batch: Any) -> str:
 
 
 class Recorder(LightningModule):
-    """Keeps the checksum of every batch that a Trainer hands it."""
+    """Records the checksum of every batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def trainer_of(epochs: int) -> Trainer:
 
 
 def all_batches(data: LightningDataModule) -> dict[str, list[str]]:
-    """Checksums of the batches of two epochs and of each evaluation."""
+    """The checksums of the batches of two training epochs and of each evaluation."""
     recorder, trainer = Recorder(), trainer_of(epochs=2)
     trainer.fit(recorder, data)
     trainer.test(recorder, data, verbose=False)
@@ -167,7 +167,7 @@ def case(request) -> Case:
 
 @pytest.fixture
 def make(case, request, tmp_path) -> Callable[..., LightningDataModule]:
-    """Makes the case's data module, with its data files in a folder of their own."""
+    """Makes the case's data module, with its data files in a temporary folder."""
     data_dir = request.getfixturevalue("data_dir") if case.real else str(tmp_path / "data")
     return partial(case.make, data_dir=data_dir)
 
@@ -190,13 +190,13 @@ def test_setup_is_idempotent(make, case) -> None:
         assert case.splits(data) == before
 
 
-def test_a_run_leaves_the_data_as_it_was(make) -> None:
+def test_a_second_run_sees_the_same_batches(make) -> None:
     data = make()
     batches = all_batches(data)
     assert all_batches(data) == batches
 
 
-def test_the_same_seed_gives_the_same_data_whatever_was_drawn_before(make, case) -> None:
+def test_the_data_depend_on_the_seed_argument_only(make, case) -> None:
     found = []
     for number, seed in enumerate((0, 0, 1)):
         seed_everything(number, verbose=False)
@@ -204,7 +204,7 @@ def test_the_same_seed_gives_the_same_data_whatever_was_drawn_before(make, case)
     assert found[0] == found[1] != found[2]
 
 
-def test_loading_leaves_the_global_random_numbers_alone(make) -> None:
+def test_loading_does_not_change_the_global_rng_state(make) -> None:
     data = make()
     state = torch.get_rng_state()
     data.prepare_data()
@@ -220,13 +220,13 @@ def test_splits_are_disjoint(make, case) -> None:
     assert len(examples) == len(set(examples))
 
 
-def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(make, tmp_path) -> None:
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_run(make, tmp_path) -> None:
     whole, first, second = Recorder(), Recorder(), Recorder()
     trainer_of(epochs=4).fit(whole, make())
     trainer = trainer_of(epochs=2)
     trainer.fit(first, make())
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    torch.rand(10)  # other draws in between change nothing
+    torch.rand(10)  # other draws must not matter
     trainer_of(epochs=4).fit(second, make(), ckpt_path=tmp_path / "half.ckpt")
     for stage in ("train", "val"):
         assert first.batches[stage] + second.batches[stage] == whole.batches[stage]
@@ -234,7 +234,7 @@ def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(make, tmp_path) 
 
 def test_two_processes_evaluate_each_example_once(make, monkeypatch) -> None:
     shares, sizes = [], []
-    for rank in ("1", "0"):  # a Trainer leaves its rank to those that follow
+    for rank in ("1", "0"):  # the rank 0 last, since a Trainer leaves its rank to later ones
         monkeypatch.setenv("LOCAL_RANK", rank)
         data = make()
         if isinstance(data, CitationGraph):
@@ -249,13 +249,13 @@ def test_two_processes_evaluate_each_example_once(make, monkeypatch) -> None:
         assert sorted(one + other) == list(range(size))
 
 
-def test_it_can_be_sent_to_another_process(make, case) -> None:
+def test_a_data_module_can_be_pickled(make, case) -> None:
     data = make()
     data.setup("fit")
     assert case.splits(pickle.loads(pickle.dumps(data))) == case.splits(data)
 
 
-def test_its_arguments_are_hyperparameters_that_a_checkpoint_can_hold(make, tmp_path) -> None:
+def test_the_arguments_are_hyperparameters_in_checkpoints(make, tmp_path) -> None:
     data = make()
     assert set(data.hparams) >= set(inspect.signature(type(data)).parameters)
     trainer = trainer_of(epochs=1)
@@ -271,7 +271,7 @@ CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.l
 
 
 class WriteRecorder:
-    """An audit hook that keeps the paths Python writes to."""
+    """An audit hook that records the paths that Python writes to."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -284,14 +284,14 @@ class WriteRecorder:
         self.paths += [os.path.abspath(os.fsdecode(path)) for path in changed if isinstance(path, str | bytes)]
 
 
-@lru_cache  # a hook cannot be removed again
+@lru_cache  # an audit hook cannot be removed
 def write_recorder() -> WriteRecorder:
     recorder = WriteRecorder()
     sys.addaudithook(recorder)
     return recorder
 
 
-def test_nothing_is_written_outside_of_its_folder(make, tmp_path, monkeypatch) -> None:
+def test_nothing_is_written_outside_data_dir(make, tmp_path, monkeypatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     data, recorder = make(), write_recorder()
@@ -302,12 +302,12 @@ def test_nothing_is_written_outside_of_its_folder(make, tmp_path, monkeypatch) -
     outside = [path for path in recorder.paths if path not in inside and "__pycache__" not in path]
     assert not outside
     assert not list(Path().iterdir())
-    if getattr(data, "pca", None) == 2:  # the recorder works: this case fills a cache
+    if getattr(data, "pca", None) == 2:  # this case writes a cache, so the recorder must have seen it
         assert inside
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.real])
-def test_missing_files_are_named_with_the_folder_to_put_them_in(name, tmp_path, monkeypatch) -> None:
+def test_missing_files_are_named_with_their_folder(name, tmp_path, monkeypatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("no network")
 
@@ -322,7 +322,7 @@ def test_missing_files_are_named_with_the_folder_to_put_them_in(name, tmp_path, 
 
 
 def bad_values() -> Iterator[Any]:
-    """A wrong value for every argument that is a number or one of some names."""
+    """Invalid values for every argument that is a number or one of several names."""
     for kind in CLASSES:
         hints = get_type_hints(kind.__init__)
         for name in inspect.signature(kind).parameters:

@@ -43,27 +43,28 @@ from rbp_lightning import (
     SolveObserver,
     UserError,
     WarmStart,
+    ignoring,
     jacobian_penalty,
     observing,
 )
 from rbp_lightning.linear import AdaptiveNeumannSeries, Direct
 from tests.cells import Cell, cells, loss_of, pytree_cell, relative_error, tanh_cell
-from tests.contracts.test_estimator_contract import ESTIMATORS, EXACT, Entry, left_to_the_test
+from tests.contracts.test_estimator_contract import ESTIMATORS, EXACT, Entry
 from tests.contracts.test_solver_contract import SOLVERS
 
 STEPS = 70
-"""Steps after which a cell of norm 0.6 has converged to rounding."""
+"""Number of steps after which a cell of norm 0.6 has converged to rounding."""
 
-FEWER = {
+FASTER = {
     TBPTT: TBPTT(STEPS, EXACT),
     NeumannRBP: NeumannRBP(STEPS, EXACT),
     PhantomGradient: PhantomGradient(STEPS, 0.9, EXACT),
 }
-"""What stands for estimators whose number of steps is for slower cells."""
+"""Estimators with fewer steps, which are enough for the cell of norm 0.6."""
 
-EVERY = pytest.mark.parametrize(
+EVERY_ESTIMATOR = pytest.mark.parametrize(
     "entry",
-    [replace(entry, exact=FEWER.get(entry.kind, entry.exact)) for entry in ESTIMATORS.values()],
+    [replace(entry, exact=FASTER.get(entry.kind, entry.exact)) for entry in ESTIMATORS.values()],
     ids=list(ESTIMATORS),
 )
 
@@ -101,8 +102,8 @@ def scalar(solve: Solve) -> Solve:
     return lambda *arguments: loss_of(solve(*arguments))
 
 
-def penalised(solve: Solve) -> Tensor:
-    """The derivative of a gradient's norm, by a backward pass through a backward pass."""
+def gradient_of_the_gradient_norm(solve: Solve) -> Tensor:
+    """The gradient of the squared norm of a gradient, by backpropagation through the backward pass."""
     weight = WEIGHT.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(scalar(solve)(weight), weight, create_graph=True)
     return torch.autograd.grad(gradient.square().sum(), weight)[0]
@@ -141,7 +142,7 @@ FIRST: dict[str, Callable[[Solve], Tensor]] = {
     "jvp through vmap": lambda f: func.jvp(func.vmap(f), (WEIGHTS,), (WEIGHTS.sin(),))[1],
 }
 SECOND: dict[str, Callable[[Solve], Tensor]] = {
-    "create_graph": penalised,
+    "create_graph": gradient_of_the_gradient_norm,
     "hessian": lambda f: func.hessian(scalar(f))(WEIGHT),
     "reverse over reverse": lambda f: func.jacrev(func.jacrev(scalar(f)))(WEIGHT),
     "forward over forward": lambda f: func.jacfwd(func.jacfwd(scalar(f)))(WEIGHT),
@@ -153,17 +154,25 @@ SECOND: dict[str, Callable[[Solve], Tensor]] = {
     "vmap of hessian": lambda f: func.vmap(func.hessian(scalar(f)))(WEIGHTS),
     "mixed": lambda f: func.jacfwd(func.jacrev(f, 0), 1)(WEIGHT, INPUTS[:1]),
 }
-THOROUGH = ("BPTT", "TBPTT", "NeumannRBP", "ExactAdjoint")
-"""The estimators that are tried in every mode: the others are built as one of them is."""
+IN_EVERY_MODE = ("BPTT", "TBPTT", "NeumannRBP", "ExactAdjoint")
+"""Estimators that are tested in every mode; the others are built like one of these."""
 
-BRIEF = ("jvp", "is_grads_batched", "gradient of each sample", "vmap of jacrev", "create_graph", "hessian", "mixed")
-"""The modes that the others are tried in."""
+COMMON_MODES = (
+    "jvp",
+    "is_grads_batched",
+    "gradient of each sample",
+    "vmap of jacrev",
+    "create_graph",
+    "hessian",
+    "mixed",
+)
+"""Modes in which all estimators are tested."""
 
 
 def each_mode(modes: dict[str, Any]) -> pytest.MarkDecorator:
-    """All estimators in some modes, and some in all."""
-    cases = [(name, mode) for name in ESTIMATORS for mode in modes if name in THOROUGH or mode in BRIEF]
-    entries = {name: replace(one, exact=FEWER.get(one.kind, one.exact)) for name, one in ESTIMATORS.items()}
+    """Parametrizes a test by estimator and mode."""
+    cases = [(name, mode) for name in ESTIMATORS for mode in modes if name in IN_EVERY_MODE or mode in COMMON_MODES]
+    entries = {name: replace(one, exact=FASTER.get(one.kind, one.exact)) for name, one in ESTIMATORS.items()}
     return pytest.mark.parametrize(
         ("entry", "mode"), [pytest.param(entries[name], mode, id=f"{name}-{mode}") for name, mode in cases]
     )
@@ -174,29 +183,29 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 
 @each_mode(FIRST)
-def test_first_derivatives(entry: Entry, mode: str) -> None:
-    with left_to_the_test():
+def test_first_derivatives_equal_those_of_bptt(entry: Entry, mode: str) -> None:
+    with ignoring():
         assert error(FIRST[mode](solved_by(entry.exact)), FIRST[mode](unrolled)) < 1e-10
 
 
 @each_mode(SECOND)
-def test_second_derivatives(entry: Entry, mode: str) -> None:
-    with left_to_the_test():
+def test_second_derivatives_equal_those_of_bptt(entry: Entry, mode: str) -> None:
+    with ignoring():
         assert error(SECOND[mode](solved_by(entry.exact, order=2)), SECOND[mode](unrolled)) < 1e-10
 
 
 @each_mode(SECOND)
-def test_a_second_derivative_that_was_not_asked_for_is_refused(entry: Entry, mode: str) -> None:
+def test_a_second_derivative_without_order_2_is_refused(entry: Entry, mode: str) -> None:
     if not entry.implicit and "create_graph" not in mode and "functional" not in mode:
-        pytest.skip("steps on the tape have derivatives of any order there")
-    with left_to_the_test(), pytest.raises(NotImplementedError, match="pass order=2") as refused:
+        pytest.skip("taped steps have derivatives of any order in this mode")
+    with ignoring(), pytest.raises(NotImplementedError, match="pass order=2") as refused:
         SECOND[mode](solved_by(entry.exact))
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("linear", ["exact", "gmres"])
-def test_third_and_fourth_derivatives_of_a_scalar(linear: str) -> None:
-    """Of h = w h^2 / 2 + 1/4, whose solution has a closed form."""
+def test_third_and_fourth_derivatives_of_a_scalar_match_the_closed_form(linear: str) -> None:
+    """For h = w h^2 / 2 + 1/4."""
     solver = {"exact": Dense(), "gmres": GMRES(5, 1e-14)}[linear]
 
     def solve(weight: Tensor, order: int) -> Tensor:
@@ -215,25 +224,25 @@ def test_third_and_fourth_derivatives_of_a_scalar(linear: str) -> None:
             (found,) = torch.autograd.grad(found, weight, create_graph=order > 1)
             (expected,) = torch.autograd.grad(expected, weight, create_graph=True)
         assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-10)
-        if order > 1:  # of order 1 the first one was refused already
+        if order > 1:  # with order 1, create_graph itself is refused
             with pytest.raises(NotImplementedError, match=f"pass order={order + 1}"):
                 torch.autograd.grad(found, weight)
 
 
-@EVERY
+@EVERY_ESTIMATOR
 def test_gradgradcheck(entry: Entry) -> None:
     def fixed_point(weight: Tensor, drive: Tensor) -> Tensor:
         return solved_by(entry.exact, order=2)(weight, drive)
 
     weight, drive = (tensor.detach().requires_grad_() for tensor in tanh_cell(3, norm=0.4, batch=1, size=2).tensors)
-    with left_to_the_test():
+    with ignoring():
         assert torch.autograd.gradcheck(fixed_point, (weight, drive), nondet_tol=1e-10, check_forward_ad=True)
         assert torch.autograd.gradgradcheck(fixed_point, (weight, drive), nondet_tol=1e-10, check_fwd_over_rev=True)
 
 
 @settings(max_examples=15, deadline=None)
 @given(cell=cells())
-def test_second_derivatives_of_any_cell(cell: Cell) -> None:
+def test_second_derivatives_are_exact_for_any_cell(cell: Cell) -> None:
     def found(estimator: GradientEstimator) -> list[Tensor]:
         state = estimator(cell.update, cell.start, batch_dims=cell.batch_dims, order=2).state
         first = torch.autograd.grad(loss_of(state), cell.tensors, create_graph=True)
@@ -245,10 +254,10 @@ def test_second_derivatives_of_any_cell(cell: Cell) -> None:
 
 @settings(max_examples=10, deadline=None)
 @given(terms=st.integers(0, 8))
-def test_the_second_derivative_of_a_truncated_series_is_wrong_by_what_it_leaves_out(terms: int) -> None:
-    """Each chord step with K terms leaves J^(K + 1) of the error, so that two of them leave its square."""
+def test_the_error_of_derivatives_of_a_truncated_series_is_known(terms: int) -> None:
+    """Each chord step with K terms multiplies the error by J^(K + 1), so two steps leave its square."""
     weight = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    with left_to_the_test():
+    with ignoring():
         state = NeumannRBP(terms, EXACT)(lambda h: weight * h + 1, torch.zeros((), dtype=torch.float64), order=2).state
         (first,) = torch.autograd.grad(state, weight, create_graph=True)
         (second,) = torch.autograd.grad(first, weight)
@@ -258,7 +267,7 @@ def test_the_second_derivative_of_a_truncated_series_is_wrong_by_what_it_leaves_
 
 
 @pytest.mark.parametrize("tol", [0.0, 1e-12])
-def test_by_bptt_they_are_those_of_the_solver_s_own_steps(tol: float) -> None:
+def test_bptt_differentiates_the_steps_of_its_solver(tol: float) -> None:
     estimator = BPTT(Damped(Picard(300 if tol else 20, tol), 0.4))
     weight = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
 
@@ -273,9 +282,9 @@ def test_by_bptt_they_are_those_of_the_solver_s_own_steps(tol: float) -> None:
         torch.testing.assert_close(torch.autograd.grad(first, weight)[0], 2 / (1 - weight.detach()) ** 3)
 
 
-@EVERY
+@EVERY_ESTIMATOR
 @pytest.mark.parametrize("mode", ["grad", "jvp", "dual level", "dual level without gradients", "vmap of jacfwd"])
-def test_what_an_update_computes_once_and_keeps_is_differentiated(entry: Entry, mode: str) -> None:
+def test_a_value_that_an_update_caches_is_differentiated(entry: Entry, mode: str) -> None:
     def solve(weight: Tensor, inputs: Tensor = INPUTS) -> Tensor:
         kept: list[Tensor] = []
 
@@ -289,11 +298,11 @@ def test_what_an_update_computes_once_and_keeps_is_differentiated(entry: Entry, 
     def exact(weight: Tensor, inputs: Tensor = INPUTS) -> Tensor:
         return unrolled(weight.sin(), inputs)
 
-    with left_to_the_test():
+    with ignoring():
         assert error(FIRST[mode](solve), FIRST[mode](exact)) < 1e-10
 
 
-@EVERY
+@EVERY_ESTIMATOR
 def test_attention_has_second_derivatives(entry: Entry) -> None:
     weight = WEIGHT.clone().requires_grad_()
 
@@ -309,14 +318,14 @@ def test_attention_has_second_derivatives(entry: Entry) -> None:
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         for _ in range(STEPS):
             h = attend(h)
-    with left_to_the_test():
+    with ignoring():
         found = entry.exact(attend, torch.zeros_like(INPUTS), order=2).state
         assert error(curvature(found), curvature(h)) < 1e-10
 
 
 @pytest.mark.parametrize("estimator", [CGRBP(60, 1e-13, solver=EXACT), Implicit(GMRES(20, 1e-14), EXACT), BPTT(EXACT)])
 @pytest.mark.parametrize("mode", ["vjp", "jvp"])
-def test_attention_within_transforms(estimator: GradientEstimator, mode: str) -> None:
+def test_attention_works_within_transforms(estimator: GradientEstimator, mode: str) -> None:
     def attend(h: Tensor, weight: Tensor) -> Tensor:
         tokens = (h @ weight)[None, None]
         return 0.5 * nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)[0, 0] + INPUTS
@@ -331,17 +340,17 @@ def test_attention_within_transforms(estimator: GradientEstimator, mode: str) ->
                 h = attend(h, weight) + 0.1 * h.tanh()
         return h
 
-    with left_to_the_test():
+    with ignoring():
         assert error(FIRST[mode](solve), FIRST[mode](exact)) < 1e-10
 
 
 # --- the result
 
 
-@EVERY
-def test_of_higher_order_the_state_is_the_same(entry: Entry) -> None:
+@EVERY_ESTIMATOR
+def test_the_state_does_not_depend_on_the_order(entry: Entry) -> None:
     cell = pytree_cell(0)
-    with left_to_the_test():
+    with ignoring():
         one, two = (entry.exact(cell.update, cell.start, batch_dims=1, order=order) for order in (1, 2))
     for leaf, other in zip(tree_leaves(one.state), tree_leaves(two.state), strict=True):
         torch.testing.assert_close(leaf, other, rtol=1e-14, atol=1e-15)
@@ -351,8 +360,8 @@ def test_of_higher_order_the_state_is_the_same(entry: Entry) -> None:
     assert two.steps - one.steps == taken
 
 
-@EVERY
-def test_a_failing_sample_does_not_spoil_the_others(entry: Entry) -> None:
+@EVERY_ESTIMATOR
+def test_a_failing_sample_does_not_change_second_derivatives_of_others(entry: Entry) -> None:
     drive = torch.tensor([[0.1], [float("nan")], [-0.3]], dtype=torch.float64)
 
     def hessian(estimator: GradientEstimator, drive: Tensor) -> Tensor:
@@ -363,12 +372,12 @@ def test_a_failing_sample_does_not_spoil_the_others(entry: Entry) -> None:
         (first,) = torch.autograd.grad(state.sum(), weight, create_graph=True)
         return torch.autograd.grad(first.sum(), weight)[0]
 
-    with left_to_the_test():
+    with ignoring():
         found, alone = hessian(entry.exact, drive), hessian(entry.exact, drive[[0, 2]])
     torch.testing.assert_close(found[[0, 2]], alone, rtol=1e-9, atol=0)
 
 
-def test_the_figures_of_a_solve_within_vmap_have_its_shapes() -> None:
+def test_the_results_of_a_solve_within_vmap_are_batched() -> None:
     seen: list[Any] = []
 
     def solve(weight: Tensor) -> Tensor:
@@ -382,17 +391,17 @@ def test_the_figures_of_a_solve_within_vmap_have_its_shapes() -> None:
     assert [status.value for status in seen] == ["converged"]
 
 
-def test_failures_within_transforms_are_told() -> None:
+def test_failures_within_transforms_are_reported() -> None:
     def solve(weight: Tensor) -> Tensor:
         return NeumannRBP(2, Picard(8, 1e-9))(lambda h: weight * h + 1, torch.zeros(2)).state.sum()
 
-    with pytest.warns(ConvergenceWarning) as told:
+    with pytest.warns(ConvergenceWarning) as caught:
         func.vmap(func.grad(solve))(torch.tensor([0.9, 0.5]))
-    assert {"forward solve" in str(one.message) for one in told} == {True, False}
-    assert {one.filename for one in told} == {__file__}
+    assert {"forward solve" in str(one.message) for one in caught} == {True, False}
+    assert {one.filename for one in caught} == {__file__}
 
 
-def test_an_adjoint_within_transforms_is_on_record() -> None:
+def test_the_adjoint_within_transforms_is_recorded() -> None:
     def loss(weight: Tensor) -> tuple[Tensor, Any]:
         fixed_point = Implicit(GMRES(10))(lambda h: step(h, weight, INPUTS), torch.zeros_like(INPUTS), batch_dims=1)
         return loss_of(fixed_point.state), fixed_point
@@ -408,8 +417,8 @@ def test_an_adjoint_within_transforms_is_on_record() -> None:
     assert fixed_points[0].adjoint.converged
 
 
-@EVERY
-def test_observers_see_solves_of_higher_order_and_within_transforms(entry: Entry) -> None:
+@EVERY_ESTIMATOR
+def test_observers_see_solves_of_order_2_and_within_transforms(entry: Entry) -> None:
     radii = []
 
     class Radius(SolveObserver):
@@ -420,7 +429,7 @@ def test_observers_see_solves_of_higher_order_and_within_transforms(entry: Entry
     def slope(value: Tensor) -> Tensor:
         return entry.exact(lambda h: value * h + 1, torch.zeros(1, dtype=torch.float64), order=2).state.sum()
 
-    with left_to_the_test(), observing(Radius):
+    with ignoring(), observing(Radius):
         half = torch.tensor(0.5, dtype=torch.float64)
         func.grad(slope)(half)
         slope(half.clone().requires_grad_()).backward()
@@ -440,7 +449,7 @@ class Tanh(nn.Module):
 
 
 @pytest.mark.parametrize("estimator", [Implicit(solver=EXACT), BPTT(EXACT)])
-def test_an_ensemble_of_layers_by_functional_call(estimator: GradientEstimator) -> None:
+def test_an_ensemble_of_layers_by_functional_call_gets_each_layer_s_gradients(estimator: GradientEstimator) -> None:
     torch.manual_seed(0)
     layers = [FixedPointLayer(Tanh(), estimator) for _ in range(3)]
     parameters, buffers = func.stack_module_state(layers)
@@ -454,7 +463,7 @@ def test_an_ensemble_of_layers_by_functional_call(estimator: GradientEstimator) 
         assert relative_error([found[name][index].detach() for name in found], list(exact)) < 1e-3
 
 
-def test_a_layer_takes_the_order() -> None:
+def test_a_layer_passes_its_order_on() -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(Tanh(), ExactAdjoint(solver=EXACT), order=2)
     x = INPUTS.clone().requires_grad_()
@@ -469,8 +478,8 @@ def test_a_layer_takes_the_order() -> None:
     assert error(penalty(layer(x)), penalty(h)) < 1e-10
 
 
-def test_a_solve_within_an_update_has_products_of_its_jacobian() -> None:
-    """Products with J want a second derivative of the inner solve, or forward mode."""
+def test_products_with_j_of_an_update_that_solves_are_right() -> None:
+    """They need a second derivative of the inner solve, or forward mode."""
 
     def gradient(outer: GradientEstimator, order: int) -> Tensor:
         weight = WEIGHT.clone().requires_grad_()
@@ -486,7 +495,7 @@ def test_a_solve_within_an_update_has_products_of_its_jacobian() -> None:
         assert error(gradient(CGRBP(60, 1e-13, solver=EXACT), order), exact) < 1e-9
 
 
-# --- what is refused
+# --- refused derivatives
 
 
 def test_warm_starts_are_refused_within_transforms() -> None:
@@ -496,15 +505,15 @@ def test_warm_starts_are_refused_within_transforms() -> None:
         )
 
 
-def test_an_update_that_is_wanted_after_its_transform_is_refused_in_one_sentence() -> None:
+def test_an_update_needed_after_its_transform_has_ended_is_refused() -> None:
     cotangent = torch.ones_like(INPUTS)
     pull = func.vjp(solved_by(EquilibriumPropagation(solver=EXACT)), WEIGHT)[1]
-    with left_to_the_test(), pytest.raises(UserError, match="after the transform has ended"):
+    with ignoring(), pytest.raises(UserError, match="after the transform has ended"):
         pull(cotangent)
 
 
-@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # PyTorch's own
-def test_what_traces_is_told_the_remedy() -> None:
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # raised by PyTorch
+def test_tracing_a_solve_with_a_tolerance_is_refused() -> None:
     with pytest.raises(UserError, match="tol=0"):
         func.linearize(solved_by(Implicit()), WEIGHT)
     found = func.linearize(solved_by(BPTT(Picard(STEPS, tol=0))), WEIGHT)[1](TANGENT)
@@ -516,18 +525,18 @@ def test_a_penalty_is_refused_within_transforms() -> None:
         func.grad(lambda w: jacobian_penalty(lambda h: step(h, w, INPUTS), torch.zeros_like(INPUTS)))(WEIGHT)
 
 
-def test_an_estimator_of_one_s_own_without_them_says_so() -> None:
+def test_a_user_s_estimator_without_second_derivatives_refuses_order_2() -> None:
     class LastStep(GradientEstimator):
         def differentiate(self, solve: Any, record: Any) -> Any:
             vector = solve.without_tape(steps_after=1)
             return solve.freezing_failures(lambda: solve.last_steps(vector, 1))
 
-    with pytest.raises(NotImplementedError, match="LastStep has first derivatives"):
+    with pytest.raises(NotImplementedError, match="LastStep has only first derivatives"):
         solved_by(LastStep(), order=2)(WEIGHT.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("order", [0, -1, 1.5, "2"])
-def test_an_order_is_a_count(order: Any) -> None:
+def test_an_invalid_order_is_refused(order: Any) -> None:
     with pytest.raises(UserError, match="order="):
         solved_by(Implicit(), order)(WEIGHT)
 
@@ -536,13 +545,13 @@ def test_an_order_is_a_count(order: Any) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_second_derivatives_with_every_forward_solver(solver: str) -> None:
+def test_second_derivatives_are_right_with_every_forward_solver(solver: str) -> None:
     made = SOLVERS[solver].make(max_steps=1000, tol=1e-13)
 
     def solve(weight: Tensor, inputs: Tensor = INPUTS) -> Tensor:
         return solved_by(Implicit(Dense(), made), order=2)(weight, inputs)
 
-    with left_to_the_test():
+    with ignoring():
         assert error(SECOND["hessian"](solve), SECOND["hessian"](unrolled)) < 1e-9
         assert error(SECOND["create_graph"](solve), SECOND["create_graph"](unrolled)) < 1e-9
 
@@ -566,8 +575,8 @@ def test_second_derivatives_with_every_forward_solver(solver: str) -> None:
     ],
     ids=lambda one: type(one).__name__,
 )
-def test_second_derivatives_with_every_linear_solver(linear_solver: LinearSolver) -> None:
-    """Of a cell with a symmetric Jacobian, which some want."""
+def test_second_derivatives_are_right_with_every_linear_solver(linear_solver: LinearSolver) -> None:
+    """For a cell with a symmetric Jacobian, which some solvers require."""
 
     def energetic(h: Tensor, weight: Tensor, inputs: Tensor) -> Tensor:
         return 0.5 * (h @ (weight + weight.T)) @ (weight + weight.T).T / 3 + 0.1 * h.tanh() + inputs
@@ -585,7 +594,7 @@ def test_second_derivatives_with_every_linear_solver(linear_solver: LinearSolver
         return h
 
     allowed = 1e-5 if isinstance(linear_solver, NudgedAdjoint) else 1e-9  # finite differences
-    with left_to_the_test():
+    with ignoring():
         for mode in (FIRST["jvp"], FIRST["gradient of each sample"]):
             assert error(mode(solve), mode(plain)) < allowed
         assert error(SECOND["create_graph"](solve), SECOND["create_graph"](plain)) < allowed

@@ -1,4 +1,4 @@
-"""What every solver of the adjoint equation does. A new one is a line in ``SOLVERS``."""
+"""What every solver of the adjoint equation does. A new solver is a line in ``SOLVERS``."""
 
 import copy
 import pickle
@@ -42,20 +42,20 @@ from rbp_lightning.linear import (
 from rbp_lightning.pytree import Vector
 from rbp_lightning.solvers.shared_inverse import SharedInverse
 from tests.cells import cells, dense, settle
-from tests.telling import telling
+from tests.recorded_failures import recorded_failures
 from tests.zoo import BATCH, CONTRACTIONS, SIZE, Problem, named, rotation, solve_dense, symmetric
 
 
 @dataclass
 class Entry:
-    """A solver.
+    """A solver to test.
 
     Attributes:
-        exact: One that solves to rounding, or nearly.
-        short: Makes one of a number of steps; ``None`` where there is no such argument.
-        uses_start: Whether it goes on from the start it is given.
-        has_tol: Whether it stops by a tolerance.
-        symmetric: Whether it is for symmetric Jacobians alone, and says so of others.
+        exact: A solver that is accurate to rounding, or nearly.
+        short: Makes a solver with a number of steps; ``None`` if it has no such argument.
+        uses_start: Whether it uses the initial z that it is given.
+        has_tol: Whether it has a tolerance.
+        symmetric: Whether it requires a symmetric Jacobian, and reports others.
     """
 
     exact: LinearSolver
@@ -103,13 +103,13 @@ EVERY_SOLVER = pytest.mark.parametrize("entry", SOLVERS.values(), ids=list(SOLVE
 
 
 @pytest.fixture(autouse=True)
-def _failures_are_left_to_the_tests() -> Iterator[None]:
+def _ignore_failures() -> Iterator[None]:
     with ignoring():
         yield
 
 
-class Counting(JacobianOperator):
-    """Counts products by itself, together with those of the operators that it is taped anew as."""
+class CountingOperator(JacobianOperator):
+    """Counts products independently, including those of operators that it is re-evaluated as."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -128,15 +128,15 @@ class Counting(JacobianOperator):
         return super().jvp(tangent)
 
 
-def operator_at(problem: Problem) -> tuple[Counting, Tensor]:
-    """The Jacobian at a problem's fixed point, and as matrices per sample."""
-    operator = Counting.at(problem.update, problem.fixed_point, 1)
+def operator_at(problem: Problem) -> tuple[CountingOperator, Tensor]:
+    """The Jacobian at a problem's fixed point, as an operator and as one matrix per sample."""
+    operator = CountingOperator.at(problem.update, problem.fixed_point, 1)
     return operator, JacobianOperator.at(problem.update, problem.fixed_point, 1).dense()
 
 
-def linear(matrix: Tensor, batch: int = BATCH) -> tuple[Counting, Tensor]:
-    """The Jacobian of h <- h W."""
-    operator = Counting.at(lambda h: h @ matrix, torch.zeros(batch, len(matrix), dtype=matrix.dtype), 1)
+def linear(matrix: Tensor, batch: int = BATCH) -> tuple[CountingOperator, Tensor]:
+    """The Jacobian of h <- h W, as an operator and as one matrix per sample."""
+    operator = CountingOperator.at(lambda h: h @ matrix, torch.zeros(batch, len(matrix), dtype=matrix.dtype), 1)
     return operator, matrix.T.expand(batch, -1, -1)
 
 
@@ -157,21 +157,21 @@ def random_gradient(seed: int = 0, batch: int = BATCH, size: int = SIZE) -> Tens
     return torch.randn(batch, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def asked_too_much(entry: Entry, jacobian: Tensor, solution: LinearSolution, told: list[Failure]) -> bool:
-    """Whether a Jacobian is none for a solver, which then has to say so unless it has solved all the same."""
-    foreign = entry.symmetric and not torch.allclose(jacobian, jacobian.mT, atol=1e-12)
-    assert (Failure.NOT_POSITIVE_DEFINITE in told) == (foreign and not solution.converged)
-    return foreign and not solution.converged
+def is_unsuitable(entry: Entry, jacobian: Tensor, solution: LinearSolution, reported: list[Failure]) -> bool:
+    """Whether the solver requires another kind of Jacobian and failed; checks that it reported this."""
+    asymmetric = entry.symmetric and not torch.allclose(jacobian, jacobian.mT, atol=1e-12)
+    assert (Failure.NOT_POSITIVE_DEFINITE in reported) == (asymmetric and not solution.converged)
+    return asymmetric and not solution.converged
 
 
 @EVERY_SOLVER
 @pytest.mark.parametrize("problem", CONTRACTIONS, ids=lambda problem: problem.name)
-def test_solves_as_qr_does(entry: Entry, problem: Problem) -> None:
+def test_the_solution_equals_that_by_qr(entry: Entry, problem: Problem) -> None:
     operator, jacobian = operator_at(problem)
     gradient = random_gradient()
-    with telling() as told:
+    with recorded_failures() as reported:
         solution = entry.exact.solve(operator, [gradient])
-    if asked_too_much(entry, jacobian, solution, told):
+    if is_unsuitable(entry, jacobian, solution, reported):
         return
     assert float(errors(solution.vector[0], exact_adjoint(jacobian, gradient)).max()) < 1e-8
     assert float(true_residual(jacobian, gradient, solution.vector[0]).max()) < 1e-8
@@ -182,17 +182,17 @@ def test_solves_as_qr_does(entry: Entry, problem: Problem) -> None:
 @EVERY_SOLVER
 @settings(max_examples=6, deadline=None)
 @given(cell=cells())
-def test_solves_for_any_state(entry: Entry, cell) -> None:
-    """Pytrees, gated and Hopfield networks, with and without a batch."""
+def test_the_solution_is_exact_for_any_state(entry: Entry, cell) -> None:
+    """Pytrees, gated and Hopfield networks, with and without a batch dimension."""
     state = settle(cell, 500)
     operator = JacobianOperator.at(cell.update, state, cell.batch_dims)
     reference = dense(cell)
     leaves = tree_flatten(state)[0]
     gradient = list(reference.gradient.split([leaf.numel() for leaf in leaves]))
     gradient = [flat.reshape(leaf.shape) for flat, leaf in zip(gradient, leaves, strict=True)]
-    with telling() as told:
+    with recorded_failures() as reported:
         solution = entry.exact.solve(operator, gradient)
-    if asked_too_much(entry, reference.jacobian, solution, told):
+    if is_unsuitable(entry, reference.jacobian, solution, reported):
         return
     found = torch.cat([leaf.reshape(-1) for leaf in solution.vector])
     assert float((found - reference.adjoint).norm() / reference.adjoint.norm()) < 1e-8
@@ -200,23 +200,23 @@ def test_solves_for_any_state(entry: Entry, cell) -> None:
 
 @EVERY_SOLVER
 @settings(max_examples=10, deadline=None)
-@given(radius=st.floats(0.1, 0.95), seed=st.integers(0, 1000), steps=st.integers(1, 12), turned=st.booleans())
-def test_the_residual_and_the_error_are_honest(
-    entry: Entry, radius: float, seed: int, steps: int, turned: bool
+@given(radius=st.floats(0.1, 0.95), seed=st.integers(0, 1000), steps=st.integers(1, 12), rotated=st.booleans())
+def test_the_reported_residual_and_error_bound_the_true_ones(
+    entry: Entry, radius: float, seed: int, steps: int, rotated: bool
 ) -> None:
-    operator, jacobian = linear(rotation(radius) if turned else symmetric(radius, seed=seed))
+    operator, jacobian = linear(rotation(radius) if rotated else symmetric(radius, seed=seed))
     gradient = random_gradient(seed)
     solver = entry.exact if entry.short is None else entry.short(steps)
     solution = solver.solve(operator, [gradient])
     residual = true_residual(jacobian, gradient, solution.vector[0])
-    # Of a contraction the last term and the last change bound the residual.
+    # For a contraction, the last term or change, which some solvers report, bounds the residual.
     assert bool((residual <= solution.residual * (1 + 1e-6) + 1e-12).all())
     assert bool((solution.residual * radius <= residual / 0.02 + 1e-9).all())
     error = errors(solution.vector[0], exact_adjoint(jacobian, gradient))
     if solution.error_bound is not None:
         assert bool((error <= solution.error_bound + 1e-12).all())
         assert bool((solution.error_bound <= 1e-10).all())
-    if solution.error_estimate is not None and turned:  # modes of one modulus
+    if solution.error_estimate is not None and rotated:  # all modes decay at the same rate
         assert bool((error <= 3 * solution.error_estimate + 1e-12).all())
 
 
@@ -236,22 +236,22 @@ def test_products_are_counted(entry: Entry, before: int, warm: bool) -> None:
             assert entry.short(steps).solve(operator, [random_gradient()], start).steps == steps
 
 
-def test_what_a_step_costs() -> None:
+def test_the_number_of_products_per_step() -> None:
     for steps in (1, 7):
         operator, _ = linear(symmetric(0.9))
         gradient = [random_gradient()]
         assert NeumannSeries(steps).solve(operator, gradient).products == steps
         assert Richardson(steps, 0.0).solve(operator, gradient).products == steps
-        # One with J and one with J^T, and one with J^T for the true residual.
+        # One with J and one with J^T per step, and one with J^T for the true residual.
         assert NormalCG(steps, 0.0).solve(operator, gradient).products == 2 * steps + 1
         assert BiCGSTAB(steps, 0.0).solve(operator, gradient).products == 2 * steps + 1
-        # Two that tell whether J is symmetric.
+        # Two check whether J is symmetric.
         assert ConjugateGradient(steps, 0.0).solve(operator, gradient).products == steps + 1 + 2
         assert GMRES(steps, 0.0).solve(operator, gradient).products == steps + (steps + SIZE - 1) // SIZE
         assert GMRES(steps, 0.0, restart=2).solve(operator, gradient).products == steps + (steps + 1) // 2
     assert NeumannSeries(0).solve(operator, gradient).products == 0
     assert Direct().solve(operator, gradient).products == Dense().solve(operator, gradient).products == SIZE + 1
-    assert ConjugateGradient(9, 1e-6, 1).solve(operator, gradient).products <= SIZE + 2  # and none to explain
+    assert ConjugateGradient(9, 1e-6, 1).solve(operator, gradient).products <= SIZE + 2  # no check if it converges
     assert AdaptiveNeumannSeries(1e-6, contraction_factor=0.9).solve(operator, gradient).products < 160
 
 
@@ -274,7 +274,7 @@ def test_a_start_is_used_or_ignored(entry: Entry) -> None:
 
 @EVERY_SOLVER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_gradient_is_no_adjoint(entry: Entry, dtype: torch.dtype) -> None:
+def test_a_zero_gradient_has_a_zero_adjoint(entry: Entry, dtype: torch.dtype) -> None:
     operator, _ = linear(symmetric(0.9).to(dtype))
     solution = entry.exact.solve(operator, [torch.zeros(BATCH, SIZE, dtype=dtype)])
     assert torch.equal(solution.vector[0], torch.zeros(BATCH, SIZE, dtype=dtype))
@@ -283,7 +283,7 @@ def test_no_gradient_is_no_adjoint(entry: Entry, dtype: torch.dtype) -> None:
 
 
 @EVERY_SOLVER
-def test_a_sample_without_a_gradient_stays_without_and_does_no_harm(entry: Entry) -> None:
+def test_a_sample_with_a_zero_gradient_does_not_change_others(entry: Entry) -> None:
     operator, jacobian = linear(symmetric(0.9))
     gradient = random_gradient()
     gradient[1] = 0
@@ -296,7 +296,7 @@ def test_a_sample_without_a_gradient_stays_without_and_does_no_harm(entry: Entry
 
 @EVERY_SOLVER
 @pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e20])
-def test_scaling_the_gradient_leaves_the_relative_error(entry: Entry, scale: float) -> None:
+def test_the_relative_error_does_not_depend_on_the_scale_of_the_gradient(entry: Entry, scale: float) -> None:
     operator, jacobian = linear(symmetric(0.9))
     gradient = random_gradient()
     exact = exact_adjoint(jacobian, gradient)
@@ -307,7 +307,7 @@ def test_scaling_the_gradient_leaves_the_relative_error(entry: Entry, scale: flo
 
 
 @EVERY_SOLVER
-def test_nan_stays_in_its_sample_and_is_no_success(entry: Entry) -> None:
+def test_nan_stays_in_its_sample_and_is_not_converged(entry: Entry) -> None:
     operator, jacobian = linear(symmetric(0.5))
     gradient = random_gradient()
     gradient[1, 2] = float("nan")
@@ -332,7 +332,7 @@ def test_nan_stays_in_its_sample_and_is_no_success(entry: Entry) -> None:
     ],
     ids=as_call,
 )
-def test_steps_that_do_not_suffice_are_told(solver: LinearSolver) -> None:
+def test_too_few_steps_end_in_max_steps(solver: LinearSolver) -> None:
     operator, _ = linear(symmetric(0.97, 20))
     solution = solver.solve(operator, [random_gradient(size=20)])
     assert solution.status is Status.MAX_STEPS
@@ -347,7 +347,7 @@ def test_steps_that_do_not_suffice_are_told(solver: LinearSolver) -> None:
     "kind", ["Richardson", "NormalCG", "ConjugateGradient", "BiCGSTAB", "GMRES", "GMRES(4)", "AdaptiveNeumannSeries"]
 )
 def test_a_tolerance_is_met_in_every_sample(kind: str, tol: float, radius: float, seed: int, check_every: int) -> None:
-    made = {
+    solver = {
         "Richardson": Richardson(5000, tol, check_every=check_every),
         "NormalCG": NormalCG(300, tol, check_every),
         "ConjugateGradient": ConjugateGradient(300, tol, check_every),
@@ -356,13 +356,13 @@ def test_a_tolerance_is_met_in_every_sample(kind: str, tol: float, radius: float
         "GMRES(4)": GMRES(900, tol, 4, check_every),
         "AdaptiveNeumannSeries": AdaptiveNeumannSeries(tol, 5000, check_every=check_every),
     }[kind]
-    # Samples of different scales, and one whose Jacobian is small.
+    # Samples with gradients of different scales, and one with a small Jacobian.
     scales = torch.tensor([[1.0], [0.1], [0.9]], dtype=torch.float64)
     matrix = symmetric(radius, seed=seed)
-    operator = Counting.at(lambda h: scales * (h @ matrix), torch.zeros(BATCH, SIZE, dtype=torch.float64), 1)
+    operator = CountingOperator.at(lambda h: scales * (h @ matrix), torch.zeros(BATCH, SIZE, dtype=torch.float64), 1)
     jacobian = scales[..., None] * matrix.T
     gradient = random_gradient(seed) * torch.tensor([[1e-9], [1.0], [1e3]], dtype=torch.float64)
-    solution = made.solve(operator, [gradient])
+    solution = solver.solve(operator, [gradient])
     assert solution.status is Status.CONVERGED
     assert float(true_residual(jacobian, gradient, solution.vector[0]).max()) <= tol * (1 + 1e-6) * 2
     if kind == "AdaptiveNeumannSeries":
@@ -374,8 +374,8 @@ def test_a_tolerance_is_met_in_every_sample(kind: str, tol: float, radius: float
     "solver", [Richardson, NormalCG, ConjugateGradient, BiCGSTAB, GMRES], ids=lambda kind: kind.__name__
 )
 @pytest.mark.parametrize("radius", [0.5, 0.9, 0.99])
-def test_stops_at_rounding(solver: type, radius: float, tol: float) -> None:
-    """Near spectral radius 1 float32 does not reach a tolerance of 1e-6."""
+def test_a_solve_that_stalls_at_rounding_stops(solver: type, radius: float, tol: float) -> None:
+    """Near spectral radius 1, float32 cannot reach a tolerance of 1e-6."""
     matrix = symmetric(radius, 40).float()
     operator, jacobian = linear(matrix)
     gradient = random_gradient(size=40)
@@ -387,7 +387,7 @@ def test_stops_at_rounding(solver: type, radius: float, tol: float) -> None:
 
 
 @EVERY_SOLVER
-def test_is_described_copied_and_pickled(entry: Entry) -> None:
+def test_a_solver_can_be_copied_pickled_and_described(entry: Entry) -> None:
     operator, _ = linear(symmetric(0.5))
     gradient = random_gradient()
     expected = entry.exact.solve(operator, [gradient]).vector[0]
@@ -401,7 +401,7 @@ def test_is_described_copied_and_pickled(entry: Entry) -> None:
 
 
 @EVERY_SOLVER
-def test_a_solve_leaves_the_solver_and_its_arguments_as_they_were(entry: Entry) -> None:
+def test_a_solve_does_not_change_the_solver_and_its_arguments(entry: Entry) -> None:
     operator, _ = linear(symmetric(0.9))
     gradient, start, before = random_gradient(), random_gradient(1), dict(vars(entry.exact))
     kept = gradient.clone(), start.clone()
@@ -411,7 +411,7 @@ def test_a_solve_leaves_the_solver_and_its_arguments_as_they_were(entry: Entry) 
     assert torch.equal(start, kept[1])
 
 
-def test_the_random_start_is_the_solver_s_own() -> None:
+def test_the_random_start_depends_only_on_the_solver_s_seed() -> None:
     operator, _ = linear(symmetric(0.9))
     gradient = [random_gradient()]
     torch.manual_seed(0)
@@ -471,13 +471,13 @@ def test_arguments_are_checked_at_once(make) -> None:
         make()
 
 
-def test_what_a_solution_is_judged_by() -> None:
+def test_the_status_of_a_solution_follows_bound_estimate_and_residual() -> None:
     residual, nan = torch.tensor([0.1, 0.2]), torch.tensor([float("nan"), 0.01])
     assert LinearSolution([], 3, 3, residual, tol=0.25).converged
     assert not LinearSolution([], 3, 3, residual, tol=0.15).converged
     assert not LinearSolution([], 3, 3, residual).converged
     assert LinearSolution([], 3, 3, residual, 0.01, error_estimate=torch.tensor([0.01, 0.0])).converged
-    assert LinearSolution([], 3, 3, residual, 0.15, error_bound=nan).converged  # the first has no bound but a residual
+    assert LinearSolution([], 3, 3, residual, 0.15, error_bound=nan).converged  # without a bound the residual counts
     assert not LinearSolution([], 3, 3, residual, 0.05, error_bound=nan).converged
     assert not LinearSolution([], 3, 3, torch.tensor([float("nan"), 0.0]), tol=1.0).converged
     assert LinearSolution([], 3, 3, residual, tol=1e-9, known=Status.STALLED).converged
@@ -490,9 +490,7 @@ def test_what_a_solution_is_judged_by() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), radius=st.floats(0.1, 0.95), batched=st.booleans())
-def test_the_residual_of_conjugate_gradients_falls_and_is_the_newest_iterate_s(
-    seed: int, radius: float, batched: bool
-) -> None:
+def test_the_residual_of_normal_cg_is_the_true_one_and_decreases(seed: int, radius: float, batched: bool) -> None:
     matrix, gradient = symmetric(radius, seed=seed), random_gradient(seed)
     operator = JacobianOperator.at(lambda h: h @ matrix, torch.zeros_like(gradient), int(batched))
     last = torch.ones(BATCH if batched else ())
@@ -503,11 +501,11 @@ def test_the_residual_of_conjugate_gradients_falls_and_is_the_newest_iterate_s(
         torch.testing.assert_close(solution.residual, residual, atol=1e-9, rtol=1e-6)
         assert bool((residual <= last + 1e-12).all())
         last = residual
-    if batched:  # as many steps as unknowns of a sample solve it
+    if batched:  # as many steps as unknowns of a sample give the solution
         assert float(last.max()) < 1e-6
 
 
-def test_conjugate_gradients_stop_at_the_iterate_that_met_the_tolerance() -> None:
+def test_normal_cg_returns_the_iterate_that_met_the_tolerance() -> None:
     operator, _ = operator_at(named("tanh 0.9"))
     gradient = [random_gradient()]
     solution = NormalCG(50, 1e-4, check_every=1).solve(operator, gradient)
@@ -515,8 +513,8 @@ def test_conjugate_gradients_stop_at_the_iterate_that_met_the_tolerance() -> Non
     assert float(solution.residual.max()) <= 1e-4 < float(before.residual.max())
 
 
-def test_conjugate_gradients_rest_at_rounding() -> None:
-    """Far beyond it they would divide by what has vanished."""
+def test_normal_cg_stops_at_rounding() -> None:
+    """Further steps would divide by vanishing inner products."""
     torch.manual_seed(0)
     weight = torch.full((64, 64), 0.8 / 64) + 0.01 * torch.randn(64, 64) / 8
     operator, _ = linear(weight, 20)
@@ -525,8 +523,8 @@ def test_conjugate_gradients_rest_at_rounding() -> None:
     torch.testing.assert_close(long, short, rtol=1e-4, atol=1e-5)
 
 
-def test_the_direct_solution_of_many_unknowns_with_several_threads() -> None:
-    """More than 160, for which torch.linalg.solve was seen wrong with two threads."""
+def test_direct_is_exact_for_many_unknowns_with_several_threads() -> None:
+    """``torch.linalg.solve`` returned wrong results for more than 160 unknowns with two threads."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(200, 200, generator=generator, dtype=torch.float64) / 200**0.5 * 0.9
     operator, _ = linear(weight, 1)

@@ -1,4 +1,4 @@
-"""What every forward solver does. A new one is a line in ``SOLVERS``."""
+"""What every forward solver does. A new solver is a line in ``SOLVERS``."""
 
 import itertools
 from collections.abc import Callable
@@ -18,7 +18,6 @@ from rbp_lightning import (
     Anderson,
     Auto,
     Broyden,
-    ConvergenceWarning,
     Damped,
     ExactAdjoint,
     FixedPoint,
@@ -40,14 +39,14 @@ from tests.zoo import ALL, CONTRACTIONS, Problem, drive, named, solve_dense, sym
 
 @dataclass
 class Entry:
-    """A solver.
+    """A solver to test.
 
     Attributes:
-        make: Makes one.
-        statuses: The problems that it ends otherwise than Picard iteration; ``None`` is any failure.
-        checks_matter: Whether its iterates depend on where they are checked.
-        tapes: Whether it can be put on a tape.
-        stays: Whether it takes an unstable fixed point next to its start for the solution, which it is.
+        make: Makes a solver from options.
+        statuses: Its status for problems that end differently from Picard iteration; ``None`` for any failure.
+        checks_matter: Whether its iterates depend on the steps at which they are checked.
+        tapes: Whether its steps can be taped.
+        stays: Whether it converges to an unstable fixed point near the initial state.
     """
 
     make: Callable[..., FixedPointSolver]
@@ -64,7 +63,7 @@ SOLVERS = {
         lambda **options: Damped(Picard(**options)),
         {"limit cycle": Status.CONVERGED, "expanding rotation": Status.CONVERGED},
     ),
-    "Anderson": Entry(Anderson, EXPANDING, tapes=False, stays=True),
+    "Anderson": Entry(Anderson, EXPANDING | {"overflowing": None}, tapes=False, stays=True),
     "ReducedRankExtrapolation": Entry(ReducedRankExtrapolation, EXPANDING, tapes=False, stays=True),
     "Broyden": Entry(Broyden, EXPANDING | {"overflowing": None}, tapes=False, stays=True),
     "NewtonKrylov": Entry(NewtonKrylov, EXPANDING | {"overflowing": None}, tapes=False, stays=True),
@@ -80,12 +79,12 @@ CHECKS = st.sampled_from([1, 3, 7, 10, 25, 60])
 def run(
     solver: FixedPointSolver, update: Any, start: Any, batch_dims: int = 1, taped: bool = False, **options: Any
 ) -> FixedPoint:
-    """Solves, and leaves failures to the test."""
+    """Solves without warnings of failures."""
     with torch.set_grad_enabled(taped), ignoring():
         return NeumannRBP(0, solver)(update, start, batch_dims=batch_dims, **options)
 
 
-def relative(found: Tensor, exact: Tensor) -> float:
+def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
@@ -102,20 +101,20 @@ def test_finds_the_fixed_point(solver: str, taped: bool, problem: Problem) -> No
     error = (found.state.detach() - problem.fixed_point).norm() / (
         1 if problem.name == "at zero" else problem.fixed_point.norm()
     )
-    assert float(error) < 1e-6  # a residual of 1e-9, at a radius of 0.99 or twice damped
+    assert float(error) < 1e-6  # a residual of 1e-9, amplified at spectral radius 0.99 and by damping
     assert bool((found.absolute_residual <= 1e-9 * found.state.norm(dim=1).clamp_min(1e-3)).all())
 
 
 @EVERY_SOLVER
 @EVERY_PROBLEM
-def test_says_how_each_problem_ends(solver: str, problem: Problem) -> None:
+def test_each_problem_ends_with_its_status(solver: str, problem: Problem) -> None:
     entry = SOLVERS[solver]
     expected = entry.statuses.get(problem.name, problem.status)
     if entry.checks_matter and problem.name in EXPANDING:
-        pytest.skip("either follows Picard iteration or finds the fixed point")
-    # Late enough for the change of an expanding problem to exceed the first one, early enough not to overflow.
+        pytest.skip("may diverge like Picard iteration or find the fixed point")
+    # Enough steps for the change of an expanding problem to exceed the first one, too few to overflow.
     for taped in (False, True):
-        for batch_dims in (0,) if problem in CONTRACTIONS else (0, 1):  # of one batch dimension they are solved above
+        for batch_dims in (0,) if problem in CONTRACTIONS else (0, 1):  # the test above has batch_dims=1 for these
             options = {"max_steps": 5000 if expected is Status.CONVERGED else 400, "tol": 1e-8}
             found = run(entry.make(**options), problem.update, problem.start, batch_dims, taped)
             if expected is not None:
@@ -131,7 +130,7 @@ def test_says_how_each_problem_ends(solver: str, problem: Problem) -> None:
 @given(
     problem=st.sampled_from(ALL), checks=st.tuples(CHECKS, CHECKS), max_steps=st.integers(2, 80), taped=st.booleans()
 )
-def test_verdict_and_state_do_not_depend_on_check_every(
+def test_status_and_state_do_not_depend_on_check_every(
     solver: str, tol: float, problem: Problem, checks: tuple[int, int], max_steps: int, taped: bool
 ) -> None:
     found = [
@@ -147,7 +146,7 @@ def test_verdict_and_state_do_not_depend_on_check_every(
     if SOLVERS[solver].checks_matter and not (one.converged and other.converged):
         return
     assert one.sample_status.tolist() == other.sample_status.tolist()
-    if one.status is Status.CONVERGED:  # one may have gone on for longer
+    if one.status is Status.CONVERGED:  # one of them may have taken more steps
         torch.testing.assert_close(one.state, other.state, rtol=1e-4, atol=1e-8)
     elif one.status is Status.MAX_STEPS:
         torch.testing.assert_close(one.state, other.state, rtol=0, atol=0)
@@ -156,20 +155,20 @@ def test_verdict_and_state_do_not_depend_on_check_every(
 
 @pytest.mark.parametrize("tol", [0.0, 1e-6])
 @pytest.mark.parametrize("check_every", [1, 10, 20])
-def test_leaving_an_unstable_point_is_no_divergence(tol: float, check_every: int) -> None:
-    """While it leaves it grows, and then it settles."""
+def test_leaving_an_unstable_fixed_point_is_not_divergence(tol: float, check_every: int) -> None:
+    """The iterates grow at first, and then converge."""
     problem = named("bistable")
     for max_steps in (26, 28, 30, 60):
         found = run(Picard(max_steps, tol, check_every), problem.update, problem.start)
         assert found.status in (Status.CONVERGED, Status.MAX_STEPS)
-        assert relative(found.state, problem.fixed_point) < 0.1
+        assert relative_error(found.state, problem.fixed_point) < 0.1
 
 
 @EVERY_SOLVER
 @pytest.mark.parametrize("estimator", [NeumannRBP, BPTT, TBPTT], ids=lambda kind: kind.__name__)
 def test_every_application_of_the_update_is_counted(solver: str, estimator: type[GradientEstimator]) -> None:
     if estimator is BPTT and not SOLVERS[solver].tapes:
-        pytest.skip("cannot be put on a tape")
+        pytest.skip("cannot be unrolled")
     for problem, tol, taped in itertools.product(ALL, (0.0, 1e-6), (False, True)):
         calls = []
 
@@ -181,11 +180,11 @@ def test_every_application_of_the_update_is_counted(solver: str, estimator: type
             made = SOLVERS[solver].make(max_steps=40, tol=tol)
             found = estimator(solver=made)(update, problem.start, batch_dims=1)
         assert found.steps == len(calls), problem.name
-        assert len(calls) <= 2 * 40 + 1, problem.name  # of a failing sample the taped steps are taken once more
+        assert len(calls) <= 2 * 40 + 1, problem.name  # a failing sample repeats the taped steps
 
 
 @pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
-def test_the_question_whether_the_update_is_random_is_counted() -> None:
+def test_the_check_for_a_random_update_is_counted() -> None:
     calls = []
     found = NeumannRBP(0, Picard(20))(lambda h: calls.append(1) or 0.99 * h + 1, torch.zeros(3))
     assert found.steps == len(calls) == 21
@@ -198,8 +197,8 @@ def test_the_question_whether_the_update_is_random_is_counted() -> None:
     max_steps=st.integers(40, 120),
     taped=st.booleans(),
 )
-def test_samples_are_judged_apart(solver: str, rates: list[float], max_steps: int, taped: bool) -> None:
-    """Each ends as it does alone, to the same state within the tolerance."""
+def test_each_sample_ends_as_it_does_alone(solver: str, rates: list[float], max_steps: int, taped: bool) -> None:
+    """With the same status, and the same state within the tolerance."""
     assume(solver != "NewtonKrylov" or 1e200 not in rates)  # the finite differences of NewtonKrylov overflow
     options = {"max_steps": max_steps, "tol": 1e-5, "check_every": 5}
     column = torch.tensor(rates, dtype=torch.float64)[:, None]
@@ -212,14 +211,14 @@ def test_samples_are_judged_apart(solver: str, rates: list[float], max_steps: in
             taped=taped,
         )
         if SOLVERS[solver].checks_matter and not (together.sample_status[index] == alone.sample_status[0] == 0):
-            continue  # when it begins to accelerate is decided for all samples together
+            continue  # Auto decides for all samples together when to accelerate
         assert together.sample_status[index] == alone.sample_status[0]
         if together.sample_status[index] == Status.CONVERGED.code:
             torch.testing.assert_close(together.state[index], alone.state[0], rtol=3e-4, atol=0)
             assert solver != "Picard" or together.sample_steps[index] == alone.sample_steps[0]
 
 
-def test_a_sample_that_fails_is_not_waited_for() -> None:
+def test_a_failing_sample_costs_no_further_steps() -> None:
     rates = torch.tensor([[0.5], [0.5]], dtype=torch.float64)
     drive = torch.tensor([[1.0], [float("nan")]], dtype=torch.float64)
     found = run(Picard(1000, 1e-6), lambda h: rates * h + drive, torch.zeros_like(drive))
@@ -229,8 +228,8 @@ def test_a_sample_that_fails_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "NewtonKrylov"])
-def test_a_step_that_leaves_the_domain_of_the_update_is_taken_back(solver: str) -> None:
-    """Roots of negative numbers are NaN, and no plain step leads there."""
+def test_a_step_out_of_the_domain_of_the_update_is_rejected(solver: str) -> None:
+    """Roots of negative numbers are NaN; Picard steps do not lead there."""
     start = torch.tensor([[2.0], [40.0], [60.0]]).double()
     made = SOLVERS[solver].make(max_steps=600, tol=1e-6)
     found = run(made, lambda h: h - 0.5 * torch.tanh(h.sqrt() - 1), start)
@@ -239,8 +238,8 @@ def test_a_step_that_leaves_the_domain_of_the_update_is_taken_back(solver: str) 
 
 
 @EVERY_SOLVER
-def test_a_solver_computes_in_the_precision_of_the_state_under_autocast(solver: str) -> None:
-    """Autocast is for the update, which has nothing here that it would round."""
+def test_autocast_does_not_reduce_the_precision_of_a_solver(solver: str) -> None:
+    """Autocast applies to the update only, which here uses no operation that autocast rounds."""
     slopes = torch.linspace(0.1, 0.97, 32)
     found = []
     for enabled in (False, True):
@@ -248,11 +247,13 @@ def test_a_solver_computes_in_the_precision_of_the_state_under_autocast(solver: 
             made = SOLVERS[solver].make(max_steps=1000, tol=1e-5)
             found.append(run(made, lambda h: slopes * h + 1, torch.zeros(4, 32), taped=True))
     exact = (1 / (1 - slopes.double())).expand(4, -1)
-    assert relative(found[1].state.detach(), exact) < max(3 * relative(found[0].state.detach(), exact), 1e-4)
+    assert relative_error(found[1].state.detach(), exact) < max(
+        3 * relative_error(found[0].state.detach(), exact), 1e-4
+    )
 
 
 @EVERY_SOLVER
-def test_the_history_is_that_of_the_residuals(solver: str) -> None:
+def test_the_history_holds_the_residuals_of_the_checks(solver: str) -> None:
     problem = named("linear 0.9")
     found = run(SOLVERS[solver].make(max_steps=1000, tol=1e-6), problem.update, problem.start)
     steps = [one.step for one in found.history]
@@ -270,7 +271,7 @@ def test_the_history_is_that_of_the_residuals(solver: str) -> None:
         assert count == first
 
 
-def test_every_step_is_in_the_history_where_an_observer_wants_it() -> None:
+def test_the_history_holds_every_step_if_an_observer_asks_for_it() -> None:
     class Record(SolveObserver):
         record = True
 
@@ -282,7 +283,7 @@ def test_every_step_is_in_the_history_where_an_observer_wants_it() -> None:
 
 @EVERY_SOLVER
 @pytest.mark.parametrize("taped", [False, True])
-def test_one_solve_may_have_a_number_of_steps_of_its_own(solver: str, taped: bool) -> None:
+def test_max_steps_of_a_call_override_those_of_the_solver(solver: str, taped: bool) -> None:
     problem, made = named("tanh 0.99"), SOLVERS[solver].make(max_steps=5, tol=1e-8)
     assert not run(made, problem.update, problem.start, taped=taped).converged
     deeper = run(made, problem.update, problem.start, taped=taped, max_steps=10_000)
@@ -295,7 +296,7 @@ def test_one_solve_may_have_a_number_of_steps_of_its_own(solver: str, taped: boo
             run(made, problem.update, problem.start, max_steps=max_steps)
 
 
-def test_a_truncated_tape_needs_its_steps() -> None:
+def test_max_steps_below_the_taped_steps_are_refused() -> None:
     with pytest.raises(UserError, match=r"steps=20 is more than max_steps=10"):
         TBPTT(20)(torch.cos, torch.zeros(()), max_steps=10)
 
@@ -303,8 +304,8 @@ def test_a_truncated_tape_needs_its_steps() -> None:
 # --- rounding
 
 
-def test_the_default_tolerance_at_a_radius_of_099_in_float32_ends_at_rounding() -> None:
-    """Its floor is above 1e-6, and Picard once ran all of 5000 steps."""
+def test_the_default_tolerance_at_spectral_radius_099_in_float32_stalls() -> None:
+    """The level of rounding is above the tolerance of 1e-6 there."""
     torch.manual_seed(0)
     weight = 0.99 * torch.linalg.qr(torch.randn(256, 256))[0]
     weight, inputs = (weight + weight.T) / 2, 0.02 * torch.randn(64, 256)
@@ -318,7 +319,7 @@ def test_the_default_tolerance_at_a_radius_of_099_in_float32_ends_at_rounding() 
     for _ in range(4000):
         exact = torch.tanh(exact @ wide + inputs.double())
     slopes = float((1 - exact.square()).max(dim=1).values.max()) * 0.9985
-    assert relative(found.state, exact) < 16 * torch.finfo(torch.float32).eps / (1 - min(slopes, 0.999))
+    assert relative_error(found.state, exact) < 16 * torch.finfo(torch.float32).eps / (1 - min(slopes, 0.999))
 
 
 @settings(max_examples=15, deadline=None)
@@ -341,13 +342,13 @@ def test_slow_convergence_is_not_taken_for_rounding(
     exact = solve_dense(torch.eye(size, dtype=torch.float64) - matrix.double().T, inputs.double())
     if found.status is Status.STALLED:
         allowed = epsilon / (1 - radius)
-        # What ends with its steps spent is known by the floor alone, 64 epsilon.
-        assert relative(found.state, exact) < (16 if found.steps < 8000 else 80) * allowed
+        # A solve that used all its steps is only known to be below the floor, 64 epsilon.
+        assert relative_error(found.state, exact) < (16 if found.steps < 8000 else 80) * allowed
     assert found.status is not Status.DIVERGED
 
 
 @pytest.mark.parametrize("check_every", [1, 10])
-def test_a_residual_at_rounding_stops_the_solve_soon_and_without_a_warning(check_every: int) -> None:
+def test_a_residual_at_rounding_stops_the_solve_without_a_warning(check_every: int) -> None:
     matrix, inputs = symmetric(0.9, 40).float(), torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
     found = NeumannRBP(0, Picard(5000, 1e-9, check_every))
     with torch.no_grad():
@@ -359,7 +360,7 @@ def test_a_residual_at_rounding_stops_the_solve_soon_and_without_a_warning(check
 
 @EVERY_SOLVER
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_low_precision_state_is_judged_in_float32(solver: str, dtype: torch.dtype) -> None:
+def test_residuals_of_low_precision_states_are_computed_in_float32(solver: str, dtype: torch.dtype) -> None:
     made = SOLVERS[solver].make(max_steps=100, tol=1e-2)
     found = run(made, lambda h: 0.5 * h + 1, torch.zeros(4, 70000, dtype=dtype))
     torch.testing.assert_close(found.state.float(), torch.full((4, 70000), 2.0), rtol=0.03, atol=0)
@@ -373,20 +374,20 @@ def test_a_low_precision_state_is_judged_in_float32(solver: str, dtype: torch.dt
 
 @pytest.mark.parametrize("solver", TAPED)
 @pytest.mark.parametrize("radius", [0.3, 0.9])
-def test_the_gradient_of_a_taped_solve_tends_to_that_of_the_fixed_point(solver: str, radius: float) -> None:
+def test_the_gradient_of_a_taped_solve_is_that_of_the_fixed_point(solver: str, radius: float) -> None:
     matrix, gradient = symmetric(radius).requires_grad_(), drive(1)
     found = []
     for estimator in (BPTT(SOLVERS[solver].make(max_steps=2000, tol=1e-13)), ExactAdjoint(solver=Picard(5000, 1e-14))):
         state = estimator(lambda h: torch.tanh(h @ matrix + drive()), zeros(), batch_dims=1).state
         found.append(torch.autograd.grad(state, matrix, gradient)[0])
-    assert relative(*found) < 1e-8
+    assert relative_error(*found) < 1e-8
 
 
 # --- the tolerances
 
 
 def test_a_fixed_point_at_zero_converges_by_the_absolute_tolerance() -> None:
-    """A padded sample beside an ordinary one; the relative residual at zero is 1 up to underflow."""
+    """Like a padded sample beside an ordinary one; the relative residual at zero is 1 until underflow."""
     torch.manual_seed(0)
     matrix = 0.5 * torch.linalg.qr(torch.randn(6, 6))[0]
     inputs = torch.cat([torch.randn(1, 6), torch.zeros(1, 6)])
@@ -401,7 +402,7 @@ def test_a_fixed_point_at_zero_converges_by_the_absolute_tolerance() -> None:
 
 
 @EVERY_SOLVER
-def test_the_absolute_tolerance_stops_at_once(solver: str) -> None:
+def test_the_absolute_tolerance_stops_a_solve(solver: str) -> None:
     problem = named("linear 0.9")
     loose, strict = (
         run(SOLVERS[solver].make(max_steps=500, tol=1e-9, check_every=1, atol=atol), problem.update, problem.start)
@@ -414,7 +415,7 @@ def test_the_absolute_tolerance_stops_at_once(solver: str) -> None:
 
 
 @EVERY_SOLVER
-def test_tolerance_zero_runs_every_step_and_is_no_failure(solver: str) -> None:
+def test_tolerance_zero_runs_every_step_and_is_not_a_failure(solver: str) -> None:
     problem = named("linear 0.99")
     with torch.no_grad():
         found = NeumannRBP(0, SOLVERS[solver].make(max_steps=37, tol=0))(problem.update, problem.start, batch_dims=1)
@@ -431,19 +432,7 @@ def test_tolerance_zero_stops_at_infinity(solver: str, estimator: type[GradientE
             lambda h: calls.append(1) or 10 * h, torch.tensor(1.0)
         )
     assert found.status is Status.DIVERGED
-    assert found.steps == len(calls) <= 200  # of float32 infinity comes after 39, half as fast if damped
-
-
-def test_without_a_tolerance_growth_is_left_alone() -> None:
-    rates = torch.tensor([[0.5], [1.2], [1e200]], dtype=torch.float64)
-    with pytest.warns(ConvergenceWarning, match="diverged"):
-        found = NeumannRBP(solver=Picard(10, tol=0))(
-            lambda h: rates * h + 1, torch.zeros(3, 1, dtype=torch.float64), batch_dims=1
-        )
-    grown = (1.2**10 - 1) / 0.2
-    expected = torch.tensor([2 - 2.0**-9, grown], dtype=torch.float64)
-    torch.testing.assert_close(found.state[:2, 0].detach(), expected)
-    assert float(found.state[2].detach()) == 1.0
+    assert found.steps == len(calls) <= 200  # float32 overflows after 39 steps, and later with damping
 
 
 # --- states
@@ -520,7 +509,7 @@ def test_states_that_cannot_be_iterated_are_refused() -> None:
     [{"a": torch.zeros(2), "b": torch.zeros(3)}, {"a": torch.zeros(2, 1), "b": torch.zeros(2, 3)}],
     ids=["vectors", "matrices"],
 )
-def test_leaves_of_several_shapes_in_any_order(start: dict[str, Tensor]) -> None:
+def test_leaves_may_have_several_shapes_and_any_order(start: dict[str, Tensor]) -> None:
     found = run(Picard(), lambda s: {"b": 0.5 * s["b"] + 1, "a": 0.5 * s["a"] + 2}, start, 0)
     torch.testing.assert_close(found.state["a"], torch.full_like(start["a"], 4.0), rtol=1e-5, atol=0)
     torch.testing.assert_close(found.state["b"], torch.full_like(start["b"], 2.0), rtol=1e-5, atol=0)
@@ -534,7 +523,7 @@ def test_a_leaf_may_be_empty(solver: str) -> None:
 
 
 @EVERY_SOLVER
-def test_a_solver_describes_itself(solver: str) -> None:
+def test_a_solver_is_described_and_checks_its_arguments(solver: str) -> None:
     made = SOLVERS[solver].make(max_steps=12, tol=1e-3, check_every=4, atol=1e-5)
     described = describe(made)["init_args"]
     if solver == "Picard":

@@ -1,4 +1,4 @@
-"""The datamodule of graphs: real files, splits, processes, and what it refuses."""
+"""CitationGraph: real files, splits, parts, devices and refused graphs."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ PER_CLASS = {
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_real_graphs(name, data_dir) -> None:
+def test_the_published_graphs_have_their_known_sizes(name, data_dir) -> None:
     data = CitationGraph(name.lower(), data_dir=data_dir)
     data.prepare_data()
     data.setup("fit")
@@ -47,7 +47,7 @@ def test_real_graphs(name, data_dir) -> None:
 
 
 @pytest.mark.parametrize(("name", "components"), [("Cora", 64), ("PubMed", 16)])
-def test_the_paper_s_split_and_features(name, components, data_dir) -> None:
+def test_the_paper_s_split_and_features_are_reproduced(name, components, data_dir) -> None:
     arguments = {"split": "ratio", "pca": components, "normalize_features": False, "data_dir": data_dir}
     graphs = []
     for seed in (0, 0, 1):
@@ -68,16 +68,17 @@ def labels(draw: st.DrawFn) -> torch.Tensor:
     return torch.randint(-1, draw(st.integers(1, 4)), (draw(st.integers(60, 120)),), generator=generator)
 
 
-def check_split(split: tuple, of: torch.Tensor) -> None:
+def check_split(split: tuple, y: torch.Tensor) -> None:
+    """Checks that the masks are disjoint, nonempty and without unlabelled nodes."""
     total = torch.stack(split).sum(0)
-    assert total.max() <= 1  # disjoint
-    assert not total[of < 0].any()
+    assert total.max() <= 1
+    assert not total[y < 0].any()
     assert all(mask.any() for mask in split)
 
 
 @settings(deadline=None)
 @given(labels=labels(), train=st.floats(0.1, 0.4), val=st.floats(0.1, 0.4), seed=st.integers(0, 1000))
-def test_splits_by_ratio(labels, train, val, seed) -> None:
+def test_a_split_by_ratio_has_its_sizes_and_follows_the_seed(labels, train, val, seed) -> None:
     state = torch.get_rng_state()
     split = split_by_ratio(labels, train, val, seed)
     assert torch.equal(state, torch.get_rng_state())
@@ -92,7 +93,7 @@ def test_splits_by_ratio(labels, train, val, seed) -> None:
 
 @settings(deadline=None)
 @given(labels=labels(), per_class=st.integers(1, 4), num_val=st.integers(1, 10), seed=st.integers(0, 1000))
-def test_splits_by_class(labels, per_class, num_val, seed) -> None:
+def test_a_split_by_class_has_its_sizes_and_follows_the_seed(labels, per_class, num_val, seed) -> None:
     split = split_by_class(labels, per_class, num_val, 12, seed)
     check_split(split, labels)
     classes = torch.bincount(labels[labels >= 0])
@@ -102,25 +103,27 @@ def test_splits_by_class(labels, per_class, num_val, seed) -> None:
     assert all(torch.equal(one, two) for one, two in zip(split, again, strict=True))
 
 
-def test_a_split_that_wants_too_much_is_refused() -> None:
-    of = torch.tensor([0, 0, 0, 1, 1, -1])
+def test_a_split_with_more_nodes_than_there_are_is_refused() -> None:
+    y = torch.tensor([0, 0, 0, 1, 1, -1])
     with pytest.raises(UserError, match=r"per_class=3, .*smallest of 2 classes has 2 labelled nodes"):
-        split_by_class(of, 3, 1, 1, 0)
+        split_by_class(y, 3, 1, 1, 0)
     with pytest.raises(UserError, match="num_val=2 and num_test=2 are more than there are"):
-        split_by_class(of, 1, 2, 2, 0)
+        split_by_class(y, 1, 2, 2, 0)
     with pytest.raises(UserError, match="leaves train_mask without nodes"):
-        split_by_ratio(of, 0.01, 0.5, 0)
+        split_by_ratio(y, 0.01, 0.5, 0)
 
 
 @pytest.mark.parametrize("classes", [(0, 2), (3, 7, 9), (5,)])
-def test_classes_that_do_not_occur_are_no_obstacle(classes) -> None:
-    of = torch.tensor(classes).repeat(20)
-    for split in (split_by_class(of, 4, 3, 5, 0), split_by_ratio(of, 0.2, 0.3, 0)):
-        check_split(split, of)
-    train, val, test = split_by_class(of, 4, 3, 5, 0)
-    assert of[train].unique(return_counts=True)[1].tolist() == [4] * len(classes)
+def test_classes_without_nodes_are_allowed(classes) -> None:
+    y = torch.tensor(classes).repeat(20)
+    for split in (split_by_class(y, 4, 3, 5, 0), split_by_ratio(y, 0.2, 0.3, 0)):
+        check_split(split, y)
+    train, val, test = split_by_class(y, 4, 3, 5, 0)
+    assert y[train].unique(return_counts=True)[1].tolist() == [4] * len(classes)
     assert (int(val.sum()), int(test.sum())) == (3, 5)
-    data = CitationGraph(dataset=partial(Odd, y=lambda y: 2 * y), split="per_class", per_class=2, num_val=5, num_test=5)
+    data = CitationGraph(
+        dataset=partial(ChangedGraph, y=lambda y: 2 * y), split="per_class", per_class=2, num_val=5, num_test=5
+    )
     data.setup("fit")
     assert int(data.graph.train_mask.sum()) == 6
 
@@ -128,7 +131,7 @@ def test_classes_that_do_not_occur_are_no_obstacle(classes) -> None:
 # --- a user's own graph
 
 
-def test_a_dataset_of_one_graph() -> None:
+def test_a_user_s_dataset_is_used_as_it_is() -> None:
     data = CitationGraph(dataset=partial(RandomGraph, num_nodes=12), normalize_features=False)
     data.setup("fit")
     expected = random_graph(0, 12, 5, edges=0.2)
@@ -144,12 +147,12 @@ def test_a_dataset_of_one_graph() -> None:
         (KarateClub, "has no val_mask: set split to ratio or per_class"),
     ],
 )
-def test_a_dataset_that_does_not_do_is_refused(dataset, message) -> None:
+def test_an_unusable_dataset_is_refused(dataset, message) -> None:
     with pytest.raises(UserError, match=message):
         CitationGraph(dataset=dataset).setup("fit")
 
 
-def test_of_several_public_splits_the_seed_takes_one() -> None:
+def test_the_seed_selects_one_of_several_public_splits() -> None:
     class Splits(RandomGraph):
         def get(self, idx: int):
             graph = super().get(idx)
@@ -178,12 +181,12 @@ def test_of_several_public_splits_the_seed_takes_one() -> None:
         ({"num_parts": 0}, "num_parts=0"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message) -> None:
+def test_invalid_arguments_are_refused(arguments, message) -> None:
     with pytest.raises(UserError, match=message):
         CitationGraph(**arguments)
 
 
-def test_more_parts_or_components_than_there_are_is_refused() -> None:
+def test_too_many_parts_or_components_are_refused() -> None:
     with pytest.raises(UserError, match="num_parts=31 is more than the graph's 30 nodes"):
         CitationGraph(dataset=RandomGraph, num_parts=31).setup("fit")
     with pytest.raises(UserError, match="pca=5 must be below"):
@@ -193,10 +196,10 @@ def test_more_parts_or_components_than_there_are_is_refused() -> None:
 # --- parts of a graph
 
 
-def test_the_parts_of_an_epoch_hold_every_node_once_with_its_edges() -> None:
+def test_the_parts_of_an_epoch_hold_every_node_once_with_the_inner_edges() -> None:
     data = CitationGraph(dataset=partial(RandomGraph, num_nodes=31), num_parts=3)
     data.setup("fit")
-    data.graph.x = torch.arange(31.0)[:, None]  # each node's number
+    data.graph.x = torch.arange(31.0)[:, None]  # the number of each node
     loader, epochs = data.train_dataloader(), []
     for epoch in (0, 1, 0):
         loader.sampler.set_epoch(epoch)  # as Lightning does
@@ -220,7 +223,7 @@ def test_evaluation_sees_the_whole_graph() -> None:
         assert graph is data.graph
 
 
-def test_a_graph_is_moved_once_and_can_be_trained_on_after_validation() -> None:
+def test_a_graph_is_moved_once_and_not_as_an_inference_tensor() -> None:
     data = CitationGraph(dataset=RandomGraph)
     data.setup("fit")
     (graph,) = data.val_dataloader()
@@ -243,9 +246,9 @@ def test_parts_are_moved_and_the_whole_graph_is_not() -> None:
     assert not data.graph.x.is_meta
 
 
-def test_the_graph_ends_on_the_cpu_where_the_model_does(monkeypatch) -> None:
+def test_teardown_moves_the_graph_to_the_cpu(monkeypatch) -> None:
     data = CitationGraph(dataset=RandomGraph)
-    data.teardown("fit")  # before any setup, as after an error
+    data.teardown("fit")  # may come before setup, after an error
     data.setup("fit")
     x = data.graph.x
     data.teardown("fit")
@@ -256,7 +259,7 @@ def test_the_graph_ends_on_the_cpu_where_the_model_does(monkeypatch) -> None:
     assert moves == [data.graph]
 
 
-def test_the_user_s_own_graph_is_left_alone() -> None:
+def test_the_user_s_graph_is_not_changed() -> None:
     graph = random_graph(0, 30, 5, edges=0.2)
     before = graph.clone()
     data = CitationGraph(dataset=lambda: [graph], split="per_class", per_class=2, num_val=5, num_test=5)
@@ -266,8 +269,8 @@ def test_the_user_s_own_graph_is_left_alone() -> None:
     assert all(torch.equal(graph[name], before[name]) for name in before.keys())  # noqa: SIM118
 
 
-class Odd(RandomGraph):
-    """A graph of unusual types, or with one thing wrong."""
+class ChangedGraph(RandomGraph):
+    """A random graph with some attributes changed by functions."""
 
     def __init__(self, **changes) -> None:
         super().__init__()
@@ -293,8 +296,8 @@ class Odd(RandomGraph):
         {"edge_index": lambda edges: edges[:, :0]},
     ],
 )
-def test_other_types_are_converted(changes) -> None:
-    data = CitationGraph(dataset=partial(Odd, **changes))
+def test_other_dtypes_and_layouts_are_converted(changes) -> None:
+    data = CitationGraph(dataset=partial(ChangedGraph, **changes))
     data.setup("fit")
     graph = data.graph
     assert (graph.x.dtype, graph.y.dtype, graph.edge_index.dtype) == (torch.float32, torch.int64, torch.int64)
@@ -340,7 +343,7 @@ EDGES = r"pass \[2, num_edges\], a row of sources and a row of targets"
 )
 def test_a_malformed_graph_is_refused(changes, message) -> None:
     with pytest.raises(UserError, match=message):
-        CitationGraph(dataset=partial(Odd, **changes)).setup("fit")
+        CitationGraph(dataset=partial(ChangedGraph, **changes)).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -354,7 +357,7 @@ def test_a_malformed_graph_is_refused(changes, message) -> None:
         (lambda: [Data(x=torch.ones(3, 2), y=torch.arange(3))], "list: edge_index is missing"),
     ],
 )
-def test_what_is_no_dataset_of_one_graph_is_refused(dataset, message) -> None:
+def test_anything_but_a_dataset_of_one_graph_is_refused(dataset, message) -> None:
     with pytest.raises(UserError, match=message):
         CitationGraph(dataset=dataset).setup("fit")
 

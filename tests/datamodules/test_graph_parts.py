@@ -1,4 +1,4 @@
-"""Parts of a graph: all of its nodes, evenly, along few edges."""
+"""Partitions of a graph: every node once, balanced, with few cut edges."""
 
 import torch
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from tests.graphs import random_graph
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**31), nodes=st.integers(1, 40), edges=st.floats(0, 1), data=st.data())
-def test_every_node_is_in_one_part_and_parts_are_even(seed, nodes, edges, data) -> None:
+def test_spectral_parts_hold_every_node_once_and_are_balanced(seed, nodes, edges, data) -> None:
     count = data.draw(st.integers(1, nodes))
     edge_index = random_graph(seed, nodes, edges=edges).edge_index
     parts = spectral_parts(edge_index, nodes, count)
@@ -19,7 +19,7 @@ def test_every_node_is_in_one_part_and_parts_are_even(seed, nodes, edges, data) 
     assert sorted(torch.cat(parts).tolist()) == list(range(nodes))
     sizes = [len(part) for part in parts]
     assert min(sizes) >= 1
-    if count & (count - 1) == 0:  # other counts are rounded at each cut
+    if count & (count - 1) == 0:  # for other counts, sizes are rounded at each bisection
         assert max(sizes) - min(sizes) <= 1
     again = spectral_parts(edge_index, nodes, count)
     assert all(torch.equal(one, other) for one, other in zip(parts, again, strict=True))
@@ -27,7 +27,7 @@ def test_every_node_is_in_one_part_and_parts_are_even(seed, nodes, edges, data) 
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**31), nodes=st.integers(1, 40), edges=st.floats(0, 1), data=st.data())
-def test_a_cut_gives_each_node_to_one_part_with_the_edges_within(seed, nodes, edges, data) -> None:
+def test_random_parts_are_balanced_and_cut_into_their_subgraphs(seed, nodes, edges, data) -> None:
     count = data.draw(st.integers(1, nodes))
     graph = random_graph(seed, nodes, edges=edges)
     parts = random_parts(nodes, count, seed)
@@ -41,7 +41,7 @@ def test_a_cut_gives_each_node_to_one_part_with_the_edges_within(seed, nodes, ed
             assert torch.equal(part[name], expected[name])
 
 
-def test_the_cut_finds_the_bridge_between_two_cliques() -> None:
+def test_bisection_cuts_the_bridge_between_two_cliques() -> None:
     numbers = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     cliques = [torch.combinations(numbers[:10]).T, torch.combinations(numbers[10:]).T]
     bridge = torch.stack([numbers[:1], numbers[19:]])
@@ -50,9 +50,9 @@ def test_the_cut_finds_the_bridge_between_two_cliques() -> None:
     assert found == {frozenset(numbers[:10].tolist()), frozenset(numbers[10:].tolist())}
 
 
-def test_halving_pubmed_cuts_few_edges(data_dir) -> None:
+def test_bisecting_pubmed_cuts_few_edges(data_dir) -> None:
     graph = load_planetoid("PubMed", data_dir)
     parts = spectral_parts(graph.edge_index, graph.num_nodes, 2)
     assert [len(part) for part in parts] == [9858, 9859]
     inside = sum(int(graph.subgraph(part).num_edges) for part in parts)
-    assert inside > 0.9 * graph.num_edges  # random halves keep half of them
+    assert inside > 0.9 * graph.num_edges  # random halves would keep half of them

@@ -1,7 +1,9 @@
+"""Image patterns: corruptions, sources and batches."""
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -17,15 +19,17 @@ levels = st.floats(0, 1)
 seeds = st.integers(0, 2**31)
 
 
+@settings(deadline=None)
 @given(image=images, level=levels, seed=seeds)
-def test_erase_turns_its_share_of_the_on_pixels_off(image, level, seed) -> None:
+def test_erase_turns_off_its_share_of_the_on_pixels(image, level, seed) -> None:
     corrupted = erase(image, level, np.random.default_rng(seed))
     assert np.all(corrupted <= image)
     assert image.sum() - corrupted.sum() == round(level * image.sum())
 
 
+@settings(deadline=None)
 @given(image=images, level=levels, seed=seeds)
-def test_salt_and_pepper_changes_no_more_than_its_share(image, level, seed) -> None:
+def test_salt_and_pepper_changes_at_most_its_share_of_pixels(image, level, seed) -> None:
     corrupted = salt_and_pepper(image, level, np.random.default_rng(seed))
     assert set(np.unique(corrupted)) <= {0.0, 1.0}
     assert (corrupted != image).sum() <= round(level * image.size)
@@ -38,6 +42,7 @@ def test_salt_and_pepper_turns_pixels_on_and_off() -> None:
     assert 0.78 < grey.mean() < 0.82
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 12), width=st.integers(1, 12), level=levels, seed=seeds)
 def test_occlude_turns_one_block_off(height, width, level, seed) -> None:
     off = occlude(np.ones((height, width), dtype=np.float32), level, np.random.default_rng(seed)) == 0
@@ -57,7 +62,7 @@ def batch_of(data: ImagePatterns, stage: str, epoch: int = 0) -> dict[str, torch
     return data.corrupt(next(iter(loader)), stage, epoch)
 
 
-def test_digits_are_one_of_each_class_binarised() -> None:
+def test_stored_digits_are_the_first_of_each_class_binarised() -> None:
     digits = load_digits()
     stored = loaded(num_patterns=10).stored
     for label in range(10):
@@ -65,7 +70,7 @@ def test_digits_are_one_of_each_class_binarised() -> None:
         assert np.array_equal(stored[label].numpy(), (first >= 8).astype(np.float32))
 
 
-def test_the_same_seed_gives_the_same_corruptions_and_another_others() -> None:
+def test_corruptions_depend_on_seed_stage_and_epoch() -> None:
     one, same, other = (loaded(corruption_seed=seed) for seed in (0, 0, 1))
     for stage in ("train", "val", "test"):
         assert torch.equal(batch_of(one, stage)["corrupted"], batch_of(same, stage)["corrupted"])
@@ -114,10 +119,10 @@ def test_held_out_patterns_are_not_stored() -> None:
     assert not any(torch.equal(image, stored) for image in recalled for stored in data.stored)
 
 
-def test_mnist(data_dir) -> None:
+def test_mnist_is_read_and_binarised(data_dir) -> None:
     stored = loaded(source="mnist", data_dir=data_dir).stored
     assert stored.shape == (10, 28, 28)
-    # The first zero is the second image of the training set; 0.5 of 255 is reached from 128.
+    # The first zero is the second image of the training set; pixels from 128 on exceed half of 255.
     images, _ = labelled_images(*mnist_files(TRAINING_FILES, data_dir))
     assert images.shape == (60000, 28, 28)
     assert images.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
@@ -129,7 +134,7 @@ def test_data_dir_comes_from_the_environment(data_dir, monkeypatch) -> None:
     assert len(loaded(source="mnist").stored) == 10
 
 
-def test_folder_of_images(tmp_path) -> None:
+def test_images_of_a_folder_are_sorted_by_name_and_resized(tmp_path) -> None:
     for name, value in (("b.png", 255), ("a.jpg", 0), ("c.bmp", 255)):
         Image.new("RGB", (20, 10), (value,) * 3).save(tmp_path / name)
     stored = loaded(source="folder", data_dir=str(tmp_path), num_patterns=3, size=6).stored
@@ -139,11 +144,11 @@ def test_folder_of_images(tmp_path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tiff"])
-def test_photos_are_turned_as_their_orientation_says(tmp_path, suffix, orientation) -> None:
-    """A photo of a bright left half is stored like that however the camera was held."""
+def test_photos_are_rotated_by_their_exif_orientation(tmp_path, suffix, orientation) -> None:
+    """The pattern is the same for every orientation in which the camera stored the photo."""
     upright = np.zeros((16, 16), dtype=np.uint8)
     upright[:, :8] = 255
-    upright[:4, :4] = 0  # tells all eight orientations apart
+    upright[:4, :4] = 0  # distinguishes all eight orientations
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -168,12 +173,12 @@ def test_images_that_would_be_misread_are_refused(tmp_path, mode) -> None:
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
 
 
-def test_opaque_alpha_is_no_matter(tmp_path) -> None:
+def test_images_with_opaque_alpha_are_accepted(tmp_path) -> None:
     Image.new("RGBA", (6, 6), (255, 255, 255, 255)).save(tmp_path / "a.png")
     assert float(loaded(source="folder", data_dir=str(tmp_path), num_patterns=1).stored.mean()) == 1
 
 
-def test_low_precision_batches_are_corrupted() -> None:
+def test_low_precision_batches_are_corrupted_in_the_same_way() -> None:
     data = loaded()
     batch = next(iter(data.val_dataloader()))
     exact = data.corrupt(batch, "val")["corrupted"]
@@ -182,7 +187,7 @@ def test_low_precision_batches_are_corrupted() -> None:
     assert torch.equal(low.float(), exact)
 
 
-def test_bad_folders_are_refused_by_name(tmp_path) -> None:
+def test_unusable_folders_and_files_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="needs data_dir"):
         ImagePatterns(source="folder")
     with pytest.raises(UserError, match="not a folder"):
@@ -220,7 +225,7 @@ def test_arguments_are_checked_at_once(arguments) -> None:
         ImagePatterns(**arguments)
 
 
-def test_a_size_is_for_a_folder_alone() -> None:
+def test_size_is_refused_for_other_sources_than_a_folder() -> None:
     with pytest.raises(UserError, match="size=16 is only for source='folder': leave it out"):
         ImagePatterns(size=16)
     with pytest.raises(UserError, match="ImagePatterns: size=0 must be"):

@@ -1,3 +1,5 @@
+"""Labelled images: splits, files and augmentation."""
+
 import hashlib
 import io
 import tarfile
@@ -10,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from datamodules import LabelledImages
-from datamodules.augmentation import moved
+from datamodules.augmentation import augment
 from datamodules.cifar_files import ARCHIVE, FILES, read_cifar
 from datamodules.mnist_files import TEST_FILES, TRAINING_FILES, labelled_images, mnist_files
 from rbp_lightning import UserError
@@ -24,12 +26,12 @@ def loaded(**arguments) -> LabelledImages:
 
 
 def counted(images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor) -> Counter:
-    """How often each labelled image occurs."""
+    """The number of occurrences of each labelled image."""
     pixels = np.asarray(images).reshape(len(images), -1).astype(np.uint8)
     return Counter((row.tobytes(), int(label)) for row, label in zip(pixels, labels, strict=True))
 
 
-def test_the_splits_of_the_digits_are_all_digits_once_with_their_labels() -> None:
+def test_the_splits_hold_every_digit_once_with_its_label() -> None:
     data, digits = loaded(num_val=100), load_digits()
     assert [len(split["labels"]) for split in data.splits.values()] == [1797 - 100 - 449, 100, 449]
     found = sum((counted(split["images"], split["labels"]) for split in data.splits.values()), Counter())
@@ -42,7 +44,7 @@ def test_the_splits_of_the_digits_are_all_digits_once_with_their_labels() -> Non
 
 
 @pytest.mark.data
-def test_the_test_images_of_mnist_are_its_test_files(data_dir) -> None:
+def test_the_test_split_of_mnist_is_its_test_files(data_dir) -> None:
     data = loaded(source="mnist", data_dir=data_dir, num_train=100, num_val=50)
     images, labels = labelled_images(*mnist_files(TEST_FILES, data_dir))
     assert np.array_equal(data.splits["test"]["images"][:, 0], images)
@@ -54,7 +56,7 @@ def test_the_test_images_of_mnist_are_its_test_files(data_dir) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """CIFAR-10's files with four images each, whose label and pixels are the number of the image."""
+    """CIFAR-10's archive with four images per file; label and pixels are the number of the image."""
     with tarfile.open(tmp_path / ARCHIVE, "w:gz") as file:
         for number, name in enumerate(FILES):
             rows = np.full((4, 3073), np.arange(4 * number, 4 * number + 4)[:, None], np.uint8)
@@ -101,11 +103,11 @@ def test_too_many_images_are_refused() -> None:
             loaded(**counts)
 
 
-def test_images_are_shifted_turned_and_scaled() -> None:
+def test_images_are_shifted_rotated_and_scaled() -> None:
     images = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(0))
 
     def by(*draws: float, shift: float = 0.0, rotation: float = 0.0, scaling: float = 0.0) -> torch.Tensor:
-        return moved(images, torch.tensor(draws).expand(3, 4), shift, rotation, scaling)
+        return augment(images, torch.tensor(draws).expand(3, 4), shift, rotation, scaling)
 
     torch.testing.assert_close(by(1, 1, 1, 1), images)
     shifted = torch.zeros_like(images)
@@ -114,10 +116,10 @@ def test_images_are_shifted_turned_and_scaled() -> None:
     torch.testing.assert_close(by(1, 0, 0, 0, rotation=90), images.rot90(1, (2, 3)))
     half = torch.zeros_like(images)
     half[:, :, 1:5, 1:5] = 1
-    torch.testing.assert_close(moved(torch.ones_like(images), torch.tensor([[0, 0, 0, 1.0]] * 3), 0, 0, 0.5), half)
+    torch.testing.assert_close(augment(torch.ones_like(images), torch.tensor([[0, 0, 0, 1.0]] * 3), 0, 0, 0.5), half)
 
 
-def test_how_an_image_is_moved_depends_on_the_seed_the_epoch_and_the_image_alone() -> None:
+def test_augmentation_depends_only_on_seed_epoch_and_image() -> None:
     def seen(batch_size: int, seed: int, training: bool = True) -> list[dict[int, torch.Tensor]]:
         data = loaded(num_train=12, num_val=20, num_test=5, shift=2, batch_size=batch_size, data_seed=0)
         data.data_seed = seed
@@ -139,6 +141,6 @@ def test_how_an_image_is_moved_depends_on_the_seed_the_epoch_and_the_image_alone
     assert same(second, seen(5, 0)[1])
     assert not same(first, second)
     assert not same(first, seen(4, 1)[0])
-    still = seen(4, 0, training=False)
-    assert same(*still)
-    assert not same(first, still[0])
+    plain = seen(4, 0, training=False)
+    assert same(*plain)
+    assert not same(first, plain[0])

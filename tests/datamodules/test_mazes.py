@@ -1,3 +1,5 @@
+"""Generated mazes and their shortest paths."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,12 +19,12 @@ seeds = st.integers(0, 2**31)
 
 def neighbours(free: np.ndarray, position: tuple[int, int]) -> list[tuple[int, int]]:
     row, column = position
-    around = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
-    return [one for one in around if free[one]]
+    adjacent = [(row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)]
+    return [one for one in adjacent if free[one]]
 
 
-def ways(free: np.ndarray, start: tuple[int, int], end: tuple[int, int]) -> list[set[tuple[int, int]]]:
-    """All shortest ways, found one step after another."""
+def shortest_paths(free: np.ndarray, start: tuple[int, int], end: tuple[int, int]) -> list[set[tuple[int, int]]]:
+    """All shortest paths, as sets of positions, by breadth-first search."""
     paths, seen = [[start]], {start}
     while paths:
         if any(path[-1] == end for path in paths):
@@ -32,7 +34,7 @@ def ways(free: np.ndarray, start: tuple[int, int], end: tuple[int, int]) -> list
     return []
 
 
-def reached(free: np.ndarray) -> set[tuple[int, int]]:
+def reachable(free: np.ndarray) -> set[tuple[int, int]]:
     found, todo = {(1, 1)}, [(1, 1)]
     while todo:
         new = [one for one in neighbours(free, todo.pop()) if one not in found]
@@ -43,20 +45,20 @@ def reached(free: np.ndarray) -> set[tuple[int, int]]:
 
 @settings(max_examples=25, deadline=None)
 @given(size=st.integers(2, 8), count=st.integers(1, 4), seed=seeds)
-def test_perfect_mazes_reach_every_cell_without_a_loop(size, count, seed) -> None:
+def test_perfect_mazes_are_spanning_trees(size, count, seed) -> None:
     for free in perfect_mazes(size, count, np.random.default_rng(seed)):
         assert free.shape == (2 * size + 1, 2 * size + 1)
         assert free[1::2, 1::2].all()
         assert not free[::2, ::2].any()
         assert not free[[0, -1]].any()
         assert not free[:, [0, -1]].any()
-        # Connected, with one opening less than it has cells: a tree.
-        assert len(reached(free)) == free.sum() == 2 * size * size - 1
+        # Connected, with one opening less than cells: a tree.
+        assert len(reachable(free)) == free.sum() == 2 * size * size - 1
 
 
 @settings(max_examples=25, deadline=None)
 @given(share=st.floats(0, 1), seed=seeds)
-def test_opened_walls_are_a_share_of_those_between_cells(share, seed) -> None:
+def test_open_walls_opens_the_given_share_of_inner_walls(share, seed) -> None:
     generator = np.random.default_rng(seed)
     free = perfect_mazes(6, 20, generator)
     opened = open_walls(free, share, generator)
@@ -70,7 +72,7 @@ def test_opened_walls_are_a_share_of_those_between_cells(share, seed) -> None:
 
 @pytest.mark.parametrize("loops", [0.0, 0.3])
 @pytest.mark.parametrize("cells", [2, 5, 9])
-def test_every_maze_has_one_shortest_way_and_it_is_the_target(cells, loops) -> None:
+def test_the_target_of_a_maze_is_its_only_shortest_path(cells, loops) -> None:
     few = {"num_train": 20, "num_val": 5, "num_test": 5}
     data = Mazes(cells=cells, val_cells=[cells], test_cells=[cells], loops=loops, **few)
     data.setup("fit")
@@ -78,20 +80,20 @@ def test_every_maze_has_one_shortest_way_and_it_is_the_target(cells, loops) -> N
         for inputs, targets in zip(sizes[cells]["inputs"], sizes[cells]["targets"], strict=True):
             free, start, end = inputs.bool().numpy()
             (start,), (end,) = (list(zip(*one.nonzero(), strict=True)) for one in (start, end))
-            (way,) = ways(free, start, end)
+            (path,) = shortest_paths(free, start, end)
             assert start != end
-            assert way == set(zip(*(targets == 1).numpy().nonzero(), strict=True))
+            assert path == set(zip(*(targets == 1).numpy().nonzero(), strict=True))
             assert torch.equal(targets != IGNORED, inputs[0].bool())
 
 
 def test_a_size_with_too_few_mazes_is_refused() -> None:
-    with pytest.raises(UserError, match=r"100 tries brought 48 different mazes of 2 x 2 cells .* ask for 60"):
+    with pytest.raises(UserError, match=r"100 tries found 48 different mazes of 2 x 2 cells .* ask for 60"):
         Mazes(cells=2, num_train=50, num_val=5, num_test=5).setup("fit")
     with pytest.raises(UserError, match="cells=1 must be a whole number of at least 2"):
         Mazes(cells=1)
 
 
-def test_starts_in_dead_ends_are_drawn_alike() -> None:
+def test_starts_in_dead_ends_are_drawn_uniformly() -> None:
     data = Mazes(cells=3, val_cells=[3], test_cells=[3], dead_end_start=True, num_train=1000, num_val=1, num_test=1)
     data.setup("fit")
     inputs = data.splits["train"][3]["inputs"].bool().numpy()
@@ -106,11 +108,11 @@ def test_starts_in_dead_ends_are_drawn_alike() -> None:
 
 
 def test_loops_without_a_dead_end_have_no_such_start() -> None:
-    with pytest.raises(UserError, match="100 tries brought 0 different mazes of 2 x 2 cells"):
+    with pytest.raises(UserError, match="100 tries found 0 different mazes of 2 x 2 cells"):
         Mazes(cells=2, loops=1.0, dead_end_start=True, num_train=1, num_val=1, num_test=1).setup("fit")
 
 
-def sizes_of_a_training(max_epochs: int, **arguments) -> list[int]:
+def sizes_in_training(max_epochs: int, **arguments) -> list[int]:
     seen = []
     see = LambdaCallback(on_train_batch_start=lambda trainer, module, batch, index: seen.append(int(batch["size"][0])))
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -122,16 +124,16 @@ def sizes_of_a_training(max_epochs: int, **arguments) -> list[int]:
     return seen
 
 
-@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # it learns nothing
-def test_sizes_to_train_on_take_turns() -> None:
-    assert sizes_of_a_training(4, reload_dataloaders_every_n_epochs=1) == [2, 2, 4, 3]
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # the network is not trained to converge
+def test_training_alternates_between_sizes() -> None:
+    assert sizes_in_training(4, reload_dataloaders_every_n_epochs=1) == [2, 2, 4, 3]
 
 
-def test_sizes_cannot_take_turns_where_loaders_are_made_once() -> None:
+def test_several_training_sizes_need_reloaded_dataloaders() -> None:
     with pytest.raises(UserError, match=r"takes the sizes \[2, 4, 3\] in turn, so set the Trainer's reload_data"):
-        sizes_of_a_training(4)
+        sizes_in_training(4)
 
 
-def test_sizes_beside_those_of_training_follow_its_last() -> None:
+def test_evaluation_sizes_follow_from_the_last_training_size() -> None:
     data = Mazes(cells=[2, 3])
     assert data.sizes == {"train": (2, 3), "val": (3, 6), "test": (3, 6, 12)}

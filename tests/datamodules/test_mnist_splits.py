@@ -1,3 +1,5 @@
+"""MNIST-like splits: files, label noise, and batches of a Trainer."""
+
 import gzip
 import hashlib
 from collections import Counter
@@ -34,7 +36,7 @@ def loaded(**arguments) -> MNISTSplits:
 
 
 def counted(images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, brightest: int) -> Counter:
-    """How often each labelled image occurs, by its pixels as the file has them."""
+    """The number of occurrences of each labelled image, by its pixels in the file."""
     pixels = np.rint(np.asarray(images).reshape(len(images), -1) * brightest).astype(np.uint8)
     return Counter((row.tobytes(), int(label)) for row, label in zip(pixels, labels, strict=True))
 
@@ -66,7 +68,7 @@ def loaded_small(folder: Path, files: dict[str, str], **arguments) -> MNISTSplit
     return loaded(files=files, data_dir=str(folder), **{**sizes, **arguments})
 
 
-def test_what_a_split_holds() -> None:
+def test_a_split_holds_images_labels_indices_and_flags() -> None:
     data = loaded(num_train=30, num_val=20, num_test=10)
     assert data.num_classes == 10
     for name, count in (("train", 30), ("val", 20), ("test", 10)):
@@ -79,17 +81,17 @@ def test_what_a_split_holds() -> None:
         assert torch.equal(split["clean"], torch.ones(count, dtype=torch.bool))
 
 
-def test_the_splits_of_the_digits_are_all_digits_once() -> None:
+def test_the_splits_hold_every_digit_once() -> None:
     data = loaded(num_train=700, num_val=600, num_test=497, subtract_mean=False)
     digits = load_digits()
     together = sum((counted_split(data, name, 16) for name in data.splits), Counter())
     assert together == counted(digits.images / 16, digits.target, 16)
-    # They are drawn from all digits: the file's own order would keep the first ones for training.
+    # Drawn at random: in the order of the file, training would get the first ones.
     first = counted(digits.images[:700] / 16, digits.target[:700], 16)
     assert 0.3 < (counted_split(data, "train", 16) & first).total() / 700 < 0.5
 
 
-def test_mnist_as_the_paper_splits_it(data_dir) -> None:
+def test_mnist_is_split_as_in_the_paper(data_dir) -> None:
     sizes = {"num_train": 10000, "num_val": 50000, "num_test": 10000}
     data = loaded(source="mnist", data_dir=data_dir, subtract_mean=False, **sizes)
     assert {name: len(split["images"]) for name, split in data.splits.items()} == dict(
@@ -112,7 +114,7 @@ def test_data_dir_comes_from_the_environment(data_dir, monkeypatch) -> None:
     assert loaded(source="mnist").splits["train"]["images"].shape == (500, 1, 28, 28)
 
 
-def test_the_mean_is_that_of_the_training_split_alone() -> None:
+def test_the_subtracted_mean_is_that_of_the_training_split() -> None:
     plain, centred = loaded(subtract_mean=False), loaded()
     mean = plain.splits["train"]["images"].mean(0)
     for name, split in plain.splits.items():
@@ -136,22 +138,22 @@ def test_label_noise_replaces_its_share_of_the_training_labels(share, count) -> 
         assert torch.equal(noisy.splits[name]["images"], split["images"])
 
 
-def test_label_noise_is_spread_evenly_and_depends_on_the_seed() -> None:
+def test_label_noise_is_uniform_and_reproducible() -> None:
     sizes = {"num_train": 1700, "num_val": 50, "num_test": 47}
     plain, noisy = loaded(**sizes).splits["train"], loaded(**sizes, label_noise=0.9).splits["train"]
     shift = (noisy["labels"] - plain["labels"]) % 10
     counts = torch.bincount(shift, minlength=10)
     assert counts[0] == 170
-    # Of 1530 replaced labels, 170 are expected at each distance, give or take 12.
+    # Of 1530 replaced labels, 170 +- 12 are expected at each distance.
     assert (counts[1:] - 170).abs().max() < 50
-    # The examples that keep their label are not bunched: 85 of them in each half, give or take 6.5.
+    # The examples that keep their label are spread out: 85 +- 6.5 are expected in each half.
     assert abs(int(noisy["clean"][:850].sum()) - 85) < 26
     assert torch.equal(loaded(**sizes, label_noise=0.9).splits["train"]["labels"], noisy["labels"])
     less = loaded(**sizes, label_noise=0.5).splits["train"]
     assert int(less["clean"].sum()) == 850
 
 
-def test_the_same_seed_gives_the_same_splits_and_another_others() -> None:
+def test_the_splits_depend_on_the_seed() -> None:
     one, same, other = (loaded(split_seed=seed, label_noise=0.5) for seed in (3, 3, 4))
     for name, split in one.splits.items():
         for key, values in split.items():
@@ -161,7 +163,7 @@ def test_the_same_seed_gives_the_same_splits_and_another_others() -> None:
     assert not torch.equal(one.splits["train"]["clean"], other.splits["train"]["clean"])
 
 
-def test_files_in_the_format_of_mnist(tmp_path) -> None:
+def test_files_in_mnist_s_format_are_read(tmp_path) -> None:
     arrays = small_arrays()
     names = ("own/a.gz", "own/b.gz", "own/c.gz", "own/d.gz")
     data = loaded_small(tmp_path, small_files(tmp_path, arrays, names), subtract_mean=False)
@@ -172,11 +174,11 @@ def test_files_in_the_format_of_mnist(tmp_path) -> None:
     assert counted_split(data, "test", 255) == counted(arrays[2] / 255, arrays[3], 255)
 
 
-def test_files_take_the_place_of_the_source(tmp_path) -> None:
+def test_files_override_the_source(tmp_path) -> None:
     assert loaded_small(tmp_path, small_files(tmp_path), source="mnist").num_classes == 4
 
 
-def test_test_images_are_in_the_order_of_their_file(tmp_path) -> None:
+def test_test_images_keep_the_order_of_their_file(tmp_path) -> None:
     images = torch.from_numpy(small_arrays()[2]).float() / 255
     files = small_files(tmp_path)
     torch.testing.assert_close(
@@ -191,7 +193,7 @@ def test_test_images_are_in_the_order_of_their_file(tmp_path) -> None:
     assert numbers[0] != numbers[1]
 
 
-def test_label_noise_takes_only_classes_that_occur(tmp_path) -> None:
+def test_label_noise_uses_only_classes_that_occur(tmp_path) -> None:
     images, labels, test_images, test_labels = small_arrays()
     files = small_files(tmp_path, [images, labels * 3, test_images, test_labels * 3])
     data = loaded_small(tmp_path, files, label_noise=0.9)
@@ -217,7 +219,7 @@ def test_images_of_two_sizes_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "g" * 64, 5])
-def test_a_checksum_has_64_hexadecimal_digits(sha256) -> None:
+def test_invalid_checksums_are_refused(sha256) -> None:
     files = dict.fromkeys(NAMES, "0" * 64)
     with pytest.raises(UserError, match=rf"MNISTSplits: files=.*{NAMES[1]}.*{sha256!r}.* 64 .*: copy what sha256sum"):
         MNISTSplits(files={**files, NAMES[1]: sha256})
@@ -225,7 +227,7 @@ def test_a_checksum_has_64_hexadecimal_digits(sha256) -> None:
         MNISTSplits(files=list(files))
 
 
-def test_sums_may_be_in_capitals_and_nothing_is_downloaded(tmp_path) -> None:
+def test_checksums_may_be_in_capitals_and_given_files_are_not_downloaded(tmp_path) -> None:
     files = {name: sha256.upper() for name, sha256 in small_files(tmp_path).items()}
     assert loaded_small(tmp_path, files).num_classes == 4
     (tmp_path / NAMES[0]).unlink()
@@ -300,12 +302,12 @@ def test_arguments_are_checked_at_once(argument, remedy) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3, 5])
-def test_there_are_four_files(count) -> None:
+def test_any_other_number_of_files_is_refused(count) -> None:
     with pytest.raises(UserError, match=r"MNISTSplits: files=.* must be four.*training images, training labels"):
         MNISTSplits(files={f"{number}.gz": "0" * 64 for number in range(count)})
 
 
-def test_the_splits_are_made_once() -> None:
+def test_the_splits_are_drawn_once() -> None:
     data = loaded()
     splits = data.splits
     data.setup("test")
@@ -313,7 +315,7 @@ def test_the_splits_are_made_once() -> None:
 
 
 class Recorder(LightningModule):
-    """A model that keeps the batches it is given."""
+    """A model that records its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -332,7 +334,7 @@ class Recorder(LightningModule):
 
     def predict_step(self, batch, batch_idx):
         self.seen["predict"].append(batch)
-        return batch["labels"]  # Lightning warns of None
+        return batch["labels"]  # Lightning warns if this is None
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -344,7 +346,7 @@ def assert_equal(batch: dict, split: dict, rows: slice = slice(None)) -> None:
         assert torch.equal(values, split[name][rows])
 
 
-def test_a_trainer_gets_whole_splits_to_train_on_and_batches_to_evaluate() -> None:
+def test_training_gets_whole_splits_and_evaluation_gets_batches() -> None:
     data, model = MNISTSplits(num_train=40, num_val=25, num_test=31, eval_batch_size=10, label_noise=0.2), Recorder()
     trainer = Trainer(**QUIET, max_epochs=2, num_sanity_val_steps=0, log_every_n_steps=1)
     trainer.fit(model, data)
@@ -355,7 +357,7 @@ def test_a_trainer_gets_whole_splits_to_train_on_and_batches_to_evaluate() -> No
         assert set(batch) == {"train", "val"}
         assert_equal(batch["train"], data.splits["train"])
         assert_equal(batch["val"], data.splits["val"])
-    # Validation is run after each of the two epochs.
+    # There is a validation after each of the two epochs.
     for name, split, starts in (
         ("val", "val", [0, 10, 20] * 2),
         *((n, "test", [0, 10, 20, 30]) for n in ("test", "predict")),
@@ -364,8 +366,8 @@ def test_a_trainer_gets_whole_splits_to_train_on_and_batches_to_evaluate() -> No
             assert_equal(batch, data.splits[split], slice(start, start + 10))
 
 
-class Leaves(Callback):
-    """Leaves in the current folder what each process has seen."""
+class SaveSeenBatches(Callback):
+    """Saves the batches that each process has seen to the current folder."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: Recorder) -> None:
         torch.save(pl_module.seen, f"fit{trainer.global_rank}")
@@ -375,16 +377,16 @@ class Leaves(Callback):
 
 
 def in_two_processes() -> None:
-    """Trains and predicts in two processes of each."""
+    """Trains and predicts in two processes."""
     data, model = MNISTSplits(num_train=40, num_val=26, num_test=31, eval_batch_size=10, label_noise=0.2), Recorder()
     options = {**QUIET, "devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "num_sanity_val_steps": 0}
-    trainer = Trainer(**options, log_every_n_steps=1, callbacks=[Leaves()])
+    trainer = Trainer(**options, log_every_n_steps=1, callbacks=[SaveSeenBatches()])
     trainer.fit(model, data)
     trainer.predict(model, data, return_predictions=False)
 
 
 @pytest.mark.slow
-def test_each_of_two_processes_gets_the_whole_training_batch_and_its_share_of_the_others(zygote, tmp_path) -> None:
+def test_two_processes_get_the_whole_training_batch_and_their_share_of_others(zygote, tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text("from tests.datamodules.test_mnist_splits import in_two_processes\nin_two_processes()\n")
     run = Run(zygote, tmp_path, [], {}, script)

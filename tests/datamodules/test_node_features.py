@@ -1,4 +1,4 @@
-"""Principal components and their cache."""
+"""Principal components of node features, and their cache."""
 
 import hashlib
 import threading
@@ -19,7 +19,7 @@ def features(seed: int = 0) -> torch.Tensor:
     return torch.rand(40, 12, generator=torch.Generator().manual_seed(seed))
 
 
-def test_they_are_those_of_the_singular_value_decomposition(tmp_path) -> None:
+def test_the_components_equal_those_of_the_singular_value_decomposition(tmp_path) -> None:
     found = principal_components(features(), 3, tmp_path)
     centred = (features() - features().mean(0)).double()
     left, values, _ = torch.linalg.svd(centred, full_matrices=False)
@@ -30,13 +30,13 @@ def test_they_are_those_of_the_singular_value_decomposition(tmp_path) -> None:
 
 
 class NoPCA:
-    """Stands in for PCA where nothing is to be computed."""
+    """A replacement for PCA that must not be used."""
 
     def __init__(self, *args, **kwargs) -> None:
         raise AssertionError("computed again")
 
 
-def test_they_are_computed_once(tmp_path, monkeypatch) -> None:
+def test_the_components_are_computed_once(tmp_path, monkeypatch) -> None:
     first = principal_components(features(), 3, tmp_path)
     other = principal_components(features(1), 3, tmp_path)
     monkeypatch.setattr(node_features, "PCA", NoPCA)
@@ -47,14 +47,14 @@ def test_they_are_computed_once(tmp_path, monkeypatch) -> None:
 
 
 def cached(folder: Path) -> Path:
-    """Fills the cache, and returns its file."""
+    """Fills the cache; returns its file."""
     principal_components(features(), 3, folder)
     (path,) = folder.iterdir()
     return path
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "empty", "text", "longer", "other input", "nan"])
-def test_a_cache_that_is_not_of_these_features_is_made_again(tmp_path, damage) -> None:
+def test_a_damaged_or_foreign_cache_is_replaced(tmp_path, damage) -> None:
     first = principal_components(features(), 3, tmp_path / "first")
     path, other = cached(tmp_path / "cache"), cached(tmp_path / "other")
     content, values = path.read_bytes(), np.full(first.shape, np.nan, np.float32).tobytes()
@@ -69,7 +69,7 @@ def test_a_cache_that_is_not_of_these_features_is_made_again(tmp_path, damage) -
         "text": b"no cache",
         "longer": content + b"x",
         "other input": of_others.read_bytes(),
-        "nan": hashlib.sha256(bytes.fromhex(path.stem) + values).digest() + values,  # by somebody who knows the format
+        "nan": hashlib.sha256(bytes.fromhex(path.stem) + values).digest() + values,  # with a valid checksum
     }
     path.write_bytes(damaged[damage])
     assert torch.equal(principal_components(features(), 3, path.parent), first)
@@ -78,7 +78,7 @@ def test_a_cache_that_is_not_of_these_features_is_made_again(tmp_path, damage) -
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_a_cache_that_is_no_file_is_made_again(tmp_path, kind) -> None:
+def test_a_cache_that_is_not_a_regular_file_is_replaced(tmp_path, kind) -> None:
     path = cached(tmp_path / "cache")
     path.unlink()
     make_no_file(path, kind)
@@ -86,18 +86,18 @@ def test_a_cache_that_is_no_file_is_made_again(tmp_path, kind) -> None:
         assert torch.equal(
             principal_components(features(), 3, path.parent), principal_components(features(), 3, tmp_path / "other")
         )
-    assert path.is_file() != (kind == "folder")  # which is in the way, and may be somebody's
+    assert path.is_file() != (kind == "folder")  # a folder is not removed
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("folder", ["file/pca", "file", "a\0b", "a" * 300, "/proc/pca"])
-def test_without_a_place_to_write_they_are_computed(tmp_path, folder) -> None:
+def test_the_components_are_computed_if_the_cache_cannot_be_written(tmp_path, folder) -> None:
     (tmp_path / "file").write_text("no folder")
     assert principal_components(features(), 3, tmp_path / folder).shape == (40, 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_half_of_what_is_being_written_is_never_read(tmp_path) -> None:
+def test_a_partly_written_cache_is_never_read(tmp_path) -> None:
     values, path, enough = features().numpy(), tmp_path / "cache" / "file", threading.Event()
 
     def write() -> None:
@@ -114,16 +114,16 @@ def test_half_of_what_is_being_written_is_never_read(tmp_path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_too_many_are_refused(tmp_path) -> None:
+def test_too_many_components_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="pca=12 must be below the number of nodes and of features, 12"):
         principal_components(features(), 12, tmp_path)
 
 
-def test_features_of_the_same_bytes_and_another_shape_are_others(tmp_path) -> None:
+def test_the_cache_distinguishes_shapes_of_the_same_bytes(tmp_path) -> None:
     principal_components(features(), 3, tmp_path)
     assert principal_components(features().reshape(24, 20), 3, tmp_path).shape == (24, 3)
 
 
-def test_features_without_any_are_refused(tmp_path) -> None:
+def test_constant_features_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="pca=3: the features have no principal components"):
         principal_components(torch.zeros(40, 12), 3, tmp_path)

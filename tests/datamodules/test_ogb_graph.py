@@ -1,4 +1,4 @@
-"""Graphs of OGB, in the files that its package reads; and what is said where it is missing."""
+"""OGB's graphs, in the files that its package reads, and the error without the package."""
 
 import gzip
 import sys
@@ -23,11 +23,11 @@ FILES = {
     "split/time/valid": "1\n",
     "split/time/test": "2\n",
 }
-"""ogbn-arxiv, but of four papers."""
+"""The files of ogbn-arxiv, reduced to four papers."""
 
 
-@pytest.mark.filterwarnings("ignore")  # of another package
-def test_a_graph_of_ogb_with_its_own_split(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of the ogb package
+def test_a_graph_of_ogb_is_read_with_its_split(tmp_path: Path) -> None:
     pytest.importorskip("ogb.nodeproppred")
     for name, text in FILES.items():
         file = tmp_path / "ogbn_arxiv" / f"{name}.csv.gz"

@@ -1,4 +1,4 @@
-"""Reading the Planetoid files: nothing in them is executed that published files do not name."""
+"""Reading the Planetoid files executes nothing but what the published files need."""
 
 import hashlib
 import pickle
@@ -15,7 +15,7 @@ from torch_geometric.io import read_planetoid_data
 
 from datamodules import planetoid_files
 from datamodules.planetoid_files import load_planetoid, read_planetoid
-from datamodules.planetoid_pickles import MOST_EDGES, MOST_VALUES, read_matrix, read_neighbours
+from datamodules.planetoid_pickles import MAX_EDGES, MAX_VALUES, read_matrix, read_neighbours
 from rbp_lightning import UserError
 from tests.limits import NO_FILES, bounded, make_no_file
 from tests.planetoid import (
@@ -63,14 +63,14 @@ class ListOf:
 @pytest.mark.parametrize("read", [read_matrix, read_neighbours])
 @pytest.mark.parametrize("wrap", [lambda it: it, ListOf, lambda it: {"a": [it]}], ids=["bare", "called", "nested"])
 @pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_a_pickle_that_names_anything_else_is_refused_before_it_runs(tmp_path, read, wrap, protocol) -> None:
+def test_a_pickle_that_names_other_globals_is_refused_before_it_runs(tmp_path, read, wrap, protocol) -> None:
     target, path = tmp_path / "touched", tmp_path / "evil"
     path.write_bytes(pickle.dumps(wrap(Touch(target)), protocol=protocol))
     with pytest.raises(UserError, match="evil is not a file of a citation graph"):
         read(path)
     assert not target.exists()
     pickle.loads(path.read_bytes())
-    assert target.exists()  # it would have run
+    assert target.exists()  # plain unpickling runs it
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_pickle_that_names_anything_else_is_refused_before_it_runs(tmp_path, r
     ],
 )
 @pytest.mark.parametrize("read", [read_matrix, read_neighbours])
-def test_a_name_of_no_published_file_is_told(tmp_path, read, name) -> None:
+def test_a_forbidden_global_is_named_in_the_error(tmp_path, read, name) -> None:
     (tmp_path / "file").write_bytes(pickled(named(*name) + pack(text(b"touch touched")) + b"R"))
     with pytest.raises(UserError, match=rf"file is not .*{name[0]}\.{name[1]}"):
         read(tmp_path / "file")
@@ -109,13 +109,13 @@ BOMBS = {
     + b"]("
     + number(1) * 5000
     + b"er\0\0\0\0"
-    + b"".join(number(node) + b"j\0\0\0\0" for node in range(1, MOST_EDGES // 4000))
+    + b"".join(number(node) + b"j\0\0\0\0" for node in range(1, MAX_EDGES // 4000))
     + b"u",
     "dense shape": array(MATRIX, (2**30, 2**30)),
     "negative shape": array(MATRIX, (-1, -1)),
     "sparse shape": sparse(csr_matrix(MATRIX), (2**31 - 1, 2**31 - 1)),
     "negative sparse shape": sparse(csr_matrix(MATRIX), (-3, -3)),
-    "sparse columns": sparse(csr_matrix(MATRIX), (3, MOST_VALUES // 3 + 1)),
+    "sparse columns": sparse(csr_matrix(MATRIX), (3, MAX_VALUES // 3 + 1)),
     "sparse rows": sparse(csr_matrix(MATRIX), (2**20, 3)),
     "outside": sparse(csr_matrix(np.eye(3, 9, 6, dtype=np.float32)), (3, 3)),
     "dtype": array(MATRIX.astype(np.complex64)),
@@ -135,7 +135,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("read", [read_matrix, read_neighbours])
-def test_what_would_take_memory_or_is_no_data_is_refused(tmp_path, read, bomb) -> None:
+def test_memory_bombs_and_invalid_data_are_refused(tmp_path, read, bomb) -> None:
     (tmp_path / "file").write_bytes(pickled(BOMBS[bomb]))
     with bounded(30, 5), pytest.raises(UserError, match="file is not a file of a citation graph"):
         read(tmp_path / "file")
@@ -143,7 +143,7 @@ def test_what_would_take_memory_or_is_no_data_is_refused(tmp_path, read, bomb) -
 
 @pytest.mark.parametrize("kind", NO_FILES)
 @pytest.mark.parametrize("end", ["allx", "graph", "test.index"])
-def test_what_is_no_file_is_refused(tmp_path, end, kind) -> None:
+def test_paths_that_are_not_regular_files_are_refused(tmp_path, end, kind) -> None:
     paths = write(tmp_path, small_contents())
     paths[end].unlink()
     make_no_file(paths[end], kind)
@@ -156,17 +156,17 @@ def test_a_small_graph_is_read(tmp_path) -> None:
     assert graph.x.shape == (FIRST + TEST, WIDTH)
     assert set(graph.y.tolist()) == set(range(CLASSES))
     assert [int(graph[f"{name}_mask"].sum()) for name in ("train", "val", "test")] == [TRAIN, 500, TEST]
-    assert graph.edge_index.shape == (2, 2 * (FIRST + TEST))  # without the loops
+    assert graph.edge_index.shape == (2, 2 * (FIRST + TEST))  # without self-loops
     paths = {end: str(path) for end, path in write(tmp_path, small_contents()).items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # old names of NumPy and SciPy
+        warnings.simplefilter("ignore", DeprecationWarning)  # old names in NumPy and SciPy
         expected = read_planetoid_data(str(Path(paths["x"]).parent), "small")
     for name in expected.keys():  # noqa: SIM118
         assert torch.equal(graph[name], expected[name])
 
 
 @pytest.mark.parametrize("name", ["Cora", "CiteSeer", "PubMed"])
-def test_a_published_graph_is_the_one_that_pyg_reads(name, data_dir) -> None:
+def test_a_published_graph_equals_the_one_that_pyg_reads(name, data_dir) -> None:
     graph = load_planetoid(name, data_dir)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -176,7 +176,7 @@ def test_a_published_graph_is_the_one_that_pyg_reads(name, data_dir) -> None:
         assert torch.equal(graph[key], expected[key])
 
 
-OTHER = {
+MISMATCHED = {
     "allx": sparse(csr_matrix(np.eye(FIRST + 1, WIDTH, dtype=np.float32))),
     "ally": array(np.eye(FIRST - 1, CLASSES, dtype=np.int32)),
     "tx": sparse(csr_matrix(np.eye(TEST, WIDTH + 1, dtype=np.float32))),
@@ -196,15 +196,15 @@ INDICES = {
 }
 
 
-@pytest.mark.parametrize("end", OTHER)
+@pytest.mark.parametrize("end", MISMATCHED)
 def test_files_that_do_not_belong_together_are_refused(tmp_path, end) -> None:
-    paths = write(tmp_path, small_contents() | {end: pickled(OTHER[end])})
+    paths = write(tmp_path, small_contents() | {end: pickled(MISMATCHED[end])})
     with bounded(30, 5), pytest.raises(UserError, match=r"ind\.small\."):
         read_planetoid(paths)
 
 
 @pytest.mark.parametrize("kind", INDICES)
-def test_wrong_numbers_of_the_test_nodes_are_refused(tmp_path, kind) -> None:
+def test_invalid_indices_of_test_nodes_are_refused(tmp_path, kind) -> None:
     content = "\n".join(map(str, INDICES[kind])).encode()
     paths = write(tmp_path, small_contents() | {"test.index": content})
     with bounded(30, 5), pytest.raises(UserError, match=r"ind\.small\."):
@@ -213,13 +213,13 @@ def test_wrong_numbers_of_the_test_nodes_are_refused(tmp_path, kind) -> None:
 
 @pytest.fixture
 def cora(data_dir, tmp_path) -> Path:
-    """A folder with Cora's own files, to tamper with."""
+    """A folder with copies of Cora's files."""
     for name in NAMES:
         shutil.copyfile(Path(data_dir) / "planetoid" / "raw" / name, tmp_path / name)
     return tmp_path
 
 
-def test_the_files_may_lie_in_the_folder_itself(cora) -> None:
+def test_the_files_may_be_in_data_dir_itself(cora) -> None:
     assert load_planetoid("Cora", str(cora)).num_nodes == 2708
 
 
@@ -233,7 +233,7 @@ def test_a_tampered_or_truncated_file_is_refused(cora, tampered, truncate) -> No
         load_planetoid("Cora", str(cora))
 
 
-def test_a_malicious_file_of_a_known_name_is_not_run(cora) -> None:
+def test_a_malicious_file_with_a_known_name_is_not_run(cora) -> None:
     target = cora / "touched"
     (cora / "ind.cora.y").write_bytes(pickle.dumps(Touch(target), protocol=2))
     with pytest.raises(UserError, match=r"ind\.cora\.y is corrupt"):
@@ -241,7 +241,7 @@ def test_a_malicious_file_of_a_known_name_is_not_run(cora) -> None:
     assert not target.exists()
 
 
-def test_without_a_network_one_sentence_names_all_that_is_missing(tmp_path, monkeypatch) -> None:
+def test_without_a_network_all_missing_files_are_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(planetoid_files, "URLS", ["http://127.0.0.1:9"])
     with pytest.raises(UserError) as error:
         load_planetoid("Cora", str(tmp_path))
@@ -251,7 +251,7 @@ def test_without_a_network_one_sentence_names_all_that_is_missing(tmp_path, monk
     assert list(tmp_path.rglob("ind.*")) == []
 
 
-def test_a_file_whose_sum_is_right_is_still_read_with_care(cora, monkeypatch) -> None:
+def test_a_malicious_file_with_the_right_checksum_is_not_run(cora, monkeypatch) -> None:
     target, evil = cora / "touched", cora / "ind.cora.y"
     evil.write_bytes(pickle.dumps(Touch(target), protocol=2))
     monkeypatch.setitem(planetoid_files.SHA256, "ind.cora.y", hashlib.sha256(evil.read_bytes()).hexdigest())
@@ -260,7 +260,7 @@ def test_a_file_whose_sum_is_right_is_still_read_with_care(cora, monkeypatch) ->
     assert not target.exists()
 
 
-def test_a_stray_file_does_not_hide_a_complete_folder(cora) -> None:
+def test_the_folder_with_most_files_is_used(cora) -> None:
     (cora / "planetoid" / "raw").mkdir(parents=True)
     shutil.copyfile(cora / "ind.cora.x", cora / "planetoid" / "raw" / "ind.cora.x")
     assert load_planetoid("Cora", str(cora)).num_nodes == 2708

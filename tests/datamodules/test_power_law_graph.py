@@ -1,4 +1,4 @@
-"""The power-law graph: its degrees, edges, classes and features, and what drawing it takes."""
+"""The power-law graph: degrees, edges, classes, features, and the memory that generating it takes."""
 
 import tracemalloc
 
@@ -20,7 +20,7 @@ from rbp_lightning import UserError
     classes=st.integers(1, 4),
     seed=st.integers(0, 2**31),
 )
-def test_edges_go_both_ways_once_and_are_as_many_as_asked_for(
+def test_the_graph_is_undirected_and_simple_with_the_given_number_of_edges(
     nodes: int, degree: float, exponent: float, homophily: float, classes: int, seed: int
 ) -> None:
     graph = PowerLawGraph(nodes, degree, exponent, homophily, classes, seed=seed)[0]
@@ -35,14 +35,14 @@ def test_edges_go_both_ways_once_and_are_as_many_as_asked_for(
 def test_the_tail_of_the_degrees_is_a_power_law(exponent: float) -> None:
     graph = PowerLawGraph(40_000, 10.0, exponent, num_features=1)[0]
     degrees = torch.bincount(graph.edge_index[0], minlength=graph.num_nodes)
-    low, high = 16, 64  # above the average and below the cut-off, the root of 400,000
+    low, high = 16, 64  # above the average degree and below the cut-off, the square root of 400,000
     shares = [(degrees >= degree).double().mean() for degree in (low, high)]
     slope = torch.log(shares[0] / shares[1]) / torch.log(torch.tensor(high / low))
     assert float(slope) == pytest.approx(exponent - 1, abs=0.25)
     assert 300 < int(degrees.max()) < 900
 
 
-def test_edges_keep_within_a_class_and_features_tell_classes_apart() -> None:
+def test_homophily_and_class_means_have_their_values() -> None:
     graph = PowerLawGraph(20_000, 10.0, homophily=0.6, num_classes=5, num_features=8, signal=3.0)[0]
     source, target = graph.edge_index
     same = (graph.y[source] == graph.y[target]).double().mean()
@@ -52,7 +52,7 @@ def test_edges_keep_within_a_class_and_features_tell_classes_apart() -> None:
     assert torch.allclose((graph.x - means[graph.y]).std(0), torch.tensor(1.0), atol=0.05)
 
 
-def test_it_follows_its_seed_alone() -> None:
+def test_the_graph_depends_only_on_the_seed() -> None:
     graphs = []
     for number, seed in enumerate((0, 0, 1)):
         torch.manual_seed(number)
@@ -64,7 +64,7 @@ def test_it_follows_its_seed_alone() -> None:
         assert not torch.equal(graphs[0][name], graphs[2][name])
 
 
-def test_memory_grows_as_the_graph_does() -> None:
+def test_memory_grows_linearly_with_the_graph() -> None:
     peaks = []
     for nodes in (10_000, 40_000):
         tracemalloc.start()
@@ -89,6 +89,6 @@ def test_memory_grows_as_the_graph_does() -> None:
         ({"seed": -1}, "seed=-1"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(arguments: dict[str, float], message: str) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=f"^PowerLawGraph: {message}"):
         PowerLawGraph(**arguments)

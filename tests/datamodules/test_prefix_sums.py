@@ -1,3 +1,5 @@
+"""Prefix sums of random bits."""
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ def test_targets_are_the_running_parity_of_each_string() -> None:
                 assert [inputs[: end + 1].count(1.0) % 2 for end in range(size)] == targets
 
 
-def test_all_strings_of_a_length_can_be_asked_for_but_no_more() -> None:
+def test_no_more_than_all_strings_of_a_length_can_be_drawn() -> None:
     data = PrefixSums(length=5, num_train=20, num_val=4, num_test=8)
     data.setup("fit")
     strings = torch.cat([sizes[5]["inputs"] for sizes in data.splits.values()])
@@ -24,7 +26,7 @@ def test_all_strings_of_a_length_can_be_asked_for_but_no_more() -> None:
         PrefixSums(length=5, num_train=21, num_val=4, num_test=8).setup("fit")
 
 
-def test_bits_are_even_and_independent() -> None:
+def test_bits_have_mean_one_half_and_are_independent() -> None:
     data = PrefixSums(test_lengths=[100], num_test=4000)
     data.setup("fit")
     bits = data.splits["test"][100]["inputs"][:, 0]
@@ -34,13 +36,13 @@ def test_bits_are_even_and_independent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"val_lengths": []}, r"val_lengths=\[\] must be a list of sizes"),
         ({"test_lengths": [16, 0]}, "test_lengths=0 must be a whole number of at least 1"),
         ({"test_lengths": [16, 16]}, r"test_lengths=\[16, 16\] must be a list of different sizes"),
     ],
 )
-def test_lengths_are_checked_at_once(arguments, told) -> None:
-    with pytest.raises(UserError, match=told):
+def test_lengths_are_checked_at_once(arguments, message) -> None:
+    with pytest.raises(UserError, match=message):
         PrefixSums(**arguments)

@@ -1,3 +1,5 @@
+"""Generated Sudoku puzzles and their solver."""
+
 import itertools
 
 import numpy as np
@@ -21,28 +23,28 @@ def corners(side: int, height: int, width: int) -> list[tuple[int, int]]:
     return list(itertools.product(range(0, side, height), range(0, side, width)))
 
 
-def test_every_grid_of_four_is_found_once() -> None:
+def test_all_288_grids_of_side_four_are_found() -> None:
     found = list(solutions(np.zeros((4, 4), dtype=int)))
-    assert len({grid.tobytes() for grid in found}) == len(found) == 288  # the number that is known
+    assert len({grid.tobytes() for grid in found}) == len(found) == 288  # the known number
     assert all(map(is_solved, found))
 
 
-def test_a_solution_is_found_to_be_the_only_one_as_by_trying_all() -> None:
+def test_is_unique_agrees_with_brute_force() -> None:
     grids = list(solutions(np.zeros((4, 4), dtype=int)))
     generator = np.random.default_rng(0)
-    verdicts = []
+    results = []
     for _ in range(40):
         shown = generator.random((4, 4)) < 0.35
         puzzle = np.where(shown, grids[generator.integers(288)], 0)
         matching = [grid for grid in grids if (grid[shown] == puzzle[shown]).all()]
         assert is_unique(puzzle) == (len(matching) == 1)
-        verdicts.append(is_unique(puzzle))
-    assert len(set(verdicts)) == 2
+        results.append(is_unique(puzzle))
+    assert len(set(results)) == 2
     assert not is_unique(np.array([[1, 1, 0, 0]] + [[0] * 4] * 3))  # no solution at all
 
 
 @pytest.mark.parametrize(("side", "empty"), [(4, 8), (6, 18), (9, 40)])
-def test_every_puzzle_has_its_target_for_the_only_solution(side, empty) -> None:
+def test_the_target_of_a_puzzle_is_its_only_solution(side, empty) -> None:
     data = Sudoku(side=side, empty=empty, num_train=4, num_val=2, num_test=2)
     data.setup("fit")
     for sizes in data.splits.values():
@@ -56,7 +58,7 @@ def test_every_puzzle_has_its_target_for_the_only_solution(side, empty) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(UserError, match=r"60 tries brought 0 different puzzles of 4 x 4 cells with 15 of them empty"):
+    with pytest.raises(UserError, match=r"60 tries found 0 different puzzles of 4 x 4 cells with 15 of them empty"):
         Sudoku(empty=15, num_train=1, num_val=1, num_test=1).setup("fit")
     with pytest.raises(UserError, match="side=5 must be one of 4, 6, 9"):
         Sudoku(side=5)

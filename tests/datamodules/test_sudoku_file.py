@@ -1,3 +1,5 @@
+"""Sudoku puzzles from a CSV file."""
+
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from tests.puzzles import write_puzzles
 SOLUTION = "1234341221434321"
 
 
-def test_puzzles_are_those_of_the_file(tmp_path: Path) -> None:
+def test_puzzles_are_read_from_the_file(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     drawn = [puzzle(9, 30, generator) for _ in range(6)]
     written = {given.tobytes(): solution for given, solution in drawn}
@@ -37,7 +39,7 @@ def test_puzzles_are_those_of_the_file(tmp_path: Path) -> None:
         ["a,b", f"{SOLUTION[:-1]}0,{SOLUTION}", f"{SOLUTION[:-1]}.,{SOLUTION}", f"{SOLUTION},{SOLUTION}"],
     ],
 )
-def test_forms_in_use_are_read_without_what_is_there_twice_or_solved(lines: list[str], tmp_path: Path) -> None:
+def test_common_formats_are_read_without_duplicates_and_solved_puzzles(lines: list[str], tmp_path: Path) -> None:
     (tmp_path / "four.csv").write_text("\n".join(lines))
     data = SudokuFile("four.csv", str(tmp_path), side=4, num_train=1, num_val=1, num_test=1)
     with pytest.raises(UserError, match=r"has 1 different puzzles of 4 x 4 cells, but .* ask for 3: lower these"):
@@ -45,22 +47,22 @@ def test_forms_in_use_are_read_without_what_is_there_twice_or_solved(lines: list
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         (["a,b", f"{SOLUTION[:-1]}0"], r"Line 2 of .*four\.csv has 1 fields of 16 digits or dots"),
         (["a,b", f"{SOLUTION[:-1]}0,{SOLUTION[:-1]}x"], r"Line 2 of .* has 1 fields"),
-        ([f"2{'0' * 15},{SOLUTION}"], r"Line 1 of .*: the second grid is no solution of the first"),
-        ([f"{'0' * 16},{SOLUTION[:-1]}2"], r"Line 1 of .*: the second grid is no solution"),
-        ([f"{'0' * 16},{SOLUTION[:-1]}0"], r"Line 1 of .*: the second grid is no solution"),
+        ([f"2{'0' * 15},{SOLUTION}"], r"Line 1 of .*: the second grid is not a solution of the first"),
+        ([f"{'0' * 16},{SOLUTION[:-1]}2"], r"Line 1 of .*: the second grid is not a solution"),
+        ([f"{'0' * 16},{SOLUTION[:-1]}0"], r"Line 1 of .*: the second grid is not a solution"),
     ],
 )
-def test_damaged_lines_are_refused(lines: list[str], told: str, tmp_path: Path) -> None:
+def test_damaged_lines_are_refused(lines: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "four.csv").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         SudokuFile("four.csv", str(tmp_path), side=4, num_train=1, num_val=1, num_test=1).setup("fit")
 
 
-def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"Missing sudoku\.csv: not found in {tmp_path}"):
         SudokuFile(data_dir=str(tmp_path)).setup("fit")
     (tmp_path / "sudoku.csv").write_bytes(b"\xff\xfe\x00")

@@ -1,4 +1,4 @@
-"""A layer to deploy, and the solvers and estimators that a graph can hold."""
+"""A layer to deploy, and solvers with a fixed number of steps."""
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +42,15 @@ class TanhCell(nn.Module):
 
 
 def layer(solver: FixedPointSolver) -> FixedPointLayer:
-    """A layer in evaluation."""
+    """A layer in evaluation mode."""
     return FixedPointLayer(TanhCell(), NeumannRBP(solver=solver)).eval()
 
 
 def inputs(batch: int) -> Tensor:
-    """What to put into it."""
+    """Inputs of the layer."""
     return torch.randn(batch, 4, generator=torch.Generator().manual_seed(batch), dtype=torch.float64)
 
 
 def name(described: object) -> str:
-    """The name of a case."""
+    """The id of a test case."""
     return type(described).__name__

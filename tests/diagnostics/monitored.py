@@ -1,4 +1,4 @@
-"""A module whose Jacobians are known, trained under a monitor."""
+"""A module whose Jacobians are known, and helpers to train it with a monitor."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ SOLVER = Picard(500, tol=1e-12)
 
 
 class Known(LightningModule):
-    """tanh(h W + x + b) in float64, whose weights stay as they are."""
+    """The fixed point of tanh(h W + x + b) in float64, trained with a learning rate of 0."""
 
     def __init__(self, norm: float = 0.8, batch_dims: int = 1) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Known(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
     def jacobians(self) -> Tensor:
-        """J of each sample of the first batch, at its fixed point."""
+        """The Jacobian of each sample of the first batch, at its fixed point."""
         slope = 1 - self.states[0] ** 2
         return slope[:, :, None] * self.weight.detach().T
 
@@ -50,13 +50,13 @@ def drives(count: int = 12) -> DataLoader:
 def fit_logged(
     module: LightningModule, data: Any, folder: Path, *callbacks: Any, **options: Any
 ) -> tuple[Trainer, EventAccumulator]:
-    """Trains, and reads the event file that it leaves."""
+    """Trains the module; returns the Trainer and its event file."""
     logged = {"logger": TensorBoardLogger(folder, name="run"), "log_every_n_steps": 1, **options}
     trainer = fit(module, data, *callbacks, **logged)
     return trainer, read_events(trainer)
 
 
-def figures(events: EventAccumulator) -> dict[str, float]:
-    """The monitor's first figures in an event file, by name."""
+def monitor_metrics(events: EventAccumulator) -> dict[str, float]:
+    """The first value of each of the monitor's metrics in an event file."""
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("monitor/")]
     return {tag.removeprefix("monitor/"): events.Scalars(tag)[0].value for tag in tags}

@@ -1,4 +1,4 @@
-"""Every estimator, and what it tells of a cell."""
+"""Runs every estimator on a cell and records its result and warnings."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,15 +34,15 @@ def estimators(solver: Picard) -> list[GradientEstimator]:
     ]
 
 
-EACH = pytest.mark.parametrize(
+EACH_ESTIMATOR = pytest.mark.parametrize(
     "estimator",
     [pytest.param(estimator, id=type(estimator).__name__) for estimator in estimators(Picard(2000, tol=1e-7))],
 )
 BATCH, SIZE = 3, 8
 
 
-def turn(radius: float, seed: int = 0) -> Tensor:
-    """A matrix all of whose eigenvalues are complex, of this modulus."""
+def rotation(radius: float, seed: int = 0) -> Tensor:
+    """A matrix whose eigenvalues are all complex with modulus ``radius``."""
     generator = torch.Generator().manual_seed(seed)
     angles = 0.3 + 2.5 * torch.rand(SIZE // 2, generator=generator, dtype=torch.float64)
     blocks = [torch.tensor([[a.cos(), -a.sin()], [a.sin(), a.cos()]], dtype=torch.float64) for a in angles]
@@ -54,7 +54,7 @@ def turn(radius: float, seed: int = 0) -> Tensor:
 class Outcome:
     fixed_point: FixedPoint
     gradients: list[Tensor]
-    told: list[str]
+    warned: list[str]
 
 
 def outcome(estimator: GradientEstimator, cell: Cell) -> Outcome:
@@ -65,12 +65,12 @@ def outcome(estimator: GradientEstimator, cell: Cell) -> Outcome:
         loss = (fixed_point.state.double() * torch.linspace(0.5, 2.0, SIZE)).sum()
         found.extend([fixed_point, list(torch.autograd.grad(loss, cell.tensors))])
 
-    told = [str(one.message) for one in convergence_warnings(run)]
-    return Outcome(*found, told)
+    warned = [str(one.message) for one in convergence_warnings(run)]
+    return Outcome(*found, warned)
 
 
 def linear_cell(radius: float) -> Cell:
-    weight = turn(radius).requires_grad_()
+    weight = rotation(radius).requires_grad_()
     drive = torch.ones(BATCH, SIZE, dtype=torch.float64, requires_grad=True)
     return Cell(lambda h: h @ weight + drive, torch.zeros(BATCH, SIZE, dtype=torch.float64), [weight, drive], 1)
 

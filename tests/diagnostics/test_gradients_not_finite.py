@@ -1,4 +1,4 @@
-"""Gradients that are not finite are told of, and looking for them waits for the device only where it has to."""
+"""Nonfinite gradients are reported, with no more synchronisations with the device than the policy needs."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from tests.training import GOOD, Rates, convergence_warnings, fit_rates, neumann
 
 
 class NotFinite(Rates):
-    """Saturates at an infinite input: the state is finite, the gradient of what the input is multiplied by is not."""
+    """tanh saturates at an infinite input, so the state is finite, but the gradient of the input's weight is not."""
 
     def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
         drive = rates[:, None] * self.weight
@@ -30,7 +30,7 @@ class NotFinite(Rates):
 
 @pytest.mark.parametrize("action", ["ignore", "warn", "raise", "skip"])
 @pytest.mark.parametrize("kind", [BPTT, NeumannRBP, CGRBP])
-def test_a_gradient_that_is_not_finite_is_the_policy_s(kind: type, action: Any) -> None:
+def test_a_nonfinite_gradient_is_handled_by_the_policy(kind: type, action: Any) -> None:
     def run() -> NotFinite:
         estimator, policy = kind(solver=Picard(100, tol=1e-5)), FailurePolicy(diverged=action)
         return fit_rates([0.1, float("inf"), 0.2], estimator, policy, module=NotFinite(), log_every_n_steps=1)
@@ -42,12 +42,12 @@ def test_a_gradient_that_is_not_finite_is_the_policy_s(kind: type, action: Any) 
         assert not convergence_warnings(run)
     else:
         trained: list[NotFinite] = []
-        told = [str(one.message) for one in convergence_warnings(lambda: trained.append(run()))]
-        assert sum("gradient is not finite" in text for text in told) == 1
+        messages = [str(one.message) for one in convergence_warnings(lambda: trained.append(run()))]
+        assert sum("gradient is not finite" in text for text in messages) == 1
         assert bool(trained[0].weight.isfinite().all()) == (action == "skip")
 
 
-def test_sparse_gradients_are_looked_at() -> None:
+def test_sparse_gradients_are_checked() -> None:
     class Embedded(Rates):
         def __init__(self) -> None:
             super().__init__()
@@ -66,10 +66,10 @@ def test_sparse_gradients_are_looked_at() -> None:
 
 
 class Profile(Callback):
-    """Profiles what the callbacks between the first and the last of them do before an optimiser's step."""
+    """Starts a profiler before an optimiser's step, to measure the callbacks up to ``EndOfProfile``."""
 
     def __init__(self) -> None:
-        self.waits: list[int] = []
+        self.syncs: list[int] = []
         self.profiler: Any = None
 
     def on_before_optimizer_step(self, *_: Any) -> None:
@@ -84,13 +84,13 @@ class EndOfProfile(Callback):
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.profile.profiler.__exit__(None, None, None)
         events = self.profile.profiler.function_events
-        self.profile.waits.append(sum(event.name == "aten::_local_scalar_dense" for event in events))
+        self.profile.syncs.append(sum(event.name == "aten::_local_scalar_dense" for event in events))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "waits"),
+    ("arguments", "syncs"),
     [
-        ({}, [1, 0, 0, 1, 0, 0]),  # where logging waits anyway
+        ({}, [1, 0, 0, 1, 0, 0]),  # in steps that log, which synchronise anyway
         ({"not_converged": "raise", "adjoint": "raise"}, [1, 0, 0, 1, 0, 0]),
         ({"diverged": "ignore"}, [0] * 6),
         ({"diverged": "raise"}, [1] * 6),
@@ -98,9 +98,9 @@ class EndOfProfile(Callback):
         (None, [0] * 6),
     ],
 )
-def test_an_optimizer_s_step_waits_for_the_device_only_where_the_policy_needs_it(arguments: Any, waits: Any) -> None:
+def test_an_optimizer_step_synchronises_only_if_the_policy_needs_it(arguments: Any, syncs: Any) -> None:
     profile = Profile()
     policy = [] if arguments is None else [FailurePolicy(**arguments)]
     callbacks = (profile, neumann(), *policy, EquilibriumMonitor(2, 0), EndOfProfile(profile))
     fit_rates([GOOD, 0.1, 0.2, 0.3, 0.4, 0.35], *callbacks, log_every_n_steps=3)
-    assert profile.waits == waits
+    assert profile.syncs == syncs

@@ -1,20 +1,19 @@
-"""Pictures in every logger, and in files."""
+"""Figures and pictures are written to every logger and to files."""
 
 import io
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rbp_lightning.diagnostics.log_figure import log_figure, picture_folder
 from tests.cli.runs import Run, Zygote
+from tests.images import pixels_of
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
 
@@ -23,13 +22,8 @@ def quiet_trainer(*loggers: object) -> Trainer:
     return Trainer(accelerator="cpu", logger=list(loggers), enable_checkpointing=False, enable_progress_bar=False)
 
 
-def pixels_of(picture: Any) -> np.ndarray:
-    with Image.open(picture) as opened:
-        return np.asarray(opened.convert("RGB"))
-
-
 def pictures(folder: Path) -> dict[str, tuple[int, np.ndarray]]:
-    """Step and pixels of each picture in a run's event file."""
+    """The step and pixels of each picture in a run's event file."""
     events = EventAccumulator(str(folder)).Reload()
     found = {}
     for tag in events.Tags()["images"]:
@@ -38,7 +32,7 @@ def pictures(folder: Path) -> dict[str, tuple[int, np.ndarray]]:
     return found
 
 
-def test_figures_and_pixels_go_to_every_logger_and_into_files(tmp_path: Path) -> None:
+def test_figures_and_pixels_are_written_to_every_logger_and_to_files(tmp_path: Path) -> None:
     loggers = [CSVLogger(tmp_path), TensorBoardLogger(tmp_path, "one"), TensorBoardLogger(tmp_path, "two")]
     trainer = quiet_trainer(*loggers)
     folder = picture_folder(trainer)
@@ -70,10 +64,10 @@ def test_without_a_logger_and_in_other_processes_nothing_is_written(tmp_path: Pa
     assert not list(tmp_path.rglob("*.*"))
 
 
-@pytest.mark.filterwarnings("ignore")  # those of another package
-def test_mlflow_is_given_pictures(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of mlflow
+def test_mlflow_gets_pictures(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # its own default, which needs no server
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a file store needs no server
     logger = MLFlowLogger(save_dir=str(tmp_path))
     log_figure(quiet_trainer(logger), "some/pixels", PIXELS, 4)
     (picture,) = tmp_path.rglob("*.png")
@@ -81,8 +75,8 @@ def test_mlflow_is_given_pictures(tmp_path: Path, monkeypatch) -> None:
     assert np.array_equal(pixels_of(picture), PIXELS)
 
 
-@pytest.mark.filterwarnings("ignore")  # those of another package
-def test_wandb_is_given_pictures(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of wandb
+def test_wandb_gets_pictures(tmp_path: Path, monkeypatch) -> None:
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(save_dir=tmp_path, offline=True)
@@ -96,7 +90,7 @@ def test_wandb_is_given_pictures(tmp_path: Path, monkeypatch) -> None:
 
 def test_matplotlib_is_not_imported_before_it_is_needed(zygote: Zygote, tmp_path: Path) -> None:
     log_figure_file = sys.modules[log_figure.__module__].__file__
-    # Lightning may import it, so it is taken away after that.
+    # Lightning may import matplotlib, so it is removed after importing Lightning.
     forbid = "import lightning.pytorch, runpy, sys; sys.modules |= {'matplotlib': None, 'matplotlib.figure': None}"
     program = tmp_path / "program.py"
     program.write_text(f"{forbid}; runpy.run_path({log_figure_file!r})")

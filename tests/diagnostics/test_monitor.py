@@ -1,4 +1,4 @@
-"""The monitor's figures under the real Trainer, against dense matrices."""
+"""The monitor's metrics in a training, against dense matrices."""
 
 import math
 from pathlib import Path
@@ -22,19 +22,19 @@ from rbp_lightning import (
     Picard,
     UserError,
 )
-from tests.diagnostics.monitored import SOLVER, Known, drives, figures, fit_logged
+from tests.diagnostics.monitored import SOLVER, Known, drives, fit_logged, monitor_metrics
 
 ESTIMATORS = [BPTT(SOLVER), TBPTT(20, SOLVER), RBP(20, solver=SOLVER), NeumannRBP(20, SOLVER), CGRBP(20, solver=SOLVER)]
 ESTIMATORS += [AdaptiveNeumann(solver=SOLVER), ExactAdjoint(solver=SOLVER)]
-BY_NAME = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
+EACH_ESTIMATOR = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 
 
-@pytest.mark.parametrize("estimator", BY_NAME)
-def test_figures_are_those_of_the_dense_matrices(estimator: GradientEstimator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("estimator", EACH_ESTIMATOR)
+def test_metrics_equal_those_of_the_dense_matrices(estimator: GradientEstimator, tmp_path: Path) -> None:
     module = Known()
     _, events = fit_logged(module, drives(), tmp_path, estimator, EquilibriumMonitor(100, 0))
-    found, matrices = figures(events), module.jacobians()
+    found, matrices = monitor_metrics(events), module.jacobians()
     norm = float(torch.linalg.matrix_norm(matrices, 2).max())
     assert found["spectral_radius"] == pytest.approx(float(torch.linalg.eigvals(matrices).abs().max()), rel=1e-3)
     assert found["spectral_radius_residual"] < 1e-2
@@ -50,13 +50,13 @@ def test_figures_are_those_of_the_dense_matrices(estimator: GradientEstimator, t
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
-def test_the_adjoint_residual_is_measured(steps: int, tmp_path: Path) -> None:
+def test_the_adjoint_residual_is_the_true_one(steps: int, tmp_path: Path) -> None:
     module = Known()
     _, events = fit_logged(module, drives(3), tmp_path, NeumannRBP(steps, SOLVER), EquilibriumMonitor(1, 0))
     right = torch.linspace(0.5, 2, 6).double().expand(3, 6)
     term = torch.linalg.matrix_power(module.jacobians().mT, steps + 1) @ right[..., None]
     expected = float((term.squeeze(-1).norm(dim=-1) / right.norm(dim=-1)).max())
-    assert figures(events)["adjoint_residual"] == pytest.approx(expected, rel=1e-5)
+    assert monitor_metrics(events)["adjoint_residual"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_dims", [0, 1])
@@ -68,14 +68,14 @@ def test_the_error_bound_bounds_the_error(batch_dims: int, tmp_path: Path) -> No
     series = sum(torch.linalg.matrix_power(matrices.mT, power) for power in range(5)) @ right
     wrong, exact = ((vector if batch_dims else vector[None]).flatten(1) for vector in (series - exact, exact))
     error = float((wrong.norm(dim=1) / exact.norm(dim=1)).max())
-    assert 0 < error <= figures(events)["error_bound"] < 100 * error
+    assert 0 < error <= monitor_metrics(events)["error_bound"] < 100 * error
 
 
-def test_it_observes_every_so_many_steps(tmp_path: Path) -> None:
+def test_metrics_and_plots_are_logged_at_their_intervals(tmp_path: Path) -> None:
     monitor, options = EquilibriumMonitor(3, 6), {"max_epochs": 2, "log_every_n_steps": 5}
     _, events = fit_logged(Known(), drives(21), tmp_path, NeumannRBP(5, SOLVER), monitor, **options)
     assert [event.step for event in events.Scalars("monitor/spectral_radius")] == [0, 3, 6, 9, 12, 13]
-    # Every six steps, at the last multiple of three before each quarter, and in the end.
+    # Every six steps, at the last multiple of three before each quarter of the run, and at the end.
     assert [event.step for event in events.Images("monitor/forward_solve")] == [0, 3, 6, 9, 12, 13]
 
 
@@ -85,7 +85,7 @@ def test_accumulated_batches_are_observed_once(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("monitor/spectral_radius")] == [0, 1]
 
 
-def test_the_worst_sample_and_the_worst_of_several_solves_are_shown(tmp_path: Path) -> None:
+def test_metrics_are_those_of_the_worst_sample_of_all_solves(tmp_path: Path) -> None:
     class Two(Known):
         def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
             one = self.estimator(lambda h: 0.3 * h + 1 + self.added, torch.zeros(6, dtype=torch.float64))
@@ -93,14 +93,14 @@ def test_the_worst_sample_and_the_worst_of_several_solves_are_shown(tmp_path: Pa
             return self.estimator(lambda h: rates * h + one.state, start, batch_dims=1).state.sum()
 
     _, events = fit_logged(Two(), drives(3), tmp_path, NeumannRBP(20, Picard(60, tol=1e-6)), EquilibriumMonitor(1, 0))
-    found = figures(events)
+    found = monitor_metrics(events)
     assert found["spectral_radius"] == pytest.approx(0.9, rel=1e-3)
     assert found["converged"] == pytest.approx(2 / 3)
     assert found["steps"] >= 60
 
 
 @pytest.mark.parametrize("kind", [TBPTT, NeumannRBP])
-def test_solves_of_several_sizes_keep_their_own_figures(kind: type, tmp_path: Path) -> None:
+def test_solves_of_different_sizes_are_measured_separately(kind: type, tmp_path: Path) -> None:
     class Sizes(Known):
         def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
             total = torch.zeros(())
@@ -111,15 +111,15 @@ def test_solves_of_several_sizes_keep_their_own_figures(kind: type, tmp_path: Pa
             return total
 
     _, events = fit_logged(Sizes(), drives(3), tmp_path, kind(20, solver=SOLVER), EquilibriumMonitor(1, 1))
-    found, residual = figures(events), 0.9 ** (21 if kind is NeumannRBP else 19)  # the last term's share, of TBPTT
+    found, residual = monitor_metrics(events), 0.9 ** (21 if kind is NeumannRBP else 19)  # TBPTT reports its last term
     assert found["adjoint_residual"] == pytest.approx(residual, rel=1e-5)
     bound = residual * (1 + found["norm_upper"]) / (1 - found["norm_upper"])
     assert found["error_bound"] == pytest.approx(bound, rel=1e-4)
-    assert len(events.Images("monitor/forward_solve")) == 1  # of the first solve
+    assert len(events.Images("monitor/forward_solve")) == 1  # that of the first solve
 
 
 @pytest.mark.parametrize("estimator", [TBPTT(30, Picard(100, 1e-10)), NeumannRBP(40, Picard(100, 1e-10))])
-def test_solves_within_solves_are_observed_each(estimator: GradientEstimator, tmp_path: Path) -> None:
+def test_nested_solves_are_both_observed(estimator: GradientEstimator, tmp_path: Path) -> None:
     class Nested(Known):
         def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
             def outer(h: Tensor) -> Tensor:
@@ -129,11 +129,11 @@ def test_solves_within_solves_are_observed_each(estimator: GradientEstimator, tm
             return self.estimator(outer, torch.zeros(6, dtype=torch.float64)).state.sum()
 
     _, events = fit_logged(Nested(), drives(3), tmp_path, estimator, EquilibriumMonitor(1, 0))
-    assert figures(events)["spectral_radius"] == pytest.approx(0.6, rel=1e-6)
-    assert figures(events)["adjoint_residual"] < 1e-5
+    assert monitor_metrics(events)["spectral_radius"] == pytest.approx(0.6, rel=1e-6)
+    assert monitor_metrics(events)["adjoint_residual"] < 1e-5
 
 
-def test_an_estimate_that_has_not_settled_is_no_failure(tmp_path: Path) -> None:
+def test_a_spectral_radius_estimate_that_has_not_converged_is_not_a_failure(tmp_path: Path) -> None:
     class Dense(Known):
         def __init__(self) -> None:
             super().__init__()
@@ -145,12 +145,12 @@ def test_an_estimate_that_has_not_settled_is_no_failure(tmp_path: Path) -> None:
 
     callbacks = (CGRBP(50, solver=SOLVER), FailurePolicy(spectral_radius="raise"), EquilibriumMonitor(1, 0))
     _, events = fit_logged(Dense(), drives(3), tmp_path, *callbacks)
-    assert figures(events)["spectral_radius"] == pytest.approx(0.95, abs=0.05)
-    assert figures(events)["spectral_radius_residual"] > 0.05
+    assert monitor_metrics(events)["spectral_radius"] == pytest.approx(0.95, abs=0.05)
+    assert monitor_metrics(events)["spectral_radius_residual"] > 0.05
 
 
 class OnceDifferentiable(torch.autograd.Function):
-    """Has neither a second derivative nor a forward-mode formula."""
+    """Half of the input, without a second derivative and without forward mode."""
 
     @staticmethod
     def forward(ctx, inputs):
@@ -169,12 +169,12 @@ def test_an_update_without_products_with_j_has_no_norm(tmp_path: Path) -> None:
             return self.estimator(update, torch.zeros_like(drive), 1).state.sum()
 
     _, events = fit_logged(Opaque(), drives(3), tmp_path, NeumannRBP(20, SOLVER), EquilibriumMonitor(1, 1))
-    assert not {"norm_lower", "norm_upper", "error_bound"} & figures(events).keys()
-    assert figures(events)["spectral_radius"] == pytest.approx(0.5)
+    assert not {"norm_lower", "norm_upper", "error_bound"} & monitor_metrics(events).keys()
+    assert monitor_metrics(events)["spectral_radius"] == pytest.approx(0.5)
     assert events.Images("monitor/adjoint_solve")
 
 
-def test_figures_can_be_stopped_on(tmp_path: Path) -> None:
+def test_metrics_are_callback_metrics(tmp_path: Path) -> None:
     trainer, _ = fit_logged(Known(), drives(), tmp_path, NeumannRBP(5, SOLVER), EquilibriumMonitor(1, 0))
     assert 0 < float(trainer.callback_metrics["monitor/spectral_radius"]) < 1
 
@@ -182,11 +182,11 @@ def test_figures_can_be_stopped_on(tmp_path: Path) -> None:
 def test_infinite_bounds_are_logged(tmp_path: Path) -> None:
     estimator = NeumannRBP(5, Picard(30, 1e-9))
     _, events = fit_logged(Known(norm=4.0), drives(3), tmp_path, estimator, EquilibriumMonitor(1, 0))
-    assert math.isinf(figures(events)["error_bound"])
-    assert math.isfinite(figures(events)["spectral_radius"])
+    assert math.isinf(monitor_metrics(events)["error_bound"])
+    assert math.isfinite(monitor_metrics(events)["spectral_radius"])
 
 
-def test_a_growing_solve_of_a_set_number_of_steps_has_its_spectral_radius(tmp_path: Path) -> None:
+def test_a_growing_solve_with_tolerance_zero_has_its_spectral_radius(tmp_path: Path) -> None:
     class Growing(Known):
         def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
             rates = torch.tensor([[0.5], [1.2], [0.1]]).double()
@@ -194,14 +194,14 @@ def test_a_growing_solve_of_a_set_number_of_steps_has_its_spectral_radius(tmp_pa
 
     monitor = EquilibriumMonitor(1, 0)
     _, events = fit_logged(Growing(), drives(3), tmp_path, NeumannRBP(5, Picard(20, tol=0)), monitor)
-    assert figures(events)["spectral_radius"] == pytest.approx(1.2, rel=1e-6)
+    assert monitor_metrics(events)["spectral_radius"] == pytest.approx(1.2, rel=1e-6)
     strict = FailurePolicy(spectral_radius="raise")
     with pytest.raises(ConvergenceError):
         fit_logged(Growing(), drives(3), tmp_path, NeumannRBP(5, Picard(20, tol=0)), strict, monitor)
-    # With a tolerance the growing sample is frozen, and has none.
+    # With a tolerance the growing sample is frozen and not counted.
     _, events = fit_logged(Growing(), drives(3), tmp_path, NeumannRBP(5, Picard(200, 1e-6)), strict, monitor)
-    assert figures(events)["spectral_radius"] == pytest.approx(0.5, rel=1e-6)
-    assert math.isinf(figures(events)["norm_upper"])
+    assert monitor_metrics(events)["spectral_radius"] == pytest.approx(0.5, rel=1e-6)
+    assert math.isinf(monitor_metrics(events)["norm_upper"])
 
 
 @pytest.mark.parametrize("arguments", [(0, 0), (10, -1), (10, 15)])

@@ -1,4 +1,4 @@
-"""A training is the same with a monitor and without."""
+"""A monitor does not change a training."""
 
 import copy
 import pickle
@@ -25,11 +25,11 @@ from tests.training import fit, vectors
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 SOLVER = Picard(60, tol=1e-4)
 ESTIMATORS = [TBPTT(4, SOLVER), RBP(20, solver=SOLVER), CGRBP(5, solver=SOLVER)]
-BY_NAME = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
+EACH_ESTIMATOR = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
 
 
 class Drawing(LightningModule):
-    """Draws random numbers within its update and after its solve, and counts what it evaluates."""
+    """Draws random numbers in its update and after the solve, and counts evaluations of the update."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Drawing(LightningModule):
 
 
 class OnceDifferentiable(torch.autograd.Function):
-    """Has no second derivative, but one in forward mode."""
+    """Half of the input, without a second derivative but with forward mode."""
 
     @staticmethod
     def forward(ctx, inputs):
@@ -65,7 +65,7 @@ class OnceDifferentiable(torch.autograd.Function):
         return 0.5 * tangent
 
 
-class Once(nn.Module):
+class HalfLayer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         return OnceDifferentiable.apply(inputs)
 
@@ -75,14 +75,14 @@ LAYERS = {
     "batch norm without momentum": lambda: nn.BatchNorm1d(4, momentum=None),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     "dropout": lambda: nn.Dropout(0.2),
-    "no second derivative": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.2), Once()),
+    "no second derivative": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.2), HalfLayer()),
     "activation in place": lambda: nn.LeakyReLU(0.1, inplace=True),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.parametrize("estimator", BY_NAME)
-def test_weights_buffers_and_random_numbers_are_the_same(
+@pytest.mark.parametrize("estimator", EACH_ESTIMATOR)
+def test_a_monitor_changes_no_weights_buffers_and_random_numbers(
     estimator: GradientEstimator, name: str, tmp_path: Path
 ) -> None:
     if name == "spectral norm" and isinstance(estimator, TBPTT):
@@ -100,22 +100,22 @@ def test_weights_buffers_and_random_numbers_are_the_same(
     assert all(torch.equal(tensor, same_state[key]) for key, tensor in state.items())
 
 
-def test_an_exception_ends_the_observation(tmp_path: Path) -> None:
+def test_a_monitor_stops_observing_after_an_exception(tmp_path: Path) -> None:
     class Failing(Known):
         def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
             super().training_step(drive, batch_idx)
-            raise RuntimeError("the module's own")
+            raise RuntimeError("raised by the module")
 
     estimator, monitor = NeumannRBP(5, SOLVER), EquilibriumMonitor(1, 0)
-    with pytest.raises(RuntimeError, match="the module's own"):
+    with pytest.raises(RuntimeError, match="raised by the module"):
         fit_logged(Failing(), drives(3), tmp_path, estimator, monitor)
-    estimator(torch.cos, torch.zeros(2))  # observed by none
+    estimator(torch.cos, torch.zeros(2))  # must not be observed
     _, events = fit_logged(Known(), drives(), tmp_path, estimator, monitor)
     assert len(events.Scalars("monitor/spectral_radius")) == 4
 
 
 class Copying(Known):
-    """Copies its monitor while that observes."""
+    """Copies its monitor while it observes."""
 
     def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
         (monitor,) = (one for one in self.trainer.callbacks if isinstance(one, EquilibriumMonitor))

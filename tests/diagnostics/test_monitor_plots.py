@@ -1,4 +1,4 @@
-"""The monitor's plots, read back from the event file."""
+"""The monitor's plots, read from the event file."""
 
 import io
 from pathlib import Path
@@ -29,11 +29,11 @@ def test_residuals_spectrum_and_steps_are_drawn(tmp_path: Path) -> None:
         assert not set(events.Tags()["images"]) & set(events.Tags()["scalars"])
         (histogram, *_) = events.Histograms("monitor/steps_to_convergence")
         values = histogram.histogram_value
-        assert values.num == 3  # one of each sample
+        assert values.num == 3  # one per sample
         assert 10 < values.min <= values.max < 200
 
 
-def test_a_large_state_has_no_spectrum(tmp_path: Path) -> None:
+def test_a_large_state_has_no_plot_of_the_spectrum(tmp_path: Path) -> None:
     class Wide(Known):
         def training_step(self, drive: Tensor, batch_idx: int) -> Tensor:
             return self.estimator(lambda h: 0.5 * h + self.added.sum(), torch.zeros(600)).state.sum().double()

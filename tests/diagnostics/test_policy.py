@@ -1,4 +1,4 @@
-"""What the policy does about each kind of failure, under a Trainer and outside of one."""
+"""What the policy does about each kind of failure, in a Trainer and outside of one."""
 
 import re
 from typing import Any
@@ -44,15 +44,15 @@ class Evaluated(Rates):
     validation_step = Rates.training_step
 
 
-def test_a_warning_comes_once_per_kind_and_epoch_with_figure_and_remedy() -> None:
+def test_warnings_come_once_per_kind_and_epoch_with_value_and_remedy() -> None:
     found = convergence_warnings(
         lambda: fit_rates([GROWING, GOOD, GROWING, SLOW], neumann(), FailurePolicy(), max_epochs=2)
     )
-    told = [str(one.message) for one in found]
+    messages = [str(one.message) for one in found]
     for failure in (Failure.DIVERGED, Failure.NOT_CONVERGED, Failure.TRUNCATED):
-        assert sum(failure.message in message for message in told) == 2
-    assert len(told) == 6
-    assert all(re.search(r"(residual|error) of (\d\.\d\de|inf|nan)", message) for message in told)
+        assert sum(failure.message in message for message in messages) == 2
+    assert len(messages) == 6
+    assert all(re.search(r"(residual|error) of (\d\.\d\de|inf|nan)", message) for message in messages)
 
 
 @ignored
@@ -61,21 +61,21 @@ def test_each_failure_can_raise(field: str, rate: float) -> None:
     module = Rates()
     with pytest.raises(ConvergenceError, match="NeumannRBP"):
         fit_rates([GOOD, rate, GOOD], neumann(), FailurePolicy(**{field: "raise"}), module=module)
-    assert module.trainer.global_step == 1  # the good batch before it
+    assert module.trainer.global_step == 1  # the good batch before the failure
 
 
 @FAILING
-def test_what_is_ignored_is_trained_on_without_a_word(field: str, rate: float) -> None:
+def test_ignored_failures_are_trained_on_without_a_warning(field: str, rate: float) -> None:
     ignoring = FailurePolicy("ignore", "ignore", "ignore", "ignore", "ignore")
     trained = []
     assert not convergence_warnings(lambda: trained.append(fit_rates([GOOD, rate, GOOD], neumann(), ignoring)))
     assert convergence_warnings(lambda: trained.append(fit_rates([GOOD, rate, GOOD], neumann(), FailurePolicy())))
     assert torch.equal(trained[0].weight.nan_to_num(7), trained[1].weight.nan_to_num(7))
-    # The others are told of as before.
+    # Other failures are still reported.
     assert convergence_warnings(lambda: fit_rates([GROWING], neumann(), FailurePolicy(not_converged="ignore")))
 
 
-def test_outside_of_a_trainer_a_policy_is_a_context() -> None:
+def test_a_policy_is_a_context_manager_outside_of_a_trainer() -> None:
     def solve() -> None:
         neumann()(lambda h: GROWING * h + 1, torch.zeros(2))
 
@@ -85,11 +85,11 @@ def test_outside_of_a_trainer_a_policy_is_a_context() -> None:
         with pytest.raises(ConvergenceError, match="diverged"):
             solve()
     assert len(convergence_warnings(solve)) == 1
-    with FailurePolicy(diverged="skip"):  # there is no step to skip
+    with FailurePolicy(diverged="skip"):  # without a Trainer there is no step to skip
         assert len(convergence_warnings(solve)) == 1
 
 
-def test_the_policy_of_a_solve_decides_about_its_backward_pass() -> None:
+def test_the_policy_of_the_forward_solve_applies_to_its_backward_pass() -> None:
     weight = torch.tensor(0.95, requires_grad=True)
     with FailurePolicy(adjoint="raise"):
         state = NeumannRBP(5, Picard(1000))(lambda h: weight * h + 1, torch.zeros(())).state
@@ -98,7 +98,7 @@ def test_the_policy_of_a_solve_decides_about_its_backward_pass() -> None:
 
 
 class TwoKinds(LightningModule):
-    """Two fixed points by two estimators of the module's own, and one within a layer; each can be made to fail."""
+    """Fixed points by two of the module's own estimators and by a layer, with a rate for each."""
 
     def __init__(self, rates: tuple[float, float, float]) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Scaled(torch.nn.Module):
 
 @pytest.mark.parametrize("failing", range(3))
 @pytest.mark.parametrize("own", [[], [neumann()]], ids=["module's", "Trainer's too"])
-def test_one_policy_serves_every_estimator_and_layer_of_a_module(failing: int, own: list[Any]) -> None:
+def test_a_policy_applies_to_every_estimator_and_layer_of_a_module(failing: int, own: list[Any]) -> None:
     rates = [0.2, 0.2, 0.2]
     fit(TwoKinds(tuple(rates)), vectors(), *own, FailurePolicy(diverged="raise"))
     rates[failing] = 2.0
@@ -135,8 +135,8 @@ def test_one_policy_serves_every_estimator_and_layer_of_a_module(failing: int, o
         fit(TwoKinds(tuple(rates)), vectors(), *own, FailurePolicy(diverged="raise"))
 
 
-def test_a_spectral_radius_at_or_above_1_is_the_policy_s() -> None:
-    class Turning(Rates):
+def test_a_spectral_radius_of_1_or_more_is_handled_by_the_policy() -> None:
+    class Rotating(Rates):
         def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
             turn = rates[0] * torch.tensor([[0.0, -1.0], [1.0, 0.0]])
             return self.estimator(lambda h: h @ turn + self.weight[:2], torch.zeros(2)).state.square().mean()
@@ -145,48 +145,48 @@ def test_a_spectral_radius_at_or_above_1_is_the_policy_s() -> None:
         policy = FailurePolicy(spectral_radius="raise", not_converged="ignore", diverged="ignore", adjoint="ignore")
         callbacks = (NeumannRBP(100, Picard(100, tol=0)), policy, EquilibriumMonitor(1, 0))
         if rate < 1:
-            fit_rates([rate], *callbacks, module=Turning())
+            fit_rates([rate], *callbacks, module=Rotating())
             continue
         with pytest.raises(ConvergenceError, match=r"spectral radius of the Jacobian at the fixed point is 1(\.2)? "):
-            fit_rates([rate], *callbacks, module=Turning())
+            fit_rates([rate], *callbacks, module=Rotating())
 
 
 def test_a_policy_acts_in_evaluation_too() -> None:
     bad = DataLoader(torch.tensor([GROWING, GROWING]))
     with pytest.raises(ConvergenceError, match="diverged"):
         make_trainer(neumann(), FailurePolicy(diverged="raise")).validate(Evaluated(), bad, verbose=False)
-    # There is no step to skip there.
+    # An evaluation has no step to skip.
     policy = FailurePolicy(diverged="skip", max_skips=1)
     with pytest.warns(ConvergenceWarning, match="diverged"):
         make_trainer(neumann(), policy).validate(Evaluated(), bad, verbose=False)
     assert policy.skips.total == 0
 
 
-def test_a_policy_serves_its_own_trainer_alone() -> None:
+def test_a_policy_applies_to_its_own_trainer_only() -> None:
     used, strict = neumann(), FailurePolicy(diverged="raise")
     fit_rates([GOOD], used, strict)
     with pytest.warns(ConvergenceWarning, match="diverged"):
         fit_rates([GROWING], used)
     with pytest.raises(ConvergenceError):
         fit_rates([GROWING], used, strict)
-    # An exception tears nothing down: what follows goes on without the policy all the same.
+    # The exception prevented Lightning's teardown, but later solves must not use the policy.
     for _ in range(2):
         with pytest.warns(ConvergenceWarning, match="diverged"):
             used(lambda h: 3 * h + 1, torch.zeros(2))
 
 
-def test_a_random_update_is_told_of_as_that_alone() -> None:
+def test_a_random_update_is_reported_as_random_only() -> None:
     class Dropping(Rates):
         def training_step(self, rates: Tensor, batch_idx: int) -> Tensor:
             update = lambda h: torch.nn.functional.dropout(0.5 * h + self.weight, 0.5)  # noqa: E731
             return self.estimator(update, torch.zeros(20, 3)).state.sum()
 
     found = convergence_warnings(lambda: fit_rates([GOOD] * 4, neumann(), FailurePolicy(), module=Dropping()))
-    told = [str(one.message) for one in found]
-    assert [Failure.RANDOM.message in message for message in told if "forward solve" in message] == [True]
+    messages = [str(one.message) for one in found]
+    assert [Failure.RANDOM.message in message for message in messages if "forward solve" in message] == [True]
 
 
-def test_what_is_tolerated_of_a_truncated_series() -> None:
+def test_truncation_tol_is_the_tolerated_truncation_error() -> None:
     weight = torch.tensor(0.8, requires_grad=True)
     for tolerated in (True, False):
         policy = FailurePolicy(truncation_tol=0.8**6 + (1e-3 if tolerated else -1e-3), adjoint="raise")

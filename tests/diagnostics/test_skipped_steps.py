@@ -1,4 +1,4 @@
-"""Which steps are dropped, and what they leave behind."""
+"""Which optimiser steps are skipped, and that a skipped step has no effect."""
 
 import csv
 from pathlib import Path
@@ -24,7 +24,7 @@ def skipping(**arguments: Any) -> FailurePolicy:
 @pytest.mark.parametrize(
     ("field", "rate"), [("diverged", GROWING), ("diverged", float("nan")), ("not_converged", SLOW), ("adjoint", SLOW)]
 )
-def test_a_skipped_step_is_as_if_the_batch_had_not_been(field: str, rate: float, tmp_path: Path) -> None:
+def test_a_skipped_step_has_the_effect_of_a_missing_batch(field: str, rate: float, tmp_path: Path) -> None:
     policy, logger = FailurePolicy(**{field: "skip"}), CSVLogger(tmp_path)
     rates = [GOOD, rate, 0.3, rate, rate, 0.4]
     module = fit_rates(rates, neumann(), policy, logger=logger, log_every_n_steps=1)
@@ -37,7 +37,7 @@ def test_a_skipped_step_is_as_if_the_batch_had_not_been(field: str, rate: float,
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
 @pytest.mark.parametrize("estimator", [neumann(), BPTT(Picard(100, 1e-5)), RBP(60, solver=Picard(100, 1e-5))])
-def test_a_skipped_step_is_not_clipped_and_the_others_are(algorithm: str, estimator: GradientEstimator) -> None:
+def test_gradients_of_other_steps_are_clipped(algorithm: str, estimator: GradientEstimator) -> None:
     class Check(Callback):
         def __init__(self) -> None:
             self.largest: list[float] = []
@@ -63,7 +63,7 @@ def test_a_bad_batch_invalidates_an_accumulated_step_and_no_other() -> None:
     module = fit_rates(rates, neumann(), policy, accumulate_grad_batches=2)
     assert torch.equal(module.weight, fit_rates([GOOD, 0.3, 0.2, 0.4], neumann(), accumulate_grad_batches=2).weight)
     assert policy.skips.total == 1
-    # Also where it is the first of the step's batches.
+    # Also if the bad batch is the first of the step.
     policy = skipping()
     module = fit_rates([GOOD, 0.3, GROWING, GOOD, 0.2, 0.4], neumann(), policy, accumulate_grad_batches=2)
     assert torch.equal(module.weight, fit_rates([GOOD, 0.3, 0.2, 0.4], neumann(), accumulate_grad_batches=2).weight)
@@ -77,7 +77,7 @@ def test_too_many_skips_in_a_row_are_an_error() -> None:
     assert module.trainer.fit_loop.epoch_loop.batch_idx == 5
 
 
-def test_skips_are_counted_on_after_a_resume(tmp_path: Path) -> None:
+def test_the_count_of_skips_continues_in_a_resumed_run(tmp_path: Path) -> None:
     module = fit_rates([GROWING, GOOD, GROWING, GROWING], neumann(), skipping(max_skips=3))
     module.trainer.save_checkpoint(tmp_path / "last.ckpt")
     policy = skipping(max_skips=3)
@@ -86,7 +86,7 @@ def test_skips_are_counted_on_after_a_resume(tmp_path: Path) -> None:
     assert policy.skips.total == 4
 
 
-def test_failures_outside_of_a_training_batch_drop_no_step() -> None:
+def test_failures_outside_of_a_training_batch_skip_no_step() -> None:
     class Validated(Rates):
         validation_step = Rates.training_step
 
@@ -95,14 +95,14 @@ def test_failures_outside_of_a_training_batch_drop_no_step() -> None:
 
     used, policy = neumann(), skipping(max_skips=1)
     used(lambda h: 3 * h + 1, torch.zeros(2))  # before the training
-    # A sanity check before the training and a validation after each of its batches, all of which diverge.
+    # A sanity check before the training and a validation after each of its batches, which all diverge.
     module = fit_rates([GOOD, 0.3, 0.2], used, policy, module=Validated(), val_check_interval=1)
     assert policy.skips.total == 0
     assert torch.equal(module.weight, fit_rates([GOOD, 0.3, 0.2], neumann()).weight)
 
 
 class TwoOptimizers(Rates):
-    """The rates of a batch are those of two fixed points; each has a parameter and an optimiser of its own."""
+    """Two fixed points with one rate each, and with separate parameters and optimisers."""
 
     def __init__(self, shared: bool = False, every: int = 1) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class TwoOptimizers(Rates):
 
     def training_step(self, rates: Tensor, batch_idx: int) -> None:
         one, other = self.optimizers()
-        if self.shared:  # one backward pass through a fixed point of both
+        if self.shared:  # one fixed point that depends on both parameters
             state = self.solve(rates.max()[None], self.weight + self.other).state
             self.manual_backward(state.square().mean())
         else:
@@ -134,7 +134,7 @@ def fit_two(rates: list[list[float]], policy: FailurePolicy | None = None, **arg
     return module
 
 
-def test_a_failing_solve_drops_the_step_of_its_own_optimizer_alone() -> None:
+def test_a_failing_solve_skips_the_step_of_its_own_optimizer_only() -> None:
     policy = skipping()
     module = fit_two([[GOOD, 0.3], [GROWING, 0.2], [0.1, GROWING], [0.3, 0.4]], policy)
     assert torch.equal(module.weight, fit_two([[GOOD, 0.0], [0.1, 0.0], [0.3, 0.0]]).weight)
@@ -142,7 +142,7 @@ def test_a_failing_solve_drops_the_step_of_its_own_optimizer_alone() -> None:
     assert policy.skips.total == 2
 
 
-def test_a_failing_solve_of_both_drops_the_steps_of_both_and_counts_once() -> None:
+def test_a_failing_shared_solve_skips_both_steps_and_counts_once() -> None:
     policy = skipping()
     module = fit_two([[GOOD, 0.3], [GROWING, 0.2], [0.3, 0.4]], policy, shared=True)
     expected = fit_two([[GOOD, 0.3], [0.3, 0.4]], shared=True)
@@ -152,8 +152,8 @@ def test_a_failing_solve_of_both_drops_the_steps_of_both_and_counts_once() -> No
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_gradient_accumulated_by_the_second_optimizer_stays_invalid_after_the_first_was_dropped(shared: bool) -> None:
-    # The second steps on every other batch, so what made both invalid in the first batch is in its gradient.
+def test_an_accumulated_gradient_stays_invalid_after_another_optimizer_s_skip(shared: bool) -> None:
+    # The second optimiser steps on every other batch, so its gradient includes that of the failing first batch.
     bad, good = [[GROWING, GROWING], [0.2, 0.3]], [[0.1, 0.2], [0.3, 0.4]]
     policy = skipping()
     module = fit_two([*bad, *good], policy, shared=shared, every=2)

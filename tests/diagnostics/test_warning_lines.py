@@ -1,4 +1,4 @@
-"""A warning points at the user's line, once for each line outside of a Trainer and once an epoch inside."""
+"""A warning points to the user's line, once per line outside of a Trainer and once per epoch in one."""
 
 import inspect
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from tests.training import GOOD, GROWING, Rates, convergence_warnings, fit_rates
 SOLVER = Picard(20, tol=1e-6)
 ESTIMATORS = [BPTT(SOLVER), TBPTT(2, SOLVER), RBP(3, solver=SOLVER), NeumannRBP(2, SOLVER), CGRBP(1, solver=SOLVER)]
 ESTIMATORS += [AdaptiveNeumann(1e-3, 2, fallback="policy", solver=SOLVER), ExactAdjoint(solver=SOLVER)]
-BY_NAME = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
+EACH_ESTIMATOR = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
 
 
 def line_of(function: Callable[..., Any], marked: str) -> int:
@@ -43,14 +43,14 @@ def solve(estimator: GradientEstimator, rate: float) -> Tensor:
     return estimator(lambda h: rate * h @ weight + 1, torch.zeros(2)).state  # the solve
 
 
-@pytest.mark.parametrize("estimator", BY_NAME)
-def test_forward_and_backward_point_at_the_line_that_called_the_solve(estimator: GradientEstimator) -> None:
+@pytest.mark.parametrize("estimator", EACH_ESTIMATOR)
+def test_forward_and_backward_warnings_point_to_the_line_of_the_solve(estimator: GradientEstimator) -> None:
     def run() -> None:
         state = solve(estimator, 0.97)
         state.sum().backward()
 
     found = convergence_warnings(run)
-    assert len(found) >= (1 if isinstance(estimator, ExactAdjoint) else 2)  # whose adjoint is right
+    assert len(found) >= (1 if isinstance(estimator, ExactAdjoint) else 2)  # the exact adjoint causes no warning
     assert {(one.filename, one.lineno) for one in found} == {(__file__, line_of(solve, "the solve"))}
 
 
@@ -60,7 +60,7 @@ class Cell(torch.nn.Module):
 
 
 class Layered(Rates):
-    """Has its fixed point in a layer in a torch.nn.Sequential: two frames of PyTorch's between."""
+    """A layer in a ``torch.nn.Sequential``, so that frames of PyTorch are in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Layered(Rates):
     validation_step = test_step = predict_step = training_step
 
 
-def test_a_layer_s_warning_points_at_the_line_that_called_the_layer() -> None:
+def test_a_layer_s_warning_points_to_the_line_that_called_the_layer() -> None:
     expected = {(__file__, line_of(Layered, "the layer"))}
     module = Layered()
     outside = convergence_warnings(lambda: module.training_step(torch.zeros(1), 0))
@@ -81,23 +81,23 @@ def test_a_layer_s_warning_points_at_the_line_that_called_the_layer() -> None:
         assert {(one.filename, one.lineno) for one in found} == expected
 
 
-def test_outside_of_a_trainer_a_loop_is_told_once_per_line_and_kind() -> None:
+def test_a_loop_outside_of_a_trainer_warns_once_per_line_and_kind() -> None:
     def loop() -> None:
         estimator, weight = NeumannRBP(2, SOLVER), torch.tensor(0.97, requires_grad=True)
         for step in range(60):
-            update = lambda h, scale=1 + 1e-5 * step: scale * weight * h + 1  # noqa: E731  so that the texts differ
+            update = lambda h, scale=1 + 1e-5 * step: scale * weight * h + 1  # noqa: E731  other texts in each step
             first = estimator(update, torch.zeros(2)).state
             second = estimator(update, torch.zeros(2)).state
             (first + second).sum().backward()
 
     assert len(convergence_warnings(loop, "default")) == 2 * 2
-    # Who asks for all of them, or for an error, has them each time.
+    # The warning filters "always" and "error" apply to every warning.
     assert len(convergence_warnings(loop, "always")) == 2 * 2 * 60
     with pytest.raises(ConvergenceWarning):
         convergence_warnings(loop, "error")
 
 
-def test_under_a_policy_outside_of_a_trainer_a_loop_is_told_once_per_line() -> None:
+def test_a_loop_under_a_policy_outside_of_a_trainer_warns_once_per_line() -> None:
     def loop() -> None:
         with FailurePolicy():
             for _ in range(20):
@@ -117,7 +117,7 @@ class Everywhere(Rates):
     validation_step = training_step
 
 
-def test_under_a_trainer_each_kind_is_told_once_an_epoch_and_stage() -> None:
+def test_a_trainer_warns_once_per_kind_epoch_and_stage() -> None:
     def run() -> None:
         data = DataLoader(torch.full((8,), GROWING))
         trainer = make_trainer(neumann(), FailurePolicy(), max_epochs=3, num_sanity_val_steps=0)

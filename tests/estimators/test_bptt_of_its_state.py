@@ -1,4 +1,4 @@
-"""BPTT's gradient is that of the state that it returns."""
+"""BPTT's gradient is the derivative of the state that it returns, also if the solve did not converge."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from rbp_lightning import BPTT, Picard, ignoring
 
 @pytest.mark.parametrize("start_has_gradient", [False, True])
 @pytest.mark.parametrize("solver", [Picard(4), Picard(4, tol=0), Picard(50, 1e-3), Picard(2, 1e-3, check_every=1)])
-def test_it_is_the_derivative_of_what_is_returned(solver: Picard, start_has_gradient: bool) -> None:
+def test_the_gradient_is_that_of_the_returned_state(solver: Picard, start_has_gradient: bool) -> None:
     def state_of(weight: torch.Tensor) -> torch.Tensor:
         start = torch.zeros(2, dtype=torch.float64, requires_grad=start_has_gradient)
         with ignoring():
@@ -19,7 +19,7 @@ def test_it_is_the_derivative_of_what_is_returned(solver: Picard, start_has_grad
 
 
 @pytest.mark.parametrize("start_has_gradient", [False, True])
-def test_one_that_starts_at_the_fixed_point_has_the_gradient_of_one_step(start_has_gradient: bool) -> None:
+def test_a_solve_of_one_step_has_its_gradient(start_has_gradient: bool) -> None:
     weight = torch.full((2,), 3.0, requires_grad=True)
     start = torch.full((2,), 3.0, requires_grad=start_has_gradient)
     with ignoring():

@@ -1,4 +1,4 @@
-"""Back-propagation through time with checkpoints: the gradient of BPTT, by less memory and twice the steps."""
+"""CheckpointedBPTT gives the gradient of BPTT with less memory, in at most twice the steps."""
 
 import gc
 import math
@@ -28,10 +28,10 @@ from tests.zoo import FAILURES, Problem
 
 CPU = torch.device("cpu")
 STATE = 64 * 256 * 4
-"""Bytes of a state of the cell whose memory is measured, of which a step saves one."""
+"""Bytes of one state of the measured cell; each taped step saves one."""
 
 
-def solved(estimator: GradientEstimator, cell: Cell) -> tuple[FixedPoint, list[Tensor]]:
+def solve(estimator: GradientEstimator, cell: Cell) -> tuple[FixedPoint, list[Tensor]]:
     with ignoring():
         fixed_point = estimator(cell.update, cell.start, batch_dims=cell.batch_dims)
         return fixed_point, list(torch.autograd.grad(loss_of(fixed_point.state), cell.tensors))
@@ -39,8 +39,8 @@ def solved(estimator: GradientEstimator, cell: Cell) -> tuple[FixedPoint, list[T
 
 @settings(max_examples=25, deadline=None)
 @given(cell=cells(), steps=st.integers(1, 60), tol=st.sampled_from([0.0, 1e-3, 1e-9]))
-def test_it_is_bptt_bit_for_bit(cell: Cell, steps: int, tol: float) -> None:
-    (one, gradients), (other, expected) = (solved(kind(Picard(steps, tol)), cell) for kind in (CheckpointedBPTT, BPTT))
+def test_states_and_gradients_equal_those_of_bptt_exactly(cell: Cell, steps: int, tol: float) -> None:
+    (one, gradients), (other, expected) = (solve(kind(Picard(steps, tol)), cell) for kind in (CheckpointedBPTT, BPTT))
     assert all(map(torch.equal, gradients, expected))
     assert one.steps == other.steps
     assert torch.equal(one.residual, other.residual)
@@ -51,9 +51,9 @@ def test_it_is_bptt_bit_for_bit(cell: Cell, steps: int, tol: float) -> None:
 
 @pytest.mark.parametrize("problem", FAILURES, ids=lambda problem: problem.name)
 @pytest.mark.parametrize("tol", [0.0, 1e-6])
-def test_samples_that_fail_are_frozen_as_by_bptt(problem: Problem, tol: float) -> None:
+def test_failing_samples_are_frozen_as_by_bptt(problem: Problem, tol: float) -> None:
     drive = torch.full_like(problem.start, 0.1).requires_grad_()
-    good = torch.tensor([[True], [False], [True]])  # one sample fails beside two that do not
+    good = torch.tensor([[True], [False], [True]])  # the second sample fails
 
     def found(kind: type[BPTT]) -> tuple[FixedPoint, Tensor]:
         with ignoring():
@@ -69,7 +69,7 @@ def test_samples_that_fail_are_frozen_as_by_bptt(problem: Problem, tol: float) -
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 100])
-def test_the_update_is_applied_twice_a_step(steps: int) -> None:
+def test_the_update_is_applied_at_most_twice_per_step(steps: int) -> None:
     cell, calls = tanh_cell(0), []
 
     def update(h: Tensor) -> Tensor:
@@ -88,22 +88,22 @@ def test_memory_grows_with_the_square_root_of_the_steps() -> None:
         peaks = {count: solve_peak(CheckpointedBPTT(Picard(count, 0.0)), CPU) / STATE for count in counts}
         fixed = solve_peak(CheckpointedBPTT(Picard(2, 0.0)), CPU) / STATE
     for count, peak in peaks.items():
-        # As many states that are kept as steps in the longest segment, which is run again.
+        # As many checkpoints as steps in the longest segment, which is evaluated again.
         assert peak - fixed <= 2 * math.sqrt(2 * count) + 5
     assert peaks[320] - peaks[80] < 2.3 * (peaks[80] - peaks[20])
     assert peaks[320] < 320 / 5
 
 
-def test_the_memory_of_a_solve_that_converges_early_is_that_of_its_steps() -> None:
-    """How many there are turns out as it runs."""
+def test_memory_depends_on_the_steps_taken_not_on_max_steps() -> None:
+    """The number of steps is not known in advance."""
     with ignoring():
-        few, many = (solve_peak(CheckpointedBPTT(Picard(most, 1e-2)), CPU) for most in (200, 20_000))
+        few, many = (solve_peak(CheckpointedBPTT(Picard(max_steps, 1e-2)), CPU) for max_steps in (200, 20_000))
     assert few == many
 
 
-def test_nothing_that_was_made_again_outlives_the_tape() -> None:
+def test_recomputed_segments_are_freed_with_the_tape() -> None:
     gc.collect()
-    gc.disable()  # reference counting alone has to do
+    gc.disable()  # reference counting alone must free them
     try:
         cell = tanh_cell(0)
         state = CheckpointedBPTT(Picard(20, 0.0))(cell.update, cell.start, batch_dims=1).state
@@ -115,7 +115,7 @@ def test_nothing_that_was_made_again_outlives_the_tape() -> None:
         gc.enable()
 
 
-def test_random_numbers_are_drawn_as_they_were() -> None:
+def test_recomputation_draws_the_same_random_numbers() -> None:
     cell = tanh_cell(0)
 
     def found(kind: type[BPTT]) -> list[Tensor]:
@@ -123,14 +123,14 @@ def test_random_numbers_are_drawn_as_they_were() -> None:
         cell_with_noise = Cell(
             lambda h: cell.update(nn.functional.dropout(h, 0.3)), cell.start, cell.tensors, batch_dims=1
         )
-        gradients = solved(kind(Picard(20, 0.0)), cell_with_noise)[1]
+        gradients = solve(kind(Picard(20, 0.0)), cell_with_noise)[1]
         return [*gradients, torch.rand(3)]
 
     assert all(map(torch.equal, found(CheckpointedBPTT), found(BPTT)))
 
 
-def test_an_update_that_differentiates() -> None:
-    """As the steps of a training are: a gradient within each, which has a derivative."""
+def test_an_update_may_differentiate() -> None:
+    """Like the steps of an inner training, which take a differentiable gradient of the loss."""
     rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     target = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -147,7 +147,7 @@ def test_an_update_that_differentiates() -> None:
     assert torch.equal(found(CheckpointedBPTT), found(BPTT))
 
 
-def test_second_derivatives_are_those_of_bptt() -> None:
+def test_second_derivatives_equal_those_of_bptt() -> None:
     cell = tanh_cell(0, size=3)
 
     def found(kind: type[BPTT]) -> Tensor:
@@ -158,7 +158,7 @@ def test_second_derivatives_are_those_of_bptt() -> None:
     torch.testing.assert_close(found(CheckpointedBPTT), found(BPTT), rtol=1e-12, atol=0)
 
 
-def test_the_autocast_of_the_forward_pass() -> None:
+def test_recomputation_uses_the_autocast_of_the_forward_pass() -> None:
     torch.manual_seed(0)
     layer, inputs = nn.Linear(4, 4), torch.randn(3, 4)
 
@@ -172,16 +172,16 @@ def test_the_autocast_of_the_forward_pass() -> None:
     assert torch.equal(found(CheckpointedBPTT), found(BPTT))
 
 
-def test_a_parameter_that_was_stepped_before_the_backward_pass_is_an_error() -> None:
+def test_a_parameter_changed_before_the_backward_pass_is_an_error() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     state = CheckpointedBPTT(Picard(20, 0.0))(lambda h: weight * h + 1, torch.zeros(2)).state
     with torch.no_grad():
         weight.add_(0.1)
-    with pytest.raises((UserError, RuntimeError), match=r"leave its parameters|modified by an inplace"):
+    with pytest.raises((UserError, RuntimeError), match=r"do not change its parameters|modified by an inplace"):
         state.sum().backward()
 
 
-def test_an_update_that_has_become_another_is_an_error() -> None:
+def test_an_update_that_behaves_differently_when_recomputed_is_an_error() -> None:
     weight, calls = torch.tensor(0.5, requires_grad=True), []
 
     def update(h: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def test_an_update_that_has_become_another_is_an_error() -> None:
         state.sum().backward()
 
 
-def test_what_is_changed_in_place_is_an_error_as_on_any_tape() -> None:
+def test_an_inplace_operation_on_a_saved_tensor_is_an_error() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     state = CheckpointedBPTT(Picard(20, 0.0))(lambda h: (weight * h + 0.1).exp().mul_(0.3), torch.zeros(2)).state
     with pytest.raises((UserError, RuntimeError), match=r"in place|inplace"):
@@ -201,6 +201,6 @@ def test_what_is_changed_in_place_is_an_error_as_on_any_tape() -> None:
 
 
 @pytest.mark.parametrize("solver", [Damped(Picard()), Anderson()])
-def test_a_solver_whose_steps_are_not_plain_is_refused(solver: Any) -> None:
+def test_solvers_other_than_picard_are_refused(solver: Any) -> None:
     with pytest.raises(UserError, match=r"use Picard"):
         CheckpointedBPTT(solver)

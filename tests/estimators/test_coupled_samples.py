@@ -1,4 +1,4 @@
-"""Samples that act on each other are found however they do, and each line of code keeps to its own."""
+"""Coupled samples are detected, separately for each line of code that solves."""
 
 from collections.abc import Callable
 
@@ -24,11 +24,11 @@ def gradient(estimator: GradientEstimator, update: Callable[[Tensor], Tensor], w
 
 
 @pytest.mark.parametrize("kind", ["mean", "other view", "next sample"])
-def test_the_gradient_is_right_beside_updates_that_do_not_couple(kind: str) -> None:
+def test_coupled_samples_get_the_right_gradient_beside_uncoupled_updates(kind: str) -> None:
     weight, inputs = problem()
     couplings: dict[str, Callable[[Tensor], Tensor]] = {
         "mean": lambda h: torch.tanh(((h - h.mean(0)) * 0.9) @ weight + inputs),
-        "other view": lambda h: torch.tanh(0.3 * h + h.roll(4, 0) @ weight + inputs),  # of equal parity
+        "other view": lambda h: torch.tanh(0.3 * h + h.roll(4, 0) @ weight + inputs),  # couples samples of equal parity
         "next sample": lambda h: torch.tanh(0.3 * h + h.roll(1, 0) @ weight + inputs),
     }
 
@@ -38,12 +38,12 @@ def test_the_gradient_is_right_beside_updates_that_do_not_couple(kind: str) -> N
     exact = {update: gradient(ExactAdjoint(solver=SOLVER), update, weight, 0) for update in (couplings[kind], plain)}
     with ignoring():
         for _ in range(3):
-            for update in (couplings[kind], plain):  # on one line, as the layers of a network
+            for update in (couplings[kind], plain):  # solved on the same line, like the layers of a network
                 found = gradient(CGRBP(100, 1e-12, solver=SOLVER), update, weight, 1)
                 assert relative_error([found], [exact[update]]) < 1e-9
 
 
-def test_batches_of_one_sample_use_up_no_check() -> None:
+def test_batches_of_one_sample_do_not_count_as_checked() -> None:
     weight, inputs = problem()
 
     def differentiate(samples: int) -> None:

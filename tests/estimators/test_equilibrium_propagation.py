@@ -1,4 +1,4 @@
-"""Equilibrium propagation against its definition and the dense adjoint, on gradient steps of an energy."""
+"""Equilibrium propagation on an energy, against its definition and the dense adjoint."""
 
 import math
 from itertools import pairwise
@@ -21,14 +21,14 @@ from rbp_lightning import (
     UserError,
 )
 from tests.cells import Cell, dense, loss_of, relative_error, settle, tanh_cell
-from tests.telling import telling
+from tests.recorded_failures import recorded_failures
 from tests.zoo import draw, symmetric
 
 EXACT = Picard(3000, tol=1e-14)
 
 
 def energy_cell(seed: int, radius: float = 0.6, batch: int = 3, size: int = 5) -> Cell:
-    """Half a gradient step on E = |h|^2 / 2 - s W s / 2 - x s with s = tanh h (Scellier and Bengio, equation 1)."""
+    """Gradient steps of size 1/2 on E = |h|^2 / 2 - s W s / 2 - x s, s = tanh h (Scellier and Bengio, equation 1)."""
     weight, inputs = symmetric(radius, size, seed), 0.5 * draw(batch, size, seed=seed + 1)
     upper = weight.clone().requires_grad_()
     inputs.requires_grad_()
@@ -48,7 +48,7 @@ def gradients(estimator: GradientEstimator, cell: Cell) -> list[Tensor]:
 @pytest.mark.parametrize("centred", [True, False])
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6), beta=st.floats(1e-3, 0.3))
-def test_is_the_difference_of_two_nudged_fixed_points(centred: bool, seed: int, beta: float) -> None:
+def test_the_adjoint_is_the_difference_of_two_nudged_fixed_points(centred: bool, seed: int, beta: float) -> None:
     cell = energy_cell(seed)
     state = settle(cell, 120)
     gradient = draw(*state.shape, seed=seed + 2)
@@ -60,19 +60,19 @@ def test_is_the_difference_of_two_nudged_fixed_points(centred: bool, seed: int, 
             ends[-1] = (cell.update(ends[-1]) + side * nudge).detach()
     exact = (ends[0] - ends[1]) / (2 * beta if centred else beta) * gradient.abs().amax(dim=1, keepdim=True)
     operator = JacobianOperator.at(cell.update, state, 1)
-    with telling() as told:
+    with recorded_failures() as reported:
         found = NudgedAdjoint(beta, centred, Picard(120, tol=0)).solve(operator, [gradient])
     torch.testing.assert_close(found.vector[0], exact, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(found.residual, operator.adjoint_residual([gradient], found.vector))
-    assert not told
+    assert not reported
 
 
 @pytest.mark.parametrize(("centred", "order"), [(True, 2), (False, 1)])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_error_falls_with_the_nudge_by_its_order(centred: bool, order: int, seed: int) -> None:
+def test_the_error_is_of_first_or_second_order_in_beta(centred: bool, order: int, seed: int) -> None:
     cell = energy_cell(seed)
     exact = dense(cell).gradients
-    with telling() as told:
+    with recorded_failures() as reported:
         errors = [
             relative_error(gradients(EquilibriumPropagation(beta, centred, EXACT, EXACT), cell), exact)
             for beta in (4e-2, 2e-2, 1e-2, 1e-3)
@@ -80,7 +80,7 @@ def test_the_error_falls_with_the_nudge_by_its_order(centred: bool, order: int, 
     for before, after in pairwise(errors):
         ratio = 10.0 if after is errors[-1] else 2.0
         assert math.log(before / after, ratio) == pytest.approx(order, abs=0.15)
-    assert set(told) == {Failure.ADJOINT}  # none of them is within 1e-14
+    assert set(reported) == {Failure.ADJOINT}  # no error is below the tolerance of 1e-14
 
 
 @pytest.mark.parametrize("batch_dims", [0, 1])
@@ -90,7 +90,7 @@ def test_the_default_nudge_meets_the_default_tolerance(solver: Picard | None, ba
     cell = energy_cell(0, radius=0.9)
     cell.batch_dims = batch_dims
     exact = dense(cell).gradients
-    with telling() as told:
+    with recorded_failures() as reported:
         assert relative_error(gradients(EquilibriumPropagation(nudged_solver=solver), cell), exact) < 3e-3
         narrow = energy_cell(0, radius=0.9)
         tensors = [leaf.detach().float().requires_grad_() for leaf in narrow.tensors]
@@ -101,10 +101,10 @@ def test_the_default_nudge_meets_the_default_tolerance(solver: Picard | None, ba
 
         found = gradients(EquilibriumPropagation(nudged_solver=solver), Cell(update, cell.start.float(), tensors, 1))
         assert relative_error([one.double() for one in found], exact) < 3e-3
-    assert not told
+    assert not reported
 
 
-def test_takes_no_products_but_for_the_residual() -> None:
+def test_the_backward_pass_applies_the_update_without_gradients_only() -> None:
     cell, calls = energy_cell(0), []
 
     def update(h: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def test_takes_no_products_but_for_the_residual() -> None:
 
     estimator = EquilibriumPropagation(nudged_solver=Picard(7, tol=0), solver=Picard(50, tol=0))
     fixed_point = estimator(update, cell.start, batch_dims=1)
-    with telling():
+    with recorded_failures():
         calls.clear()
         fixed_point.state.sum().backward()
     assert calls == [False] * 14
@@ -122,22 +122,24 @@ def test_takes_no_products_but_for_the_residual() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_a_jacobian_that_is_not_symmetric_is_told(seed: int) -> None:
+def test_an_asymmetric_jacobian_is_reported(seed: int) -> None:
     cell = tanh_cell(seed, norm=0.7)
     estimator = EquilibriumPropagation(1e-4, nudged_solver=EXACT, solver=EXACT)
-    with telling() as told:
+    with recorded_failures() as reported:
         found = gradients(estimator, cell)
-    assert Failure.NOT_POSITIVE_DEFINITE in told
+    assert Failure.NOT_POSITIVE_DEFINITE in reported
     assert relative_error(found, dense(cell).gradients) > 1e-4
 
 
-def test_a_state_of_several_leaves() -> None:
-    """The energy couples a leaf of vectors and one of numbers."""
+def test_a_state_of_several_leaves_gets_the_dense_gradient() -> None:
+    """The energy couples a leaf of vectors with a leaf of scalars."""
     strength = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
     def energy(state: dict[str, Tensor]) -> Tensor:
-        ties = strength * state["a"].tanh().sum(dim=1) * state["b"].tanh()
-        return (0.5 * state["a"].square().sum(dim=1) + 0.5 * state["b"].square() - ties - state["a"].sum(dim=1)).sum()
+        coupling = strength * state["a"].tanh().sum(dim=1) * state["b"].tanh()
+        return (
+            0.5 * state["a"].square().sum(dim=1) + 0.5 * state["b"].square() - coupling - state["a"].sum(dim=1)
+        ).sum()
 
     def update(state: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.enable_grad():
@@ -157,9 +159,9 @@ def test_a_state_of_several_leaves() -> None:
     [
         (lambda: EquilibriumPropagation(0.0), r"NudgedAdjoint: beta=0.0 must be a number in \(0, "),
         (lambda: EquilibriumPropagation(centred=1), "NudgedAdjoint: centred=1 .*true or false"),
-        (lambda: EquilibriumPropagation(nudged_solver=NewtonKrylov()), "would linearise what is linear"),
+        (lambda: EquilibriumPropagation(nudged_solver=NewtonKrylov()), "would linearise"),
     ],
 )
-def test_wrong_arguments_are_refused(make, message: str) -> None:
+def test_invalid_arguments_are_refused(make, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""What a solve shows of itself on request."""
+"""The optional history and progress bar of a solve."""
 
 import threading
 
@@ -10,7 +10,7 @@ from rbp_lightning import Auto, FixedPointSolver, NeumannRBP, Picard, ignoring
 
 @pytest.mark.parametrize("solver", [Picard(200, 1e-6), Auto(200, 1e-6)], ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("taped", [False, True])
-def test_the_history_has_each_step(solver: FixedPointSolver, taped: bool) -> None:
+def test_the_history_holds_the_residuals_of_every_step(solver: FixedPointSolver, taped: bool) -> None:
     slopes, states = torch.tensor([[0.9, 0.2], [0.5, 0.1]]), []
 
     def update(h: torch.Tensor) -> torch.Tensor:
@@ -29,14 +29,14 @@ def test_the_history_has_each_step(solver: FixedPointSolver, taped: bool) -> Non
 
 def test_a_progress_bar_ends_with_its_solve(capsys: pytest.CaptureFixture[str]) -> None:
     def failing(h: torch.Tensor) -> torch.Tensor:
-        raise ValueError("the update's own")
+        raise ValueError("raised by the update")
 
     with torch.no_grad(), ignoring():
         NeumannRBP(0, Picard(13, 1e-9))(lambda h: 0.9 * h + 1, torch.zeros(3), progress=True)
-        with pytest.raises(ValueError, match="the update's own"):
+        with pytest.raises(ValueError, match="raised by the update"):
             NeumannRBP(0)(failing, torch.zeros(3), progress=True)
     for thread in threading.enumerate():
         if "Refresh" in type(thread).__name__:
-            thread.join(5)  # it ends at its next refresh
+            thread.join(5)  # the thread ends at its next refresh
             assert not thread.is_alive()
     assert "NeumannRBP: step 3, residual 3.0e-01" in capsys.readouterr().out

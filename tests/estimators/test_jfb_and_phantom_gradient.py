@@ -1,4 +1,4 @@
-"""The one-step gradient and the phantom gradient are what they are defined as, and their bias is no failure."""
+"""JFB and the phantom gradient equal their definitions, and their bias is not reported as a failure."""
 
 import copy
 import pickle
@@ -41,14 +41,14 @@ def gradients(estimator: GradientEstimator, cell: Cell) -> list[Tensor]:
 
 @settings(max_examples=8, deadline=None)
 @given(cell=cells())
-def test_jfb_is_the_neumann_series_of_one_term(cell: Cell) -> None:
+def test_jfb_equals_the_neumann_series_of_one_term(cell: Cell) -> None:
     for one, other in zip(gradients(JFB(FIXED), cell), gradients(NeumannRBP(0, FIXED), cell), strict=True):
         assert torch.equal(one, other)
 
 
 @settings(max_examples=8, deadline=None)
 @given(cell=cells(), steps=st.integers(1, 12))
-def test_undamped_it_is_the_neumann_series_and_truncation(cell: Cell, steps: int) -> None:
+def test_the_undamped_phantom_gradient_equals_neumann_rbp_and_tbptt(cell: Cell, steps: int) -> None:
     found = gradients(PhantomGradient(steps, 1.0, FIXED), cell)
     for one, other in zip(found, gradients(NeumannRBP(steps - 1, FIXED), cell), strict=True):
         assert torch.equal(one, other)
@@ -57,7 +57,7 @@ def test_undamped_it_is_the_neumann_series_and_truncation(cell: Cell, steps: int
 
 @settings(max_examples=8, deadline=None)
 @given(cell=cells(), steps=st.integers(1, 12), damping=st.floats(0.05, 1.0))
-def test_it_is_the_gradient_of_damped_steps_from_the_fixed_point(cell: Cell, steps: int, damping: float) -> None:
+def test_the_phantom_gradient_equals_bptt_through_damped_steps(cell: Cell, steps: int, damping: float) -> None:
     state = tree_map(lambda leaf: leaf.detach(), settle(cell, 400))
     for _ in range(steps):
         state = tree_map(lambda h, f: (1 - damping) * h + damping * f, state, cell.update(state))
@@ -67,7 +67,7 @@ def test_it_is_the_gradient_of_damped_steps_from_the_fixed_point(cell: Cell, ste
 
 @settings(max_examples=8, deadline=None)
 @given(cell=cells(), steps=st.integers(1, 40), damping=st.floats(0.05, 1.0))
-def test_the_damped_series_is_the_dense_sum(cell: Cell, steps: int, damping: float) -> None:
+def test_the_damped_series_equals_the_dense_sum(cell: Cell, steps: int, damping: float) -> None:
     exact, state = dense(cell), settle(cell, 400)
     identity = torch.eye(len(exact.jacobian), dtype=torch.float64)
     damped, term, total = (1 - damping) * identity + damping * exact.jacobian.T, exact.gradient, 0.0
@@ -83,8 +83,8 @@ def test_the_damped_series_is_the_dense_sum(cell: Cell, steps: int, damping: flo
 
 
 @pytest.mark.parametrize("damping", [0.3, 1.0])
-def test_the_error_of_a_damped_series_is_estimated(damping: float) -> None:
-    """Of one mode the remainder is a geometric series."""
+def test_the_error_estimate_of_a_damped_series_is_exact_for_one_mode(damping: float) -> None:
+    """Its remainder is a geometric series."""
     weight = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     fixed_point = PhantomGradient(6, damping, FIXED)(lambda h: weight * h + 1, torch.zeros((), dtype=torch.float64))
     fixed_point.state.backward()
@@ -93,8 +93,8 @@ def test_the_error_of_a_damped_series_is_estimated(damping: float) -> None:
 
 
 @pytest.mark.parametrize("estimator", [JFB(), PhantomGradient(2)])
-def test_a_chosen_bias_is_no_failure_and_can_be_seen(estimator: GradientEstimator) -> None:
-    """Warnings are errors here."""
+def test_the_bias_of_the_method_is_recorded_but_not_a_failure(estimator: GradientEstimator) -> None:
+    """A warning would be an error here."""
     seen: list[LinearSolution] = []
 
     class Watch(SolveObserver):
@@ -105,21 +105,21 @@ def test_a_chosen_bias_is_no_failure_and_can_be_seen(estimator: GradientEstimato
     with FailurePolicy(adjoint="raise", truncation_tol=0.0), observing(Watch):
         fixed_point = estimator(cell.update, cell.start, batch_dims=1)
         loss_of(fixed_point.state).backward()
-        with pytest.raises(ConvergenceError):  # of a bias that was not
+        with pytest.raises(ConvergenceError):  # the truncation error of a series is a failure
             loss_of(NeumannRBP(1)(cell.update, cell.start, batch_dims=1).state).backward()
     assert not fixed_point.adjoint.converged
     assert float(fixed_point.adjoint.error_estimate.max()) > 0.1
     assert seen[0].error_estimate is fixed_point.adjoint.error_estimate
 
 
-def test_no_product_is_taken_for_one_step() -> None:
+def test_jfb_takes_no_products() -> None:
     cell = tanh_cell(0)
     fixed_point = JFB()(cell.update, cell.start, batch_dims=1)
     loss_of(fixed_point.state).backward()
     assert fixed_point.adjoint.products == 0
 
 
-def test_nan_in_the_gradient_of_one_step_stays_where_it_is_and_is_told() -> None:
+def test_nan_in_the_gradient_stays_in_its_sample_and_is_reported() -> None:
     drive = torch.ones(2, 2, requires_grad=True)
     state = JFB()(lambda h: 0.5 * h.flip(1) + drive, torch.zeros(2, 2), batch_dims=1).state
     with pytest.warns(match="JFB"):
@@ -127,7 +127,7 @@ def test_nan_in_the_gradient_of_one_step_stays_where_it_is_and_is_told() -> None
     assert drive.grad[1].tolist() == [1.0, 1.0]
 
 
-def test_jfb_is_described_copied_and_pickled() -> None:
+def test_jfb_can_be_copied_and_pickled() -> None:
     cell = tanh_cell(0)
     for other in (copy.deepcopy(JFB()), pickle.loads(pickle.dumps(JFB()))):
         assert repr(other) == repr(JFB())
@@ -135,6 +135,6 @@ def test_jfb_is_described_copied_and_pickled() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{"steps": 0}, {"damping": 0.0}, {"damping": 1.5}])
-def test_arguments_are_checked(arguments: dict[str, Any]) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(arguments))):
         PhantomGradient(**arguments)

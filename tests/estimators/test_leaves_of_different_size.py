@@ -1,4 +1,4 @@
-"""Leaves of a state that differ by many orders of magnitude."""
+"""States whose leaves differ by many orders of magnitude."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ MAKERS = {
 
 
 def errors(estimator: GradientEstimator, ratio: float, rates: tuple[float, float]) -> tuple[list[float], list[float]]:
-    """Relative errors of the state's leaves, and of the gradients of their weights."""
+    """The relative errors of the state's leaves, and of the gradients of their weights."""
     drives = {"one": ratio, "other": 3.0}
     weights = {name: torch.tensor(1.0, dtype=torch.float64, requires_grad=True) for name in drives}
     rate = dict(zip(drives, rates, strict=True))
@@ -37,19 +37,19 @@ def errors(estimator: GradientEstimator, ratio: float, rates: tuple[float, float
 @pytest.mark.parametrize("name", MAKERS)
 @settings(max_examples=10, deadline=None)
 @given(exponent=st.floats(-8, 8), rates=st.tuples(st.floats(0.1, 0.97), st.floats(0.1, 0.97)))
-def test_none_hides_another(name: str, exponent: float, rates: tuple[float, float]) -> None:
+def test_every_leaf_and_its_gradient_converge(name: str, exponent: float, rates: tuple[float, float]) -> None:
     states, slopes = errors(MAKERS[name](Picard(3000, 1e-7, atol=0.0)), 10**exponent, rates)
     assert max(states) < 1e-7 / (1 - max(rates)) * 1.01
     assert max(slopes) < 1e-3
 
 
-def test_one_norm_over_all_can_be_asked_for() -> None:
+def test_per_leaf_false_uses_one_norm_over_all_leaves() -> None:
     apart, together = (NeumannRBP(1500, Picard(3000, 1e-6, per_leaf=leaf)) for leaf in (True, False))
     assert errors(together, 1e8, (0.5, 0.97))[0][1] > 0.1
     assert errors(apart, 1e8, (0.5, 0.97))[0][1] < 1e-4
 
 
-def test_the_residual_is_that_of_the_worst_leaf() -> None:
+def test_the_residual_is_that_of_the_leaf_with_the_largest_one() -> None:
     solver = Picard(7, 1e-12)
     with torch.no_grad(), pytest.warns(match="max_steps"):
         found = BPTT(solver)(
@@ -61,8 +61,8 @@ def test_the_residual_is_that_of_the_worst_leaf() -> None:
 
 
 @pytest.mark.parametrize("estimator", [RBP(60, 1e-4), CGRBP(60, 1e-4)], ids=["RBP", "CGRBP"])
-def test_a_leaf_whose_adjoint_is_rounding_is_no_failure(estimator: GradientEstimator) -> None:
-    """The loss does not depend on it, and the update of the other leaf only on its mean, which is subtracted."""
+def test_a_leaf_whose_adjoint_is_zero_up_to_rounding_is_not_a_failure(estimator: GradientEstimator) -> None:
+    """The second leaf changes only the mean of what is normalised, which layer_norm subtracts."""
     torch.manual_seed(0)
     weight = (0.1 * torch.randn(16, 16)).requires_grad_()
     inputs = torch.randn(4, 16)
@@ -78,7 +78,7 @@ def test_a_leaf_whose_adjoint_is_rounding_is_no_failure(estimator: GradientEstim
     assert found.adjoint.converged
 
 
-def test_a_leaf_that_still_falls_has_not_stalled() -> None:
+def test_a_leaf_whose_residual_still_declines_has_not_stalled() -> None:
     def update(state: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         large, small = state
         return 2e8 - large, 0.6 * small + 0.4

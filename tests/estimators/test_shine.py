@@ -1,4 +1,4 @@
-"""SHINE shares the inverse that Broyden's method has learned: against the textbook's, and the dense adjoint."""
+"""SHINE uses the inverse Jacobian of Broyden's method: against a textbook version and the dense adjoint."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from tests.zoo import affine, rotation, symmetric
 
 
 def broyden_matrix(update: Callable[[Tensor], Tensor], state: Tensor, steps: int) -> Tensor:
-    """The inverse after some steps, as the textbook has it, of one sample."""
+    """The approximate inverse of one sample after some steps of the textbook's Broyden method."""
     inverse = -torch.eye(len(state), dtype=state.dtype)
     change = update(state) - state
     for _ in range(steps - 1):
@@ -27,7 +27,7 @@ def broyden_matrix(update: Callable[[Tensor], Tensor], state: Tensor, steps: int
 
 
 def adjoint(estimator: SHINE, update: Callable[[Tensor], Tensor], start: Tensor, gradient: Tensor) -> Tensor:
-    """z is the gradient of what is added to the state."""
+    """The adjoint z, which is the gradient of an input added to the state."""
     added = torch.zeros_like(start, requires_grad=True)
     with ignoring():
         state = estimator(lambda h: update(h) + added, start, batch_dims=1).state
@@ -36,10 +36,10 @@ def adjoint(estimator: SHINE, update: Callable[[Tensor], Tensor], start: Tensor,
 
 @pytest.mark.parametrize("matrix", [symmetric(0.5), rotation(0.7)], ids=["symmetric", "rotation"])
 @pytest.mark.parametrize("steps", [2, 5, 8])
-def test_it_is_the_textbook_s_inverse_transposed_and_negative(matrix: Tensor, steps: int) -> None:
+def test_the_adjoint_uses_the_transpose_of_broyden_s_inverse(matrix: Tensor, steps: int) -> None:
     problem = affine("", matrix)
     gradient = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    # The last step of the solver and the one that is taped correct nothing.
+    # The solver's last step and the taped step do not update the inverse.
     found = adjoint(SHINE(0, fallback=1e6, solver=Broyden(steps + 2, 0.0)), problem.update, problem.start, gradient)
     for sample in range(3):
 
@@ -50,7 +50,7 @@ def test_it_is_the_textbook_s_inverse_transposed_and_negative(matrix: Tensor, st
         torch.testing.assert_close(found[sample], -inverse.T @ gradient[sample], rtol=1e-9, atol=1e-9)
 
 
-def test_the_inverse_of_one_unknown_is_exact() -> None:
+def test_the_adjoint_of_one_unknown_is_exact() -> None:
     weights = torch.tensor([[0.9], [-1.5], [0.2]], dtype=torch.float64)
     found = adjoint(SHINE(0), lambda h: weights * h + 1, torch.zeros_like(weights), torch.ones_like(weights))
     torch.testing.assert_close(found, 1 / (1 - weights))
@@ -58,7 +58,7 @@ def test_the_inverse_of_one_unknown_is_exact() -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(cell=cells(), fallback=st.sampled_from([1.0, 1e6]))
-def test_refined_to_a_tolerance_it_is_exact(cell: Cell, fallback: float) -> None:
+def test_the_refined_adjoint_is_exact(cell: Cell, fallback: float) -> None:
     estimator = SHINE(500, 1e-12, fallback, solver=Broyden(500, 1e-14, memory=40))
     with ignoring():
         fixed_point = estimator(cell.update, cell.start, batch_dims=cell.batch_dims)
@@ -67,24 +67,24 @@ def test_refined_to_a_tolerance_it_is_exact(cell: Cell, fallback: float) -> None
     assert fixed_point.adjoint.converged
 
 
-def test_what_was_learned_saves_products() -> None:
-    """On average over problems; a solve that has learned nothing refines as well."""
+def test_the_shared_inverse_saves_products() -> None:
+    """On average over problems, compared with a solve that keeps one correction only."""
     taken = {True: 0, False: 0}
     for seed in range(8):
         cell = tanh_cell(seed, norm=0.95, batch=2, size=6)
-        for learns in taken:
-            # Each correction that a memory of one makes takes the place of the last.
-            solver = Broyden(200, 1e-10, memory=60 if learns else 1)
+        for full_memory in taken:
+            # In a memory of one, each correction replaces the last one.
+            solver = Broyden(200, 1e-10, memory=60 if full_memory else 1)
             with ignoring():
                 fixed_point = SHINE(200, 1e-6, check_every=1, solver=solver)(cell.update, cell.start, batch_dims=1)
                 torch.autograd.grad(loss_of(fixed_point.state), cell.tensors)
             assert fixed_point.adjoint.converged
-            taken[learns] += fixed_point.adjoint.products
+            taken[full_memory] += fixed_point.adjoint.products
     assert taken[True] < 0.8 * taken[False]
 
 
-def test_where_the_shared_adjoint_is_too_large_it_is_that_of_one_step() -> None:
-    """Sample by sample: those of spectral radius 0.9 fall back, that of 0.2 does not."""
+def test_an_adjoint_that_is_too_large_falls_back_to_one_step() -> None:
+    """Per sample: with fallback 2 the sample of spectral radius 0.9 falls back, that of 0.2 does not."""
     weights = torch.tensor([[0.9], [0.2]], dtype=torch.float64)
 
     def found(fallback: float) -> list[float]:
@@ -95,16 +95,16 @@ def test_where_the_shared_adjoint_is_too_large_it_is_that_of_one_step() -> None:
     assert found(20.0) == pytest.approx([10.0, 1.25])
 
 
-def test_a_sample_that_is_frozen_has_the_gradient_of_one_step() -> None:
+def test_a_frozen_sample_does_not_change_the_gradients_of_others() -> None:
     drive = torch.ones(3, 1, requires_grad=True)
-    poison = torch.tensor([[0.0], [float("nan")], [0.0]])
+    nan_input = torch.tensor([[0.0], [float("nan")], [0.0]])
     with ignoring():
-        state = SHINE(0)(lambda h: 0.5 * h + drive + poison, torch.zeros(3, 1), batch_dims=1).state
+        state = SHINE(0)(lambda h: 0.5 * h + drive + nan_input, torch.zeros(3, 1), batch_dims=1).state
         (found,) = torch.autograd.grad(state[[0, 2]].sum(), drive)
     assert found[[0, 2]].flatten().tolist() == pytest.approx([2.0, 2.0])
 
 
-def test_a_solve_that_begins_at_its_end_has_learned_nothing() -> None:
+def test_a_solve_of_one_or_two_steps_gives_the_one_step_gradient() -> None:
     cell = tanh_cell(0)
     with ignoring():
         for solver in (Broyden(1), Broyden(2, 0.0)):
@@ -115,7 +115,7 @@ def test_a_solve_that_begins_at_its_end_has_learned_nothing() -> None:
             assert all(map(torch.equal, found, one_step))
 
 
-def test_a_warm_start_has_the_last_adjoint_refined() -> None:
+def test_a_warm_start_refines_the_last_adjoint() -> None:
     cell, warm_start = tanh_cell(0, norm=0.9), WarmStart()
     estimator, products = SHINE(100, 1e-8, check_every=1, solver=Broyden(200, 1e-12)), []
     with ignoring():
@@ -129,5 +129,5 @@ def test_a_warm_start_has_the_last_adjoint_refined() -> None:
 
 @pytest.mark.parametrize("solver", [Picard(), Auto()])
 def test_a_solver_without_an_inverse_is_refused(solver: Picard) -> None:
-    with pytest.raises(UserError, match=f"SHINE: solver={type(solver).__name__} learns no inverse"):
+    with pytest.raises(UserError, match=f"SHINE: solver={type(solver).__name__} has no inverse"):
         SHINE(solver=solver)

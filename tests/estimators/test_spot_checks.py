@@ -1,4 +1,4 @@
-"""What some solves of each line are checked for."""
+"""Spot checks in some solves of each line: random updates and parameters that were replaced."""
 
 import random
 import threading
@@ -39,13 +39,13 @@ EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda on
 
 
 @pytest.fixture(autouse=True)
-def _lines_not_seen_before(monkeypatch) -> None:
+def _fresh_spot_checks(monkeypatch) -> None:
     monkeypatch.setattr(random_draws, "_taped_checks", SpotChecks())
     monkeypatch.setattr(random_draws, "_untaped_checks", SpotChecks())
 
 
 @pytest.mark.parametrize("taped", [True, False])
-def test_a_dropout_mask_that_is_drawn_twice_alike_is_no_convergence(taped: bool) -> None:
+def test_the_same_dropout_mask_twice_is_not_convergence(taped: bool) -> None:
     estimator = NeumannRBP(5, Picard(30, 1e-4, check_every=1))
     for seed in range(200):
         torch.manual_seed(seed)
@@ -58,8 +58,8 @@ def test_a_dropout_mask_that_is_drawn_twice_alike_is_no_convergence(taped: bool)
 @pytest.mark.parametrize(
     "draw", [lambda: torch.rand(()).item(), random.random, numpy.random.random], ids=["torch", "random", "numpy"]
 )
-def test_draws_of_any_generator_are_told(draw) -> None:
-    """Long runs of one branch pass for converged."""
+def test_random_updates_are_detected_for_every_generator(draw) -> None:
+    """Also if one branch is taken so often that the residual becomes small."""
     policy = FailurePolicy(not_converged="raise")
     with policy, pytest.raises(ConvergenceError, match="random"):
         NeumannRBP(solver=Picard(100, 0.2, check_every=1))(
@@ -68,7 +68,7 @@ def test_draws_of_any_generator_are_told(draw) -> None:
 
 
 @pytest.mark.parametrize("name", ["unused", "within the tolerance", "another thread"])
-def test_draws_that_do_not_matter_are_no_failure(name: str) -> None:
+def test_irrelevant_random_draws_are_not_a_failure(name: str) -> None:
     def update(h: torch.Tensor) -> torch.Tensor:
         noise = random.random()
         return 0.5 * h + 1 + (1e-6 * noise if name == "within the tolerance" else 0.0)
@@ -92,7 +92,7 @@ def test_draws_that_do_not_matter_are_no_failure(name: str) -> None:
         ended.set()
 
 
-def test_a_generator_of_another_kind_is_no_obstacle() -> None:
+def test_other_numpy_bit_generators_are_supported() -> None:
     before = numpy.random.get_bit_generator()
     numpy.random.set_bit_generator(numpy.random.PCG64(0))
     try:
@@ -101,7 +101,7 @@ def test_a_generator_of_another_kind_is_no_obstacle() -> None:
         numpy.random.set_bit_generator(before)
 
 
-def test_one_that_seeds_its_draws_is_no_random_update() -> None:
+def test_an_update_that_seeds_its_draws_is_not_random() -> None:
     def update(h: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(1)
         return 0.5 * h + torch.rand(4)
@@ -110,7 +110,7 @@ def test_one_that_seeds_its_draws_is_no_random_update() -> None:
 
 
 @EVERY_ESTIMATOR
-def test_a_parameter_with_other_data_at_the_backward_pass_is_told(estimator) -> None:
+def test_a_parameter_with_other_data_at_the_backward_pass_is_reported(estimator) -> None:
     weight = torch.full((4,), 0.5, requires_grad=True)
     found = estimator(lambda h: weight * h + 1, torch.zeros(4))
     weight.data = torch.full((4,), 0.1)
@@ -119,7 +119,7 @@ def test_a_parameter_with_other_data_at_the_backward_pass_is_told(estimator) -> 
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 4])
-def test_one_that_was_replaced_often_is_told(times: int) -> None:
+def test_data_that_was_replaced_several_times_is_reported(times: int) -> None:
     weight = torch.full((4,), 0.5, requires_grad=True)
     with FailurePolicy(adjoint="raise"):
         found = NeumannRBP()(lambda h: weight * h + 1, torch.zeros(4))
@@ -129,14 +129,14 @@ def test_one_that_was_replaced_often_is_told(times: int) -> None:
         found.state.sum().backward()
 
 
-def test_a_sparse_leaf_is_left_out() -> None:
+def test_sparse_parameters_are_not_checked() -> None:
     matrix = (0.3 * torch.eye(3)).to_sparse().requires_grad_()
     NeumannRBP()(lambda h: torch.sparse.mm(matrix, h) + 1, torch.zeros(3, 1)).state.sum().backward()
     assert matrix.grad is not None
 
 
 @EVERY_ESTIMATOR
-def test_a_parameter_that_was_left_alone_or_only_reallocated_is_not(estimator) -> None:
+def test_a_parameter_reallocated_with_the_same_values_is_not_reported(estimator) -> None:
     weight = torch.full((4,), 0.5, requires_grad=True)
     found = estimator(lambda h: weight * h + 1, torch.zeros(4))
     size, values = weight.untyped_storage().nbytes(), weight.detach().clone()

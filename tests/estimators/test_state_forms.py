@@ -1,4 +1,4 @@
-"""States that are complex, dataclasses or have missing parts, and what an update returns beside them."""
+"""Complex states, states as dataclasses or with None, and auxiliary outputs of an update."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,11 +25,11 @@ ESTIMATORS = [BPTT(EXACT), TBPTT(200, EXACT), CGRBP(100, 1e-14, solver=EXACT), E
 
 
 def complex_step(h: Tensor, weight: Tensor, drive: Tensor) -> Tensor:
-    """Not holomorphic: the modulus and the conjugate of h occur."""
+    """An update that is not holomorphic: it uses the modulus and the conjugate of h."""
     return 0.4 * (h @ weight) / (1 + h.abs().square()) + 0.2j * h.conj() + drive
 
 
-def complex_parts(seed: int) -> tuple[Tensor, Tensor]:
+def complex_inputs(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.complex128))[0]
     drive = torch.randn(2, 3, generator=generator, dtype=torch.complex128)
@@ -42,8 +42,8 @@ def complex_loss(state: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("batch_dims", [0, 1])
-def test_complex_states_have_the_gradient_of_converged_steps(estimator: GradientEstimator, batch_dims: int) -> None:
-    weight, drive = complex_parts(0)
+def test_complex_states_get_the_gradient_of_converged_bptt(estimator: GradientEstimator, batch_dims: int) -> None:
+    weight, drive = complex_inputs(0)
     h = torch.zeros_like(drive)
     for _ in range(200):
         h = complex_step(h, weight, drive)
@@ -57,7 +57,7 @@ def test_complex_states_have_the_gradient_of_converged_steps(estimator: Gradient
 
 
 def test_complex_states_have_second_derivatives() -> None:
-    weight, drive = complex_parts(1)
+    weight, drive = complex_inputs(1)
 
     def curvature(state: Tensor) -> Tensor:
         (first,) = torch.autograd.grad(complex_loss(state), weight, create_graph=True)
@@ -77,16 +77,16 @@ class Pair:
     nothing: None = None
 
 
-def paired(h: Tensor | Pair, weight: Tensor) -> Pair:
+def pair_update(h: Tensor | Pair, weight: Tensor) -> Pair:
     return Pair(torch.tanh(0.5 * h.first @ weight + 1), {"deep": (0.3 * h.second["deep"][0] + h.first, None)})
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: type(one).__name__)
-def test_dataclasses_and_missing_parts(estimator: GradientEstimator) -> None:
+def test_states_may_be_dataclasses_and_contain_none(estimator: GradientEstimator) -> None:
     weight = tanh_cell(0).tensors[0].detach().requires_grad_()
     zeros = torch.zeros(3, 4, dtype=torch.float64)
     start = Pair(zeros, {"deep": (zeros, None)})
-    result = estimator(lambda h: paired(h, weight), start, batch_dims=1)
+    result = estimator(lambda h: pair_update(h, weight), start, batch_dims=1)
     assert isinstance(result.state, Pair)
     assert result.state.second["deep"][1] is None
     joined = BPTT(EXACT)(
@@ -97,8 +97,8 @@ def test_dataclasses_and_missing_parts(estimator: GradientEstimator) -> None:
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-12)
 
 
-def test_a_warm_start_keeps_a_complex_state() -> None:
-    weight, drive = complex_parts(2)
+def test_warm_starts_keep_complex_states() -> None:
+    weight, drive = complex_inputs(2)
     warm_start = WarmStart()
     steps = [
         Implicit(solver=Picard(100, 1e-10, check_every=1))(
@@ -110,7 +110,7 @@ def test_a_warm_start_keeps_a_complex_state() -> None:
 
 
 def test_another_dtype_or_structure_is_refused() -> None:
-    with pytest.raises(UserError, match="it must return what it was given"):
+    with pytest.raises(UserError, match="it must return dense floating-point tensors"):
         Implicit()(lambda h: h.real, torch.zeros(2, dtype=torch.complex64))
     with pytest.raises(UserError, match="batch_dims=1"):
         Implicit()(lambda h: 0.5 * h, torch.zeros((), dtype=torch.complex64), batch_dims=1)
@@ -118,11 +118,11 @@ def test_another_dtype_or_structure_is_refused() -> None:
         Implicit()(lambda h: h.first, Pair(torch.zeros(2), torch.zeros(2)))
 
 
-# --- beside the state
+# --- auxiliary outputs
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: type(one).__name__)
-def test_aux_is_that_of_the_fixed_point_and_differentiable(estimator: GradientEstimator) -> None:
+def test_aux_is_evaluated_at_the_fixed_point_and_differentiable(estimator: GradientEstimator) -> None:
     cell = tanh_cell(0)
     weight, drive = cell.tensors
 
@@ -142,6 +142,6 @@ def test_aux_is_that_of_the_fixed_point_and_differentiable(estimator: GradientEs
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
-def test_an_update_that_returns_no_pair_is_refused() -> None:
+def test_an_update_that_does_not_return_a_pair_is_refused() -> None:
     with pytest.raises(UserError, match="has_aux=True"):
         Implicit()(torch.cos, torch.zeros(2), has_aux=True)

@@ -1,4 +1,4 @@
-"""States on the way to a fixed point, for losses along it."""
+"""``states_at`` returns iterates of a solve, differentiable as the estimator does it."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def iterates(cell, count: int) -> list[Tensor]:
 @pytest.mark.parametrize(
     "make", [lambda s: BPTT(s), lambda s: TBPTT(2, s), lambda s: NeumannRBP(3, s), lambda s: ExactAdjoint(solver=s)]
 )
-def test_they_are_the_iterates(make, taped: bool, tol: float) -> None:
+def test_the_states_are_the_iterates(make, taped: bool, tol: float) -> None:
     cell = tanh_cell(0, norm=0.9)
     with torch.set_grad_enabled(taped):
         result = make(Picard(200 if tol else 40, tol))(cell.update, cell.start, batch_dims=1, states_at=STEPS)
@@ -45,7 +45,7 @@ def test_they_are_the_iterates(make, taped: bool, tol: float) -> None:
 
 
 @pytest.mark.parametrize("tol", [0.0, 1e-12])
-def test_by_bptt_each_has_the_gradient_of_its_own_steps(tol: float) -> None:
+def test_bptt_gives_each_state_the_gradient_of_its_steps(tol: float) -> None:
     cell = tanh_cell(1, norm=0.9)
     result = BPTT(Picard(200 if tol else 40, tol))(cell.update, cell.start, batch_dims=1, states_at=STEPS)
     expected = iterates(cell, max(STEPS))
@@ -57,7 +57,7 @@ def test_by_bptt_each_has_the_gradient_of_its_own_steps(tol: float) -> None:
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_by_bptt_each_has_the_gradient_of_the_initial_state(order: int) -> None:
+def test_bptt_reaches_the_initial_state_from_each_state(order: int) -> None:
     cell = tanh_cell(1, norm=0.9)
     start = torch.full_like(cell.start, 0.3).requires_grad_()
     result = BPTT(Picard(40, 0))(cell.update, start, batch_dims=1, states_at=[2], order=order)
@@ -70,7 +70,7 @@ def test_by_bptt_each_has_the_gradient_of_the_initial_state(order: int) -> None:
 @pytest.mark.parametrize(
     "estimator", [BPTT(Picard(40, 0)), TBPTT(3, Picard(40, 0)), ExactAdjoint(solver=Picard(40, 0))]
 )
-def test_within_vmap_they_are_those_of_each_entry(estimator: GradientEstimator) -> None:
+def test_vmap_gives_the_gradients_of_each_entry(estimator: GradientEstimator) -> None:
     def loss(weight: Tensor) -> Tensor:
         start = torch.zeros(2, dtype=torch.float64)
         return loss_of(estimator(lambda h: torch.tanh(weight * h + 1), start, states_at=[4]).states[0])
@@ -83,7 +83,7 @@ def test_within_vmap_they_are_those_of_each_entry(estimator: GradientEstimator) 
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("make", [lambda s: BPTT(s), lambda s: TBPTT(3, s), lambda s: ExactAdjoint(solver=s)])
-def test_they_are_the_iterates_of_a_solve_that_grows_at_first(make, order: int) -> None:
+def test_the_states_are_the_iterates_of_a_solve_with_transient_growth(make, order: int) -> None:
     matrix = torch.tensor([[0.8, 20.0], [0.0, 0.8]], dtype=torch.float64, requires_grad=True)
     start, drive = torch.zeros(2, dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
     found = make(Picard(300, 1e-10))(lambda h: matrix @ h + drive, start, states_at=[3], order=order).states[0]
@@ -93,7 +93,7 @@ def test_they_are_the_iterates_of_a_solve_that_grows_at_first(make, order: int) 
     torch.testing.assert_close(found, h)
 
 
-def test_by_tbptt_each_has_the_gradient_of_its_last_steps() -> None:
+def test_tbptt_gives_each_state_the_gradient_of_its_last_steps() -> None:
     cell = tanh_cell(1, norm=0.9)
     result = TBPTT(3, Picard(40, 0))(cell.update, cell.start, batch_dims=1, states_at=STEPS[1:])
     for step, state in zip(STEPS[1:], result.states, strict=True):
@@ -104,8 +104,8 @@ def test_by_tbptt_each_has_the_gradient_of_its_last_steps() -> None:
         assert relative_error(list(found), list(exact)) < 1e-12
 
 
-def test_an_implicit_one_has_the_adjoint_at_its_state() -> None:
-    """As if it were the fixed point, which is what fixed-point correction takes it for."""
+def test_an_implicit_estimator_solves_the_adjoint_at_each_state() -> None:
+    """As if the state were the fixed point, which is how fixed-point correction is defined."""
     cell = tanh_cell(1, norm=0.9)
     result = ExactAdjoint(solver=Picard(200, 1e-12))(cell.update, cell.start, batch_dims=1, states_at=STEPS)
     for step, state in zip(STEPS, result.states, strict=True):
@@ -120,14 +120,14 @@ def test_an_implicit_one_has_the_adjoint_at_its_state() -> None:
         assert relative_error(list(found), list(exact)) < 1e-9
 
 
-def test_after_the_end_it_is_the_fixed_point() -> None:
+def test_steps_after_convergence_give_the_fixed_point() -> None:
     cell = tanh_cell(0, norm=0.2)
     result = Implicit()(cell.update, cell.start, batch_dims=1, states_at=[2, 90])
     assert result.steps < 90
     assert result.states[1] is result.state
 
 
-def test_solvers_that_accelerate_and_transforms() -> None:
+def test_transforms_work_with_accelerated_solvers() -> None:
     cell = tanh_cell(0, norm=0.9)
 
     def loss(drive: Tensor) -> Tensor:
@@ -141,17 +141,13 @@ def test_solvers_that_accelerate_and_transforms() -> None:
     torch.testing.assert_close(torch.func.grad(loss)(drive.detach()).detach(), plain, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [TBPTT(4, Picard(40, 0)), BPTT(Picard(40, 0))])
-def test_memory_is_that_of_the_estimator(estimator: GradientEstimator) -> None:
+def test_tbptt_refuses_states_with_fewer_steps_than_it_tapes() -> None:
     cell = tanh_cell(0)
-    if isinstance(estimator, TBPTT):
-        with pytest.raises(UserError, match="states_at has 2"):
-            estimator(cell.update, cell.start, batch_dims=1, states_at=[2])
-    else:
-        estimator(cell.update, cell.start, batch_dims=1, states_at=[2])
+    with pytest.raises(UserError, match="states_at has 2"):
+        TBPTT(4, Picard(40, 0))(cell.update, cell.start, batch_dims=1, states_at=[2])
 
 
-def test_observers_see_the_solve_alone() -> None:
+def test_observers_see_one_solve() -> None:
     cell, seen = tanh_cell(0), []
 
     class Solves(SolveObserver):
@@ -164,6 +160,6 @@ def test_observers_see_the_solve_alone() -> None:
 
 
 @pytest.mark.parametrize("states_at", [3, [0], [1.5], "34"])
-def test_steps_are_counts(states_at) -> None:
+def test_invalid_steps_are_refused(states_at) -> None:
     with pytest.raises(UserError, match="states_at="):
         Implicit()(torch.cos, torch.zeros(2), states_at=states_at)

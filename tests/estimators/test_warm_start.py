@@ -1,4 +1,4 @@
-"""Starting from the last solve: the same results in fewer steps, and nothing carried where it does not belong."""
+"""Warm starts give the same results in fewer steps, and are dropped when they do not fit."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def solution(adjoint: torch.Tensor, residual: float = 0.0) -> LinearSolution:
     return LinearSolution([adjoint], 1, 1, torch.tensor(residual))
 
 
-class Counted:
+class CountingUpdate:
     """An update that counts its calls."""
 
     def __init__(self, update) -> None:
@@ -32,9 +32,9 @@ class Counted:
         return self.update(state)
 
 
-def test_the_next_solve_starts_from_the_last_fixed_point() -> None:
+def test_a_solve_starts_from_the_last_fixed_point() -> None:
     cell = tanh_cell(0)
-    warm_start, update = WarmStart(), Counted(cell.update)
+    warm_start, update = WarmStart(), CountingUpdate(cell.update)
     cold = NeumannRBP(solver=TIGHT)(update, cell.start, batch_dims=1, warm_start=warm_start)
     assert update.calls > 20
     update.calls = 0
@@ -44,11 +44,11 @@ def test_the_next_solve_starts_from_the_last_fixed_point() -> None:
 
 
 @pytest.mark.parametrize("kind", [RBP, CGRBP], ids=lambda kind: kind.__name__)
-def test_the_adjoint_starts_from_the_last_one(kind) -> None:
+def test_the_adjoint_solve_starts_from_the_last_adjoint(kind) -> None:
     cell = tanh_cell(1)
     exact = dense(cell).gradients
     errors = []
-    # Three steps an epoch are not enough by themselves; together they are.
+    # Three steps are not enough for one solve, but for 40 solves that continue each other.
     estimator, warm_start = kind(steps=3, tol=0.0, solver=TIGHT), WarmStart()
     with ignoring():
         for _ in range(40):
@@ -58,7 +58,7 @@ def test_the_adjoint_starts_from_the_last_one(kind) -> None:
     assert errors[-1] < 1e-9
 
 
-def test_the_adjoint_start_follows_the_scale_of_the_loss() -> None:
+def test_the_initial_adjoint_is_rescaled_with_the_loss() -> None:
     cell = tanh_cell(2)
     estimator, warm_start = CGRBP(steps=1, tol=0.0, solver=TIGHT), WarmStart()
     with ignoring():
@@ -68,7 +68,7 @@ def test_the_adjoint_start_follows_the_scale_of_the_loss() -> None:
     assert relative_error(list(found), [scale * gradient for gradient in dense(cell).gradients]) < 1e-6
 
 
-def test_a_solve_that_converged_already_keeps_the_exact_gradient() -> None:
+def test_a_solve_that_starts_converged_keeps_the_exact_gradient() -> None:
     cell = tanh_cell(3)
     estimator, warm_start = CGRBP(steps=50, tol=1e-12, solver=TIGHT), WarmStart()
     for _ in range(2):
@@ -78,7 +78,7 @@ def test_a_solve_that_converged_already_keeps_the_exact_gradient() -> None:
 
 
 @pytest.mark.parametrize("status", [Status.NAN, Status.DIVERGED])
-def test_a_solve_that_went_wrong_is_forgotten(status) -> None:
+def test_a_failed_solve_clears_the_warm_start(status) -> None:
     warm_start, initial = WarmStart(), torch.zeros(3)
     warm_start.keep_state(fixed_point(torch.ones(3)))
     warm_start.keep_adjoint(solution(torch.ones(3)))
@@ -88,7 +88,7 @@ def test_a_solve_that_went_wrong_is_forgotten(status) -> None:
 
 
 @pytest.mark.parametrize("residual", [torch.nan, torch.inf, 1e3])
-def test_an_adjoint_that_is_no_better_than_nothing_is_forgotten(residual: float) -> None:
+def test_an_adjoint_with_a_residual_above_one_is_not_kept(residual: float) -> None:
     warm_start = WarmStart()
     warm_start.keep_adjoint(solution(torch.ones(2), residual))
     assert warm_start.adjoint_like([torch.zeros(2)]) is None
@@ -98,7 +98,7 @@ def test_an_adjoint_that_diverged_does_not_start_the_next_solve() -> None:
     estimator, warm_start = RBP(steps=40, tol=1e-6, start="gradient", solver=Picard(200)), WarmStart()
     added = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
     with ignoring():
-        for weight in (3.0, 0.5):  # h = 3 sin h has no stable fixed point at 0
+        for weight in (3.0, 0.5):  # the fixed point 0 of 3 sin h is unstable
             state = estimator(
                 lambda h, w=weight: w * torch.sin(h) + added, torch.zeros_like(added), 0, warm_start
             ).state
@@ -106,7 +106,7 @@ def test_an_adjoint_that_diverged_does_not_start_the_next_solve() -> None:
     assert float(found) == pytest.approx(2, rel=1e-4)
 
 
-def test_a_state_is_used_under_autocast() -> None:
+def test_warm_starts_work_under_autocast() -> None:
     layer, warm_start = torch.nn.Linear(4, 4), WarmStart()
     estimator = NeumannRBP(solver=Picard(tol=3e-2, check_every=1))
     with torch.autocast("cpu", torch.bfloat16), ignoring():
@@ -118,7 +118,7 @@ def test_a_state_is_used_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("initial", [torch.zeros(4), [torch.zeros(3)]])
-def test_a_state_of_another_kind_is_not_used(initial) -> None:
+def test_a_state_of_another_shape_or_structure_is_not_used(initial) -> None:
     warm_start = WarmStart()
     warm_start.keep_state(fixed_point(torch.ones(3)))
     assert warm_start.state_like(initial) is initial
@@ -126,7 +126,7 @@ def test_a_state_of_another_kind_is_not_used(initial) -> None:
     assert warm_start.state_like(torch.zeros(3, dtype=torch.float64)).dtype == torch.float64
 
 
-def test_changing_the_result_in_place_does_not_change_the_start() -> None:
+def test_inplace_changes_of_a_result_do_not_reach_the_warm_start() -> None:
     warm_start = WarmStart()
     result = BPTT()(torch.cos, torch.zeros(3), warm_start=warm_start)
     result.state.detach().fill_(7.0)
@@ -162,7 +162,7 @@ def test_leaves_are_paired_by_name(swapped: bool) -> None:
     assert warm_start.state_like(renamed) is renamed
 
 
-def test_a_warm_start_is_never_changed_in_place() -> None:
+def test_inplace_changes_of_taped_states_do_not_reach_the_warm_start() -> None:
     warm_start, cell = WarmStart(), tanh_cell(0)
     for _ in range(2):
         state = NeumannRBP(solver=TIGHT)(cell.update, cell.start, batch_dims=1, warm_start=warm_start).state

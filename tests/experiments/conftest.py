@@ -1,4 +1,4 @@
-"""Fixtures: where the data are, or that there are none, and a process without command-line arguments."""
+"""Fixtures for the data, and for a process in the checkout without command-line arguments."""
 
 import sys
 from pathlib import Path
@@ -14,6 +14,6 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths of configs are those of a checkout, and pytest's own arguments are not Lightning's."""
+    """Runs in the checkout, for paths of configs, and hides pytest's arguments from Lightning."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["experiments"])

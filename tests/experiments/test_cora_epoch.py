@@ -1,4 +1,4 @@
-"""The comparison with the released code's epoch on Cora measures what it says."""
+"""The comparison with an epoch of the released code on Cora."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.benchmarks.test_compiled import NUMBER, SPREAD
 
 @pytest.fixture
 def narrow(cora: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real files of Cora, for a network of few hidden units."""
+    """The real files of Cora, with a network of few hidden units."""
     config = yaml.safe_load(cora_epoch.CONFIG.read_text())
     config["model"]["init_args"]["cell"]["init_args"]["num_hidden"] = 16
     (tmp_path / "cora.yaml").write_text(yaml.safe_dump(config))
@@ -23,7 +23,7 @@ def narrow(cora: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.data
 @pytest.mark.usefixtures("narrow")
-def test_the_released_way_and_neumann_rbp_are_the_same_gradient() -> None:
+def test_the_released_code_s_method_and_neumann_rbp_give_the_same_gradient() -> None:
     found = {}
     for method in (cora_epoch.RELEASED, "NeumannRBP(20)"):
         training = cora_epoch.Training(method, seed=0, dtype=torch.float64)
@@ -39,7 +39,9 @@ def test_the_released_way_and_neumann_rbp_are_the_same_gradient() -> None:
 
 @pytest.mark.data
 @pytest.mark.usefixtures("narrow")
-def test_the_table_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_the_steps_and_products_of_each_method(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "cora_epoch.csv"
     cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)
     table = capsys.readouterr().out
@@ -52,11 +54,11 @@ def test_the_table_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert products == [20, 20, 20, 6, 2]
     assert "| 1.00 (1.00–1.00) | 1.00 |" in table  # noqa: RUF001
     rows = file.read_text()
-    cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)  # from the file
+    cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)  # reads the file
     assert capsys.readouterr().out == table
     assert file.read_text() == rows
 
 
-def test_epochs_that_make_one_block_are_refused() -> None:
+def test_too_few_epochs_for_two_blocks_are_refused() -> None:
     with pytest.raises(UserError, match="--epochs=7 gives no spread"):
         cora_epoch.cora_epoch(epochs=7)

@@ -1,4 +1,4 @@
-"""The study of one-step gradients measures what it says, and does no finished run again."""
+"""The study of one-step gradients: its metrics and its table."""
 
 import math
 import re
@@ -31,7 +31,7 @@ def batch_of(samples: int) -> dict[str, Tensor]:
 def reasoner(steps: int, **arguments) -> EquilibriumReasoner:
     torch.manual_seed(0)
     model = EquilibriumReasoner(ConvolutionalCell(num_inputs=1, num_classes=2, num_hidden=3), **arguments)
-    for parameter in model.cell.block.parameters():  # so that it contracts
+    for parameter in model.cell.block.parameters():  # to make it contractive
         parameter.data *= 0.7
     model.estimator = JFB(Picard(steps, tol=0))
     model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -39,7 +39,7 @@ def reasoner(steps: int, **arguments) -> EquilibriumReasoner:
 
 
 def dense_gradients(model: EquilibriumReasoner, batch: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
-    """The exact and the one-step gradient by a dense Jacobian of the whole batch, and BPTT's by a plain loop."""
+    """The exact and the one-step gradient from a dense Jacobian of the batch, and BPTT's from a plain loop."""
     model = model.double()
     inputs = batch["inputs"].double()
     parameters = list(model.parameters())
@@ -70,31 +70,31 @@ def dense_gradients(model: EquilibriumReasoner, batch: dict[str, Tensor], steps:
     return found
 
 
-def test_errors_are_those_of_dense_gradients() -> None:
+def test_errors_equal_those_of_dense_gradients() -> None:
     model, batch = reasoner(6, jacobian_penalty=0.5), batch_of(3)
-    figures = gradient_errors(model, batch)
+    errors = gradient_errors(model, batch)
     dense = dense_gradients(model, batch, 6)
     for reference in ("exact", "BPTT"):
         cosine, error = compared(dense["JFB"], dense[reference])
-        assert figures[f"JFB: cosine to {reference}"] == pytest.approx(cosine, rel=1e-8)
-        assert figures[f"JFB: error to {reference}"] == pytest.approx(error, rel=1e-8)
-    assert figures["BPTT: error to exact"] == pytest.approx(compared(dense["BPTT"], dense["exact"])[1], rel=1e-8)
-    assert figures["BPTT: error to exact"] > 1e-6  # six steps are not enough
-    assert figures["BPTT: error to BPTT"] == 0
+        assert errors[f"JFB: cosine to {reference}"] == pytest.approx(cosine, rel=1e-8)
+        assert errors[f"JFB: error to {reference}"] == pytest.approx(error, rel=1e-8)
+    assert errors["BPTT: error to exact"] == pytest.approx(compared(dense["BPTT"], dense["exact"])[1], rel=1e-8)
+    assert errors["BPTT: error to exact"] > 1e-6  # six steps do not converge
+    assert errors["BPTT: error to BPTT"] == 0
 
 
-def test_at_a_fixed_point_all_that_are_solved_agree() -> None:
-    figures = gradient_errors(reasoner(200), batch_of(3))
-    assert figures["residual"] < 1e-12
-    assert figures["spectral radius"] < 1
-    assert figures["BPTT: error to exact"] < 1e-9
-    assert figures["GMRES:20: error to exact"] < 1e-9
-    assert figures["TBPTT:5: error to exact"] == pytest.approx(figures["NeumannRBP:4: error to exact"], rel=1e-6)
-    assert figures["NeumannRBP:20: error to exact"] < figures["NeumannRBP:4: error to exact"] < 1
+def test_converged_gradients_agree_at_a_fixed_point() -> None:
+    errors = gradient_errors(reasoner(200), batch_of(3))
+    assert errors["residual"] < 1e-12
+    assert errors["spectral radius"] < 1
+    assert errors["BPTT: error to exact"] < 1e-9
+    assert errors["GMRES:20: error to exact"] < 1e-9
+    assert errors["TBPTT:5: error to exact"] == pytest.approx(errors["NeumannRBP:4: error to exact"], rel=1e-6)
+    assert errors["NeumannRBP:20: error to exact"] < errors["NeumannRBP:4: error to exact"] < 1
 
 
-def test_limits_are_told_apart() -> None:
-    """A contraction, a 2-cycle, a slow contraction and chaos, a sample each."""
+def test_kinds_of_limits_are_distinguished() -> None:
+    """A contraction, a 2-cycle, a slow contraction and chaos, with one sample each."""
 
     def update(state: Tensor) -> Tensor:
         contracted, cycled, slow, wild = state.unbind()
@@ -109,8 +109,8 @@ def test_limits_are_told_apart() -> None:
     assert float(found.residual_twice[2]) < 0.1 * float(found.residual[2])
 
 
-class _Remembers(ReasoningCell):
-    """Holds on to the sign it began with, or goes to the input's."""
+class _MemoryCell(ReasoningCell):
+    """Keeps the sign of the initial state, or converges to the input."""
 
     def __init__(self, remembers: bool) -> None:
         super().__init__(1, 2, 1)
@@ -123,15 +123,15 @@ class _Remembers(ReasoningCell):
         return torch.cat([state, -state], 1)
 
 
-def test_path_independence_is_that_of_two_starts() -> None:
+def test_path_independence_compares_two_initial_states() -> None:
     inputs = torch.randn(200, 1, 2, dtype=torch.float64)
-    assert path_independence(_Remembers(False), inputs, 60) == (1.0, 0.0)
-    alike, distance = path_independence(_Remembers(True), inputs, 60)
-    assert alike == pytest.approx(0.25, abs=0.1)  # two signs that agree by chance
+    assert path_independence(_MemoryCell(False), inputs, 60) == (1.0, 0.0)
+    alike, distance = path_independence(_MemoryCell(True), inputs, 60)
+    assert alike == pytest.approx(0.25, abs=0.1)  # both signs agree by chance
     assert distance > 1
 
 
-def test_states_of_several_leaves_are_compared_as_one() -> None:
+def test_states_of_several_leaves_are_compared_as_one_vector() -> None:
     one = {"low": torch.tensor([[3.0]]), "high": torch.tensor([[[0.0]]])}
     other = {"low": torch.tensor([[0.0]]), "high": torch.tensor([[[4.0]]])}
     torch.testing.assert_close(change(one, other), torch.tensor([5 / 4]))
@@ -152,9 +152,9 @@ def test_the_table_pairs_seeds() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of trainings that are cut short
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # trainings are cut short
 @pytest.mark.parametrize("task", TASKS)
-def test_finished_runs_are_not_done_again(task: str, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_finished_runs_are_not_repeated(task: str, tmp_path: Path, monkeypatch, capsys) -> None:
     kept = tmp_path / "study.csv"
     monkeypatch.setattr(gradients, "DENSE_SIZE", 100)
     monkeypatch.setattr(study, "SAMPLES", 2)
@@ -177,7 +177,7 @@ def test_finished_runs_are_not_done_again(task: str, tmp_path: Path, monkeypatch
     assert all(math.isfinite(float(one)) for one in re.findall(r"\| NeumannRBP\(steps=4\) \| (\S+)", printed))
 
 
-def test_an_estimator_by_its_linear_solver() -> None:
+def test_estimators_are_translated_to_options() -> None:
     assert arguments_of("GMRES:5")[:2] == [
         "--estimator=Implicit",
         "--estimator.linear_solver=rbp_lightning.linear.GMRES",

@@ -1,4 +1,4 @@
-"""The experiments of the paper are run, kept, and reported."""
+"""The paper's experiments are run, stored and reported."""
 
 import csv
 import math
@@ -9,14 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.paper import associative_memory, documents, hyperparameters, instability
+from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability
 from experiments.paper.findings import MEMORY, TAPE, best_of_all, less, summary, table
 from experiments.paper.report import Domain, paper
 from experiments.paper.runs import truncated
 from rbp_lightning import NeumannRBP, Picard, UserError
+from rbp_lightning.version import __version__
 from tests.cells import tanh_cell
 
-pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of solves that are cut short
+pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # solves are cut short
 
 SHORT = {
     associative_memory: "--trainer.max_epochs=2 --data.eval_draws=1 --model.num_hidden=16 "
@@ -26,12 +27,12 @@ SHORT = {
     hyperparameters: "--trainer.max_epochs=3 --estimator.solver.max_steps=40",
 }
 STEPS = {associative_memory: [10, 20], hyperparameters: [4, 20, 40]}
-"""Truncation steps of the estimators; three can tell whether memory grows along a line."""
+"""Truncation steps of the estimators; three are needed to check for linear growth of memory."""
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The quick mode with trainings of few epochs and steps, and logs elsewhere."""
+    """The quick mode with even fewer epochs and steps, and with logs in a temporary folder."""
     for domain, steps in STEPS.items():
         monkeypatch.setattr(domain, "STEPS", steps)
         monkeypatch.setattr(domain, "QUICK", replace(domain.QUICK, estimators=truncated(steps)))
@@ -48,7 +49,7 @@ def run(folder: Path, *domains: Domain) -> str:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short", "no_data")
-def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_report_without_data_and_from_stored_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     report = run(tmp_path, "associative_memory", "documents", "hyperparameters")
     assert "documents: left out. Missing" in capsys.readouterr().err
     for name in (
@@ -57,6 +58,7 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
         "## Hyperparameters",
         "--quick=true --seeds=1",
         "22 runs",
+        f"version {__version__}.",
     ):
         assert name in report
     pictures = sorted(tmp_path.glob("*.png"))
@@ -69,7 +71,7 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
     for picture in pictures:
         assert f"({picture.name})" in report
         Image.open(picture).verify()
-    # The memory of the truncation steps does not depend on how long the training is.
+    # The memory of truncated estimators does not depend on the length of the training.
     for claim in (MEMORY, TAPE):
         assert f"| {claim} | hyperparameters of a training | **agrees** |" in report
 
@@ -77,7 +79,7 @@ def test_the_report_of_what_needs_no_data(tmp_path: Path, monkeypatch: pytest.Mo
     kept_report = (tmp_path / "REPORT.md").read_text()
     assert kept_report.partition("## The")[2] == report.partition("## The")[2]
 
-    # What is finished is not run again; what is missing is.
+    # Only the missing run is run again.
     kept = tmp_path / "hyperparameters.csv"
     *rows, last = kept.read_text().splitlines(keepends=True)
     kept.write_text("".join(rows))
@@ -112,7 +114,7 @@ def test_the_report_of_documents(tmp_path: Path) -> None:
     Image.open(tmp_path / "documents_differences.png").verify()
 
 
-def test_the_norms_of_the_changes_are_those_of_the_solve() -> None:
+def test_the_measured_norms_are_those_of_the_steps_of_the_solve() -> None:
     cell, norms = tanh_cell(0), []
     NeumannRBP(2, Picard(7, tol=0.0))(documents.measured(cell.update, norms), cell.start, batch_dims=1)
     state, expected = cell.start, []
@@ -124,7 +126,7 @@ def test_the_norms_of_the_changes_are_those_of_the_solve() -> None:
 
 
 @pytest.mark.usefixtures("no_data")
-def test_nothing_that_could_be_run(tmp_path: Path) -> None:
+def test_an_error_is_raised_if_no_experiment_can_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No experiment could be run"):
         run(tmp_path, "documents")
 
@@ -137,14 +139,16 @@ def test_nothing_that_could_be_run(tmp_path: Path) -> None:
         ([1.0, 2.0, 3.0], [1.5, 1.0, 3.5], "cannot be told"),
         ([1.0], [2.0], "cannot be told"),
         ([1.0, 1.0], [2.0, 2.0], "agrees"),
-        ([1.0, 5.0, 9.0], [1.1, 5.1, 9.11], "agrees"),  # pairs of the same seeds
-        ([1.0, 5.0, 9.0], [1.001, 5.001, 9.0011], "cannot be told"),  # too near each other to matter
+        ([1.0, 5.0, 9.0], [1.1, 5.1, 9.11], "agrees"),  # paired by seed
+        ([1.0, 5.0, 9.0], [1.001, 5.001, 9.0011], "cannot be told"),  # too small a difference
         ([1.0, 1.1, 0.9], [2.0, float("nan"), 1.9], "agrees"),
         ([1.0, float("inf"), 0.9], [2.0, 3.0, 1.9], "disagrees"),
         ([1.0, float("inf"), 0.9], [2.0, float("nan"), 1.9], "cannot be told"),
     ],
 )
-def test_a_finding_that_one_is_less(small: list[float], large: list[float], verdict: str) -> None:
+def test_the_verdict_that_one_estimator_has_the_lower_value(
+    small: list[float], large: list[float], verdict: str
+) -> None:
     finding = less("claim", "maps", {"NeumannRBP:10": small, "RBP:10": large}, digits=1)
     assert finding.verdict == verdict
     if all(map(math.isfinite, small)):
@@ -155,7 +159,7 @@ def test_a_finding_that_one_is_less(small: list[float], large: list[float], verd
 
 
 @pytest.mark.parametrize(("larger", "verdict"), [(True, "disagrees"), (False, "agrees")])
-def test_a_finding_that_none_is_better(larger: bool, verdict: str) -> None:
+def test_the_verdict_that_no_other_estimator_is_better(larger: bool, verdict: str) -> None:
     rivals = {"BPTT": [2.0, 2.1, 1.9], "TBPTT": [1.1, 1.0, 0.9]}
     finding = best_of_all("claim", "maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger)
     assert finding.verdict == verdict
@@ -165,7 +169,7 @@ def test_a_finding_that_none_is_better(larger: bool, verdict: str) -> None:
     assert best_of_all("claim", "maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger).verdict == "cannot be told"
 
 
-def test_a_claim_is_summed_up_by_where_it_holds() -> None:
+def test_a_claim_s_summary_counts_the_comparisons_that_agree() -> None:
     low, high = [1.0, 1.1, 0.9], [2.0, 2.1, 1.9]
     findings = [
         less("RBP ends worse", "maps, 10 steps", {"NeumannRBP": low, "RBP": high}),
@@ -181,7 +185,7 @@ def test_a_claim_is_summed_up_by_where_it_holds() -> None:
 
 @pytest.mark.parametrize("radius", [0.5, 0.9, 1.1])
 @pytest.mark.parametrize("steps", [1, 10])
-def test_errors_of_adjoints_are_the_powers_of_the_map(radius: float, steps: int) -> None:
+def test_errors_of_truncated_adjoints_follow_the_powers_of_the_map(radius: float, steps: int) -> None:
     matrix, gradient = instability.map_with_radius(radius, seed=1)
     assert float(torch.linalg.eigvals(matrix).abs().max()) == pytest.approx(radius)
     exact = torch.linalg.solve(torch.eye(instability.SIZE, dtype=torch.float64) - matrix.T, gradient)
@@ -200,3 +204,27 @@ def test_a_memory_is_trained_from_an_unscaled_start() -> None:
     assert set(measured) == set(instability.MEASURED)
     assert float(measured["error_0.99"]) > 1
     assert math.isfinite(measured["loss"])
+
+
+@pytest.mark.data
+@pytest.mark.usefixtures("cora")
+def test_features_in_the_first_state_are_what_is_trained() -> None:
+    keys = {"config": "configs/paper/cora.yaml", "estimator": f"{instability.UNSCALED}:2", "seed": "0"}
+    few = "--trainer.max_epochs=2 --estimator.solver.max_steps=5 --model.cell.num_hidden=16 --trainer.accelerator=cpu"
+    found = [first_state.run({**keys, "overrides": f"{setting} {few}"}) for setting in (first_state.SETTING, "")]
+    for measured in found:
+        assert set(measured) == set(first_state.MEASURED)
+        assert measured["version"] == __version__
+    assert found[0]["loss"] != found[1]["loss"]
+
+
+def test_the_finding_of_features_in_the_first_state_is_of_the_loss() -> None:
+    losses = {"NeumannRBP:20": 1.0, "RBP:20": 1.0, f"{instability.UNSCALED}:20": 2.0}
+    rows = [
+        {"estimator": name, "seed": str(seed), "loss": str(loss + seed / 10), "test_accuracy": "30.0"}
+        for name, loss in losses.items()
+        for seed in range(3)
+    ]
+    unscaled, scaled = first_state.findings(rows)
+    assert (unscaled.verdict, scaled.verdict) == ("agrees", "cannot be told")
+    assert "| unscaled RBP(steps=20) | 2.1000 ± 0.1000 | 30.00 ± 0.00 % | 3 |" in first_state.section(rows, Path())

@@ -1,5 +1,7 @@
-"""The tables of the pages are those of the files of what was measured."""
+"""The tables of the pages match the files of results."""
 
+import csv
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,28 +13,45 @@ PAGES = sorted(tables.PAGES.glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_page_says_what_was_measured(page: Path) -> None:
+def test_the_tables_of_a_page_match_the_files(page: Path) -> None:
     text = page.read_text()
     assert text.count("<!-- table: ") == text.count("<!-- end of table -->") == len(tables._BLOCK.findall(text))
     assert tables.with_tables(text) == text
 
 
-def test_every_file_is_in_a_page() -> None:
+def test_every_table_is_in_a_page() -> None:
     shown = {block[1] for page in PAGES for block in tables._BLOCK.findall(page.read_text())}
-    assert shown == set(tables.TABLES)
+    assert {table.replace(".csv", "") for table in shown} == set(tables.TABLES)
 
 
-def test_a_table_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "speed.csv").write_text("name,steps\nAuto,13\n")
     monkeypatch.setitem(
         tables.TABLES, "speed", lambda rows: "\n".join(f"{row['name']}: {row['steps']}" for row in rows)
     )
     page = "Before.\n\n<!-- table: speed.csv -->\nold\n<!-- end of table -->\n\nAfter.\n"
     expected = "Before.\n\n<!-- table: speed.csv -->\nAuto: 13\n<!-- end of table -->\n\nAfter.\n"
-    assert tables.with_tables(page, tmp_path) == expected
+    assert tables.with_tables(page, [tmp_path / "nowhere", tmp_path]) == expected
+
+
+def test_a_file_may_have_several_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "speed.csv").write_text("name,steps\nAuto,13\n")
+    for name in ("name", "steps"):
+        monkeypatch.setitem(tables.TABLES, f"speed: {name}", lambda rows, name=name: rows[0][name])
+    page = "<!-- table: speed.csv: name -->\n{}\n<!-- end of table -->\n\n"
+    page += "<!-- table: speed.csv: steps -->\n{}\n<!-- end of table -->\n"
+    assert tables.with_tables(page.format("old", "old"), [tmp_path]) == page.format("Auto", "13")
+
+
+def test_the_study_has_its_plain_runs_alone_in_its_tables() -> None:
+    shown = tables.laid_out("one_step_prefix_sums.csv: results")
+    with (tables.FOLDERS[0] / "one_step_prefix_sums.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["cell"], row["variant"]) == ("one", "plain")]
+    seeds = Counter(row["estimator"] for row in rows)
+    assert [int(line.split(" | ")[-1].strip(" |")) for line in shown.splitlines()[2:]] == list(seeds.values())
 
 
 @pytest.mark.parametrize("name", ["nothing", "gradients"])
-def test_a_table_that_cannot_be_made(name: str, tmp_path: Path) -> None:
+def test_a_missing_or_unknown_table_is_an_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{name}.csv"):
-        tables.with_tables(f"<!-- table: {name}.csv -->\n\n<!-- end of table -->", tmp_path)
+        tables.with_tables(f"<!-- table: {name}.csv -->\n\n<!-- end of table -->", [tmp_path])

@@ -1,4 +1,4 @@
-"""How many cases an attack tries, and what it found, in figures."""
+"""Fixtures for the number of cases of a fuzz test, and for its counts."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,13 +10,13 @@ _FIGURES = pytest.StashKey[list[str]]()
 
 @pytest.fixture(scope="session")
 def cases() -> Callable[[int, int], int]:
-    """Chooses between the number of cases of a short run and that of ``make fuzz``, which sets ``RBP_FUZZ=long``."""
+    """Selects the number of cases of a short run, or that of ``make fuzz``, which sets ``RBP_FUZZ=long``."""
     return lambda short, long: long if os.environ.get("RBP_FUZZ") == "long" else short
 
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
-    """Takes what an attack counted; the end of the run prints it."""
+    """Collects the counts of a test, which are printed at the end of the run."""
     found: dict[str, object] = {}
     yield found
     line = f"{request.node.name}: " + ", ".join(f"{value} {name}" for name, value in found.items())
@@ -24,6 +24,6 @@ def figures(request: pytest.FixtureRequest) -> Iterator[dict[str, object]]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the figures; a parallel run has them in its workers, where nobody prints them."""
+    """Prints the counts; not those of parallel workers, which print nothing."""
     for line in config.stash.get(_FIGURES, []):
         terminalreporter.write_line(line)

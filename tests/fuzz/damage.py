@@ -1,4 +1,4 @@
-"""Damage to the bytes of a file, the same for the same seed."""
+"""Random damage to the bytes of a file, reproducible by seed."""
 
 import bz2
 import gzip
@@ -14,7 +14,7 @@ from contextlib import suppress
 Change = Callable[[bytes, random.Random], bytes]
 
 PAYLOAD = b"cposix\nsystem\n(S'touch executed'\ntR0"
-"""Instructions of a pickle that leave a file in the current folder, and nothing on the stack."""
+"""Opcodes of a pickle that create a file in the current folder, and leave the stack as it was."""
 
 NUMBERS = (0, 1, -1, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 
@@ -51,7 +51,7 @@ def fill_block(content: bytes, draw: random.Random) -> bytes:
 
 
 def write_number(content: bytes, draw: random.Random) -> bytes:
-    """Overwrites some bytes, most often of the header, with an extreme number."""
+    """Overwrites some bytes, usually in the header, with an extreme number."""
     kind = draw.choice("BHIQ")
     number = draw.choice(NUMBERS) % 2 ** (8 * struct.calcsize(kind))
     start = draw.randrange(min(len(content), draw.choice((8, 32, 128, len(content)))))
@@ -60,7 +60,7 @@ def write_number(content: bytes, draw: random.Random) -> bytes:
 
 
 def write_digits(content: bytes, draw: random.Random) -> bytes:
-    """Replaces a decimal number in a text."""
+    """Replaces a decimal digit in a text by an unusual number."""
     digits = [at for at, byte in enumerate(content) if 48 <= byte < 58]
     if not digits:
         return flip_bits(content, draw)
@@ -78,7 +78,7 @@ def insert(content: bytes, draw: random.Random) -> bytes:
 
 
 def insert_payload(content: bytes, draw: random.Random) -> bytes:
-    """Inserts code between two instructions of a pickle, or anywhere in another file."""
+    """Inserts the payload between two opcodes of a pickle, or anywhere in another file."""
     places = []
     with suppress(ValueError):
         places = [place for _, _, place in pickletools.genops(content) if place]
@@ -91,7 +91,7 @@ def append(content: bytes, draw: random.Random) -> bytes:
 
 
 def replace(content: bytes, draw: random.Random) -> bytes:
-    """Something else in the file's place."""
+    """Replaces the whole content."""
     evil = b"\x80\x02" + PAYLOAD + b"N."
     start = draw.randbytes(8) + content[8:]
     other = (b"", b"\0" * 1000, b"text, nothing else\n" * 20, evil, draw.randbytes(500), start)
@@ -106,7 +106,7 @@ CHANGES: tuple[Change, ...] = (
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """Damages a file once to three times."""
+    """Damages a content one to three times."""
     for _ in range(draw.choice((1, 1, 2, 3))):
         if content:
             content = draw.choice(CHANGES)(content, draw)
@@ -114,12 +114,12 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 def in_gzip(content: bytes, draw: random.Random) -> bytes:
-    """Damages what a file holds compressed; the file itself is whole."""
+    """Damages the compressed content of a file; the gzip container stays valid."""
     return gzip.compress(damaged(gzip.decompress(content), draw), compresslevel=1, mtime=0)
 
 
 def in_zip(content: bytes, draw: random.Random) -> bytes:
-    """Damages a member of an archive, whose checksums are right."""
+    """Damages a member of an archive; the checksums are updated."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as whole, zipfile.ZipFile(file, "w") as archive:
         names = whole.namelist()

@@ -1,4 +1,4 @@
-"""Ways in which a configuration or a command line can be wrong, drawn by a seeded generator."""
+"""Random mutations of configurations and command lines, reproducible by seed."""
 
 import copy
 import inspect
@@ -18,7 +18,7 @@ from rbp_lightning.cli.trainer import RunTrainer
 Path = tuple[Any, ...]
 
 NUMBERS = [-1, 0, 1, 10**4, 10**12, 10**30, -(10**30), 0.0, 1e-300, 1e-30, 1e30, 1e38, 1e308, 0.5, -0.5, 0.999999999]
-"""Numbers to put where others were."""
+"""Replacements for numbers."""
 
 ODD: list[Any] = [
     *(None, "", [], {}, True, False, *NUMBERS),
@@ -46,13 +46,13 @@ ODD: list[Any] = [
     {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "EXECUTED"]}},
     [{"class_path": "EquilibriumMonitor", "init_args": {"every_n_steps": 10**30}}],
 ]
-"""Values to put where others were."""
+"""Replacements for any value."""
 
 NAMESPACES = {name: vars(module) for module in (rbp_lightning, models, datamodules) for name in module.__all__}
 
 
 def places(tree: Any, path: Path = ()) -> Iterator[Path]:
-    """All places of a configuration, those of whole sections included."""
+    """The paths of all values and sections of a configuration."""
     if path:
         yield path
     keys = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
@@ -67,7 +67,7 @@ def _parent(tree: Any, path: Path) -> Any:
 
 
 def _draw(rng: random.Random, now: Any) -> Any:
-    """An odd value, more often than not of the type of the present one, which the parser lets through."""
+    """An odd value, usually of the type of the current one, so that the parser accepts it."""
     if isinstance(now, bool | int | float) and rng.random() < 0.7:
         return rng.choice([number for number in NUMBERS if isinstance(now, float) or isinstance(number, int)])
     if isinstance(now, str) and rng.random() < 0.5:
@@ -76,7 +76,7 @@ def _draw(rng: random.Random, now: Any) -> Any:
 
 
 def change_value(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any, Any]]) -> str:
-    """An odd value in place of another one."""
+    """Replaces a value by an odd one."""
     path = rng.choice(list(places(tree)))
     parent = _parent(tree, path)
     parent[path[-1]] = value = _draw(rng, parent[path[-1]])
@@ -84,7 +84,7 @@ def change_value(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any
 
 
 def add_argument(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any, Any]]) -> str:
-    """An odd value for an argument that the configuration leaves out."""
+    """Sets an argument that the configuration does not have to an odd value."""
     owners: list[tuple[Path, type]] = [(("trainer",), RunTrainer), (("policy",), rbp_lightning.FailurePolicy)]
     for path in places(tree):
         if path[-1] == "class_path":
@@ -101,14 +101,14 @@ def add_argument(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any
 
 
 def delete_key(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any, Any]]) -> str:
-    """A key is missing."""
+    """Deletes a key."""
     path = rng.choice(list(places(tree)))
     del _parent(tree, path)[path[-1]]
     return f"no {path}"
 
 
 def rename_key(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any, Any]]) -> str:
-    """A key has another name."""
+    """Renames a key."""
     path = rng.choice([path for path in places(tree) if isinstance(path[-1], str)])
     key = path[-1]
     new = rng.choice([key + "x", key[1:], key.upper(), key.replace("_", "-"), f"{key}.a", f".{key}", 1, "\u00e9", None])
@@ -118,7 +118,7 @@ def rename_key(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any, 
 
 
 def swap_section(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any, Any]]) -> str:
-    """A section of another configuration."""
+    """Replaces a section by that of another configuration."""
     other = rng.choice(others)
     section = rng.choice(["model", "data", "data", "estimator", "trainer"])
     tree[section] = copy.deepcopy(other[section])
@@ -126,7 +126,7 @@ def swap_section(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any
 
 
 def move_value(rng: random.Random, tree: dict[Any, Any], others: list[dict[Any, Any]]) -> str:
-    """A value of the configuration in another place of it."""
+    """Copies a value of the configuration to another place."""
     source, target = (rng.choice(list(places(tree))) for _ in range(2))
     _parent(tree, target)[target[-1]] = copy.deepcopy(_parent(tree, source)[source[-1]])
     return f"{source} in {target}"
@@ -140,7 +140,7 @@ TREE: list[Callable[[random.Random, dict[Any, Any], list[dict[Any, Any]]], str]]
 
 
 def damage_text(rng: random.Random, text: str) -> tuple[str, str]:
-    """Returns a configuration whose text is damaged, and how."""
+    """Damages the text of a configuration; returns it with a description."""
     lines = text.splitlines()
     keys = [number for number, line in enumerate(lines) if ":" in line]
     number = rng.choice(keys)
@@ -177,7 +177,7 @@ def damage_text(rng: random.Random, text: str) -> tuple[str, str]:
 
 
 def damage_bytes(rng: random.Random, content: bytes) -> tuple[bytes, str]:
-    """Returns a configuration whose bytes are damaged, and how."""
+    """Damages the bytes of a configuration; returns them with a description."""
     place = rng.randrange(len(content))
     kind = rng.choice(["bit", "bits", "cut", "latin-1", "bom", "utf-16", "nul", "control", "empty", "noise", "scalar"])
     damaged = bytearray(content)
@@ -202,7 +202,7 @@ def damage_bytes(rng: random.Random, content: bytes) -> tuple[bytes, str]:
 
 
 def odd_options(rng: random.Random, tree: dict[Any, Any]) -> list[str]:
-    """Options that may be wrong in name, value or place."""
+    """Options with odd names, values or positions."""
     kind = rng.choice(["value", "value", "value", "name", "words", "file"])
     path = [str(key) for key in rng.choice(list(places(tree))) if key not in ("init_args", "class_path")]
     if kind in ("value", "name") and path:

@@ -1,4 +1,4 @@
-"""States, updates and arguments of every kind, for attacks on the API."""
+"""Valid and invalid states, updates and arguments, to test the API with."""
 
 import dataclasses
 import itertools
@@ -18,30 +18,30 @@ Pair = namedtuple("Pair", ["one", "other"])
 
 @dataclasses.dataclass
 class Record:
-    """A dataclass, which is no pytree."""
+    """A dataclass."""
 
     state: Tensor
 
 
 class Subclass(Tensor):
-    """A tensor of a class of its own."""
+    """A subclass of Tensor."""
 
 
 class OddShape:
-    """Says that it has a shape."""
+    """An object with an attribute ``shape`` that is not a shape."""
 
     shape = 5
 
 
 class Unprintable:
-    """Cannot be shown."""
+    """An object whose ``repr`` fails."""
 
     def __repr__(self) -> str:
         raise RuntimeError("no repr")
 
 
 class OwnError(Exception):
-    """An error of the user's code."""
+    """An error raised by user code."""
 
 
 def inference_tensor() -> Tensor:
@@ -115,7 +115,7 @@ STATES = GOOD_STATES | BAD_STATES
 
 
 def each(function: Callable[[Tensor], Any]) -> Callable[[Any], Any]:
-    """An update that acts on each tensor."""
+    """An update that applies a function to each tensor."""
     return lambda state: tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, state)
 
 
@@ -129,13 +129,13 @@ def raising(error: BaseException) -> Callable[[Any], Any]:
 
 
 def later(first: Callable[[Any], Any], then: Callable[[Any], Any], calls: int) -> Callable[[Any], Any]:
-    """Behaves at first."""
+    """An update that uses ``first`` for some calls, and ``then`` after them."""
     counted = itertools.count(1)
     return lambda state: (first if next(counted) <= calls else then)(state)
 
 
 def good_updates(weight: Tensor) -> dict[str, Callable[[Any], Any]]:
-    """Updates whose fixed point can be looked at, with a parameter."""
+    """Valid updates, most of them with a parameter."""
     return {
         "linear": each(lambda h: 0.5 * h + weight.to(h.dtype)),
         "tanh": each(lambda h: torch.tanh(0.7 * h + weight.to(h.dtype))),
@@ -158,7 +158,7 @@ def good_updates(weight: Tensor) -> dict[str, Callable[[Any], Any]]:
 
 
 def odd_updates(weight: Tensor) -> dict[str, Any]:
-    """Updates that are none, or fail."""
+    """Invalid updates, and updates that raise."""
     linear = each(lambda h: 0.5 * h + weight.to(h.dtype))
     integers = each(lambda h: h.round().long())
     return {
@@ -206,7 +206,7 @@ def odd_updates(weight: Tensor) -> dict[str, Any]:
 
 
 def numbers(random: Random) -> Any:
-    """An argument where a number is expected, or something else."""
+    """A number, or something else where a number is expected."""
     return random.choice(
         [
             *(None, "x", "", b"5", [], [3], {}, (), True, False, 0, 1, 2, 3, 50, -1, 10**30, 10**400, -(10**400)),

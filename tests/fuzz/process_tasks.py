@@ -1,4 +1,4 @@
-"""Every task, small, trained in processes that are started in every way."""
+"""Small versions of every task, trained in processes started by every method."""
 
 import sys
 from collections.abc import Callable
@@ -39,7 +39,7 @@ from rbp_lightning import (
     Picard,
 )
 from rbp_lightning.linear import NormalCG
-from tests.training import QUIET
+from tests.training import PROCESSES, QUIET
 
 SOLVER = Picard(8, tol=0)
 
@@ -58,14 +58,14 @@ METHODS = ("fork", "forkserver", "spawn")
 
 
 def citation(cell: type) -> Callable[[], tuple[LightningModule, Any]]:
-    """A graph network with some cell, and a path of six nodes."""
+    """Makes a graph network with a cell, and a path graph of six nodes."""
 
     def made() -> tuple[LightningModule, Any]:
         edges = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]])
         mask = torch.tensor([True] * 4 + [False] * 2)
         graph = Data(torch.rand(6, 5), torch.cat([edges, edges.flip(0)], 1), y=torch.arange(6) % 3, train_mask=mask)
         model = CitationGNN(cell(5, 3, 3, dropout=0.0))
-        model.class_scores(graph, "predict")  # which leaves the matrices of the graph on it
+        model.class_scores(graph, "predict")  # stores the graph's matrices on the graph
         return model, DataLoader([graph], batch_size=None)
 
     return made
@@ -88,7 +88,7 @@ def hypergradient() -> tuple[LightningModule, Any]:
 
 
 class Layered(LightningModule):
-    """A layer of the library in a module of one's own."""
+    """A user's module with a fixed-point layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,8 +112,8 @@ TASKS: dict[str, Callable[[], tuple[LightningModule, Any]]] = {
 }
 
 
-class Leaves(Callback):
-    """Writes the parameters that each process ends with."""
+class SaveParameters(Callback):
+    """Saves the parameters of each process before and after the training."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -128,19 +128,19 @@ class Leaves(Callback):
 
 
 def train(task: str, estimator: str, method: str) -> None:
-    """Trains for an epoch in two processes.
+    """Trains for an epoch in several processes.
 
     Args:
-        task: Its name.
-        estimator: Its name.
-        method: How the processes are started.
+        task: The name of the task.
+        estimator: The name of the estimator.
+        method: The start method of the processes.
     """
     seed_everything(0, verbose=False)
     module, data = TASKS[task]()
     strategy = DDPStrategy(start_method=method, process_group_backend="gloo", find_unused_parameters=True)
-    leaves = Leaves(f"{task} {estimator} {method}")
-    callbacks = [ESTIMATORS[estimator], FailurePolicy(diverged="skip"), EquilibriumMonitor(1, 0), leaves]
-    options = {**QUIET, "callbacks": callbacks, "max_epochs": 1, "limit_val_batches": 0, "devices": 2}
+    save = SaveParameters(f"{task} {estimator} {method}")
+    callbacks = [ESTIMATORS[estimator], FailurePolicy(diverged="skip"), EquilibriumMonitor(1, 0), save]
+    options = {**QUIET, "callbacks": callbacks, "max_epochs": 1, "limit_val_batches": 0, "devices": PROCESSES}
     trainer = Trainer(**options, strategy=strategy)
     trainer.fit(module, **({"datamodule": data} if isinstance(data, ImagePatterns) else {"train_dataloaders": data}))
 

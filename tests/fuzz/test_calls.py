@@ -1,4 +1,4 @@
-"""Calls of everything that the library exports, with states, updates and arguments of every kind."""
+"""Random calls of the public API with valid and invalid states, updates and arguments."""
 
 import inspect
 import signal
@@ -73,19 +73,19 @@ from tests.fuzz.odd_values import (
     raising,
 )
 
-USERS = (str(Path(__file__).parent), str(Path(nn.__file__).parent / "modules"))
+USER_CODE = (str(Path(__file__).parent), str(Path(nn.__file__).parent / "modules"))
 
-MADE = [BPTT, TBPTT, RBP, NeumannRBP, CGRBP, AdaptiveNeumann, ExactAdjoint, Implicit]
+ESTIMATORS = [BPTT, TBPTT, RBP, NeumannRBP, CGRBP, AdaptiveNeumann, ExactAdjoint, Implicit]
 BOUNDS = [SpectralNormBound, FrobeniusNormBound, InfinityNormBound]
 LINEAR = [Richardson, NeumannSeries, GMRES, BiCGSTAB, ConjugateGradient, NormalCG, AdaptiveNeumannSeries, Dense, Direct]
 
 
 def too_long(*_: Any) -> None:
-    raise AssertionError("takes more than 20 seconds")
+    raise AssertionError("took more than 20 seconds")
 
 
-def judged(call: Callable[[], Any]) -> str:
-    """Runs a call: how it ended. Anything but a result, a refusal and an error of the user's own is a fault of ours."""
+def outcome_of(call: Callable[[], Any]) -> str:
+    """Runs a call; returns whether it succeeded, was refused or raised a user's error, and fails for other errors."""
     signal.alarm(20)
     try:
         call()
@@ -98,16 +98,16 @@ def judged(call: Callable[[], Any]) -> str:
     if isinstance(outcome, UserError | ConvergenceError):
         assert "\n" not in str(outcome)
         return "refused"
-    # What the user's code raised, or what it called in PyTorch, has passed through us.
+    # Errors of user code, or of PyTorch's modules called by it, may pass through the library.
     frames = traceback.extract_tb(outcome.__traceback__)
     ours = max((index for index, frame in enumerate(frames) if "/rbp_lightning/" in frame.filename), default=-1)
-    theirs = any(frame.filename.startswith(USERS) for frame in frames[ours + 1 :])
+    theirs = any(frame.filename.startswith(USER_CODE) for frame in frames[ours + 1 :])
     assert theirs, "".join(traceback.format_exception(outcome))
     return "own error"
 
 
 def estimator_of(random: Random) -> Any:
-    kind = random.choice(MADE)
+    kind = random.choice(ESTIMATORS)
     solver = random.choice([Picard(40), Picard(5), Picard(30, tol=0), Picard(60, 1e-3, 1), Picard(20, 0.5, 50, 0.0)])
     if kind is Implicit:
         return Implicit(random.choice([Direct(), Richardson(8), NeumannSeries(3), NormalCG(4), GMRES(4)]), solver)
@@ -115,7 +115,7 @@ def estimator_of(random: Random) -> Any:
 
 
 def solve(random: Random) -> Any:
-    """A forward solve and its backward pass."""
+    """Returns a forward solve with its backward pass."""
     weight = torch.tensor(0.25, requires_grad=random.random() < 0.8)
     kind, state = random.choice(list((GOOD_STATES if random.random() < 0.8 else BAD_STATES).items()))
     updates = {**good_updates(weight), **odd_updates(weight)}
@@ -144,7 +144,7 @@ def solve(random: Random) -> Any:
                 if name in ("linear", "tanh"):
                     assert weight.grad is None or weight.grad.dtype == weight.dtype
         if name in good_updates(weight) and kind in STATES:
-            check_honest(update, fixed_point, weight)
+            check_fixed_point(update, fixed_point, weight)
         return fixed_point
 
     shown = ", ".join(f"{option}={type(value).__name__}" for option, value in options.items())
@@ -152,8 +152,8 @@ def solve(random: Random) -> Any:
     return call
 
 
-def check_honest(update: Any, fixed_point: FixedPoint, weight: Tensor) -> None:
-    """What has converged is a fixed point."""
+def check_fixed_point(update: Any, fixed_point: FixedPoint, weight: Tensor) -> None:
+    """Checks that a state reported as converged is a fixed point."""
     if not fixed_point.converged:
         return
     with torch.no_grad():
@@ -168,7 +168,7 @@ def check_honest(update: Any, fixed_point: FixedPoint, weight: Tensor) -> None:
 
 
 def layer(random: Random) -> Any:
-    """A fixed point as a layer, with odd arguments."""
+    """Returns a call of a FixedPointLayer with odd arguments."""
     cell = nn.Linear(3, 3) if random.random() < 0.6 else numbers(random)
     inputs = [random.choice(list(STATES.values()))() for _ in range(random.choice([0, 1, 1, 2]))]
     named = {
@@ -188,8 +188,8 @@ def layer(random: Random) -> Any:
 
 
 def constructor(random: Random) -> Any:
-    """A constructor with odd arguments."""
-    kind = random.choice([*MADE, *LINEAR, *BOUNDS, Picard, FailurePolicy, EquilibriumMonitor, SparseMatrix])
+    """Returns a call of a constructor with odd arguments."""
+    kind = random.choice([*ESTIMATORS, *LINEAR, *BOUNDS, Picard, FailurePolicy, EquilibriumMonitor, SparseMatrix])
     chosen = {
         name: numbers(random)
         for name, parameter in inspect.signature(kind).parameters.items()
@@ -211,7 +211,7 @@ def constructor(random: Random) -> Any:
 
 
 def function(random: Random) -> Any:
-    """A function with odd arguments."""
+    """Returns a call of a function with odd arguments."""
     weight = torch.tensor(0.25, requires_grad=True)
     updates = {**good_updates(weight), **odd_updates(weight)}
     update, state = random.choice(list(updates.values())), random.choice(list(STATES.values()))()
@@ -258,7 +258,7 @@ KINDS = [solve] * 6 + [layer, constructor, constructor, function, function]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_calls_of_every_kind(cases: Any, figures: Any) -> None:
+def test_random_calls_succeed_or_are_refused(cases: Any, figures: Any) -> None:
     tried, outcomes = cases(150, 3000), Counter[str]()
     faults = []
     signal.signal(signal.SIGALRM, too_long)
@@ -268,7 +268,7 @@ def test_calls_of_every_kind(cases: Any, figures: Any) -> None:
         kind = random.choice(KINDS)
         call = kind(random)
         try:
-            outcomes[f"{kind.__name__} {judged(call)}"] += 1
+            outcomes[f"{kind.__name__} {outcome_of(call)}"] += 1
         except AssertionError as fault:
             faults.append(f"seed {seed}, {kind.__name__}: {call.__doc__}\n{fault}")
     figures.update(tried=tried, **outcomes)
@@ -276,7 +276,7 @@ def test_calls_of_every_kind(cases: Any, figures: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", BAD_STATES)
-def test_what_is_no_state_is_refused(kind: str) -> None:
+def test_invalid_states_are_refused(kind: str) -> None:
     state = BAD_STATES[kind]()
     if kind != "unprintable":
         for call in (NeumannRBP(), jacobian_penalty, column_sum_penalty, lambda *both: JacobianOperator.at(*both, 0)):
@@ -293,7 +293,7 @@ REFUSED += ["not callable", "no update", "a class", "no argument", "two argument
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("state", ["matrix", "odd keys"])
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
-def test_what_is_no_update_is_refused(name: str, state: str, mode: Any) -> None:
+def test_invalid_updates_are_refused(name: str, state: str, mode: Any) -> None:
     for estimator in (BPTT(), TBPTT(3), NeumannRBP(2)):
         update = odd_updates(torch.tensor(0.25, requires_grad=True))[name]
         with mode(), pytest.raises(UserError):
@@ -301,7 +301,7 @@ def test_what_is_no_update_is_refused(name: str, state: str, mode: Any) -> None:
 
 
 @pytest.mark.parametrize("wider", [torch.float64, torch.bfloat16])
-def test_an_update_may_compute_in_another_precision(wider: torch.dtype) -> None:
+def test_an_update_may_return_another_precision(wider: torch.dtype) -> None:
     weight = torch.tensor(0.25, requires_grad=True)
     NeumannRBP()(lambda h: (0.5 * h + weight).to(wider), torch.zeros(3)).state.sum().backward()
     assert float(weight.grad) == pytest.approx(6, rel=0.02)
@@ -309,7 +309,7 @@ def test_an_update_may_compute_in_another_precision(wider: torch.dtype) -> None:
 
 @pytest.mark.parametrize("bound", BOUNDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_found_by_the_solve(bound: Any, bad: float) -> None:
+def test_a_nonfinite_bounded_weight_gives_the_status_nan(bound: Any, bad: float) -> None:
     layer = register_parametrization(nn.Linear(3, 3), "weight", bound(0.9))
     with torch.no_grad():
         layer.parametrizations.weight.original[0, 0] = bad
@@ -322,8 +322,8 @@ ERRORS = [OwnError, StopIteration, KeyboardInterrupt, SystemExit, TypeError, Key
 
 @pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("state", ["matrix", "odd keys"])
-def test_an_error_of_the_update_passes_unchanged(kind: type[BaseException], state: str) -> None:
-    for calls in (0, 1, 3, 30):  # the last one in the step on the tape, or never reached
+def test_an_error_of_the_update_is_raised_unchanged(kind: type[BaseException], state: str) -> None:
+    for calls in (0, 1, 3, 30):  # 30 fails in the taped step
         for mode in (torch.enable_grad, torch.no_grad):
             error = kind("own")
             estimator = NeumannRBP(2, Picard(31, tol=0))

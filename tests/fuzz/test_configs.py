@@ -1,4 +1,4 @@
-"""Wrong configurations and command lines: each runs, or is refused in one line."""
+"""Mutated configurations and command lines run or are refused in one line."""
 
 import contextlib
 import copy
@@ -23,17 +23,17 @@ CONFIGS = sorted(ROOT.rglob("*.yaml"))
 SUBCOMMANDS = ["fit", "fit", "fit", "validate", "test", "predict", "audit"]
 
 SECONDS = 120
-"""After so long a case hangs."""
+"""Seconds after which a case counts as hanging."""
 
 MEMORY = 16 * 2**30
-"""Most memory that a case may map."""
+"""Maximum memory that a case may map, in bytes."""
 
 LIMITS = [f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test", "predict")]
 LIMITS += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
 
 
 def small(config: Path) -> dict[Any, Any]:
-    """A configuration that runs within a second or two."""
+    """The configuration with sizes for a run of a second or two."""
     tree: dict[Any, Any] = yaml.safe_load(config.read_text())
     if tree["data"]["class_path"].endswith("ImagePatterns"):
         tree["data"]["init_args"] |= {"eval_draws": 1, "train_draws": 2}
@@ -60,40 +60,40 @@ SMALL = {config: small(config) for config in CONFIGS}
 
 
 def draw(rng: random.Random, config: Path) -> tuple[list[str], bytes, str]:
-    """Draws a case: the command line, the file ``config.yaml``, and what is odd about them."""
+    """Draws a case: the command line, the content of ``config.yaml``, and a description of the mutations."""
     tree = copy.deepcopy(SMALL[config])
     subcommand = rng.choice(SUBCOMMANDS)
     if subcommand == "audit" and tree["data"]["class_path"].endswith("CitationGraph"):
-        subcommand = "fit"  # the exact gradient of a large graph takes a minute
+        subcommand = "fit"  # an audit of a large graph takes a minute
     options = ["--steps=[2]"] if subcommand == "audit" else []
     if rng.random() < 0.7:
         options.append("--trainer.fast_dev_run=true")
     kind = rng.choice(["tree", "tree", "tree", "tree", "text", "bytes", "options", "options"])
-    told = []
+    changes = []
     if kind == "tree":
         others = [SMALL[other] for other in CONFIGS if other != config]
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
             with contextlib.suppress(KeyError, IndexError, TypeError, AttributeError, ValueError):
-                told.append(rng.choice(TREE)(rng, tree, others))
+                changes.append(rng.choice(TREE)(rng, tree, others))
     content = yaml.safe_dump(tree, sort_keys=False, allow_unicode=rng.random() < 0.5).encode()
     if kind == "text":
         damaged, how = damage_text(rng, content.decode())
-        content, told = damaged.encode(), [how]
+        content, changes = damaged.encode(), [how]
     elif kind == "bytes":
         content, how = damage_bytes(rng, content)
-        told = [how]
+        changes = [how]
     elif kind == "options":
         odd = odd_options(rng, tree)
-        told = odd
+        changes = odd
         options = [*options, *odd] if rng.random() < 0.8 else [*odd, *options]
-    # Options would hide what is wrong with the Trainer of the file.
-    whole = any("trainer" in one for one in told)
-    return [subcommand, "--config=config.yaml", *([] if whole else LIMITS), *options], content, "; ".join(told)
+    # The options in LIMITS would override mutations of the file's Trainer.
+    whole = any("trainer" in one for one in changes)
+    return [subcommand, "--config=config.yaml", *([] if whole else LIMITS), *options], content, "; ".join(changes)
 
 
 @contextlib.contextmanager
 def limits(seconds: int) -> Iterator[None]:
-    """Ends what hangs, or wants more memory than there is, with an exception."""
+    """Context manager that raises if its block hangs or needs too much memory."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"hangs: {seconds} s")
@@ -113,26 +113,28 @@ def limits(seconds: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_an_odd_configuration_runs_or_is_refused_in_one_line(config, cases, figures, cli, monkeypatch, request) -> None:
+def test_a_mutated_configuration_runs_or_is_refused_in_one_line(
+    config, cases, figures, cli, monkeypatch, request
+) -> None:
     if SMALL[config]["data"]["init_args"].get("source") != "digits":
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
-    monkeypatch.setattr("sys.stdin", io.StringIO())  # which the value "-" asks for
+    monkeypatch.setattr("sys.stdin", io.StringIO())  # the value "-" reads it
     outcomes: Counter[str] = Counter()
     failures = []
     for seed in range(cases(1, 200)):
-        arguments, content, told = draw(random.Random(f"{config.relative_to(ROOT)} {seed}"), config)
+        arguments, content, changes = draw(random.Random(f"{config.relative_to(ROOT)} {seed}"), config)
         Path("config.yaml").write_bytes(content)
         outcome = _outcome(cli, arguments)
         outcomes[outcome if outcome in ("ran", "refused") else "failed"] += 1
         if outcome not in ("ran", "refused"):
-            failures.append(f"seed {seed}, {told}: {' '.join(arguments)!r:.300}\n{outcome}")
+            failures.append(f"seed {seed}, {changes}: {' '.join(arguments)!r:.300}\n{outcome}")
     figures |= {"tried": sum(outcomes.values()), **outcomes}
     assert not failures, f"{config.name}: " + "\n\n".join(failures)
     assert not list(Path().rglob("EXECUTED"))
 
 
 def _outcome(cli: Any, arguments: list[str]) -> str:
-    """What a command line came to: ``ran``, ``refused``, or what is wrong with it."""
+    """Runs a command line; returns ``ran``, ``refused``, or a description of the error."""
     try:
         with warnings.catch_warnings(), limits(SECONDS):
             warnings.simplefilter("ignore")
@@ -141,7 +143,7 @@ def _outcome(cli: Any, arguments: list[str]) -> str:
         if isinstance(error, KeyboardInterrupt):
             raise
         return f"{type(error).__name__}: {error}"
-    told = [line for line in err.splitlines() if line.startswith("error: ")]
-    if "Traceback" in err or len(told) != (status != 0):
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    if "Traceback" in err or len(errors) != (status != 0):
         return f"status {status}, {err[-1000:]}"
     return "refused" if status else "ran"

@@ -1,4 +1,4 @@
-"""Damaged files of every kind that is read: each loads as what it should be, or is refused by name."""
+"""Damaged files of every kind load as valid data or are refused by name."""
 
 import csv
 import functools
@@ -33,12 +33,12 @@ from tests.limits import NO_FILES, bounded, make_no_file
 
 
 class Kind:
-    """Files of a kind: what they hold, and how they are read.
+    """Files of one kind, and how to read them.
 
     Args:
-        contents: The files' contents by their names; the first one is damaged.
-        read: Reads the files of a folder, and checks what it returns.
-        inner: Another way to damage the first one, beneath what would detect it.
+        contents: The contents of the files, by name; the first one is damaged.
+        read: Reads the files of a folder and checks the result.
+        inner: Another way to damage the first file, beneath its compression or checksum.
     """
 
     def __init__(self, contents: dict[str, bytes], read: Callable[[Path], None], inner: Change = damaged) -> None:
@@ -48,7 +48,7 @@ class Kind:
         self.name = next(iter(contents))
 
     def write(self, folder: Path, case: str) -> None:
-        """Writes the files, the first of them damaged; no case is the whole ones."""
+        """Writes the files, the first one damaged; an empty case damages none."""
         for name, content in self.contents.items():
             (folder / name).write_bytes(content)
         draw = random.Random(case)
@@ -133,7 +133,7 @@ def read_graph(folder: Path) -> None:
 GRAPH = {f"ind.small.{end}": content for end, content in planetoid.small_contents().items()}
 
 
-# --- what this project writes itself
+# --- files written by this project
 
 
 def components() -> Kind:
@@ -161,7 +161,7 @@ def runs() -> Kind:
     writer.writerows(rows)
 
     def read(folder: Path) -> None:
-        for _ in range(2):  # what it writes can be read again
+        for _ in range(2):  # the second time reads what the first one wrote
             found = run_missing(folder / "runs.csv", wanted, measured, lambda keys: {"accuracy": 1.0, "curve": "1 2"})
             assert len(found) == len(wanted)
             for row in found:
@@ -214,7 +214,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
 
 
 def refuses(files: Kind, folder: Path, case: str) -> bool:
-    """Reads damaged files; returns whether they are refused, in one line that names one of them."""
+    """Reads damaged files; returns whether they were refused, in one line that names one of them."""
     try:
         with bounded(64, 20, case):
             files.read(folder)
@@ -229,8 +229,8 @@ def refuses(files: Kind, folder: Path, case: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files(kind, cases, figures, tmp_path, monkeypatch) -> None:
-    """To see a case again: ``KINDS[kind]().write(folder, case)`` writes it."""
+def test_damaged_files_are_read_or_refused(kind, cases, figures, tmp_path, monkeypatch) -> None:
+    """``KINDS[kind]().write(folder, case)`` writes the files of a case."""
     monkeypatch.chdir(tmp_path)
     files, refused, tried = KINDS[kind](), 0, cases(20, 1000)
     for number in range(-1, tried):
@@ -245,7 +245,7 @@ def test_damaged_files(kind, cases, figures, tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "components"])
-def test_what_is_no_file(kind, tmp_path) -> None:
+def test_paths_that_are_not_regular_files_are_refused(kind, tmp_path) -> None:
     files = KINDS[kind]()
     for number, other in enumerate(NO_FILES):
         folder = tmp_path / f"{number}"

@@ -1,4 +1,4 @@
-"""Checkpoints of strangers: whatever they hold, a command runs or says in one line why not, and executes nothing."""
+"""Untrusted checkpoints: a command runs or is refused in one line, and never executes anything from them."""
 
 import copy
 import functools
@@ -31,7 +31,7 @@ SEQUENTIAL = {"class_path": "torch_geometric.nn.Sequential", "init_args": {"inpu
 CANARY = {"class_path": "canary.Thing", "init_args": {}}
 SECRET = "the first line of a secret"
 
-# What the model's arguments in a checkpoint say in place of what the config does.
+# Arguments of the model in a checkpoint, in place of those of the config.
 PAYLOADS: dict[str, dict[str, Any]] = {
     "an expression": {"network": SEQUENTIAL},
     "a module": {"network": {"class_path": "this.Zen"}},
@@ -51,8 +51,8 @@ PAYLOADS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def strangers(cli, tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Runs a command in a folder that shows what was executed, and says how it ended; a hang ends it."""
+def run_untrusted(cli, tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs a command in a folder that reveals execution; returns its status and error. A hang is ended."""
     Path("canary.py").write_text("open('PWNED', 'w')\nclass Thing:\n    pass\n")
     Path("secret.txt").write_text(f"{SECRET}\nnetwork:\n  class_path: canary.Thing\n")
     Path("kept").mkdir()
@@ -64,14 +64,14 @@ def strangers(cli, tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
             status, out, err = cli(*arguments)
         finally:
             signal.alarm(0)
-        told = [line for line in err.splitlines() if line.startswith("error:")]
-        assert len(told) == (status != 0), err
-        assert status == 0 or told[0].isprintable()
+        errors = [line for line in err.splitlines() if line.startswith("error:")]
+        assert len(errors) == (status != 0), err
+        assert status == 0 or errors[0].isprintable()
         assert SECRET not in out + err
         assert not Path("PWNED").exists()
         assert not {"this", "canary", "antigravity"} & sys.modules.keys()
         assert Path("kept/file").exists()
-        return status, " ".join(told)
+        return status, " ".join(errors)
 
     before = signal.signal(signal.SIGALRM, _hang)
     yield run
@@ -79,7 +79,7 @@ def strangers(cli, tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
 
 
 class _HangError(BaseException):
-    """No error of a command's."""
+    """Raised after a timeout; not an Exception, so that no handler catches it."""
 
 
 def _hang(*_: Any) -> None:
@@ -87,27 +87,27 @@ def _hang(*_: Any) -> None:
 
 
 @functools.cache
-def _sound() -> dict[str, Any]:
-    """A checkpoint of ``configs/hypergrad.yaml``, without a training."""
+def _valid() -> dict[str, Any]:
+    """An untrained checkpoint of ``configs/hypergrad.yaml``."""
     model = HyperparameterOptimizer()
     arguments = {"_class_path": "models.HyperparameterOptimizer", "_instantiator": "canary.Thing"}
     return {"state_dict": model.state_dict(), "pytorch-lightning_version": "2.6.0", "hyper_parameters": arguments}
 
 
-def test_a_checkpoint_s_arguments_execute_nothing(strangers, cases, figures) -> None:
+def test_a_checkpoint_s_arguments_execute_nothing(run_untrusted, cases, figures) -> None:
     every = list(itertools.product(SUBCOMMANDS, PAYLOADS))
     chosen = every if cases(0, 1) else [(SUBCOMMANDS[i % len(SUBCOMMANDS)], name) for i, name in enumerate(PAYLOADS)]
     for subcommand, name in chosen:
-        content = _sound()
+        content = _valid()
         torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], **PAYLOADS[name]}}, "a.ckpt")
-        status, told = strangers(subcommand, f"--config={ROOT}/configs/hypergrad.yaml", "--ckpt_path=a.ckpt")
-        assert (status, "a.ckpt" in told) == (1, True), (subcommand, name, told)
+        status, errors = run_untrusted(subcommand, f"--config={ROOT}/configs/hypergrad.yaml", "--ckpt_path=a.ckpt")
+        assert (status, "a.ckpt" in errors) == (1, True), (subcommand, name, errors)
     figures["tried"] = len(chosen)
 
 
-def test_a_trusted_checkpoint_can(cli) -> None:
-    """Else the tests above would prove nothing."""
-    content = _sound()
+def test_a_trusted_checkpoint_can_execute_code(cli) -> None:
+    """Otherwise the test above would prove nothing."""
+    content = _valid()
     torch.save({**content, "hyper_parameters": {**content["hyper_parameters"], "network": SEQUENTIAL}}, "a.ckpt")
     options = [f"--config={ROOT}/configs/hypergrad.yaml", "--ckpt_path=a.ckpt", "--trust_checkpoint=true"]
     with pytest.raises(ValueError, match="non-empty list of modules"):
@@ -121,16 +121,18 @@ class _Payload:
 
 
 @pytest.mark.parametrize("subcommand", SUBCOMMANDS)
-def test_a_pickle_is_not_run_wherever_it_is(subcommand: str, strangers, cases, tmp_path: Path, monkeypatch) -> None:
-    """In a local file, under any name that Lightning or fsspec takes for an address."""
+def test_a_pickle_is_not_executed_from_any_path(
+    subcommand: str, run_untrusted, cases, tmp_path: Path, monkeypatch
+) -> None:
+    """For local files under any name that Lightning or fsspec takes for an address."""
     Path("http").mkdir()
-    torch.save({**_sound(), "callbacks": {"One": _Payload()}}, "http/a.ckpt")
+    torch.save({**_valid(), "callbacks": {"One": _Payload()}}, "http/a.ckpt")
     torch.save(_Payload(), "hpc_ckpt_1.ckpt")
-    asked: list[str] = []
+    requested: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked.append(self.path)
+            requested.append(self.path)
             super().do_GET()
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -145,17 +147,17 @@ def test_a_pickle_is_not_run_wherever_it_is(subcommand: str, strangers, cases, t
         f"file://{tmp_path}/http/a.ckpt",
     ]
     paths += ["memory://a.ckpt", "github://a:b@c/a.ckpt", "simplecache::http/a.ckpt", "data:,a", "registry:a", "hpc"]
-    # Which subcommand it is matters little, since all of them load a checkpoint in one place.
+    # All subcommands load checkpoints in one place, so a short run distributes the paths over them.
     chosen = paths if cases(0, 1) else paths[SUBCOMMANDS.index(subcommand) :: len(SUBCOMMANDS)]
     for path in chosen:
-        status, told = strangers(subcommand, *TINY, f"--ckpt_path={path}")
-        assert (status, "ckpt_path=" in told) == (1, True), (path, told)
+        status, errors = run_untrusted(subcommand, *TINY, f"--ckpt_path={path}")
+        assert (status, "ckpt_path=" in errors) == (1, True), (path, errors)
     server.shutdown()
     server.server_close()
-    assert not asked
+    assert not requested
 
 
-# Values for any place of a checkpoint.
+# Odd values for any place of a checkpoint.
 ODD: list[Any] = [None, True, -1, 0, 5, 10**30, -(10**9), 0.5, float("nan"), float("inf"), "", "x", "canary.Thing"]
 ODD += ["secret.txt", "kept", "local://kept", f"{RUN}/checkpoints/../../../../kept", "\x1b[2J\n", [], {}, [1, 2], [[1]]]
 ODD += [["canary.Thing"], CANARY, SEQUENTIAL, [CANARY], {1: 2}, {"class_path": 3}, {"a": {"b": CANARY}}, (1, "x")]
@@ -202,27 +204,27 @@ def _texts(node: Any) -> set[str]:
     return {node} if isinstance(node, str) else set()
 
 
-def test_no_text_of_a_checkpoint_reaches_the_parser(cases, figures, tmp_path: Path) -> None:
-    """It could be the name of a class, a file or an expression there."""
+def test_no_string_of_a_checkpoint_reaches_the_parser(cases, figures, tmp_path: Path) -> None:
+    """There it could be a class, a file or an expression."""
     tried, refused = cases(60, 20_000), 0
-    known = _texts(given()) | {"l2", "BLUE", "b"}  # what the types list
+    known = _texts(given()) | {"l2", "BLUE", "b"}  # choices listed by the types
     for seed in range(tried):
-        sound = {"state_dict": {}, "pytorch-lightning_version": "2.6.0", "hyper_parameters": given()["init_args"]}
-        torch.save(_mutated(sound, random.Random(seed)), tmp_path / "a.ckpt")
+        valid = {"state_dict": {}, "pytorch-lightning_version": "2.6.0", "hyper_parameters": given()["init_args"]}
+        torch.save(_mutated(valid, random.Random(seed)), tmp_path / "a.ckpt")
         try:
             model = NamedCheckpoint(str(tmp_path / "a.ckpt")).model_config(given())
         except UserError:
             refused += 1
             continue
-        assert model is None or _texts(model) <= known, f"_mutated(sound, random.Random({seed}))"
+        assert model is None or _texts(model) <= known, f"_mutated(valid, random.Random({seed}))"
     figures |= {"tried": tried, "refused": refused}
 
 
-def test_mutated_checkpoints(strangers, cases, figures) -> None:
-    assert strangers("fit", *TINY)[0] == 0
+def test_mutated_checkpoints_run_or_are_refused(run_untrusted, cases, figures) -> None:
+    assert run_untrusted("fit", *TINY)[0] == 0
     last = RUN / "checkpoints/last.ckpt"
     good, kept = torch.load(last, weights_only=True), last.read_bytes()
-    # An audit takes as long as ten others, and loads a checkpoint in the same place.
+    # An audit takes as long as ten other commands, and loads checkpoints in the same place.
     subcommands = SUBCOMMANDS if cases(0, 1) else [one for one in SUBCOMMANDS if one != "audit"]
     wrong: list[str] = []
     ran = 0
@@ -233,7 +235,7 @@ def test_mutated_checkpoints(strangers, cases, figures) -> None:
         options = ["--trainer.max_epochs=3", "--trainer.logger.version=again", "--ckpt_path=a.ckpt"]
         options += ["--steps=[1]"] if subcommand == "audit" else []
         try:
-            status, _ = strangers(subcommand, *TINY, *options)
+            status, _ = run_untrusted(subcommand, *TINY, *options)
             assert last.read_bytes() == kept, "another run's checkpoint changed"
             ran += status == 0
         except BaseException as error:

@@ -1,4 +1,4 @@
-"""Runs that are killed while they write checkpoints, and disks that fill up."""
+"""Runs that are killed while writing checkpoints, full disks, and signals."""
 
 import os
 import random
@@ -65,7 +65,7 @@ def test_a_kill_loses_no_checkpoint(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """Makes disks of some KiB."""
+    """Makes file systems of some KiB."""
     disks: list[Path] = []
 
     def make(size: int) -> Path:
@@ -82,7 +82,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_leaves_whole_checkpoints(
+def test_a_full_disk_is_reported_in_one_line_and_leaves_valid_checkpoints(
     zygote: Zygote, tmp_path: Path, small_disk: Callable[[int], Path], cases, figures
 ) -> None:
     generator, failed = random.Random(0), 0
@@ -105,9 +105,10 @@ def test_a_full_disk_is_one_line_and_leaves_whole_checkpoints(
     figures |= {"disks": runs, "full": failed}
 
 
-def test_a_signal_ends_processes_that_are_started_anew(zygote: Zygote, tmp_path: Path, cases, figures) -> None:
-    """Those of ``ddp`` import everything once more, so that a short run tries none."""
+def test_a_signal_ends_all_processes_of_ddp(zygote: Zygote, tmp_path: Path, cases, figures) -> None:
     generator, runs = random.Random(0), cases(0, 9)
+    if not runs:
+        pytest.skip("only in the long run: the processes of ddp import everything again")
     for number in range(runs):
         logs = tmp_path / f"{number}"
         options = [*OPTIONS, f"--trainer.logger.save_dir={logs}", "--trainer.max_epochs=100000", "--model.seconds=0.02"]

@@ -1,4 +1,4 @@
-"""Solves leave nothing behind."""
+"""Solves do not leak memory."""
 
 import gc
 import sys
@@ -41,7 +41,7 @@ WEIGHT = torch.tensor(0.3, requires_grad=True)
 
 
 class OddError(Exception):
-    """An error of the user's code."""
+    """An error raised by user code."""
 
 
 def usual(number: int) -> None:
@@ -118,7 +118,7 @@ def run(count: int) -> None:
 
 
 def alive() -> Counter[str]:
-    """Objects of the library's classes and tensors, by class."""
+    """The number of tensors and of objects of the library's classes, by class."""
     kinds = (type(one) for one in gc.get_objects())
     return Counter(
         kind.__qualname__
@@ -127,20 +127,20 @@ def alive() -> Counter[str]:
     )
 
 
-def test_solves_leave_no_memory_behind(cases: Any, figures: Any) -> None:
+def test_solves_do_not_leak_memory(cases: Any, figures: Any) -> None:
     solves = cases(700, 20_000)
-    run(cases(300, 2000))  # every kind with every estimator: caches are filled
+    run(cases(300, 2000))  # every kind with every estimator, to fill caches
     objects, blocks, resident = alive(), sys.getallocatedblocks(), resident_bytes()
     run(solves)
     blocks, resident = sys.getallocatedblocks() - blocks, resident_bytes() - resident
     figures.update({"solves": solves, "blocks of Python's more": blocks, "bytes more": resident})
     assert alive() - objects == Counter()
     assert blocks < solves
-    if solves >= 20_000:  # where few are measured, other tests' memory is more
+    if solves >= 20_000:  # in a short run, memory of other tests dominates
         assert resident < 2**20
 
 
 def resident_bytes() -> int:
-    """Memory of this process; 0 where the system does not say."""
+    """Resident memory of this process; 0 if the system does not tell."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * 4096 if status.exists() else 0

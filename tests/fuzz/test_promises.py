@@ -1,4 +1,4 @@
-"""What a solve reports is what it returns: residuals, bounds and verdicts against the true ones, in float64."""
+"""Reported residuals, error bounds and statuses match those of the returned states, in float64."""
 
 import random
 
@@ -32,11 +32,11 @@ from rbp_lightning import (
 SAMPLES, SIZE = 64, 6
 
 SLACK = 1 + 1e-6
-"""For what rounding does to a residual in float64."""
+"""Allows for rounding of a residual in float64."""
 
 
 def maps(draw: random.Random) -> Tensor:
-    """A matrix per sample, many of them far from normal: random, triangular with a small diagonal, or nilpotent."""
+    """One matrix per sample, many of them far from normal: random, triangular, or nilpotent."""
     generator = torch.Generator().manual_seed(draw.randrange(2**32))
     matrices = torch.randn(SAMPLES, SIZE, SIZE, generator=generator, dtype=torch.float64)
     kind = draw.choice(["random", "triangular", "nilpotent"])
@@ -75,12 +75,12 @@ def estimators_of(draw: random.Random) -> GradientEstimator:
 
 
 def relative(left: Tensor, right: Tensor) -> Tensor:
-    """Norms per sample, relative to others; 0 where both are."""
+    """Ratios of norms per sample; 0 if both are 0."""
     return torch.where(left == 0, 0.0, left / right)
 
 
 def check_forward(found: FixedPoint, update, state: Tensor) -> int:
-    """Compares the report of the forward solve; returns how many samples are above their promise."""
+    """Checks the residual of the forward solve; returns how many converged samples are above the tolerance."""
     image = update(state)
     true = relative((image - state).norm(dim=-1), image.norm(dim=-1))
     torch.testing.assert_close(found.residual, true, rtol=1e-6, atol=1e-13)
@@ -88,7 +88,7 @@ def check_forward(found: FixedPoint, update, state: Tensor) -> int:
 
 
 def check_adjoint(found: FixedPoint, matrices: Tensor, gradient: Tensor, adjoint: Tensor) -> int:
-    """Compares the report of the adjoint solve; returns how many samples are above their promise."""
+    """Checks the residual of the adjoint solve; returns how many samples are above their bound or tolerance."""
     solution = found.adjoint
     assert solution is not None
     transposed = (matrices.mT @ adjoint[..., None]).squeeze(-1)
@@ -97,9 +97,9 @@ def check_adjoint(found: FixedPoint, matrices: Tensor, gradient: Tensor, adjoint
     if solution.error_bound is not None:
         exact = torch.linalg.solve(torch.eye(SIZE, dtype=torch.float64) - matrices.mT, gradient)
         error = relative((adjoint - exact).norm(dim=-1), exact.norm(dim=-1))
-        missed = error > solution.error_bound * SLACK + 1e-13  # NaN is no bound
+        missed = error > solution.error_bound * SLACK + 1e-13  # False for NaN, which is no bound
     elif solution.tol:
-        # Of the products of this test.
+        # Rounding errors of the products in this function.
         rounding = 1e-15 * (1 + matrices.norm(dim=(-2, -1))) * (1 + adjoint.norm(dim=-1) / gradient.norm(dim=-1))
         assert bool(((solution.residual - true).abs() <= 1e-6 * true + 10 * rounding).all())
         if solution.status.value == "converged":
@@ -107,7 +107,7 @@ def check_adjoint(found: FixedPoint, matrices: Tensor, gradient: Tensor, adjoint
     return int(missed.sum())
 
 
-def test_a_report_is_of_what_is_returned(cases, figures) -> None:
+def test_reported_residuals_and_bounds_match_the_returned_states(cases, figures) -> None:
     missed = {"states": 0, "adjoints": 0}
     tried = 0
     for seed in range(cases(60, 1000)):
@@ -141,8 +141,8 @@ def test_a_report_is_of_what_is_returned(cases, figures) -> None:
     figures.update({f"{name} above their promise": count for name, count in missed.items()})
 
 
-def test_a_crafted_map_whose_last_step_undoes_the_ones_before() -> None:
-    """The change is below the tolerance at one iterate and large at the next."""
+def test_the_adjoint_residual_of_a_highly_non_normal_map_is_the_true_one() -> None:
+    """The change is below the tolerance in one step and large in the next."""
     matrix = torch.zeros(3, 3, dtype=torch.float64)
     matrix[2, 1], matrix[1, 0] = 5e-5, 1e4
     gradient = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)

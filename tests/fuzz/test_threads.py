@@ -1,4 +1,4 @@
-"""One estimator, one policy and one observer's class used by four threads at once."""
+"""Four threads share estimators, a policy and a class of observers."""
 
 import sys
 import threading
@@ -48,7 +48,7 @@ SHARED = FailurePolicy(diverged="raise")
 
 
 class Seen(SolveObserver):
-    """Keeps what it observed."""
+    """Records what it observes."""
 
     def __init__(self) -> None:
         self.fixed_points: list[FixedPoint] = []
@@ -61,38 +61,38 @@ class Seen(SolveObserver):
         self.adjoints.append(solution)
 
 
-def drawn(random: Random, largest: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
-    """A rate, an added vector of two samples and the fixed point of h <- rate h + added."""
+def random_problem(random: Random, largest: float = 0.4) -> tuple[Tensor, Tensor, Tensor]:
+    """A rate, an input of two samples, and the fixed point of h <- rate h + added."""
     rate = torch.tensor(random.uniform(-largest, largest), dtype=torch.float64, requires_grad=True)
     added = torch.tensor([[random.gauss(0, 1)] * 2, [random.gauss(0, 1)] * 2], dtype=torch.float64, requires_grad=True)
     return rate, added, (added / (1 - rate)).detach()
 
 
 def check(state: Tensor, rate: Tensor, added: Tensor, solution: Tensor) -> None:
-    """Compares a fixed point and its gradients with the closed form."""
+    """Compares a fixed point and its gradients with their closed form."""
     torch.testing.assert_close(state.detach(), solution, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(rate.grad, (solution.sum() / (1 - rate)).detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(added.grad, (1 / (1 - rate)).detach().expand(2, 2), rtol=1e-6, atol=1e-6)
 
 
 def plain(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecutor) -> None:
-    rate, added, solution = drawn(random)
+    rate, added, solution = random_problem(random)
     state = estimator(lambda h: rate * h + added, torch.zeros(2, 2).double(), batch_dims=random.choice([0, 1])).state
     state.sum().backward()
     check(state, rate, added, solution)
 
 
 def in_another_thread(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecutor) -> None:
-    """The backward pass runs in another thread than the forward one."""
-    rate, added, solution = drawn(random)
+    """The backward pass runs in another thread than the forward pass."""
+    rate, added, solution = random_problem(random)
     state = estimator(lambda h: rate * h + added, torch.zeros(2, 2).double(), batch_dims=1).state
     pool.submit(state.sum().backward).result()
     check(state, rate, added, solution)
 
 
 def nested(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecutor) -> None:
-    """The update solves for a fixed point of its own with the same estimator."""
-    rate, added, solution = drawn(random, largest=0.15)
+    """The update solves an inner fixed point with the same estimator."""
+    rate, added, solution = random_problem(random, largest=0.15)
 
     def update(h: Tensor) -> Tensor:
         half = estimator(lambda k: 0.1 * k + 0.45 * h, torch.zeros(2, 2).double(), batch_dims=1).state
@@ -104,10 +104,10 @@ def nested(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecuto
 
 
 def warm(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecutor) -> None:
-    """Two solves of a problem with a warm start of its own."""
+    """Two solves of one problem with a warm start."""
     if isinstance(estimator, BPTT):
         return plain(estimator, random, pool)
-    rate, added, solution = drawn(random)
+    rate, added, solution = random_problem(random)
     warm_start = WarmStart()
     for _ in range(2):
         rate.grad = added.grad = None
@@ -119,7 +119,7 @@ def warm(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecutor)
 
 
 def failing(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecutor) -> None:
-    """In this thread a policy that others enter as well raises, while others ignore."""
+    """The shared policy raises in this thread, while other threads ignore failures."""
     with SHARED, pytest.raises(ConvergenceError):
         estimator(lambda h: 2 * h + 1, torch.ones(2, 2).double())
     with ignoring():
@@ -127,8 +127,8 @@ def failing(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecut
 
 
 def observed(estimator: GradientEstimator, random: Random, pool: ThreadPoolExecutor) -> None:
-    """An observer of this thread sees this thread's solve alone."""
-    rate, added, solution = drawn(random)
+    """An observer sees only the solves of its thread."""
+    rate, added, solution = random_problem(random)
     seen = Seen()
     with observing(lambda: seen):
         fixed_point = estimator(lambda h: rate * h + added, torch.zeros(2, 2).double(), batch_dims=1)
@@ -145,7 +145,7 @@ JOBS: list[Callable[[GradientEstimator, Random, ThreadPoolExecutor], None]] = [
 ]  # fmt: skip
 
 
-def test_an_estimator_in_four_threads_at_once(cases: Any, figures: Any) -> None:
+def test_estimators_can_be_used_by_four_threads_at_once(cases: Any, figures: Any) -> None:
     solves = cases(120, 1200)
     wrong: list[str] = []
     done = Counter[str]()
@@ -156,7 +156,7 @@ def test_an_estimator_in_four_threads_at_once(cases: Any, figures: Any) -> None:
             barrier.wait()
             for number in range(thread, solves, THREADS):
                 random = Random(number)
-                # At any time all threads use the same estimator.
+                # All threads use the same estimator at the same time.
                 estimator = ESTIMATORS[number // THREADS % len(ESTIMATORS)]
                 job = random.choice(JOBS)
                 try:
@@ -167,7 +167,7 @@ def test_an_estimator_in_four_threads_at_once(cases: Any, figures: Any) -> None:
 
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
-    with warnings.catch_warnings():  # process-wide: threads cannot have filters of their own
+    with warnings.catch_warnings():  # warning filters are process-wide
         warnings.simplefilter("error")
         threads = [threading.Thread(target=work, args=(thread,)) for thread in range(THREADS)]
         for thread in threads:

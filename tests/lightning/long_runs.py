@@ -1,6 +1,6 @@
-"""Every task, small, trained to the end, and once more with an interruption; in one process or as one of two.
+"""Trains every task without and with an interruption, in one process or as one of two.
 
-``python long_runs.py FOLDER RANK`` is one of two processes, whose environment is that of a Lightning process.
+``python long_runs.py FOLDER RANK`` runs one of two processes, with the environment of a process of Lightning.
 """
 
 import os
@@ -62,7 +62,7 @@ def citation() -> Task:
 
 
 def hypergradient() -> Task:
-    """Each inner training goes on with the network of the last one, in an order of its own."""
+    """Each inner training continues with the network of the last one, and in a new order."""
     data = MNISTSplits(source="digits", num_train=20, num_val=9, num_test=3)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     learned = [WeightDecay(), ExampleWeights(20)]
@@ -89,7 +89,7 @@ def sudoku() -> Task:
 
 
 class Cell(nn.Module):
-    """Masks are held over a solve."""
+    """A cell with dropout masks, which are held over a solve."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Cell(nn.Module):
 
 
 class Drawing(LightningModule):
-    """A module of one's own that draws from the global generators."""
+    """A user's module that draws from the global generators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Drawing(LightningModule):
 
 
 class Shuffled(LightningDataModule):
-    """Vectors in an order that is drawn anew in each epoch."""
+    """Vectors that are shuffled in each epoch."""
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         return DataLoader(numbers(12, 4), batch_size=2, shuffle=True)  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 class Terminated(Callback):
-    """Sends SIGTERM to its process in the second epoch, in the second batch where there are so many."""
+    """Sends SIGTERM to its process in the second epoch, in its second batch or its only one."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -151,7 +151,7 @@ class Terminated(Callback):
 
 
 def fit(task: str, folder: Path, processes: int, *callbacks: Callback, ckpt: Path | None = None) -> None:
-    """Trains for three epochs; a continued run begins with other states of the generators."""
+    """Trains for three epochs; a resumed run begins with other states of the random generators."""
     seed_everything(0, verbose=False)
     if ckpt is not None:
         for draw in (torch.randperm, random.randrange, np.random.randint):
@@ -170,12 +170,12 @@ def fit(task: str, folder: Path, processes: int, *callbacks: Callback, ckpt: Pat
 
 
 def run(task: str, folder: Path, processes: int = 1) -> None:
-    """Trains to the end, in ``whole``, and with an interruption in the last process, in ``cut`` and ``continued``."""
+    """Trains in ``whole`` to the end, and in ``cut`` and ``resumed`` with an interruption of the last process."""
     fit(task, folder / task / "whole", processes)
     with pytest.raises(SystemExit) as ended:
         fit(task, folder / task / "cut", processes, Terminated(processes - 1))
     assert ended.value.code == 143
-    fit(task, folder / task / "continued", processes, ckpt=folder / task / "cut" / "last.ckpt")
+    fit(task, folder / task / "resumed", processes, ckpt=folder / task / "cut" / "last.ckpt")
 
 
 if __name__ == "__main__":

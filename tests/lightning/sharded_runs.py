@@ -1,4 +1,4 @@
-"""What each of two processes does for test_sharded.py; it writes down what it finds."""
+"""What each process runs for test_sharded.py; it writes its results to a file."""
 
 import faulthandler
 import json
@@ -43,14 +43,15 @@ from rbp_lightning import (
     NewtonKrylov,
     Picard,
     ReducedRankExtrapolation,
+    Status,
     StochasticNeumannSeries,
     UserError,
     WarmStart,
     agreeing,
 )
-from tests.training import fit
+from tests.training import PROCESSES, fit
 
-SIZE = 4
+SIZE = 2 * PROCESSES  # of which each process has as many
 TIGHT: dict[str, Any] = {"max_steps": 400, "tol": 1e-9}
 PICARD = Picard(**TIGHT)
 TRAINED = [NeumannRBP(60, PICARD), CGRBP(60, tol=1e-9, solver=PICARD), BPTT(PICARD)]
@@ -69,7 +70,7 @@ SOLVED = [
 
 
 class Cell(nn.Module):
-    """tanh(W tanh(V h) + x), whose Jacobian is small where x is large, and has a norm of up to 0.64 where it is not."""
+    """tanh(W tanh(V h) + x), whose Jacobian has a norm of at most 0.64, and a small one for large x."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,14 +88,14 @@ class Cell(nn.Module):
         return self
 
 
-def inputs_of(count: int = 8) -> Tensor:
-    """Every other sample, those of the second process, takes many more steps."""
-    inputs = torch.randn(count, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return inputs * torch.tensor([3.0, 0.01]).repeat(count // 2)[:, None]
+def inputs_of(each: int = 4) -> Tensor:
+    """Inputs of all processes in turn, ``each`` of one; those of the last process need many more steps."""
+    inputs = torch.randn(each * PROCESSES, SIZE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return inputs * torch.tensor([3.0] * (PROCESSES - 1) + [0.01]).repeat(each)[:, None]
 
 
 class Sharded(LightningModule):
-    """A cell and a readout, which are sharded where the strategy has a mesh; a batch has inputs and growth."""
+    """A cell and a readout, sharded if the strategy has a device mesh; a batch holds inputs and growth rates."""
 
     def __init__(self, reshard_after_forward: bool = True) -> None:
         super().__init__()
@@ -119,11 +120,11 @@ class Sharded(LightningModule):
 
 
 def train(module: LightningModule, strategy: str, *callbacks: Any, batch: list[Tensor] | None = None) -> Any:
-    inputs = inputs_of(16)
+    inputs = inputs_of(8)
     tensors = [inputs, torch.zeros(len(inputs)).double()] if batch is None else batch
     data = DataLoader(list(zip(*tensors, strict=True)), batch_size=4)
-    sharded = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
-    return fit(module, data, *callbacks, devices=2, strategy=sharded if strategy == "sharded" else strategy)
+    sharded = ModelParallelStrategy(PROCESSES, tensor_parallel_size=1, process_group_backend="gloo")
+    return fit(module, data, *callbacks, devices=PROCESSES, strategy=sharded if strategy == "sharded" else strategy)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def trained_weights() -> dict[str, float]:
-    """How far the weights of trainings with a sharded cell are from those of DDP."""
+    """Relative differences between the weights trained with a sharded cell and with DDP."""
     found = {}
     for estimator in TRAINED:
         torch.manual_seed(0)
@@ -159,13 +160,13 @@ def gradient_of(
     if average:
         for gradient in gradients:
             distributed.all_reduce(gradient)
-            gradient /= 2
+            gradient /= PROCESSES
     return gradients
 
 
 def solved_gradients(rank: int) -> dict[str, float]:
-    """How far the gradients of a sharded cell are from those of a whole one in each process."""
-    found, inputs = {}, inputs_of()[rank::2]
+    """Relative differences between the gradients of a sharded cell and of a cell in each process."""
+    found, inputs = {}, inputs_of()[rank::PROCESSES]
     for estimator in SOLVED:
 
         def closure(cell: nn.Module, inputs: Tensor, estimator: GradientEstimator = estimator) -> Tensor:
@@ -182,12 +183,12 @@ def solved_gradients(rank: int) -> dict[str, float]:
 
 
 def warm_gradients(rank: int) -> dict[str, float]:
-    """The same from warm starts, the second of which only one process can use."""
+    """The same with warm starts, of which not all processes can use the last one."""
     cell, warm = Cell().shard(True), WarmStart()
     estimator = CGRBP(60, tol=1e-9, solver=PICARD)
     found = {}
     for index, count in enumerate((4, 4, 4 - rank)):
-        inputs = inputs_of()[rank::2][:count]
+        inputs = inputs_of()[rank::PROCESSES][:count]
 
         def solve(cell: nn.Module, inputs: Tensor, warm: WarmStart | None = None) -> Tensor:
             with agreeing(cell):
@@ -202,8 +203,8 @@ def warm_gradients(rank: int) -> dict[str, float]:
 
 
 def tensor_parallel() -> dict[str, float]:
-    """How far gradients are under tensor parallelism, with states that each process has whole, or its share of."""
-    mesh, found, inputs = init_device_mesh("cpu", (2,)), {}, inputs_of()
+    """Relative differences of gradients under tensor parallelism, with replicated and with distributed states."""
+    mesh, found, inputs = init_device_mesh("cpu", (PROCESSES,)), {}, inputs_of()
     for estimator in (NeumannRBP(60, PICARD), BPTT(PICARD), Implicit()):
 
         def plain(cell: nn.Module, inputs: Tensor, estimator: GradientEstimator = estimator) -> Tensor:
@@ -228,11 +229,30 @@ def tensor_parallel() -> dict[str, float]:
     return found
 
 
+def two_dimensional(rank: int) -> dict[str, float]:
+    """The same for four processes that combine tensor parallelism and sharding, in two pairs each."""
+    if PROCESSES != 4:
+        return {}
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    found, inputs = {}, inputs_of()[rank // 2 :: 2]
+    for estimator in (NeumannRBP(60, PICARD), BPTT(PICARD), Implicit(Auto(**TIGHT), Auto(**TIGHT))):
+
+        def solve(cell: nn.Module, inputs: Tensor, estimator: GradientEstimator = estimator) -> Tensor:
+            with agreeing(cell):
+                return estimator(lambda h: cell(h, inputs), torch.zeros_like(inputs), batch_dims=1).state
+
+        plan = {"inner": ColwiseParallel(), "outer": RowwiseParallel()}
+        cell = parallelize_module(Cell(), mesh["tensor"], plan).shard(True, mesh=mesh["data"])
+        expected = gradient_of(Cell(), solve, inputs, average=True)
+        found[repr(estimator)] = difference(gradient_of(cell, solve, inputs, average=False), expected)
+    return found
+
+
 def refusals(rank: int) -> dict[str, str]:
-    """What PyTorch would make wrong, or a process would not share."""
-    inputs, found = inputs_of()[rank::2], {}
+    """The errors for what would give wrong results in PyTorch, or differs between the processes."""
+    inputs, found = inputs_of()[rank::PROCESSES], {}
     plan = {"inner": ColwiseParallel(), "outer": RowwiseParallel()}
-    parallel = parallelize_module(Cell(), init_device_mesh("cpu", (2,)), plan)
+    parallel = parallelize_module(Cell(), init_device_mesh("cpu", (PROCESSES,)), plan)
     cases: dict[str, Callable[[], Any]] = {
         "second": lambda: FixedPointLayer(Cell().shard(True), order=2)(inputs),
         "forward mode": lambda: FixedPointLayer(parallel, CGRBP())(inputs).sum().backward(),
@@ -257,10 +277,11 @@ def raised(callbacks: list[Any], batch: list[Tensor]) -> str:
 
 
 def failures() -> dict[str, str]:
-    """What a failure of the second process's samples raises."""
-    inputs, growth = inputs_of(4), torch.zeros(4).double()
+    """What a failure of a sample of the last process raises."""
+    inputs = inputs_of(2)
+    growth = torch.zeros(len(inputs)).double()
     growing, missing = growth.clone(), inputs.clone()
-    growing[3], missing[3] = 3.0, float("nan")
+    growing[-1], missing[-1] = 3.0, float("nan")
     policies: dict[str, Any] = {
         "diverged": ([NeumannRBP(), FailurePolicy(diverged="raise")], [inputs, growing]),
         "nan": ([NeumannRBP(), FailurePolicy(diverged="raise")], [missing, growth]),
@@ -271,8 +292,15 @@ def failures() -> dict[str, str]:
     return {name: raised(*policy) for name, policy in policies.items()}
 
 
+def late() -> int:
+    """Number of these samples that do not converge within 15 steps, counted in one process."""
+    inputs, cell = inputs_of(2), Cell()
+    solve = NeumannRBP(solver=Picard(15))(lambda h: cell(h, inputs), torch.zeros_like(inputs), batch_dims=1)
+    return int(solve.samples(Status.MAX_STEPS).sum())
+
+
 def monitored(rank: int) -> dict[str, Any]:
-    """The monitor's figures of a sharded cell, and of DDP."""
+    """The monitor's metrics with a sharded cell and with DDP."""
     found = {}
     for strategy in ("sharded", "ddp"):
         trainer = train(Sharded(), strategy, NeumannRBP(60, PICARD), EquilibriumMonitor(1, 0))
@@ -282,7 +310,7 @@ def monitored(rank: int) -> dict[str, Any]:
 
 
 class Failing(Sharded):
-    """One process's own code fails in the midst of a solve."""
+    """A module whose update raises in one process during a solve."""
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         inputs, steps = batch[0], 0
@@ -290,24 +318,26 @@ class Failing(Sharded):
         def update(state: Tensor) -> Tensor:
             nonlocal steps
             steps += 1
-            if self.global_rank == 1 and steps == 5:
-                raise ValueError("of the second process")
+            if self.global_rank == PROCESSES - 1 and steps == 5:
+                raise ValueError("of the last process")
             return self.cell(state, inputs)
 
         return self.estimator(update, torch.zeros_like(inputs), batch_dims=1).state.square().mean()
 
 
 def main() -> None:
-    """Everything; the last of it raises."""
-    faulthandler.dump_traceback_later(int(os.environ.get("HANGS_AFTER", "280")), exit=True)  # where it hangs
-    warnings.simplefilter("ignore", ConvergenceWarning)  # of other processes' samples as well
+    """Runs everything; the last run raises."""
+    faulthandler.dump_traceback_later(int(os.environ.get("HANGS_AFTER", "280")), exit=True)  # shows where it hangs
+    warnings.simplefilter("ignore", ConvergenceWarning)
     found: dict[str, Any] = {"weights": trained_weights()}
     rank = distributed.get_rank()
     found["gradients"] = solved_gradients(rank)
     found["warm"] = warm_gradients(rank)
     found["tensor_parallel"] = tensor_parallel()
+    found["two_dimensional"] = two_dimensional(rank)
     found["refusals"] = refusals(rank)
     found["failures"] = failures()
+    found["late"] = late()
     found["monitored"] = monitored(rank)
     Path(f"{rank}.json").write_text(json.dumps(found))
     train(Failing(), "sharded", NeumannRBP())

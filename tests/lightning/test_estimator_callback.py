@@ -1,4 +1,4 @@
-"""Estimators under the real Trainer: accumulation, clipping, half precision, compilation."""
+"""Estimators as callbacks of a Trainer: accumulation, clipping, half precision, compilation, warm starts."""
 
 import copy
 from typing import Any
@@ -24,7 +24,7 @@ from tests.training import Tanh, fit, make_trainer, vectors
 
 SOLVER = Picard(60, tol=0)
 ESTIMATORS = [BPTT(SOLVER), TBPTT(20, SOLVER), RBP(60, solver=SOLVER), NeumannRBP(20, SOLVER), CGRBP(20, solver=SOLVER)]
-EACH = pytest.mark.parametrize(
+EACH_ESTIMATOR = pytest.mark.parametrize(
     "estimator", [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
 )
 
@@ -34,18 +34,18 @@ def tanh() -> Tanh:
     return Tanh()
 
 
-@EACH
+@EACH_ESTIMATOR
 def test_accumulation_equals_the_whole_batch(estimator: GradientEstimator) -> None:
     whole, halves = tanh(), tanh()
     double, two = {"precision": "64-true", "max_epochs": 3}, {"accumulate_grad_batches": 2}
     fit(whole, vectors(16, batch_size=8, dtype=torch.float64), estimator, **double)
     fit(halves, vectors(16, batch_size=4, dtype=torch.float64), estimator, **double, **two)
-    tolerance = 1e-3 if isinstance(estimator, RBP) else 1e-8  # which it solves to
+    tolerance = 1e-3 if isinstance(estimator, RBP) else 1e-8  # RBP's own tolerance
     torch.testing.assert_close(halves.linear.weight, whole.linear.weight, rtol=tolerance, atol=tolerance)
 
 
 class GradientNorms(Callback):
-    """Norms of the gradient before it is clipped and after."""
+    """Records the norm of the gradient before and after clipping."""
 
     def __init__(self) -> None:
         self.before: list[float] = []
@@ -58,7 +58,7 @@ class GradientNorms(Callback):
         self.after.append(float(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]).norm()))
 
 
-@EACH
+@EACH_ESTIMATOR
 def test_clipping_bounds_the_gradient(estimator: GradientEstimator) -> None:
     free, clipped = GradientNorms(), GradientNorms()
     fit(tanh(), vectors(), estimator, free)
@@ -74,8 +74,8 @@ def loss_gradient(model: torch.nn.Module, parameter: Tensor) -> Tensor:
     return gradient
 
 
-@EACH
-@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of what float32 asks for
+@EACH_ESTIMATOR
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # tolerances for float32 are not met
 def test_gradients_under_autocast_are_close_to_those_in_float32(estimator: GradientEstimator) -> None:
     module = tanh()
     module.estimator = estimator
@@ -90,14 +90,14 @@ def test_gradients_under_autocast_are_close_to_those_in_float32(estimator: Gradi
     assert not torch.equal(module.linear.weight, before)
 
 
-@EACH
-def test_compiled_modules_have_the_same_gradient_and_train_to_the_same_weights(estimator: GradientEstimator) -> None:
+@EACH_ESTIMATOR
+def test_compiled_modules_give_the_same_gradient_and_trained_weights(estimator: GradientEstimator) -> None:
     module = tanh()
     module.estimator = estimator
     exact = loss_gradient(module, module.linear.weight)
     compiled = loss_gradient(torch.compile(module, backend="aot_eager"), module.linear.weight)
     torch.testing.assert_close(compiled, exact)
-    # torch.compile(module) inside a Trainer fails on self.log, whatever the module: this compiles its forward alone.
+    # In a Trainer, torch.compile(module) fails on self.log for any module; this compiles only the forward.
     plain, forward_compiled = tanh(), tanh()
     forward_compiled.compile(backend="aot_eager")
     for one in (plain, forward_compiled):
@@ -105,7 +105,7 @@ def test_compiled_modules_have_the_same_gradient_and_train_to_the_same_weights(e
     torch.testing.assert_close(forward_compiled.linear.weight, plain.linear.weight)
 
 
-def test_the_module_keeps_its_estimator_after_the_run_and_takes_the_next() -> None:
+def test_a_module_keeps_its_estimator_after_a_run_until_it_gets_another() -> None:
     module, first, second = tanh(), BPTT(SOLVER), NeumannRBP(5, SOLVER)
     fit(module, vectors(), first)
     assert module.estimator is first
@@ -119,7 +119,7 @@ def test_two_estimators_are_refused() -> None:
         fit(tanh(), vectors(), BPTT(), NeumannRBP())
 
 
-def test_an_estimator_serves_several_trainers_and_modules_at_once() -> None:
+def test_an_estimator_can_be_used_with_several_trainers_and_modules() -> None:
     estimator, copied = NeumannRBP(5, SOLVER), copy.deepcopy(NeumannRBP(5, SOLVER))
     first, second, third = tanh(), tanh(), tanh()
     fit(first, vectors(), estimator)
@@ -130,7 +130,7 @@ def test_an_estimator_serves_several_trainers_and_modules_at_once() -> None:
 
 
 class Warm(Tanh):
-    """Starts each solve where the last one ended, validations included, as full-batch training does."""
+    """Warm starts each solve, also in validations, as in full-batch training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,21 +149,21 @@ class Warm(Tanh):
 
 
 @pytest.mark.parametrize("kind", [BPTT, TBPTT, RBP, NeumannRBP, CGRBP])
-@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # of the warm starts of BPTT and TBPTT
-def test_a_warm_start_from_a_validation_or_a_test_trains(kind: type) -> None:
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # BPTT and TBPTT truncate with warm starts
+def test_a_warm_start_from_an_evaluation_can_be_used_in_training(kind: type) -> None:
     seed_everything(0, verbose=False)
     module, data = Warm(), vectors(4)
     before = module.linear.weight.detach().clone()
     trainer = make_trainer(kind(solver=Picard(200, 1e-5, check_every=1)), FailurePolicy(), max_epochs=2)
     trainer.validate(module, data, verbose=False)  # in inference mode
     trainer.test(module, data, verbose=False)
-    trainer.fit(module, data, data)  # with a sanity check before, and a validation after each epoch
+    trainer.fit(module, data, data)  # with a sanity check, and a validation after each epoch
     assert min(module.steps[1:]) < module.steps[0]
     assert not torch.equal(module.linear.weight, before)
 
 
 class Deeper(Tanh):
-    """Evaluates deeper than it trains."""
+    """Evaluates with more steps than it trains with."""
 
     def training_step(self, inputs: Tensor, batch_idx: int) -> Tensor:
         fixed_point = self(inputs)
@@ -175,12 +175,12 @@ class Deeper(Tanh):
         self.evaluated = self.estimator(update, torch.zeros_like(inputs), batch_dims=1, max_steps=150)
 
 
-@EACH
-def test_a_call_s_max_steps_take_the_place_of_the_solver_s(estimator: GradientEstimator) -> None:
+@EACH_ESTIMATOR
+def test_max_steps_of_a_call_override_those_of_the_solver(estimator: GradientEstimator) -> None:
     module = Deeper()
     trainer = make_trainer(estimator)
     trainer.fit(module, vectors(), vectors())
-    assert module.trained in (60, 61)  # the last of which is taped
+    assert module.trained in (60, 61)  # implicit estimators tape one more step
     assert module.evaluated.steps == 150
     update = lambda h: torch.tanh(0.5 * module.linear(h))  # noqa: E731
     for budget in (25, 59, 61, 200):
@@ -194,6 +194,6 @@ def test_a_call_s_max_steps_take_the_place_of_the_solver_s(estimator: GradientEs
             estimator(update, torch.ones(2, 4), max_steps=19)
 
 
-def test_a_failing_solve_names_the_tolerance_within_its_own_budget() -> None:
+def test_the_error_of_a_failing_solve_names_the_steps_that_it_took() -> None:
     with FailurePolicy(not_converged="raise"), pytest.raises(RuntimeError, match="took 7 steps"):
         NeumannRBP(solver=Picard(500, 1e-6))(lambda h: 0.9 * h + 1, torch.zeros(2), max_steps=6)

@@ -1,4 +1,4 @@
-"""The user's hyperparameters are left alone, and the estimator is recorded beside them: in checkpoints and HPARAMS."""
+"""An estimator does not change a module's hyperparameters, and is recorded beside them."""
 
 from collections import UserDict
 from pathlib import Path
@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 from rbp_lightning import CGRBP, NeumannRBP, Picard, estimator_from_checkpoint
 from tests.training import Tanh, fit, read_events, vectors
 
-TOLD = {"estimator", "model", "seed"}
-"""What is logged beside a module's own."""
+ADDED = {"estimator", "model", "seed"}
+"""Keys that are logged in addition to a module's own."""
 
 
 class OfMapping(Tanh):
-    """Its hyperparameters are one mapping, as OmegaConf's are."""
+    """A module whose hyperparameters are one mapping, like OmegaConf's."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Changed(Tanh):
 
 
 class OwnEstimator(Tanh):
-    """Its argument has the estimator's name, and is one."""
+    """A module with an argument named ``estimator``, which is an estimator."""
 
     def __init__(self, estimator: Any = None) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class OwnEstimator(Tanh):
 
 
 class NamedEstimator(Tanh):
-    """A hyperparameter has the estimator's name, and is none."""
+    """A module with a hyperparameter named ``estimator``, which is not an estimator."""
 
     def __init__(self, estimator: str = "mine") -> None:
         super().__init__()
@@ -97,7 +97,7 @@ MODULES = {
 
 
 def logged(trainer: Any) -> dict[str, Any]:
-    """What a run's event file says in HPARAMS."""
+    """The hyperparameters in a run's event file."""
     metadata = read_events(trainer).summary_metadata.get("_hparams_/session_start_info")
     if metadata is None:
         return {}
@@ -107,7 +107,7 @@ def logged(trainer: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("with_data", [False, True], ids=["loader", "data module"])
 @pytest.mark.parametrize("name", MODULES)
-def test_a_run_with_an_estimator_leaves_the_same_hyperparameters_as_one_without(
+def test_an_estimator_does_not_change_a_run_s_hyperparameters(
     name: str, with_data: bool, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
@@ -123,27 +123,27 @@ def test_a_run_with_an_estimator_leaves_the_same_hyperparameters_as_one_without(
         trainer.save_checkpoint(tmp_path / "one.ckpt")
         saved = torch.load(tmp_path / "one.ckpt", weights_only=True).get("hyper_parameters")
         written = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text()) or {}
-        found.append((saved, {key: value for key, value in written.items() if key not in TOLD}, logged(trainer)))
+        found.append((saved, {key: value for key, value in written.items() if key not in ADDED}, logged(trainer)))
     (saved, written, hparams), (same_saved, same_written, same_hparams) = found
     assert same_saved == saved
     assert "estimator" not in (saved or {}) or name == "a name that is the estimator's"
     assert same_written == written
-    told = ("model", "seed", "estimator/")
-    own = {key: value for key, value in same_hparams.items() if not key.startswith(told)}
+    added = ("model", "seed", "estimator/")
+    own = {key: value for key, value in same_hparams.items() if not key.startswith(added)}
     assert own == hparams
     assert "secret" not in own
     assert same_hparams["model"] == type(module).__name__
     assert same_hparams["seed"] == 3
-    if name != "a name that is the estimator's":  # which the user's own keeps
+    if name != "a name that is the estimator's":  # the user's hyperparameter keeps this name
         assert same_hparams["estimator/class_path"] == "rbp_lightning.estimators.cg_rbp.CGRBP"
         assert same_hparams["estimator/init_args/steps"] == 7
         assert same_hparams["estimator/init_args/solver/init_args/max_steps"] == 70
-    # In the checkpoint it has a key of its own.
+    # In the checkpoint the estimator has a separate key.
     assert repr(estimator_from_checkpoint(tmp_path / "one.ckpt")) == repr(CGRBP(7, solver=Picard(70)))
 
 
 @pytest.mark.parametrize("name", ["dict", "keywords", "not logged", "changed", "an argument that is an estimator"])
-def test_modules_of_any_constructor_load_from_checkpoints(name: str, tmp_path: Path) -> None:
+def test_modules_with_any_constructor_load_from_checkpoints(name: str, tmp_path: Path) -> None:
     module = MODULES[name]()
     fit(module, vectors(), CGRBP(7)).save_checkpoint(tmp_path / "one.ckpt")
     loaded = type(module).load_from_checkpoint(tmp_path / "one.ckpt")
@@ -154,22 +154,22 @@ def test_modules_of_any_constructor_load_from_checkpoints(name: str, tmp_path: P
         assert loaded(torch.ones(2, 4)).converged
 
 
-def test_every_logger_is_told_of_the_estimator_once_and_evaluations_tell_none(tmp_path: Path) -> None:
+def test_every_logger_gets_the_estimator_once_and_only_in_training(tmp_path: Path) -> None:
     class Log(CSVLogger):
-        told: list[dict[str, Any]] = []  # noqa: RUF012
+        logged: list[dict[str, Any]] = []  # noqa: RUF012
 
         def log_hyperparams(self, params: Any = None) -> None:
-            self.told.append(dict(params))
+            self.logged.append(dict(params))
 
     loggers = [Log(tmp_path / "one"), TensorBoardLogger(tmp_path / "two")]
     module = Changed()
     module.test_step = lambda inputs, batch_idx: None
     trainer = fit(module, vectors(), CGRBP(7), logger=loggers, log_every_n_steps=1)
     trainer.test(module, vectors(), verbose=False)
-    told = [sorted(params.keys() - {"seed"}) for params in Log.told if "estimator" in params]
-    assert told == [["depth", "estimator", "model", "size"]]
-    assert Log.told[0]["size"] == 3  # as it was given
+    with_estimator = [sorted(params.keys() - {"seed"}) for params in Log.logged if "estimator" in params]
+    assert with_estimator == [["depth", "estimator", "model", "size"]]
+    assert Log.logged[0]["size"] == 3  # the initial value
 
 
-def test_no_logger_and_no_hyperparameters_are_no_obstacle() -> None:
+def test_a_run_needs_no_logger_and_no_hyperparameters() -> None:
     fit(Tanh(), vectors(), CGRBP(), logger=False)

@@ -1,4 +1,4 @@
-"""The associative memory under the real Trainer: what it sees, logs and goes on with."""
+"""The associative memory in a Trainer: its batches, metrics, pictures and resumed runs."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from models import HopfieldMemory
 from rbp_lightning import NeumannRBP, Picard
 from tests.training import fit, make_trainer
 
-# Two epochs take the memory through weights for which the adjoint converges slowly.
+# In the first two epochs the adjoint converges slowly.
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 
 
@@ -28,7 +28,7 @@ def patterns() -> ImagePatterns:
 
 
 class Recorder(Callback):
-    """Keeps what the batches held and what was made of them."""
+    """Records batches, outputs and learning rates."""
 
     def __init__(self) -> None:
         self.batches: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
@@ -46,7 +46,7 @@ class Recorder(Callback):
         self.batches["test", 0], self.outputs["test"] = batch, outputs
 
 
-def test_the_trainer_sees_each_stage_s_own_corruptions_and_metrics_against_the_clean_images() -> None:
+def test_each_stage_has_its_own_corruptions_and_metrics_against_the_clean_images() -> None:
     model, data, recorder = memory(), patterns(), Recorder()
     trainer = fit(model, data, NeumannRBP(5, Picard(60, tol=0)), recorder, max_epochs=2)
     results = {
@@ -64,17 +64,17 @@ def test_the_trainer_sees_each_stage_s_own_corruptions_and_metrics_against_the_c
         assert result[f"{stage}/exact_recall"] == pytest.approx(float((wrong.sum(1) == 0).float().mean()))
         assert float(wrong.mean()) != pytest.approx(float((recalled != batch["corrupted"]).float().mean()))
         fixed_point = model(batch["corrupted"])
-        assert abs(result[f"{stage}/steps"] - fixed_point.steps) <= 1  # one more where a step is taped
+        assert abs(result[f"{stage}/steps"] - fixed_point.steps) <= 1  # a taped step is one more
         assert result[f"{stage}/residual"] == pytest.approx(float(fixed_point.residual.mean()), rel=1e-2)
 
 
-def test_a_continued_run_goes_on_along_its_new_schedule(tmp_path: Path) -> None:
+def test_a_resumed_run_follows_its_new_schedule(tmp_path: Path) -> None:
     first, second, estimator = Recorder(), Recorder(), NeumannRBP(5, Picard(60, tol=0))
     fit(memory(), patterns(), estimator, first, max_epochs=2).save_checkpoint(tmp_path / "two.ckpt")
     fit(memory(), patterns(), estimator, second, max_epochs=4, ckpt_path=tmp_path / "two.ckpt")
     for rates in (first.rates, second.rates):
         assert rates == sorted(rates, reverse=True)
-    assert second.rates[0] > first.rates[-1]  # half-way down the longer one
+    assert second.rates[0] > first.rates[-1]  # half-way through the longer schedule
     assert second.rates[-1] < 0.2 * second.rates[0]
 
 

@@ -1,4 +1,4 @@
-"""Runs of the command line that are killed and continued."""
+"""Runs of the command line that are killed and resumed."""
 
 import os
 from pathlib import Path
@@ -31,15 +31,15 @@ def start(zygote: Zygote, folder: Path, *arguments: str) -> Run:
 
 
 def run(zygote: Zygote, folder: Path, *arguments: str) -> dict[str, Any]:
-    """Runs the command line and returns the last checkpoint."""
+    """Runs the command line; returns the last checkpoint."""
     finished = start(zygote, folder, *arguments)
     assert finished.end(300) == 0, finished.error()[-3000:]
     last = max(folder.glob("hopfield/*/checkpoints/last.ckpt"), key=os.path.getmtime)
     return torch.load(last, weights_only=True)
 
 
-def test_a_killed_run_resumes_as_if_it_had_not_been(zygote: Zygote, tmp_path: Path) -> None:
-    # RBP, whose random start is the same in every solve.
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(zygote: Zygote, tmp_path: Path) -> None:
+    # RBP draws a random initial z, which must be the same after the resume.
     same = ["--estimator=RBP", "--trainer.max_epochs=40", "--trainer.devices=1"]
     whole = run(zygote, tmp_path / "whole", *same)
     killed = tmp_path / "killed"

@@ -1,4 +1,4 @@
-"""A run of any task that is interrupted and continued is the one that was not, in one process and in two."""
+"""Interrupted and resumed runs of every task equal uninterrupted ones, in one process and in two."""
 
 import socket
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.cli.runs import Run, Zygote
 from tests.lightning.long_runs import TASKS, run
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),  # as the command line
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),  # like the command line
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
 
@@ -21,7 +21,7 @@ PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_ste
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether what checkpoints hold is bit-equal."""
+    """Whether contents of checkpoints are equal bit by bit."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):
@@ -38,24 +38,23 @@ def free_port() -> int:
         return port
 
 
-def assert_continued(folder: Path, processes: int) -> None:
-    whole, cut, continued = (
-        torch.load(folder / name, weights_only=True)
-        for name in ("whole/end.ckpt", "cut/last.ckpt", "continued/end.ckpt")
+def assert_resumed(folder: Path, processes: int) -> None:
+    whole, cut, resumed = (
+        torch.load(folder / name, weights_only=True) for name in ("whole/end.ckpt", "cut/last.ckpt", "resumed/end.ckpt")
     )
     assert 0 < cut["global_step"] < whole["global_step"]
     assert len(whole["generators"]) == processes
     assert not same(cut["state_dict"], whole["state_dict"])
-    assert [part for part in PARTS if not same(whole[part], continued[part])] == []
+    assert [part for part in PARTS if not same(whole[part], resumed[part])] == []
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_continued_run_is_the_one_that_was_not_interrupted(task: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(task: str, tmp_path: Path) -> None:
     run(task, tmp_path)
-    assert_continued(tmp_path / task, 1)
+    assert_resumed(tmp_path / task, 1)
 
 
-def test_a_continued_run_of_two_processes_is_the_one_that_was_not_interrupted(zygote: Zygote, tmp_path: Path) -> None:
+def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(zygote: Zygote, tmp_path: Path) -> None:
     script = Path(__file__).with_name("long_runs.py")
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
     runs = [
@@ -66,11 +65,11 @@ def test_a_continued_run_of_two_processes_is_the_one_that_was_not_interrupted(zy
     assert ended == [0, 0], [one.error()[-3000:] for one in runs]
     assert (tmp_path / "done0").exists()
     for task in TASKS:
-        assert_continued(tmp_path / task, 2)
+        assert_resumed(tmp_path / task, 2)
 
 
 @pytest.mark.parametrize("state", [{"pos": 10**6}, {"pos": -1}, {"key": [0]}])
-def test_a_state_that_numpy_would_read_beyond_is_refused(state: dict[str, Any]) -> None:
+def test_a_generator_state_that_numpy_would_read_out_of_bounds_is_refused(state: dict[str, Any]) -> None:
     cpu = torch.device("cpu")
     states = generator_states(cpu)
     states["numpy"]["state"].update(state)

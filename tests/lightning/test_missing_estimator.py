@@ -1,4 +1,4 @@
-"""A module without an estimator says what to do, and a checkpoint brings the estimator back."""
+"""A module without an estimator raises a helpful error, and a checkpoint restores its estimator."""
 
 import copy
 import importlib
@@ -49,7 +49,7 @@ class Hooked(Net):
         self.own = checkpoint["own"]
 
 
-def test_a_module_without_an_estimator_says_what_to_do() -> None:
+def test_a_module_without_an_estimator_raises_an_error_with_the_remedy() -> None:
     module = Net()
     for use in (lambda: module(torch.zeros(2, 4)), lambda: fit(module, vectors())):
         with pytest.raises(
@@ -69,9 +69,7 @@ def test_a_module_without_an_estimator_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("kind", [Net, Hooked])
 @pytest.mark.parametrize("weights_only", [False, True])
-def test_a_loaded_module_names_the_estimator_that_it_was_trained_with(
-    kind: type, weights_only: bool, tmp_path: Path
-) -> None:
+def test_a_loaded_module_names_the_estimator_in_its_checkpoint(kind: type, weights_only: bool, tmp_path: Path) -> None:
     path, estimator = tmp_path / "one.ckpt", CGRBP(7, solver=Picard(70, 1e-5))
     module = kind()
     fit(module, vectors(), estimator).save_checkpoint(path, weights_only=weights_only)
@@ -82,12 +80,12 @@ def test_a_loaded_module_names_the_estimator_that_it_was_trained_with(
     assert repr(loaded.estimator) == repr(estimator)
     inputs = torch.ones(2, 4)
     assert torch.equal(loaded(inputs).state, module(inputs).state)
-    # It goes on being the module's own in a run without one, and is what that run's checkpoints record.
+    # A run without an estimator keeps the module's own and records it in its checkpoints.
     fit(loaded, vectors()).save_checkpoint(path)
     assert repr(estimator_from_checkpoint(path)) == repr(estimator)
 
 
-def test_a_run_that_goes_on_takes_the_trainer_s_estimator(tmp_path: Path) -> None:
+def test_a_resumed_run_uses_the_trainer_s_estimator(tmp_path: Path) -> None:
     path = tmp_path / "one.ckpt"
     fit(Net(), vectors(), CGRBP()).save_checkpoint(path)
     module = Net()
@@ -100,7 +98,7 @@ def save(content: dict[str, Any], path: str | Path) -> None:
 
 
 class Halving(FixedPointSolver):
-    """A solver within a solver, as composed ones are."""
+    """A solver that wraps another one."""
 
     def __init__(self, inner: FixedPointSolver, weights: tuple[float, ...] = (0.5, 0.5)) -> None:
         super().__init__(inner.max_steps, inner.tol)
@@ -131,7 +129,7 @@ def test_a_description_makes_the_same_estimator(estimator: GradientEstimator, tm
     assert repr(estimator_from_checkpoint(str(tmp_path / "one.ckpt"))) == repr(estimator)
 
 
-def test_numbers_of_numpy_and_enumerations_do_not_keep_a_checkpoint_from_being_read(tmp_path: Path) -> None:
+def test_estimators_with_numpy_numbers_and_enums_load_from_checkpoints(tmp_path: Path) -> None:
     class Start(str, Enum):
         GRADIENT = "gradient"
 
@@ -143,12 +141,12 @@ def test_numbers_of_numpy_and_enumerations_do_not_keep_a_checkpoint_from_being_r
 
 
 @pytest.mark.parametrize(
-    ("description", "says"),
+    ("description", "message"),
     [
-        ({"class_path": "os.system", "init_args": {"command": "touch made"}}, "'os.system' is no GradientEstimator"),
-        ({"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "made"]}}, "is no GradientEstimator"),
-        ({"class_path": "rbp_lightning.solvers.picard.Picard"}, "is no GradientEstimator"),
-        ({"class_path": "rbp_lightning.estimators.base.GradientEstimator"}, "is no GradientEstimator"),
+        ({"class_path": "os.system", "init_args": {"command": "touch made"}}, "'os.system' is not a GradientEstimator"),
+        ({"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "made"]}}, "is not a GradientEstimator"),
+        ({"class_path": "rbp_lightning.solvers.picard.Picard"}, "is not a GradientEstimator"),
+        ({"class_path": "rbp_lightning.estimators.base.GradientEstimator"}, "is not a GradientEstimator"),
         ({"class_path": "not_imported.Estimator"}, "import its module first"),
         ({"class_path": ["rbp_lightning"]}, "needs a class_path"),
         ({}, "needs a class_path"),
@@ -157,21 +155,21 @@ def test_numbers_of_numpy_and_enumerations_do_not_keep_a_checkpoint_from_being_r
         ({"class_path": "rbp_lightning.estimators.tbptt.TBPTT", "init_args": {"steps": "many"}}, "steps='many'"),
         (
             {"class_path": "rbp_lightning.estimators.bptt.BPTT", "init_args": {"solver": "Picard()"}},
-            "no FixedPointSolver",
+            "not of type FixedPointSolver",
         ),
         (
             {"class_path": "rbp_lightning.estimators.bptt.BPTT", "init_args": {"solver": {"class_path": "os.system"}}},
-            "'os.system' is no FixedPointSolver",
+            "'os.system' is not a FixedPointSolver",
         ),
         (describe(OfTensor(torch.ones(2))), r"made with scale='tensor\(\[1., 1.\]\)"),
     ],
 )
-def test_a_description_makes_imported_estimators_and_solvers_alone(
-    description: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_description_of_anything_but_estimators_and_solvers_is_refused(
+    description: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save({"estimator": description}, "one.ckpt")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         estimator_from_checkpoint("one.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["one.ckpt"]
 
@@ -181,7 +179,7 @@ class MakesFolder:
         return os.mkdir, ("made",)
 
 
-def test_nothing_in_a_checkpoint_is_executed_and_what_is_wrong_with_it_is_said(
+def test_nothing_in_a_checkpoint_is_executed_and_errors_name_the_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -194,7 +192,7 @@ def test_nothing_in_a_checkpoint_is_executed_and_what_is_wrong_with_it_is_said(
         estimator_from_checkpoint("folder.ckpt")
     assert not Path("made").exists()
     save({}, "without.ckpt")
-    with pytest.raises(UserError, match="records no gradient estimator"):
+    with pytest.raises(UserError, match="has no gradient estimator"):
         estimator_from_checkpoint("without.ckpt")
     whole = Path("without.ckpt").read_bytes()
     for name, content in {"text": b"hello world", "empty": b"", "half": whole[: len(whole) // 2]}.items():
@@ -210,7 +208,7 @@ def test_a_class_is_found_once_its_module_is_imported(tmp_path: Path, monkeypatc
     path = tmp_path / "one.ckpt"
     save({"estimator": {"class_path": "estimator_of_a_user.Own", "init_args": {"steps": 3}}}, path)
     with pytest.raises(
-        UserError, match=r"'estimator_of_a_user\.Own' is no GradientEstimator .* import its module first"
+        UserError, match=r"'estimator_of_a_user\.Own' is not a GradientEstimator .* import its module first"
     ):
         estimator_from_checkpoint(path)
     assert "estimator_of_a_user" not in sys.modules

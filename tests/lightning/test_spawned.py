@@ -1,4 +1,4 @@
-"""Training in processes of a fork server, which get everything by pickle, and tensors in shared memory."""
+"""Training in processes of a fork server, which get everything pickled and tensors in shared memory."""
 
 import pickle
 from pathlib import Path
@@ -21,7 +21,7 @@ from rbp_lightning import (
     WarmStart,
 )
 from rbp_lightning.linear import NormalCG
-from tests.training import run_script
+from tests.training import PROCESSES, run_script
 
 ESTIMATORS = [BPTT(), TBPTT(), RBP(60), NeumannRBP(), CGRBP(), AdaptiveNeumann(), ExactAdjoint()]
 ESTIMATORS += [Implicit(NormalCG())]
@@ -31,13 +31,13 @@ SCRIPT = """
     from lightning.pytorch import seed_everything
     from lightning.pytorch.strategies import DDPStrategy
     from rbp_lightning import EquilibriumMonitor, FailurePolicy, RBP
-    from tests.training import Tanh, fit, vectors
+    from tests.training import PROCESSES, Tanh, fit, vectors
 
     if __name__ == "__main__":
         forked = DDPStrategy(start_method="forkserver", process_group_backend="gloo")
-        for devices, batch_size, options in ((1, 8, {}), (2, 4, {"strategy": forked})):
+        for devices, batch_size, options in ((1, 4 * PROCESSES, {}), (PROCESSES, 4, {"strategy": forked})):
             seed_everything(0, verbose=False)
-            module, data = Tanh().double(), vectors(8, batch_size=batch_size, dtype=torch.float64)
+            module, data = Tanh().double(), vectors(4 * PROCESSES, batch_size=batch_size, dtype=torch.float64)
             callbacks = [RBP(60), FailurePolicy(diverged="skip"), EquilibriumMonitor(1, 0)]
             fit(module, data, *callbacks, devices=devices, max_epochs=3, **options)
             torch.save(module.linear.weight.detach(), f"{devices}.pt")
@@ -45,15 +45,15 @@ SCRIPT = """
 
 
 @pytest.mark.slow
-def test_two_processes_of_a_fork_server_train_to_the_weights_of_one(tmp_path: Path) -> None:
+def test_processes_of_a_fork_server_train_to_the_weights_of_one_process(tmp_path: Path) -> None:
     finished = run_script(SCRIPT, tmp_path)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    one, two = (torch.load(tmp_path / f"{devices}.pt") for devices in (1, 2))
-    torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-4)  # RBP's tolerance is 1e-4, in each batch
+    one, several = (torch.load(tmp_path / f"{devices}.pt") for devices in (1, PROCESSES))
+    torch.testing.assert_close(several, one, rtol=1e-3, atol=1e-4)  # RBP solves each batch to a tolerance of 1e-4
 
 
 @pytest.mark.parametrize(
     "estimator", [*ESTIMATORS, FailurePolicy(), EquilibriumMonitor(), WarmStart()], ids=lambda one: type(one).__name__
 )
-def test_everything_that_a_process_is_handed_can_be_pickled(estimator: GradientEstimator) -> None:
+def test_callbacks_and_warm_starts_can_be_pickled(estimator: GradientEstimator) -> None:
     assert type(pickle.loads(pickle.dumps(estimator))) is type(estimator)

@@ -1,4 +1,4 @@
-"""Networks that think, trained by several processes: by two machines of which one is lost, and by forks of one."""
+"""Reasoning networks trained by several processes: forks, and two machines of which one is lost."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.cli.options import ROOT
 from tests.cli.runs import Run, Zygote
 from tests.lightning.test_long_runs import PARTS, free_port, same
 
-# Odd numbers of puzzles to evaluate, of which one process has one more.
+# With odd numbers of puzzles to evaluate, one process has one more than the other.
 OPTIONS = [f"--config={ROOT}/configs/prefix_sums.yaml", "--model.cell.num_hidden=4"]
 OPTIONS += ["--data.length=6", "--data.num_train=24", "--data.val_lengths=[6]", "--data.num_val=5"]
 OPTIONS += [
@@ -37,7 +37,7 @@ def last(folder: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def figures(folder: Path) -> dict[str, float]:
+def metrics(folder: Path) -> dict[str, float]:
     events = EventAccumulator(str(folder)).Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("val/", "test/"))]
     return {tag: events.Scalars(tag)[-1].value for tag in tags}
@@ -57,13 +57,15 @@ def test_two_processes_train_as_one_with_twice_the_batch(zygote: Zygote, tmp_pat
     assert one["global_step"] == two["global_step"] == 12
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-9, atol=1e-11)
-    expected, found = (figures(tmp_path / name / RUN) for name in ("one", "two"))
+    expected, found = (metrics(tmp_path / name / RUN) for name in ("one", "two"))
     assert len(expected) >= 18
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_two_machines_of_which_one_is_lost_train_as_if_it_had_not_been(zygote: Zygote, tmp_path: Path) -> None:
-    """``last.ckpt`` is of step 8, in the middle of the second epoch, where a process is killed in step 10."""
+def test_two_machines_of_which_one_is_lost_and_restarted_train_as_without_a_loss(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    """A process is killed in step 10; ``last.ckpt`` is of step 8, in the middle of the second epoch."""
     words = ["fit", *OPTIONS, "--model.random_steps=[2,9]", "--data.batch_size=2"]
     own = ["--checkpoint.every_n_train_steps=4", "--ckpt_path=auto"]
     own += ["--trainer.devices=1", "--trainer.num_nodes=2", "--trainer.strategy=ddp"]
@@ -71,16 +73,16 @@ def test_two_machines_of_which_one_is_lost_train_as_if_it_had_not_been(zygote: Z
     own += [f"--trainer.callbacks+={json.dumps(killed)}"]
     shared = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--monitor-interval=0.1", "--rdzv-backend=c10d"]
     shared += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=test", "--local-addr=127.0.0.1"]
-    # Processes that are started again would read the addresses of those before them.
+    # Otherwise restarted processes would read the addresses of their predecessors.
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT)}
-    # An agent looks through all modules of its process time and again, so it is started with few.
+    # The agent searches all modules of its process repeatedly, so it runs in a process with few.
     launched = [sys.executable, "-m", "torch.distributed.run", *shared, str(ROOT / "train.py"), *words, *own]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     machines = [subprocess.Popen(launched, cwd=tmp_path, env=environment, **pipes) for _ in range(2)]
-    told = [machine.communicate(timeout=600)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], told
+    printed = [machine.communicate(timeout=600)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], printed
     assert (tmp_path / "killed").exists()
-    assert f"Checkpoint: {RUN}/checkpoints/last.ckpt" in "".join(told), told
+    assert f"Checkpoint: {RUN}/checkpoints/last.ckpt" in "".join(printed), printed
 
     (tmp_path / "whole").mkdir()
     forked(zygote, tmp_path / "whole", *words, *TWO)

@@ -1,4 +1,4 @@
-"""Callbacks of the trainings that ``torchrun`` starts."""
+"""A callback for trainings that ``torchrun`` starts."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 
 class KilledOnce(Callback):
-    """Kills the last process in a step, in the first of all tries."""
+    """Kills the last process in a step, once."""
 
     def __init__(self, step: int) -> None:
         self.step = step

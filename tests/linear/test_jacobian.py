@@ -1,4 +1,4 @@
-"""Products with the Jacobian against dense matrices."""
+"""Products with the Jacobian, against dense matrices."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from rbp_lightning import JacobianOperator, UserError
 from tests.cells import Cell, cells, dense, gru_cell, hopfield_cell, settle, tanh_cell
 
 
-def operator_of(cell: Cell) -> tuple[JacobianOperator, Any]:
+def operator_at(cell: Cell) -> tuple[JacobianOperator, Any]:
     state = settle(cell, 500)
     return JacobianOperator.at(cell.update, state, cell.batch_dims), state
 
 
 @pytest.mark.parametrize("maker", [tanh_cell, gru_cell, hopfield_cell])
-def test_products_are_the_dense_ones(maker) -> None:
+def test_products_equal_dense_ones(maker) -> None:
     cell = maker(0)
-    operator, state = operator_of(cell)
+    operator, state = operator_at(cell)
     vector = torch.randn_like(state)
     jacobian = dense(cell).jacobian
     for product, matrix in ((operator.vjp, jacobian.T), (operator.jvp, jacobian)):
@@ -32,8 +32,8 @@ def test_products_are_the_dense_ones(maker) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(cell=cells())
-def test_the_dense_jacobian_of_any_state(cell: Cell) -> None:
-    operator, _ = operator_of(cell)
+def test_dense_gives_the_jacobian_of_any_state(cell: Cell) -> None:
+    operator, _ = operator_at(cell)
     found, exact = operator.dense(), dense(cell).jacobian
     if cell.batch_dims == 0:
         torch.testing.assert_close(found, exact)
@@ -44,8 +44,8 @@ def test_the_dense_jacobian_of_any_state(cell: Cell) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(cell=cells(), seed=st.integers(0, 99))
-def test_flat_vectors_are_those_of_leaves(cell: Cell, seed: int) -> None:
-    operator, state = operator_of(cell)
+def test_flat_vectors_and_products_match_the_leaves(cell: Cell, seed: int) -> None:
+    operator, state = operator_at(cell)
     leaves = tree_flatten(state)[0]
     flat = operator.ravel(leaves)
     assert flat.shape == (*operator.batch_shape, operator.size)
@@ -58,16 +58,16 @@ def test_flat_vectors_are_those_of_leaves(cell: Cell, seed: int) -> None:
     torch.testing.assert_close(left, right)
 
 
-def test_the_product_of_a_hopfield_network_is_its_own() -> None:
+def test_the_product_of_a_hopfield_network_has_its_closed_form() -> None:
     cell = hopfield_cell(0)
-    operator, state = operator_of(cell)
+    operator, state = operator_at(cell)
     vector = torch.randn_like(state)
     found = operator.jvp([vector])[0]
     step = 1e-6
     with torch.no_grad():
         difference = (cell.update(state + step * vector) - cell.update(state - step * vector)) / (2 * step)
     torch.testing.assert_close(found, difference, atol=1e-8, rtol=1e-6)
-    # W (b sigma'(b h) * v), and not sigma'(W h) * (W v).
+    # W (b sigma'(b h) * v), not sigma'(W h) * (W v).
     original = cell.tensors[1]
     weight = (original.triu(1) + original.triu(1).T)[2:, 2:]
     slope = 1.5 * torch.sigmoid(1.5 * state) * (1 - torch.sigmoid(1.5 * state))
@@ -85,7 +85,7 @@ def test_leaves_are_paired_by_name() -> None:
     assert operator.dense().tolist() == [[0.0, 2.0], [3.0, 0.0]]
 
 
-def test_what_does_not_depend_on_the_state_has_no_product() -> None:
+def test_products_are_zero_for_parts_that_do_not_depend_on_the_state() -> None:
     constant = torch.ones(2)
     operator = JacobianOperator.at(lambda h: constant * 1.0, torch.zeros(2), 0)
     assert operator.vjp([torch.ones(2)])[0].tolist() == [0.0, 0.0]
@@ -96,10 +96,10 @@ def test_what_does_not_depend_on_the_state_has_no_product() -> None:
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_the_residual_of_an_adjoint(batched: bool) -> None:
+def test_the_adjoint_residual_is_zero_at_the_solution_and_one_at_zero(batched: bool) -> None:
     cell = tanh_cell(0)
     cell.batch_dims = int(batched)
-    operator, state = operator_of(cell)
+    operator, state = operator_at(cell)
     reference = dense(cell)
     exact, gradient = (flat.reshape(state.shape) for flat in (reference.adjoint, reference.gradient))
     assert float(operator.adjoint_residual([gradient], [exact]).max()) < 1e-12
@@ -109,7 +109,7 @@ def test_the_residual_of_an_adjoint(batched: bool) -> None:
     assert nothing.tolist() == torch.zeros_like(nothing).tolist()
 
 
-def test_products_keep_the_dtype_of_what_they_are_of() -> None:
+def test_products_keep_the_dtype_of_the_vector() -> None:
     operator = JacobianOperator.at(lambda h: 0.5 * h, torch.zeros(2, dtype=torch.bfloat16), 0)
     for product in (operator.vjp, operator.jvp):
         assert product([torch.ones(2)])[0].dtype is torch.float32

@@ -1,4 +1,4 @@
-"""The classifiers of nodes under the real Trainer, most of them on a small graph."""
+"""Node classifiers trained with Lightning's Trainer, mostly on a small graph."""
 
 import copy
 import os
@@ -43,7 +43,7 @@ def data(**arguments: Any) -> CitationGraph:
 
 
 PAGE_RANK = partial(PageRankCell, **SIZES)
-NEUMANN = NeumannRBP(40)  # PageRankCell contracts by 0.9 a step
+NEUMANN = NeumannRBP(40)  # PageRankCell contracts by 0.9 per step
 
 
 def network(make_cell: Any = PAGE_RANK, **arguments: Any) -> CitationGNN:
@@ -67,7 +67,7 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module, **toleranc
         torch.testing.assert_close(theirs[name], tensor, **({"rtol": 0, "atol": 0} | tolerance))
 
 
-def test_each_stage_looks_at_its_own_nodes() -> None:
+def test_each_stage_evaluates_its_own_nodes() -> None:
     model, graph = network(partial(PageRankCell, **SIZES, dropout=0.0)), data()
     trainer = trainer_of(BPTT(), epochs=1)
     trainer.fit(model, graph)
@@ -89,7 +89,7 @@ def test_each_stage_looks_at_its_own_nodes() -> None:
 
 
 @torch.no_grad()
-def test_nodes_without_a_label_are_left_out() -> None:
+def test_the_loss_ignores_nodes_without_a_label() -> None:
     graph = random_graph()
     model = network(partial(PageRankCell, **SIZES, dropout=0.0))
     graph.y[graph.train_mask.nonzero()[0]] = -1
@@ -98,11 +98,11 @@ def test_nodes_without_a_label_are_left_out() -> None:
     assert float(model.cross_entropy(model.class_scores(graph, "predict"), graph, graph.train_mask)) == pytest.approx(
         float(expected)
     )
-    nobody = model.cross_entropy(model.class_scores(graph, "predict"), graph, torch.zeros_like(graph.train_mask))
-    assert float(nobody) == 0
+    of_no_node = model.cross_entropy(model.class_scores(graph, "predict"), graph, torch.zeros_like(graph.train_mask))
+    assert float(of_no_node) == 0
 
 
-def test_evaluation_leaves_nodes_without_a_label_out() -> None:
+def test_evaluation_ignores_nodes_without_a_label() -> None:
     class Hidden(RandomGraph):
         def get(self, idx: int):
             graph = super().get(idx)
@@ -123,7 +123,7 @@ def test_evaluation_leaves_nodes_without_a_label_out() -> None:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 @pytest.mark.parametrize("cell", [PageRankCell, ContractiveCell, GRUPropagation])
 @pytest.mark.parametrize("estimator", [BPTT(), CGRBP(60), NEUMANN], ids=lambda e: type(e).__name__)
-def test_every_precision_trains(precision, cell, estimator) -> None:
+def test_every_cell_trains_in_every_precision(precision, cell, estimator) -> None:
     class Sparse(RandomGraph):
         def get(self, idx: int):
             graph = super().get(idx)
@@ -141,14 +141,14 @@ def test_every_precision_trains(precision, cell, estimator) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_every_precision_trains_a_linear_classifier(precision) -> None:
+def test_a_linear_classifier_trains_in_every_precision(precision) -> None:
     trainer_of(NEUMANN, precision=precision, epochs=1).fit(LinearClassifier(5, 3), data())
 
 
 @pytest.mark.parametrize(
     "estimator", [BPTT(), TBPTT(60), RBP(100), NeumannRBP(60), CGRBP(60)], ids=lambda e: type(e).__name__
 )
-def test_every_estimator_trains_to_nearly_the_same_weights(estimator) -> None:
+def test_all_estimators_train_to_nearly_the_same_weights(estimator) -> None:
     reference, model = network(), network()
     solver = Picard(300, 1e-7)
     for trained, gradient in ((reference, BPTT(solver)), (model, estimator)):
@@ -157,11 +157,11 @@ def test_every_estimator_trains_to_nearly_the_same_weights(estimator) -> None:
     assert_same_weights(model, reference, rtol=1e-2, atol=3e-3)
 
 
-# --- warm start
+# --- warm starts
 
 
 class Steps(Callback):
-    """What each solve of an epoch took."""
+    """Records the steps of each epoch."""
 
     def __init__(self) -> None:
         self.train: list[float] = []
@@ -174,7 +174,7 @@ class Steps(Callback):
         self.val.append(float(trainer.callback_metrics["val/steps"]))
 
 
-def test_a_warm_start_takes_fewer_steps_to_the_same_weights_and_evaluation_stays_cold() -> None:
+def test_a_warm_start_saves_steps_in_training_only_and_gives_the_same_weights() -> None:
     found = []
     for warm in (False, True):
         cell = partial(ContractiveCell, **SIZES, activation="tanh", dropout=0.0)
@@ -191,42 +191,42 @@ def test_a_warm_start_takes_fewer_steps_to_the_same_weights_and_evaluation_stays
     assert_same_weights(warm, cold, rtol=1e-4, atol=1e-6)
 
 
-def test_a_warm_start_does_not_leak_into_another_graph() -> None:
+def test_a_warm_start_is_not_used_for_another_graph() -> None:
     model = network(partial(PageRankCell, **SIZES, dropout=0.0), warm_start=True)
     model.estimator = NeumannRBP(solver=Picard(300, 1e-5, check_every=1))
     one, other = random_graph(1), random_graph(2)
-    other.edge_index = one.edge_index  # of the same shape: features alone tell them apart
+    other.edge_index = one.edge_index  # only the features differ
     cold = {id(graph): model(graph)[1].steps for graph in (other, one)}
     assert model(one)[1].steps < cold[id(one)]
     assert model(other)[1].steps == cold[id(other)]
     rewired = other.clone()
-    rewired.edge_index = random_graph(3).edge_index  # and here edges alone
-    afresh = copy.deepcopy(model).eval()(rewired)[1].steps
-    assert model(rewired)[1].steps == afresh
+    rewired.edge_index = random_graph(3).edge_index  # only the edges differ
+    cold_steps = copy.deepcopy(model).eval()(rewired)[1].steps
+    assert model(rewired)[1].steps == cold_steps
     assert model(other)[1].steps == cold[id(other)]
     assert model.eval()(other)[1].steps == cold[id(other)]
     assert model.train()(other)[1].steps < cold[id(other)]
 
 
-def test_a_warm_start_is_refused_where_each_batch_is_another_graph() -> None:
+def test_a_warm_start_is_refused_if_batches_are_different_graphs() -> None:
     with pytest.raises(
         UserError, match="warm_start=True needs the whole graph in one process, but an epoch has 3 batches"
     ):
         trainer_of(NEUMANN).fit(network(warm_start=True), data(num_parts=3))
 
 
-# --- randomness, checkpoints, resuming
+# --- random draws, checkpoints, resumed runs
 
 
 def resumed(tmp_path: Path, make: Any, estimator: Any) -> tuple[CitationGNN, CitationGNN]:
-    """One run of six epochs, and another that was interrupted after three."""
+    """The models of a run of six epochs, and of one that was interrupted after three and resumed."""
     whole, first, second = make(), make(), make()
     trainer_of(copy.deepcopy(estimator), epochs=6).fit(whole, data())
     trainer = trainer_of(copy.deepcopy(estimator), epochs=3)
     seed_everything(0, verbose=False)
     trainer.fit(first, data())
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    torch.rand(100)  # whatever else drew in between
+    torch.rand(100)  # other draws must not matter
     trainer_of(copy.deepcopy(estimator), epochs=6).fit(second, data(), ckpt_path=tmp_path / "half.ckpt")
     return whole, second
 
@@ -234,14 +234,14 @@ def resumed(tmp_path: Path, make: Any, estimator: Any) -> tuple[CitationGNN, Cit
 @pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 @pytest.mark.parametrize("estimator", [RBP(5), CGRBP(2, tol=0)], ids=lambda e: type(e).__name__)
 @pytest.mark.parametrize("cell", [PageRankCell, ContractiveCell, GRUPropagation])
-def test_a_continued_run_equals_an_uninterrupted_one(tmp_path, cell, estimator) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, cell, estimator) -> None:
     def make() -> CitationGNN:
         return network(partial(cell, **SIZES, dropout=0.5), warm_start=True, consistency=1.0, jacobian_weight=0.1)
 
-    # So loose a tolerance that the start of a solve shows in its result.
+    # The tolerance is so loose that the result depends on the initial state.
     estimator.solver = Picard(50, 1e-2, check_every=1)
-    whole, continued = resumed(tmp_path, make, estimator)
-    assert_same_weights(continued, whole)
+    whole, resumed_model = resumed(tmp_path, make, estimator)
+    assert_same_weights(resumed_model, whole)
 
 
 def test_dropout_differs_from_epoch_to_epoch_and_follows_the_seed() -> None:
@@ -265,7 +265,7 @@ def test_dropout_differs_from_epoch_to_epoch_and_follows_the_seed() -> None:
     assert len(set(losses[0])) == 3
 
 
-def test_draws_differ_between_batches_epochs_and_processes(monkeypatch) -> None:
+def test_random_draws_differ_between_batches_epochs_and_processes(monkeypatch) -> None:
     model, draws = network(), []
     for epoch, batch_idx, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
         monkeypatch.setattr(CitationGNN, "current_epoch", epoch)
@@ -276,7 +276,7 @@ def test_draws_differ_between_batches_epochs_and_processes(monkeypatch) -> None:
     assert len(set(draws)) == 4
 
 
-def test_a_training_step_leaves_the_global_generator_alone() -> None:
+def test_a_training_step_does_not_change_the_global_rng_state() -> None:
     class Draws(Callback):
         def on_train_batch_start(self, *_: Any) -> None:
             self.state = torch.get_rng_state()
@@ -287,7 +287,7 @@ def test_a_training_step_leaves_the_global_generator_alone() -> None:
     trainer_of(Draws(), NEUMANN).fit(network(), data())
 
 
-def test_a_model_made_in_python_loads_from_its_checkpoint(tmp_path) -> None:
+def test_a_model_built_in_python_loads_from_its_checkpoint(tmp_path) -> None:
     model = network(partial(ContractiveCell, **SIZES, norm="infinity", bound=0.5), consistency=0.5)
     trainer = trainer_of(NeumannRBP(7), epochs=1)
     trainer.fit(model, data())
@@ -304,7 +304,7 @@ def test_a_model_made_in_python_loads_from_its_checkpoint(tmp_path) -> None:
 # --- losses
 
 
-def test_consistency_is_the_brier_distance_to_the_sharpened_mean() -> None:
+def test_the_consistency_loss_is_the_brier_distance_to_the_sharpened_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = [torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     p, q = (draw.softmax(1) for draw in scores)
@@ -321,15 +321,15 @@ def test_consistency_is_the_brier_distance_to_the_sharpened_mean() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.1, 0.01, 1e-3, 1e-12, 5e-324])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 50.0, 1e4])
-def test_consistency_is_finite_at_every_temperature_that_is_allowed(temperature, dtype, size) -> None:
-    """Its value is checked in float64, with the largest probability scaled to 1."""
+def test_the_consistency_loss_is_finite_at_every_allowed_temperature(temperature, dtype, size) -> None:
+    """The reference is in float64, with the largest probability scaled to 1."""
     generator = torch.Generator().manual_seed(0)
     scores = [(size * torch.randn(20, 7, generator=generator)).to(dtype).requires_grad_() for _ in range(3)]
     loss = consistency_loss(scores, temperature)
     loss.backward()
     assert all(draw.grad.isfinite().all() for draw in scores)
     assert loss.isfinite()
-    if temperature < 1e-3:  # rounding decides which of nearly equal classes wins
+    if temperature < 1e-3:  # the largest of nearly equal probabilities depends on rounding
         return
     predictions = torch.stack([draw.detach().double().softmax(1) for draw in scores])
     mean = predictions.mean(0)
@@ -339,7 +339,7 @@ def test_consistency_is_finite_at_every_temperature_that_is_allowed(temperature,
     torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-3 if low else 1e-4, atol=1e-6)
 
 
-def test_a_network_trains_at_the_sharpest_temperatures() -> None:
+def test_a_network_trains_at_the_lowest_temperatures() -> None:
     for temperature in (0.01, 1e-30):
         model = network(consistency=1.0, temperature=temperature)
         trainer_of(NEUMANN).fit(model, data())
@@ -348,7 +348,7 @@ def test_a_network_trains_at_the_sharpest_temperatures() -> None:
 
 @pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 @pytest.mark.parametrize("weight", ["jacobian_weight", "column_sum_weight"])
-def test_a_penalty_makes_the_jacobian_smaller(weight) -> None:
+def test_penalties_reduce_the_jacobian(weight) -> None:
     sizes = []
     for value in (0.0, 10.0):
         model = network(partial(GRUPropagation, **SIZES, aggregation="sum"), learning_rate=0.02, **{weight: value})
@@ -362,7 +362,7 @@ def test_a_penalty_makes_the_jacobian_smaller(weight) -> None:
     assert sizes[1] < sizes[0] / 2
 
 
-def test_weight_decay_is_the_input_layer_s_alone() -> None:
+def test_weight_decay_applies_to_the_input_layer_only() -> None:
     model = network(weight_decay=0.25)
     decayed, others = model.configure_optimizers().param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.25, 0)
@@ -372,7 +372,7 @@ def test_weight_decay_is_the_input_layer_s_alone() -> None:
     assert (only["weight_decay"], len(only["params"])) == (0.25, 2)
 
 
-# --- mistakes, the command line, processes
+# --- invalid arguments, the command line, several processes
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_sizes_that_do_not_fit_are_named(model, message) -> None:
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "consistency", "temperature", "jacobian_weight"])
-def test_bad_arguments_are_named(name) -> None:
+def test_invalid_arguments_are_refused(name) -> None:
     with pytest.raises(UserError, match=f"CitationGNN: {name}=-1 must be"):
         network(**{name: -1})
 
@@ -412,22 +412,22 @@ def fit_arguments(folder: Path) -> list[str]:
     ]
 
 
-def test_any_dataset_of_one_graph_and_the_curves_of_a_run(tmp_path, monkeypatch, capsys) -> None:
+def test_a_run_on_a_user_s_dataset_logs_its_metrics_and_can_be_tested(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     main(fit_arguments(tmp_path))
     events = EventAccumulator(str(tmp_path / "cora" / "version_0")).Reload()
     tags = events.Tags()["scalars"]
     assert {"train/loss", "train/steps", "train/residual", "val/accuracy", "val/macro_f1", "val/steps"} <= set(tags)
     assert len(events.Scalars("val/accuracy")) == 20
-    # A checkpoint brings its own cell, and says only what it changes.
+    # The checkpoint's arguments win, and only those that differ are reported.
     best = tmp_path / "cora/version_0/checkpoints/best.ckpt"
     arguments = fit_arguments(tmp_path)[1:]
     capsys.readouterr()
     trainer_arguments = [argument for argument in arguments if "max_epochs" not in argument]
     others = ["--model.learning_rate=0.5", "--model.cell.alpha=0.9"]
     main(["test", *trainer_arguments, *others, f"--ckpt_path={best}"])
-    told = [line for line in capsys.readouterr().out.splitlines() if "overrides" in line]
-    assert told == [
+    overridden = [line for line in capsys.readouterr().out.splitlines() if "overrides" in line]
+    assert overridden == [
         "The checkpoint's cell.init_args.alpha=0.1 overrides 0.9.",
         "The checkpoint's learning_rate=0.03 overrides 0.5.",
     ]
@@ -444,15 +444,15 @@ def test_any_dataset_of_one_graph_and_the_curves_of_a_run(tmp_path, monkeypatch,
     [
         ("cora", 0.76, ["--trainer.max_epochs=40"]),
         ("cora_contractive", 0.72, ["--trainer.max_epochs=90"]),
-        # The consistency of the draws holds CiteSeer back for the first hundred epochs.
+        # The consistency loss slows down the first hundred epochs on CiteSeer.
         ("citeseer", 0.66, ["--trainer.max_epochs=40", "--model.consistency=0"]),
     ],
 )
 def test_real_graphs_are_learned(name, share, options, data_dir, tmp_path, monkeypatch) -> None:
-    """Far above what the features alone give (LinearClassifier: below 0.6), and short of what all epochs give."""
+    """Clearly better than a LinearClassifier (below 0.6), but after fewer epochs than the configs train."""
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.setenv("RBP_DATA_DIR", data_dir)
-    options = [*options, "--trainer.callbacks=null"]  # the monitor is another test's
+    options = [*options, "--trainer.callbacks=null"]  # the monitor has its own tests
     options += ["--trainer.accelerator=cpu", f"--trainer.logger.save_dir={tmp_path}"]
     main(["fit", f"--config={ROOT}/configs/{name}.yaml", *options])
     (folder,) = tmp_path.glob("*/version_0")
@@ -461,7 +461,7 @@ def test_real_graphs_are_learned(name, share, options, data_dir, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_whole_graphs_under_several_processes_are_warned_about(tmp_path) -> None:
+def test_training_a_whole_graph_in_several_processes_warns(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
@@ -472,12 +472,12 @@ def test_whole_graphs_under_several_processes_are_warned_about(tmp_path) -> None
     arguments = [*fit_arguments(tmp_path), "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(script), *arguments]
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert told.returncode == 0, told.stderr[-2000:]
-    assert "set --data.num_parts to 2 or a multiple" in told.stderr
-    # A thread of gloo that outlives the command line aborts the interpreter's exit now and then.
-    assert told.stdout.count("threads:") == 2
-    assert "gloo_" not in told.stdout
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "set --data.num_parts to 2 or a multiple" in finished.stderr
+    # A thread of gloo that outlives the command line can abort the interpreter at exit.
+    assert finished.stdout.count("threads:") == 2
+    assert "gloo_" not in finished.stdout
 
 
 def pubmed_arguments(folder: Path, *arguments: str) -> list[str]:
@@ -492,8 +492,8 @@ def best_accuracy(folder: Path) -> float:
     return max(scalar.value for scalar in events.Scalars("val/accuracy"))
 
 
-class TellSteps(Callback):
-    """Leaves a file for each process with the nodes of its training batches."""
+class RecordBatchSizes(Callback):
+    """Writes a file per process with the number of nodes of its training batches."""
 
     def __init__(self) -> None:
         self.nodes: list[int] = []
@@ -509,24 +509,24 @@ class TellSteps(Callback):
 
 
 @pytest.mark.slow
-def test_two_processes_share_pubmed_and_come_out_as_one(zygote, tmp_path, data_dir, monkeypatch) -> None:
+def test_two_processes_share_pubmed_and_train_as_well_as_one(zygote, tmp_path, data_dir, monkeypatch) -> None:
     monkeypatch.setenv("RBP_DATA_DIR", data_dir)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     main(pubmed_arguments(tmp_path / "one", "--trainer.devices=1"))
-    tell = "--trainer.callbacks+=tests.models.test_citation_gnn.TellSteps"
-    shared = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--data.num_parts=2", tell]
+    record = "--trainer.callbacks+=tests.models.test_citation_gnn.RecordBatchSizes"
+    shared = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--data.num_parts=2", record]
     environment = {"RBP_DATA_DIR": data_dir, "STEPS_FOLDER": str(tmp_path / "two")}
     run = Run(zygote, tmp_path, pubmed_arguments(tmp_path / "two", *shared), environment)
     assert run.end(500) == 0, run.error()[-3000:]
     assert "is no multiple" not in run.error()
     assert best_accuracy(tmp_path / "two") == pytest.approx(best_accuracy(tmp_path / "one"), abs=0.015)
-    # No process was idle, and none did the work of the other.
+    # Each process trained on one of the two parts in every epoch.
     of_each = [[int(word) for word in (tmp_path / "two" / f"rank{rank}").read_text().split()] for rank in (0, 1)]
     assert [len(nodes) for nodes in of_each] == [40, 40]
     assert all({one, other} == {9858, 9859} for one, other in zip(*of_each, strict=True))
 
 
-def test_a_linear_classifier_trains_without_any_fixed_point() -> None:
+def test_a_linear_classifier_trains_without_warnings_of_the_estimator() -> None:
     model = LinearClassifier(5, 3)
     before = copy.deepcopy(model)
     with warnings.catch_warnings():
@@ -536,7 +536,7 @@ def test_a_linear_classifier_trains_without_any_fixed_point() -> None:
     assert (model.layer.weight - before.layer.weight).norm() > 0
 
 
-def test_a_model_that_has_seen_a_graph_can_be_copied() -> None:
+def test_a_model_can_be_copied_after_use() -> None:
     model, graph = network(warm_start=True), random_graph(0, num_features=5)
     graph.x *= torch.eye(8, 5)  # sparse features
     model(graph)
@@ -544,13 +544,13 @@ def test_a_model_that_has_seen_a_graph_can_be_copied() -> None:
     assert torch.equal(copied.eval()(graph)[1].state, model.eval()(graph)[1].state)
 
 
-def test_warm_starts_are_objects_of_their_own() -> None:
+def test_a_model_has_a_warm_start_only_if_asked_for() -> None:
     assert isinstance(network(warm_start=True).warm_start, WarmStart)
     assert network().warm_start is None
 
 
 class KeepsNothing(PropagationCell):
-    """A cell that does not say how it was made."""
+    """A cell that does not store its argument ``gain`` under that name."""
 
     def __init__(self, num_features: int, num_classes: int, gain: float = 0.5) -> None:
         super().__init__(num_features, num_classes, num_hidden=num_classes)
@@ -564,7 +564,7 @@ class KeepsNothing(PropagationCell):
         return state
 
 
-def test_a_cell_that_a_checkpoint_could_not_make_again_is_refused() -> None:
+def test_a_cell_that_does_not_store_its_arguments_is_refused() -> None:
     with pytest.raises(UserError, match="KeepsNothing: its argument 'gain' is not kept"):
         CitationGNN(KeepsNothing(5, 3, gain=0.9))
 
@@ -574,7 +574,7 @@ def test_a_warm_start_that_would_lose_the_features_is_refused() -> None:
         network(partial(GRUPropagation, **SIZES, features_enter="first_state"), warm_start=True)
 
 
-def test_the_steps_of_both_draws_are_counted() -> None:
+def test_the_steps_of_all_draws_are_counted() -> None:
     steps = []
     for consistency in (0.0, 1.0):
         trainer = trainer_of(NeumannRBP(29, Picard(30, tol=0)), epochs=1)
@@ -586,7 +586,7 @@ def test_the_steps_of_both_draws_are_counted() -> None:
 def test_each_graph_is_prepared_and_checked_once(monkeypatch) -> None:
     prepared, checked = [], []
 
-    class Counted(prepared_graph.PreparedGraph):
+    class CountedGraph(prepared_graph.PreparedGraph):
         def __init__(self, graph: Any, *arguments: Any) -> None:
             prepared.append(graph.num_nodes)
             super().__init__(graph, *arguments)
@@ -594,7 +594,7 @@ def test_each_graph_is_prepared_and_checked_once(monkeypatch) -> None:
     def counted(owner: Any, num_classes: int, labels: torch.Tensor) -> None:
         checked.append(len(labels))
 
-    monkeypatch.setattr(prepared_graph, "PreparedGraph", Counted)
+    monkeypatch.setattr(prepared_graph, "PreparedGraph", CountedGraph)
     monkeypatch.setattr(node_classifier, "check_labels", counted)
     module = data(num_parts=3)
     trainer_of(NEUMANN, epochs=4).fit(network(), module)
@@ -603,21 +603,21 @@ def test_each_graph_is_prepared_and_checked_once(monkeypatch) -> None:
     assert len(prepared) == len(checked) == 4
 
 
-def test_a_graph_of_one_s_own_is_prepared_once_too(monkeypatch) -> None:
+def test_graphs_from_a_user_s_loader_are_prepared_once(monkeypatch) -> None:
     prepared = []
 
-    class Counted(prepared_graph.PreparedGraph):
+    class CountedGraph(prepared_graph.PreparedGraph):
         def __init__(self, graph: Any, *arguments: Any) -> None:
             prepared.append(graph.num_nodes)
             super().__init__(graph, *arguments)
 
-    monkeypatch.setattr(prepared_graph, "PreparedGraph", Counted)
+    monkeypatch.setattr(prepared_graph, "PreparedGraph", CountedGraph)
     loader = DataLoader([random_graph(0), random_graph(1, 9)], batch_size=None, collate_fn=lambda graph: graph)
     trainer_of(NEUMANN, epochs=3).fit(network(), loader, loader)
     assert sorted(prepared) == [8, 9]
 
 
-def test_an_audit_widens_a_graph_that_a_step_has_prepared() -> None:
+def test_a_prepared_graph_can_be_converted_to_float64() -> None:
     graph, model = random_graph(0), network(partial(PageRankCell, **SIZES, dropout=0.0))
     loss = model.cross_entropy(model.class_scores(graph, "predict"), graph, graph.train_mask)
     wide = copy.copy(graph).apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
@@ -630,11 +630,11 @@ def test_an_audit_widens_a_graph_that_a_step_has_prepared() -> None:
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_graph_that_validation_moved_in_inference_mode_can_be_trained_on(sparse) -> None:
+def test_a_graph_changed_in_inference_mode_can_be_trained_on(sparse) -> None:
     graph = random_graph(0)
     graph.x *= torch.eye(8, 5) if sparse else 1
     with torch.inference_mode():
-        graph.apply(torch.clone)  # as a move to another device does
+        graph.apply(torch.clone)  # like a move to another device
     loader = DataLoader([graph], batch_size=None, collate_fn=lambda graph: graph)
     for model in (network(), LinearClassifier(5, 3)):
         trainer_of(NEUMANN).fit(model, loader, loader)
@@ -664,7 +664,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 @pytest.mark.parametrize("stage", ["fit", "validate"])
-def test_a_malformed_graph_that_enters_the_model_itself_is_refused(name, stage) -> None:
+def test_a_malformed_graph_from_a_user_s_loader_is_refused(name, stage) -> None:
     changes, message = MALFORMED[name]
     graph = random_graph(0)
     graph.update(changes)
@@ -676,7 +676,7 @@ def test_a_malformed_graph_that_enters_the_model_itself_is_refused(name, stage) 
 
 @pytest.mark.filterwarnings("ignore:You are trying to .self.log..")
 @pytest.mark.parametrize("changes", [{"y": torch.arange(8).int() % 3}, {"y": torch.arange(8).to(torch.uint8) % 3}])
-def test_labels_of_any_integer_type_are_trained_on(changes) -> None:
+def test_labels_may_be_of_any_integer_dtype(changes) -> None:
     graph = random_graph(0)
     expected = network().training_loss(random_graph(0))
     graph.update(changes)
@@ -694,7 +694,7 @@ def test_prediction_needs_neither_labels_nor_masks() -> None:
         assert torch.equal(classes, model.eval().class_scores(whole, "predict").argmax(1))
 
 
-def test_a_class_that_no_node_has_is_no_obstacle() -> None:
+def test_a_class_without_nodes_is_allowed() -> None:
     class Sparse(RandomGraph):
         def get(self, idx: int):
             graph = super().get(idx)
@@ -718,7 +718,7 @@ class ReturnsItsState(PageRankCell):
 
 
 @pytest.mark.parametrize("stage", ["fit", "predict"])
-def test_a_cell_whose_scores_are_not_those_of_the_classes_is_refused(stage: str) -> None:
+def test_a_cell_with_the_wrong_number_of_scores_is_refused(stage: str) -> None:
     model = network(partial(ReturnsItsState, **SIZES))
     message = r"ReturnsItsState: its scores have the shape \[\d+, 8\], but \[\d+, 3\] are .* set num_hidden to 3"
     with pytest.raises(UserError, match=message):

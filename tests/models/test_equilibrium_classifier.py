@@ -1,3 +1,6 @@
+"""The equilibrium classifier and its image cells."""
+
+import io
 import json
 from functools import partial
 from pathlib import Path
@@ -12,9 +15,10 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from datamodules import LabelledImages
 from models import ConvolutionalImageCell, EquilibriumClassifier, MultiscaleImageCell
-from models.equilibrium_classifier.pictures import WrongImages
+from models.equilibrium_classifier.pictures import WrongImages, titled
 from rbp_lightning import BPTT, GMRES, JFB, Implicit, Picard, UserError
 from tests.cli.runs import Run, Zygote
+from tests.images import pixels_of
 from tests.training import QUIET, fit, read_events
 
 CELLS = [ConvolutionalImageCell, MultiscaleImageCell]
@@ -35,11 +39,11 @@ def images_of(count: int = 3) -> torch.Tensor:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("make", CELLS)
-def test_the_update_is_a_contraction_with_the_bound_for_its_constant(make, norm) -> None:
+def test_the_update_is_a_contraction_within_the_bound(make, norm) -> None:
     cell = classifier(make, norm=norm, bound=0.8).cell
     with torch.no_grad():
         for parameter in cell.hidden.parameters():
-            parameter.uniform_(0, 100)  # far beyond the bound
+            parameter.uniform_(0, 100)  # far above the bound
     update, zeros = cell.start(images_of(1))
     leaves, structure = tree_flatten(zeros)
     sizes = [leaf.numel() for leaf in leaves]
@@ -48,13 +52,13 @@ def test_the_update_is_a_contraction_with_the_bound_for_its_constant(make, norm)
         parts = [part.view_as(leaf) for part, leaf in zip(flat.split(sizes), leaves, strict=True)]
         return torch.cat([leaf.flatten() for leaf in tree_flatten(update(tree_unflatten(parts, structure)))[0]])
 
-    # Of large positive states every ReLU is open, and the Jacobian is that of the linear maps.
+    # At large positive states every ReLU is active, so the Jacobian is that of the linear maps.
     state = 1e6 * torch.rand(sum(sizes), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(flat_update, state)
     assert 0.3 < float(torch.linalg.matrix_norm(jacobian, NORMS[norm])) <= 0.8 + 1e-9
 
 
-def test_a_step_is_the_one_that_is_documented() -> None:
+def test_the_update_equals_its_formula() -> None:
     cell, images = classifier(ConvolutionalImageCell).eval().cell, images_of()
     update, zeros = cell.start(images)
     assert zeros.shape == (3, 2, 4, 4)
@@ -64,29 +68,29 @@ def test_a_step_is_the_one_that_is_documented() -> None:
     torch.testing.assert_close(update(state), expected)
 
 
-def test_two_scales_see_each_other_at_the_same_step() -> None:
+def test_the_multiscale_update_equals_its_formula() -> None:
     cell, images = classifier(MultiscaleImageCell, norm="spectral").eval().cell, images_of()
     update, zeros = cell.start(images)
     state = tree_map(torch.randn_like, zeros)
     fine, coarse = state["fine"], state["coarse"]
     assert [leaf.shape[2:] for leaf in (fine, coarse)] == [(4, 4), (2, 2)]
 
-    def by(name: str, value: torch.Tensor) -> torch.Tensor:
+    def conv(name: str, value: torch.Tensor) -> torch.Tensor:
         return conv2d(value, cell.hidden[name].weight, padding=1)
 
     larger = coarse.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     smaller = fine.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5))
-    torch.testing.assert_close((larger / 2).norm(), coarse.norm())  # of the same norm
+    torch.testing.assert_close((larger / 2).norm(), coarse.norm())
     drive = cell.stem(images)
     expected = {
-        "fine": (by("fine", fine) + by("to_fine", larger / 2) + drive).relu(),
-        "coarse": (by("coarse", coarse) + by("to_coarse", smaller * 2) + cell.smaller_stem(drive.relu())).relu(),
+        "fine": (conv("fine", fine) + conv("to_fine", larger / 2) + drive).relu(),
+        "coarse": (conv("coarse", coarse) + conv("to_coarse", smaller * 2) + cell.smaller_stem(drive.relu())).relu(),
     }
     torch.testing.assert_close(update(state), expected)
 
 
 @pytest.mark.parametrize("make", CELLS)
-def test_the_implicit_gradient_is_that_of_all_steps(make) -> None:
+def test_the_implicit_gradient_equals_that_of_bptt(make) -> None:
     found = []
     for estimator in (Implicit(GMRES(tol=1e-12), Picard(tol=1e-13, max_steps=500)), BPTT(Picard(300, tol=0))):
         model = classifier(make, estimator, norm="infinity", bound=0.7).eval()
@@ -100,7 +104,7 @@ def test_the_implicit_gradient_is_that_of_all_steps(make) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[EquilibriumClassifier, Trainer, LabelledImages]:
-    """Trained on scikit-learn's digits for a few seconds."""
+    """A classifier trained on scikit-learn's digits for a few seconds, with its Trainer and data."""
     seed_everything(0, verbose=False)
     model = EquilibriumClassifier(ConvolutionalImageCell(num_hidden=16), learning_rate=1e-2)
     data = LabelledImages(num_val=10, shift=0.5)
@@ -111,7 +115,7 @@ def trained(tmp_path_factory) -> tuple[EquilibriumClassifier, Trainer, LabelledI
     return model, trainer, data
 
 
-def test_a_short_training_learns_the_digits_and_shows_what_it_tells_wrong(trained) -> None:
+def test_a_short_training_learns_the_digits_and_logs_wrong_images(trained) -> None:
     model, trainer, data = trained
     (metrics,) = trainer.test(model, data, verbose=False)
     (pictures,) = [one for one in trainer.callbacks if isinstance(one, WrongImages)]
@@ -124,12 +128,15 @@ def test_a_short_training_learns_the_digits_and_shows_what_it_tells_wrong(traine
     assert metrics["test/accuracy"] == pytest.approx(float((classes == labels).float().mean()))
     assert metrics["test/loss"] == pytest.approx(float(cross_entropy(scores, labels)), rel=1e-4)
 
-    assert "test/wrong" in read_events(trainer).Tags()["images"]
     wrong = (classes != labels).nonzero()[:, 0]
     assert 0 < len(pictures.wrong) == min(len(wrong), 20)
-    for (image, label, taken), index in zip(pictures.wrong, wrong, strict=False):
+    for (image, label, predicted_class), index in zip(pictures.wrong, wrong, strict=False):
         assert torch.equal(16 * image, data.splits["test"]["images"][index].float())
-        assert (label, taken) == (int(labels[index]), int(classes[index]))
+        assert (label, predicted_class) == (int(labels[index]), int(classes[index]))
+    (event,) = read_events(trainer).Images("test/wrong")
+    titled(pictures.wrong).savefig(drawn := io.BytesIO(), dpi="figure")
+    for kept in (io.BytesIO(event.encoded_image_string), Path(trainer.log_dir) / "wrong.png"):
+        assert np.array_equal(pixels_of(kept), pixels_of(drawn))
 
     predicted = torch.cat(trainer.predict(model, data))
     assert torch.equal(predicted, classes)
@@ -137,7 +144,7 @@ def test_a_short_training_learns_the_digits_and_shows_what_it_tells_wrong(traine
 
 
 @pytest.mark.parametrize("make", [partial(MultiscaleImageCell, halvings=0), ConvolutionalImageCell])
-def test_cells_go_through_a_training_and_a_checkpoint(make, tmp_path) -> None:
+def test_cells_train_and_load_from_checkpoints(make, tmp_path) -> None:
     model = EquilibriumClassifier(make(num_hidden=4))
     data = LabelledImages(num_train=20, num_val=4, num_test=8, batch_size=10)
     before = [parameter.clone() for parameter in model.parameters()]
@@ -153,7 +160,7 @@ def test_cells_go_through_a_training_and_a_checkpoint(make, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"bound": 1.0}, "bound=1.0 must be below 1"),
         ({"bound": 0.0}, "bound=0.0"),
@@ -164,12 +171,12 @@ def test_cells_go_through_a_training_and_a_checkpoint(make, tmp_path) -> None:
     ],
 )
 @pytest.mark.parametrize("make", CELLS)
-def test_arguments_are_checked_at_once(make, arguments, told) -> None:
-    with pytest.raises(UserError, match=told):
+def test_arguments_are_checked_at_once(make, arguments, message) -> None:
+    with pytest.raises(UserError, match=message):
         make(**arguments)
 
 
-def test_images_of_another_kind_are_refused() -> None:
+def test_images_and_labels_of_the_wrong_size_are_refused() -> None:
     with pytest.raises(UserError, match=r"learning_rate=0\.0"):
         EquilibriumClassifier(ConvolutionalImageCell(), learning_rate=0.0)
     model = classifier(MultiscaleImageCell)
@@ -181,22 +188,22 @@ def test_images_of_another_kind_are_refused() -> None:
         model.training_step({"images": images_of(), "labels": torch.tensor([0, 1, 3])}, 0)
 
 
-def told(processes: int) -> dict[str, float]:
-    """The figures of a test of an odd number of images, by a network that is not trained."""
+def metrics_with(processes: int) -> dict[str, float]:
+    """The test metrics of an untrained network on an odd number of images."""
     torch.manual_seed(0)
     model = EquilibriumClassifier(ConvolutionalImageCell(num_hidden=4)).double()
     data = LabelledImages(num_test=7, eval_batch_size=2)
     strategy = {"strategy": "ddp_fork"} if processes > 1 else {}
     trainer = Trainer(**QUIET, devices=processes, precision="64-true", callbacks=[JFB(Picard(tol=1e-10))], **strategy)
-    (figures,) = trainer.test(model, data, verbose=False)
-    return {name: figures[name] for name in ("test/loss", "test/accuracy")}
+    (metrics,) = trainer.test(model, data, verbose=False)
+    return {name: metrics[name] for name in ("test/loss", "test/accuracy")}
 
 
 @pytest.mark.slow
 def test_two_processes_test_each_image_once(zygote: Zygote, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    lines = ["import json", "from tests.models.test_equilibrium_classifier import told"]
-    script.write_text("\n".join([*lines, "open('told.json', 'w').write(json.dumps(told(2)))"]))
+    lines = ["import json", "from tests.models.test_equilibrium_classifier import metrics_with"]
+    script.write_text("\n".join([*lines, "open('metrics.json', 'w').write(json.dumps(metrics_with(2)))"]))
     run = Run(zygote, tmp_path, [], {}, script)
     assert run.end(300) == 0, run.error()[-3000:]
-    assert json.loads((tmp_path / "told.json").read_text()) == pytest.approx(told(1), rel=1e-9)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(metrics_with(1), rel=1e-9)

@@ -1,3 +1,6 @@
+"""The equilibrium reasoner and its puzzle cells."""
+
+import textwrap
 from functools import partial
 
 import numpy as np
@@ -14,6 +17,7 @@ from models import AttentionCell, ConvolutionalCell, EquilibriumReasoner, TwoLev
 from models.annotated import MARGIN
 from models.equilibrium_reasoner.pictures import CLASSES, HEIGHT, WIDTH, WRONG
 from rbp_lightning import BPTT, TBPTT, FailurePolicy, NeumannRBP, Picard, UserError
+from tests.cli.runs import Run
 
 
 def reasoner(estimator=None, dims: int = 1, **arguments) -> EquilibriumReasoner:
@@ -33,7 +37,7 @@ def batch_of(dims: int = 1) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dims", [1, 2])
-def test_a_step_is_the_one_that_is_documented(dims) -> None:
+def test_the_update_equals_its_formula(dims) -> None:
     cell, inputs = reasoner(dims=dims).cell, batch_of(dims)["inputs"]
     convolve = {1: conv1d, 2: conv2d}[dims]
     block = cell.block
@@ -50,7 +54,7 @@ def test_a_step_is_the_one_that_is_documented(dims) -> None:
     torch.testing.assert_close(update(state), expected)
 
 
-def test_attention_sees_all_positions_and_tells_them_apart() -> None:
+def test_attention_depends_on_all_positions_and_their_order() -> None:
     torch.manual_seed(0)
     cell = AttentionCell(num_inputs=2, num_classes=3, num_positions=6, num_hidden=8, num_heads=2).double()
     inputs = torch.randn(1, 2, 2, 3, dtype=torch.float64)
@@ -73,7 +77,7 @@ def test_attention_sees_all_positions_and_tells_them_apart() -> None:
         AttentionCell(2, 3, 6, num_hidden=8, num_heads=3)
 
 
-def test_two_levels_take_their_steps_in_turn() -> None:
+def test_the_two_level_update_equals_its_formula() -> None:
     torch.manual_seed(0)
     cell = TwoLevelCell(num_inputs=2, num_classes=3, num_hidden=4, low_steps=3).double()
     inputs = torch.randn(2, 2, 5, dtype=torch.float64)
@@ -88,7 +92,7 @@ def test_two_levels_take_their_steps_in_turn() -> None:
 
 
 @pytest.mark.parametrize("make", [ConvolutionalCell, TwoLevelCell, partial(AttentionCell, num_positions=7)])
-def test_cells_go_through_a_training_step_and_a_checkpoint(make, tmp_path) -> None:
+def test_cells_train_and_load_from_checkpoints(make, tmp_path) -> None:
     cell = make(num_inputs=1, num_classes=2, num_hidden=8)
     model = EquilibriumReasoner(cell, segments=2, random_start=True, eval_steps=[2])
     data = PrefixSums(length=7, val_lengths=[7], test_lengths=[7], num_train=8, num_val=4, num_test=4)
@@ -114,7 +118,7 @@ def test_cells_go_through_a_training_step_and_a_checkpoint(make, tmp_path) -> No
     torch.testing.assert_close(one[1], other[1], rtol=0, atol=0)
 
 
-def test_budgets_are_looked_at_in_one_pass() -> None:
+def test_thinking_evaluates_all_step_budgets_in_one_pass() -> None:
     model, inputs = reasoner(), batch_of()["inputs"]
     with torch.no_grad():
         for steps, scores, _ in model.think(inputs, [1, 4, 9]):
@@ -123,7 +127,7 @@ def test_budgets_are_looked_at_in_one_pass() -> None:
             torch.testing.assert_close(scores, model.cell.scores(alone.state), rtol=0, atol=0)
 
 
-def test_a_state_that_has_settled_is_iterated_no_further() -> None:
+def test_thinking_stops_once_the_state_no_longer_changes() -> None:
     model, inputs = reasoner(), batch_of()["inputs"]
     model.cell.block.inject.weight.data[:, : model.cell.num_hidden] = 0  # the same state after every step
     with torch.no_grad():
@@ -131,7 +135,7 @@ def test_a_state_that_has_settled_is_iterated_no_further() -> None:
     assert taken == [(1, 1), (3, 2), (10**8, 2), (10**9, 2)]
 
 
-def test_segments_carry_the_state_over_without_a_gradient() -> None:
+def test_segments_pass_the_state_on_without_a_gradient() -> None:
     model, batch = reasoner(BPTT(Picard(max_steps=6, tol=0)), segments=3), batch_of()
     model.log = lambda *args, **kwargs: None
     loss = model.training_step(batch, 0)
@@ -152,7 +156,7 @@ def test_segments_carry_the_state_over_without_a_gradient() -> None:
         torch.testing.assert_close(gradient, parameter.grad)
 
 
-def test_a_jacobian_penalty_is_a_part_of_the_loss() -> None:
+def test_the_jacobian_penalty_is_part_of_the_loss() -> None:
     model, batch = reasoner(BPTT(Picard(max_steps=6, tol=0)), jacobian_penalty=0.5), batch_of()
     logged = {}
     model.log = lambda name, value, **kwargs: logged.update({name: float(torch.as_tensor(value).detach())})
@@ -162,7 +166,7 @@ def test_a_jacobian_penalty_is_a_part_of_the_loss() -> None:
     with torch.no_grad():
         for _ in range(6):
             state = update(state)
-    jacobian = torch.autograd.functional.jacobian(lambda h: update(h).sum(0), state)  # samples side by side
+    jacobian = torch.autograd.functional.jacobian(lambda h: update(h).sum(0), state)  # of all samples
     mean = float(jacobian.square().sum() / state.numel())
     drawn = []
     for _ in range(40):
@@ -175,7 +179,7 @@ def test_a_jacobian_penalty_is_a_part_of_the_loss() -> None:
     assert not torch.allclose(through, torch.autograd.grad(model.training_step(batch, 0), first)[0])
 
 
-def test_steps_and_start_are_drawn_anew_in_training_alone() -> None:
+def test_steps_and_initial_state_are_random_in_training_only() -> None:
     model, batch = reasoner(random_steps=[2, 9], random_start=True), batch_of()
     logged = []
     model.log = lambda name, value, **kwargs: logged.append((name, float(torch.as_tensor(value).detach())))
@@ -189,7 +193,7 @@ def test_steps_and_start_are_drawn_anew_in_training_alone() -> None:
         torch.testing.assert_close(model(batch["inputs"]).state, model(batch["inputs"]).state, rtol=0, atol=0)
 
 
-def test_positions_that_are_no_part_of_the_answer_count_for_nothing() -> None:
+def test_ignored_positions_do_not_count() -> None:
     model, batch = reasoner(), batch_of()
     logged = {}
     model.log = lambda name, value, **kwargs: logged.update({name: float(torch.as_tensor(value).detach())})
@@ -206,7 +210,7 @@ def test_positions_that_are_no_part_of_the_answer_count_for_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[EquilibriumReasoner, Trainer, PrefixSums]:
-    """Trained on the parity of eight bits."""
+    """A reasoner trained on prefix sums of eight bits, with its Trainer and data."""
     seed_everything(0, verbose=False)
     data = PrefixSums(
         length=8, val_lengths=[8], test_lengths=[8, 32], num_train=200, num_val=20, num_test=20, batch_size=50
@@ -227,7 +231,7 @@ def trained(tmp_path_factory) -> tuple[EquilibriumReasoner, Trainer, PrefixSums]
     return model, trainer, data
 
 
-def test_a_short_training_extrapolates_by_thinking_longer(trained) -> None:
+def test_a_short_training_solves_longer_puzzles_with_more_steps(trained) -> None:
     model, trainer, data = trained
     short, long = trainer.test(model, data, verbose=False)
     assert short["test/exact_8"] == 1
@@ -244,10 +248,10 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
     with torch.no_grad():
         answers = [scores[0].argmax(0) for _, scores, _ in model.think(puzzle["inputs"], range(1, 81))]
     last = max(step for step in range(1, 80) if not torch.equal(answers[step], answers[step - 1]))
-    assert last > 6  # information travels three positions a step at most
+    assert last > 6  # information travels at most three positions per step
     right = puzzle["targets"][0]
     rows = [np.where((answer == right)[:, None], CLASSES[answer], WRONG) for answer in answers[: last + 1]]
-    # What it says is above and at the left of the answers, which are enlarged.
+    # The text is above and to the left of the enlarged answers.
     side = min(WIDTH // 32, HEIGHT // len(rows))
     height, width = len(rows) * side, 32 * side
     shown = pixels[-MARGIN - height : -MARGIN, -MARGIN - width : -MARGIN][side // 2 :: side, side // 2 :: side]
@@ -255,24 +259,24 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"random_steps": [3]}, r"random_steps=\[3\] must be two numbers"),
         ({"random_steps": [5, 3]}, r"random_steps=\[5, 3\] must increase"),
         ({"eval_steps": []}, r"eval_steps=\[\] must be a list"),
         ({"eval_steps": [0, 1]}, "eval_steps=0 must be a whole number"),
-        ({"random_start": 1}, "random_start=1 is no bool"),
+        ({"random_start": 1}, "random_start=1 is not of type bool"),
         ({"segments": 0}, "segments=0 must be a whole number"),
         ({"jacobian_penalty": -1.0}, "jacobian_penalty=-1.0 must be"),
     ],
 )
-def test_arguments_are_checked_at_once(arguments, told) -> None:
-    with pytest.raises(UserError, match=told):
+def test_arguments_are_checked_at_once(arguments, message) -> None:
+    with pytest.raises(UserError, match=message):
         reasoner(**arguments)
 
 
-def test_puzzles_of_another_kind_are_refused() -> None:
+def test_puzzles_of_the_wrong_size_are_refused() -> None:
     model, batch = reasoner(), batch_of()
     with pytest.raises(UserError, match=r"num_inputs=2, but the puzzles have the shape \[4, 1, 7\]: set num_inputs"):
         model(batch["inputs"][:, :1])
@@ -280,3 +284,46 @@ def test_puzzles_of_another_kind_are_refused() -> None:
         model._loss(torch.zeros(4, 3, 7), torch.full((4, 7), 3))
     with pytest.raises(UserError, match="dims=3 must be 1"):
         ConvolutionalCell(1, 2, dims=3)
+
+
+SHARED = """
+    import sys
+    import torch
+    from torch import distributed, multiprocessing
+    from models import EquilibriumReasoner
+    from models.equilibrium_reasoner.cell import ReasoningCell
+    from rbp_lightning import NeumannRBP, Picard, agreeing
+
+    class Shared(ReasoningCell):
+        def start(self, inputs):
+            def update(state):
+                distributed.all_reduce(torch.ones(1))  # as one whose parameters are gathered
+                return inputs * state + 1
+
+            return update, torch.zeros_like(inputs)
+
+        def scores(self, state):
+            return torch.cat([state, -state], 1)
+
+    def think(rank, store):
+        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+        reasoner = EquilibriumReasoner(Shared(1, 2, 1))
+        reasoner.estimator = NeumannRBP(solver=Picard(100, 0))
+        inputs = torch.full((1, 1, 1), (0.1, 0.8)[rank], dtype=torch.float64)
+        with torch.no_grad(), agreeing(distributed.group.WORLD):
+            answers = [float(scores[0, 0, 0]) for _, scores, _ in reasoner.think(inputs, [10, 20, 100, 200])]
+        torch.save(answers, f"{rank}.pt")
+        distributed.destroy_process_group()
+
+    multiprocessing.start_processes(think, (sys.argv[1],), 2, start_method="fork")
+"""
+
+
+def test_processes_that_share_a_cell_think_for_as_long_as_the_slowest_puzzle_needs(zygote, tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SHARED))
+    run = Run(zygote, tmp_path, [str(tmp_path / "store")], {}, script)
+    assert run.end() == 0, run.error()[-3000:]
+    for rank, rate in enumerate((0.1, 0.8)):
+        expected = [(1 - rate**steps) / (1 - rate) for steps in (10, 20, 100, 100)]  # settled by then
+        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, rel=1e-9)

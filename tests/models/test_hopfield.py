@@ -1,3 +1,5 @@
+"""The Hopfield memory: its update, gradients and pictures."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from models.recall_pictures import WRONG, recall_grid
 from rbp_lightning import BPTT, CGRBP, EquilibriumPropagation, JacobianOperator, Picard, UserError
 
 
-def test_the_free_units_follow_the_whole_network_with_clamped_inputs() -> None:
+def test_the_free_units_follow_the_whole_network_with_clamped_pixels() -> None:
     torch.manual_seed(0)
     cell = HopfieldCell(num_pixels=3, num_hidden=4, decay=0.3, gain=1.7, weight_scale=1.0).double()
     images = torch.tensor([[0.0, 1.0, 0.5]], dtype=torch.float64)
@@ -53,7 +55,7 @@ def test_the_gradient_reaches_every_weight_and_is_exact() -> None:
     assert bool((found[0].triu(1)[:, 4:] != 0).sum() > 0.9 * (found[0].triu(1)[:, 4:].numel() / 2))
 
 
-def test_the_energy_dynamics_have_the_same_fixed_points_and_a_symmetric_jacobian() -> None:
+def test_the_energy_dynamics_have_the_same_fixed_point_and_a_symmetric_jacobian() -> None:
     torch.manual_seed(0)
     images = torch.rand(3, 4, dtype=torch.float64)
     cells = []
@@ -73,7 +75,7 @@ def test_the_energy_dynamics_have_the_same_fixed_points_and_a_symmetric_jacobian
     torch.testing.assert_close(energy, identity - slopes[..., None] * (identity - leaky))
 
 
-def test_equilibrium_propagation_trains_the_energy_dynamics_as_others_do() -> None:
+def test_equilibrium_propagation_gives_the_same_gradient_as_cgrbp() -> None:
     images, clean = torch.rand(5, 4).double(), torch.rand(5, 4).double()
     found = []
     for dynamics, estimator in (
@@ -112,7 +114,7 @@ def test_arguments_are_checked_at_once(arguments) -> None:
         HopfieldMemory(**arguments)
 
 
-def test_recall_grid_shows_each_image_in_its_row() -> None:
+def test_the_recall_grid_shows_each_image_in_its_row() -> None:
     clean, corrupted, recalled = torch.rand(3, 2, 5, 4).unbind()
     grid = recall_grid(clean, corrupted, recalled)
     assert grid.shape == (21, 12, 3)
@@ -127,7 +129,7 @@ def test_recall_grid_shows_each_image_in_its_row() -> None:
     assert np.array_equal(grid[15:20, 7:11], np.where(wrong, WRONG, grey(recalled[1])))
 
 
-def test_pictures_show_what_was_recalled(tmp_path) -> None:
+def test_the_logged_picture_shows_the_recalled_images(tmp_path) -> None:
     torch.manual_seed(0)
     memory, data = HopfieldMemory(num_hidden=8), ImagePatterns(eval_draws=1, batch_size=10)
     trainer = Trainer(accelerator="cpu", logger=TensorBoardLogger(tmp_path), enable_progress_bar=False)
@@ -136,7 +138,7 @@ def test_pictures_show_what_was_recalled(tmp_path) -> None:
     recalled = memory.outputs(memory(batch["corrupted"])).reshape(10, 8, 8) > 0
     with Image.open(f"{trainer.log_dir}/recall.png") as picture:
         pixels = np.asarray(picture)
-    # What it says is above and at the left of the images, whose pixels are ten times as large.
+    # The text is above and to the left of the images, which are enlarged ten times.
     shown = pixels[-MARGIN - 300 : -MARGIN, -MARGIN - 1000 : -MARGIN][5::10, 5::10]
     assert np.array_equal(shown, recall_grid(batch["clean"], batch["corrupted"], recalled.float()))
     assert (pixels[: -MARGIN - 300] < 128).any()

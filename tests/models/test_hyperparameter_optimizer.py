@@ -1,4 +1,4 @@
-"""Hyperparameter optimisation under the real Trainer and from the command line."""
+"""Hyperparameter optimisation with Lightning's Trainer and from the command line."""
 
 import copy
 import os
@@ -75,7 +75,7 @@ def learned(model: HyperparameterOptimizer) -> Tensor:
     [BPTT(SOLVER), TBPTT(5, SOLVER), RBP(5, solver=SOLVER), NeumannRBP(5, SOLVER), CGRBP(5, solver=SOLVER)],
     ids=lambda estimator: type(estimator).__name__,
 )
-def test_every_estimator_learns(estimator: GradientEstimator) -> None:
+def test_every_estimator_lowers_the_outer_loss(estimator: GradientEstimator) -> None:
     class Losses(Callback):
         found: list[float]
 
@@ -93,7 +93,7 @@ def test_every_estimator_learns(estimator: GradientEstimator) -> None:
 
 
 @pytest.mark.parametrize("objective", ["validation", "training"])
-def test_the_outer_loss_is_the_plain_one_of_its_split(objective: str) -> None:
+def test_the_outer_loss_is_the_unregularised_loss_of_its_split(objective: str) -> None:
     model, data = optimizer(outer_objective=objective), digits()
     trainer = fit(model, BPTT(SOLVER), data=data, max_epochs=1)
     split = data.splits["val" if objective == "validation" else "train"]
@@ -108,7 +108,7 @@ def test_the_outer_loss_is_the_plain_one_of_its_split(objective: str) -> None:
     )
 
 
-def test_restarted_trainings_are_the_same_and_others_go_on() -> None:
+def test_inner_trainings_restart_or_continue_as_configured() -> None:
     data = digits()
     data.setup("fit")
     for start in ("restart", "last"):
@@ -122,14 +122,14 @@ def test_restarted_trainings_are_the_same_and_others_go_on() -> None:
 
 
 class WithDropout(nn.Sequential):
-    """A network that draws."""
+    """A network with random draws."""
 
     def __init__(self) -> None:
         super().__init__(nn.Flatten(), nn.Linear(64, 12), nn.Dropout(0.5), nn.Linear(12, 10))
 
 
 @pytest.mark.parametrize("start", ["restart", "last"])
-def test_a_resumed_run_equals_the_uninterrupted_one(start: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(start: str, tmp_path: Path) -> None:
     def model() -> HyperparameterOptimizer:
         seed_everything(0, verbose=False)
         return HyperparameterOptimizer(WithDropout(), [WeightDecay()], batch_size=20, inner_start=start)
@@ -137,7 +137,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(start: str, tmp_path: Path) 
     whole, half, resumed = model(), model(), model()
     fit(whole, RBP(5, solver=SOLVER), max_epochs=4)
     fit(half, RBP(5, solver=SOLVER), max_epochs=2).save_checkpoint(tmp_path / "half.ckpt")
-    torch.rand(7)  # what is drawn elsewhere must not matter
+    torch.rand(7)  # other draws must not matter
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     trainer = Trainer(callbacks=[RBP(5, solver=SOLVER)], max_epochs=4, **quiet)
     trainer.fit(resumed, digits(), ckpt_path=tmp_path / "half.ckpt")
@@ -146,7 +146,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(start: str, tmp_path: Path) 
     assert not torch.equal(learned(half), learned(whole))
 
 
-def test_a_model_made_in_python_is_loaded_with_its_objects(tmp_path: Path) -> None:
+def test_a_model_built_in_python_loads_with_given_objects(tmp_path: Path) -> None:
     model = optimizer()
     fit(model, NeumannRBP(5, SOLVER)).save_checkpoint(tmp_path / "one.ckpt")
     loaded = HyperparameterOptimizer.load_from_checkpoint(
@@ -156,8 +156,8 @@ def test_a_model_made_in_python_is_loaded_with_its_objects(tmp_path: Path) -> No
     assert torch.equal(learned(loaded), learned(model))
 
 
-def test_wrong_labels_get_small_weights() -> None:
-    """Data cleaning on digits."""
+def test_examples_with_wrong_labels_get_small_weights() -> None:
+    """Data cleaning on scikit-learn's digits."""
     data = digits(num_train=200, num_val=400, num_test=1000, label_noise=0.5)
     seed_everything(0, verbose=False)
     weights = ExampleWeights(200)
@@ -166,7 +166,9 @@ def test_wrong_labels_get_small_weights() -> None:
     )
     trainer = fit(model, NeumannRBP(20, Picard(200, tol=0)), data=data, max_epochs=15)
     auroc = float(binary_auroc(weights.weights().detach(), data.splits["train"]["clean"].long()))
-    assert float(trainer.callback_metrics["train/clean_auroc"]) == pytest.approx(auroc, abs=0.02)  # a step earlier
+    assert float(trainer.callback_metrics["train/clean_auroc"]) == pytest.approx(
+        auroc, abs=0.02
+    )  # logged before the last step
     assert auroc > 0.95
     clean = data.splits["train"]["clean"]
     found = weights.weights().detach()
@@ -183,7 +185,7 @@ def test_a_diverging_inner_training_names_the_step_and_the_learning_rate() -> No
     assert bool(torch.cat([leaf.flatten() for leaf in model.trained.parameters()]).isfinite().all())
 
 
-def test_a_diverging_inner_training_is_skipped_where_that_is_the_policy() -> None:
+def test_a_diverging_inner_training_is_skipped_if_the_policy_says_so() -> None:
     model = optimizer(inner_learning_rate=0.1, loss="squared_error")
     with torch.no_grad():
         model.sgd.log_learning_rates[2] = 60.0
@@ -194,8 +196,8 @@ def test_a_diverging_inner_training_is_skipped_where_that_is_the_policy() -> Non
     assert torch.equal(model.trained[1].weight, network)
 
 
-def test_a_training_that_is_not_finite_is_found_though_its_last_state_is() -> None:
-    """A solver may go back to its best iterate."""
+def test_nonfinite_inner_steps_are_found_even_if_the_last_state_is_finite() -> None:
+    """A solver may return to its best iterate."""
     trainer, tensors = Trainer(logger=False, accelerator="cpu", enable_checkpointing=False), {"a": torch.ones(3)}
     bad = {"a": torch.tensor([1.0, float("inf"), 1.0])}
     for losses, states, failed_at in (
@@ -203,7 +205,7 @@ def test_a_training_that_is_not_finite_is_found_though_its_last_state_is() -> No
         ([1.0, float("nan"), 1.0], [tensors] * 3, 2),
         ([1.0, 1.0, 1.0], [tensors, tensors, bad], 3),
         ([float("inf"), 1.0, 1.0], [tensors, bad, tensors], 1),
-        ([1.0, 1.0, 1.0, float("nan")], [tensors] * 4, None),  # of a monitor, after the training
+        ([1.0, 1.0, 1.0, float("nan")], [tensors] * 4, None),  # an application by a monitor, after the training
     ):
         with InnerProgress(trainer, 3) as progress:
             for step, (loss, state) in enumerate(zip(losses, states, strict=True), 1):
@@ -211,7 +213,7 @@ def test_a_training_that_is_not_finite_is_found_though_its_last_state_is() -> No
         assert progress.failed_at(trainer) == failed_at
 
 
-def test_nan_in_the_outer_images_is_no_fault_of_the_training() -> None:
+def test_nan_in_the_outer_images_is_not_blamed_on_the_inner_training() -> None:
     data = digits()
     data.setup("fit")
     data.splits["val"]["images"][0] = float("nan")
@@ -242,11 +244,11 @@ def test_frozen_layers_stay_frozen(estimator: GradientEstimator, copied: bool, c
     names = [f"{kind}/{name}" for kind in kinds for name in ("3.weight", "3.bias")]
     assert list(model.hyperparameter_values()) == names
     assert learned(model).shape == (6,)
-    # Another optimisation of the same network trains the same layers.
+    # A second optimiser of the same network trains the same layers.
     assert list(optimizer(network=network, hyperparameters=[]).hyperparameter_values()) == names[:4]
 
 
-def test_a_network_in_a_config_may_freeze_its_layers(tmp_path: Path) -> None:
+def test_a_model_with_frozen_layers_loads_from_its_checkpoint(tmp_path: Path) -> None:
     model = optimizer(network=frozen_network(), hyperparameters=[])
     fit(model, NeumannRBP(5, SOLVER)).save_checkpoint(tmp_path / "one.ckpt")
     loaded = HyperparameterOptimizer.load_from_checkpoint(tmp_path / "one.ckpt", network=frozen_network())
@@ -254,8 +256,8 @@ def test_a_network_in_a_config_may_freeze_its_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["restart", "last"])
-def test_a_training_is_the_same_with_and_without_a_gradient(start: str) -> None:
-    """What decides on the examples of a step is how many there were, for every estimator alike."""
+def test_the_inner_training_does_not_depend_on_estimator_or_grad_mode(start: str) -> None:
+    """The minibatch of a step depends on the number of the step only."""
     data, states = digits(), []
     data.setup("fit")
     for estimator in (BPTT(SOLVER), TBPTT(5, SOLVER), NeumannRBP(5, SOLVER), CGRBP(5, solver=SOLVER)):
@@ -269,7 +271,7 @@ def test_a_training_is_the_same_with_and_without_a_gradient(start: str) -> None:
 
 @pytest.mark.parametrize(("batches", "size"), [("all", 60), (1, 20), (2, 40), (9, 60)])
 @pytest.mark.parametrize("estimator", [BPTT(SOLVER), NeumannRBP(5, SOLVER)], ids=["BPTT", "NeumannRBP"])
-def test_the_last_inner_step_is_on_as_many_minibatches_as_asked(estimator: Any, batches: Any, size: int) -> None:
+def test_the_last_inner_step_uses_linearization_batches(estimator: Any, batches: Any, size: int) -> None:
     model, data, seen = optimizer(linearization_batches=batches), digits(), []
     data.setup("fit")
     model.objective.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[1]["labels"])))
@@ -279,7 +281,7 @@ def test_the_last_inner_step_is_on_as_many_minibatches_as_asked(estimator: Any, 
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_fresh_minibatches_go_on_in_the_products(momentum: float) -> None:
+def test_fresh_minibatches_continue_in_the_products(momentum: float) -> None:
     model, data, seen = optimizer(linearization_batches="fresh", inner_momentum=momentum), digits(), []
     data.setup("fit")
     model.objective.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]["index"].tolist()))
@@ -326,7 +328,7 @@ def test_a_tolerance_needs_full_batches() -> None:
     assert model.train_network(data.splits["train"]).steps < 30
 
 
-def test_a_hypergradient_that_overflows_is_refused() -> None:
+def test_an_overflowing_hypergradient_is_an_error() -> None:
     model = optimizer(inner_learning_rate=30.0)
     with pytest.raises(UserError, match=r"The hypergradient of .* is not finite in outer step 1: the adjoint grows"):
         fit(model, NeumannRBP(2000, Picard(2, tol=0)))
@@ -358,7 +360,7 @@ def test_a_hypergradient_that_overflows_is_refused() -> None:
         (lambda: RandomSearch(trials=0), "trials=0 must be a whole number of at least 1"),
     ],
 )
-def test_wrong_arguments_are_refused(make: Any, message: str) -> None:
+def test_invalid_arguments_are_refused(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
@@ -373,7 +375,7 @@ def test_wrong_arguments_are_refused(make: Any, message: str) -> None:
         ({"hyperparameters": [], "learn_optimizer": False}, "there is nothing to learn"),
     ],
 )
-def test_what_does_not_fit_the_data_is_refused(arguments: Any, message: str) -> None:
+def test_arguments_that_do_not_fit_the_data_are_refused(arguments: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit(optimizer(**arguments), NeumannRBP(5, SOLVER), num_sanity_val_steps=0)
 
@@ -394,7 +396,7 @@ def command(subcommand: str, folder: Path, *arguments: str) -> list[str]:
 
 
 def in_two_processes(zygote: Zygote, folder: Path, arguments: list[str]) -> str:
-    """Runs the command line in a folder, and returns what was printed."""
+    """Runs the command line with two processes in a folder; returns its output."""
     run = Run(zygote, folder, [*arguments, "--trainer.devices=2", "--trainer.strategy=ddp_fork"], {})
     assert run.end(300) == 0, run.error()[-3000:]
     return run.printed()
@@ -405,10 +407,10 @@ def newest(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["TBPTT", "CGRBP"])  # CGRBP has the products of the others as well
-def test_two_processes_equal_one(estimator: str, zygote: Zygote, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("estimator", ["TBPTT", "CGRBP"])  # CGRBP takes all kinds of products
+def test_two_processes_give_the_weights_of_one(estimator: str, zygote: Zygote, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    # Minibatches of 299 examples and of the one that is left over, of which the second process has no share.
+    # The second minibatch has only one example, so the second process has no share of it.
     same = [f"--estimator={estimator}", "--estimator.steps=4", "--estimator.solver.max_steps=10"]
     same += ["--trainer.max_epochs=3", "--trainer.precision=64-true", "--model.batch_size=299"]
     main(command("fit", tmp_path / "one", *same, "--trainer.devices=1"))
@@ -436,7 +438,7 @@ def test_two_processes_predict_the_classes_of_an_odd_number_of_images(
     assert found[1] == found[0]
 
 
-def test_tensorboard_has_curves_of_both_loops(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_both_loops_log_to_tensorboard(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
     extra = ["--trainer.max_epochs=3", "--model.inner_curves_every=2", "--trainer.devices=1"]
     main(command("fit", tmp_path, *extra))
@@ -470,7 +472,7 @@ def test_tensorboard_has_curves_of_both_loops(tmp_path: Path, monkeypatch, capsy
     assert len(predicted.read_text().split()) == 101
 
 
-def test_random_search_compares_with_what_was_started_from(capsys) -> None:
+def test_random_search_compares_learned_starting_and_random_hyperparameters(capsys) -> None:
     model, data = optimizer(), digits()
     model.estimator = TBPTT(10, SOLVER)
     data.setup("fit")
@@ -492,12 +494,12 @@ def test_random_search_compares_with_what_was_started_from(capsys) -> None:
     ) == pytest.approx(found["learned"], abs=1e-4)
 
 
-def test_random_search_takes_as_long_as_the_optimisation(capsys) -> None:
+def test_random_search_takes_no_longer_than_the_optimisation(capsys) -> None:
     search = RandomSearch()
     begin = time.perf_counter()
     fit(optimizer(), TBPTT(10, SOLVER), search, max_epochs=3)
     assert 0 < search.seconds < time.perf_counter() - begin
     (trials,) = re.findall(r"random search, (\d+) trials", capsys.readouterr().out)
     assert int(trials) >= 1
-    with pytest.raises(UserError, match=r"RandomSearch: .* is no HyperparameterOptimizer"):
+    with pytest.raises(UserError, match=r"RandomSearch: .* is not a HyperparameterOptimizer"):
         RandomSearch().setup(Trainer(logger=False), nn.Module(), "fit")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The inner training as an update, and hypergradients through it against true ones."""
+"""The inner training as an update, and its hypergradients against exact ones."""
 
 import gc
 from typing import Any
@@ -35,7 +35,7 @@ NUM_CLASSES, NUM_EXAMPLES = 3, 12
 
 
 class Contrast(Hyperparameter):
-    """Acts on the inputs."""
+    """A hyperparameter that scales the inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Contrast(Hyperparameter):
 
 
 class Training:
-    """A small training in float64, with hyperparameters of every kind away from their symmetric starting points."""
+    """A small training in float64, with hyperparameters of every kind, moved away from their initial values."""
 
     def __init__(self, seed: int, loss: str = "cross_entropy", batch_size: int = 5) -> None:
         torch.manual_seed(seed)
@@ -86,16 +86,16 @@ class Training:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_a_step_is_that_of_the_paper(loss: str) -> None:
+def test_a_step_equals_the_paper_s_formula(loss: str) -> None:
     training = Training(0, loss, batch_size=NUM_EXAMPLES)
     update = training.update()
     state = update.start(training.network)
     decay, smoothing, classes, weights, contrast = training.objective.hyperparameters
     images, labels = training.examples["images"].flatten(1), training.examples["labels"]
-    wanted, velocities = dict(state["parameters"]), dict(state["velocities"])
+    expected, velocities = dict(state["parameters"]), dict(state["velocities"])
     for _ in range(3):
         state = update(state)
-        leaves = {name: leaf.detach().requires_grad_() for name, leaf in wanted.items()}
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in expected.items()}
         hidden = torch.tanh(contrast.log_gain.exp() * images @ leaves["1.weight"].T + leaves["1.bias"])
         outputs = hidden @ leaves["3.weight"].T + leaves["3.bias"]
         share = torch.sigmoid(smoothing.logit)
@@ -112,13 +112,13 @@ def test_a_step_is_that_of_the_paper(loss: str) -> None:
             momentum = torch.sigmoid(training.sgd.momentum_logits[number])
             velocities[name] = (momentum * velocities[name] - (1 - momentum) * gradient).detach()
             rate = training.sgd.log_learning_rates[number].exp()
-            wanted[name] = (wanted[name] + rate * velocities[name]).detach()
-    for name in wanted:
-        torch.testing.assert_close(state["parameters"][name].detach(), wanted[name], rtol=1e-12, atol=1e-14)
+            expected[name] = (expected[name] + rate * velocities[name]).detach()
+    for name in expected:
+        torch.testing.assert_close(state["parameters"][name].detach(), expected[name], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(state["velocities"][name].detach(), velocities[name], rtol=1e-12, atol=1e-14)
 
 
-def test_a_step_without_momentum_is_gradient_descent_with_a_symmetric_jacobian() -> None:
+def test_steps_without_momentum_are_gradient_descent_with_a_symmetric_jacobian() -> None:
     training = Training(0, batch_size=NUM_EXAMPLES)
     training.sgd = MomentumSGD(training.sgd.names, 0.3, 0.0).double()
     update = training.update()
@@ -136,8 +136,8 @@ def test_a_step_without_momentum_is_gradient_descent_with_a_symmetric_jacobian()
 
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**31), loss=st.sampled_from(list(LOSSES)), batch_size=st.sampled_from([1, 5, 12]))
-def test_bptt_through_minibatches_has_the_slope_of_the_outer_loss(seed: int, loss: str, batch_size: int) -> None:
-    """Every entry of every hyperparameter, so that each is tied to its own tensor, class or example."""
+def test_bptt_through_minibatches_matches_finite_differences(seed: int, loss: str, batch_size: int) -> None:
+    """For every entry of every hyperparameter."""
     training, estimator, step = Training(seed, loss, batch_size), BPTT(Picard(5, tol=0)), 1e-6
     found = torch.autograd.grad(training.outer_loss(estimator), training.learned)
     slopes = [torch.zeros_like(parameter) for parameter in training.learned]
@@ -156,11 +156,11 @@ def test_bptt_through_minibatches_has_the_slope_of_the_outer_loss(seed: int, los
 
 
 @pytest.mark.slow
-def test_estimators_are_the_same_at_the_optimum_of_a_network() -> None:
+def test_estimators_agree_with_bptt_at_the_optimum_of_a_network() -> None:
     training = Training(0, batch_size=NUM_EXAMPLES)
     decay = training.objective.hyperparameters[0]
     with torch.no_grad():
-        decay.log_coefficients.fill_(-0.5)  # the Jacobian then has a spectral radius of 0.84
+        decay.log_coefficients.fill_(-0.5)  # gives the Jacobian a spectral radius of 0.84
         update = training.update()
         optimum = update.start(training.network)
         for _ in range(300):
@@ -171,19 +171,19 @@ def test_estimators_are_the_same_at_the_optimum_of_a_network() -> None:
         in_loss = [parameter for parameter in training.objective.parameters() if parameter.requires_grad]
         return list(torch.autograd.grad(training.objective.plain(parameters, training.outer, NUM_EXAMPLES), in_loss))
 
-    exact, settled = hypergradient(BPTT(Picard(300, tol=0))), Picard(1, tol=0)
+    exact, at_the_optimum = hypergradient(BPTT(Picard(300, tol=0))), Picard(1, tol=0)
     for estimator in (
         TBPTT(200, Picard(200, tol=0)),
-        RBP(200, tol=0, solver=settled),
-        NeumannRBP(200, solver=settled),
-        CGRBP(100, tol=0, solver=settled),
+        RBP(200, tol=0, solver=at_the_optimum),
+        NeumannRBP(200, solver=at_the_optimum),
+        CGRBP(100, tol=0, solver=at_the_optimum),
     ):
         found = hypergradient(estimator)
         assert relative_error_of(found, exact) < 1e-8, type(estimator).__name__
 
 
 def strongly_decayed(loss: str, momentum: float = 0.5) -> Problem:
-    """A small problem whose coefficients are so large that its training has settled after some hundred steps."""
+    """A small problem with so much weight decay that its training converges in some hundred steps."""
     problem = Problem(loss, size=60, momentum=momentum)
     with torch.no_grad():
         problem.decay.log_coefficients.fill_(-2.3)
@@ -191,22 +191,22 @@ def strongly_decayed(loss: str, momentum: float = 0.5) -> Problem:
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_known_hypergradients(name: str) -> None:
-    problem, settled = strongly_decayed(PROBLEMS[name]), Picard(1, tol=0)
+def test_hypergradients_with_momentum_are_exact(name: str) -> None:
+    problem, at_the_optimum = strongly_decayed(PROBLEMS[name]), Picard(1, tol=0)
     exact, optimum = problem.exact(), problem.optimum(400)
     errors = {}
     for estimator in (
         TBPTT(300, solver=Picard(300, tol=0)),
-        RBP(300, tol=0, solver=settled),
-        NeumannRBP(300, solver=settled),
-        CGRBP(100, tol=0, solver=settled),
+        RBP(300, tol=0, solver=at_the_optimum),
+        NeumannRBP(300, solver=at_the_optimum),
+        CGRBP(100, tol=0, solver=at_the_optimum),
     ):
         errors[type(estimator).__name__] = relative_error(problem.hypergradient(estimator, start=optimum)[0], exact)
     assert errors["CGRBP"] < 1e-12
     assert all(error < 1e-8 for error in errors.values()), errors
 
 
-def test_known_hypergradients_without_momentum() -> None:
+def test_hypergradients_without_momentum_are_exact() -> None:
     problem = strongly_decayed("cross_entropy", momentum=0.0)
     optimum, exact = problem.optimum(400), problem.exact()
     for linear_solver in (ConjugateGradient(100, 1e-12), Nystrom(170, 1e-9)):
@@ -214,14 +214,14 @@ def test_known_hypergradients_without_momentum() -> None:
         assert relative_error(problem.hypergradient(estimator, start=optimum)[0], exact) < 1e-6
 
 
-def test_the_true_hypergradient_of_ridge_regression_is_that_of_its_closed_form() -> None:
+def test_the_reference_hypergradient_of_ridge_regression_equals_its_closed_form() -> None:
     problem = Problem("squared_error", size=60)
     images = problem.training["images"].flatten(1)
     design = torch.cat([images, torch.ones(60, 1, dtype=images.dtype)], 1)
     targets = torch.eye(10, dtype=images.dtype)[problem.training["labels"]]
     weight, bias = problem.decay.log_coefficients.exp().unbind()
     penalty = torch.cat([weight.expand(16), bias.expand(1)]).diag()
-    # Minimises |XW - Y|^2 / 2n + sum of c w^2 / 2.
+    # The minimum of |XW - Y|^2 / 2n + sum of c w^2 / 2.
     normal = torch.linalg.cholesky(design.T @ design / 60 + penalty)
     solution = torch.cholesky_solve(design.T @ targets / 60, normal)
     held_out = torch.cat([problem.validation["images"].flatten(1), torch.ones(60, 1, dtype=images.dtype)], 1)
@@ -230,7 +230,7 @@ def test_the_true_hypergradient_of_ridge_regression_is_that_of_its_closed_form()
     assert relative_error(problem.exact(), exact) < 1e-12
 
 
-def test_implicit_hypergradients_of_learning_rates_are_biased_however_long_the_training() -> None:
+def test_implicit_hypergradients_of_learning_rates_stay_biased_in_long_trainings() -> None:
     problem = strongly_decayed("squared_error")
     for length, decay_error in ((20, 0.5), (160, 1e-4)):
         solver = Picard(length, tol=0)
@@ -244,7 +244,7 @@ def test_implicit_hypergradients_of_learning_rates_are_biased_however_long_the_t
 @pytest.mark.parametrize(
     "estimator", [NeumannRBP(3, Picard(6, tol=0)), TBPTT(3, Picard(6, tol=0))], ids=["implicit", "tape"]
 )
-def test_the_last_step_uses_as_many_examples_as_asked(estimator: GradientEstimator, taped: bool) -> None:
+def test_the_last_step_uses_linearization_size_examples(estimator: GradientEstimator, taped: bool) -> None:
     training, seen = Training(0), []
     training.objective.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[1]["labels"])))
     for size, last in ((10, 10), (NUM_EXAMPLES, NUM_EXAMPLES), (None, NUM_EXAMPLES), (100, NUM_EXAMPLES)):
@@ -259,7 +259,7 @@ def test_the_last_step_uses_as_many_examples_as_asked(estimator: GradientEstimat
     assert seen == [5, 5, 2, 5, 5, 2]
 
 
-def test_after_the_minibatches_the_update_is_one_map_whoever_applies_it() -> None:
+def test_the_update_is_fixed_after_the_minibatch_steps() -> None:
     training = Training(0)
     update = training.update(3, 7)
     state = update.start(training.network)
@@ -273,8 +273,8 @@ def test_after_the_minibatches_the_update_is_one_map_whoever_applies_it() -> Non
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_grad_mode_does_not_decide_on_the_examples() -> None:
-    """A first application with a tape, as a solver may make, takes the next minibatch like any other."""
+def test_minibatches_do_not_depend_on_grad_mode() -> None:
+    """Also if a solver tapes its first application."""
     training, orders = Training(0), []
     for modes in ((False,) * 8, (True, False, False, True, False, True, True, True)):
         update, seen = training.update(6, 7), []
@@ -288,11 +288,11 @@ def test_grad_mode_does_not_decide_on_the_examples() -> None:
     assert orders[0] == orders[1]
 
 
-def test_frozen_tensors_are_no_part_of_the_state_and_reach_penalties() -> None:
+def test_frozen_tensors_are_not_in_the_state_but_available_to_penalties() -> None:
     training = Training(0)
 
     class Distance(Hyperparameter):
-        """Pulls one layer towards another, which is frozen."""
+        """A penalty on the distance of a layer to a frozen one."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -317,7 +317,7 @@ def test_frozen_tensors_are_no_part_of_the_state_and_reach_penalties() -> None:
     assert abs(sums[1] - target) < 0.3 * abs(sums[0] - target)
 
 
-def test_the_plain_loss_leaves_each_layer_in_its_mode() -> None:
+def test_the_plain_loss_restores_the_mode_of_each_layer() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, NUM_CLASSES), nn.Dropout(0.5)).double()
     network[1].eval()
     InnerObjective(network, [], "cross_entropy").plain({}, Training(0).examples, NUM_EXAMPLES)
@@ -336,16 +336,16 @@ def test_weight_decay_skips_frozen_tensors() -> None:
     torch.testing.assert_close(decay.penalty(named), trained / 4)
 
 
-def test_forward_mode_has_the_same_products_as_the_double_vjp() -> None:
+def test_forward_mode_and_double_vjp_give_the_same_products() -> None:
     training = Training(0)
     update = training.update(0)
     state = update.start(training.network)
     operator = JacobianOperator.at(update, state, batch_dims=0)
     tangent = [torch.randn_like(leaf) for leaf in tree_leaves(state)]
-    torch.testing.assert_close(operator._jvp_forward_mode(tangent), operator._jvp_from_tape()(tangent))
+    torch.testing.assert_close(operator._jvp_forward_mode(tangent), operator._jvp_from_graph()(tangent))
 
 
-def test_minibatches_go_through_all_examples_in_new_orders_that_the_seed_decides() -> None:
+def test_minibatches_shuffle_all_examples_by_the_seed() -> None:
     def epochs(seed: int) -> list[list[int]]:
         minibatches = Minibatches(NUM_EXAMPLES, 5, seed)
         return [[int(index) for _ in range(3) for index in minibatches.next_indices()] for _ in range(2)]
@@ -363,8 +363,8 @@ def live_tensors() -> list[Tensor]:
 
 
 def bytes_in_the_last_step(kind: type, steps: int) -> int:
-    """Bytes of the tensors made since its start that are alive in the last step of an inner training."""
-    others = live_tensors()  # of other tests; holding them keeps their identities
+    """Bytes of the tensors created by an inner training that are alive in its last step."""
+    others = live_tensors()  # keeps other tests' tensors alive, so that their ids are not reused
     known = {id(tensor) for tensor in others}
     training, found = Training(0), []
     update = training.update(steps - 1)
@@ -380,10 +380,10 @@ def bytes_in_the_last_step(kind: type, steps: int) -> int:
     return found[0]
 
 
-# A pass through the examples takes three steps, and all these numbers of steps end at the same place in a pass.
+# An epoch has three steps; all these numbers of steps end at the same step of an epoch.
 @pytest.mark.parametrize(("kind", "steps"), [(RBP, 400), (NeumannRBP, 1000), (CGRBP, 400), (TBPTT, 400)])
-def test_many_inner_steps_take_the_memory_of_a_hundred(kind: type, steps: int) -> None:
-    # Every convergence check may keep a residual, of which there are few.
+def test_memory_does_not_grow_with_the_inner_steps(kind: type, steps: int) -> None:
+    # Each of the few convergence checks may store a residual.
     assert 0 < bytes_in_the_last_step(kind, steps) < 1.02 * bytes_in_the_last_step(kind, 100)
 
 
@@ -400,7 +400,7 @@ def test_memory_of_bptt_grows_with_the_inner_steps() -> None:
     assert nodes_of[1] > 1.8 * nodes_of[0]
 
 
-def test_what_hyperparameters_do_not_fit_is_refused() -> None:
+def test_examples_that_do_not_fit_are_refused() -> None:
     examples = {"labels": torch.tensor([0, 3]), "index": torch.arange(2)}
     with pytest.raises(UserError, match="num_classes=3, but there is a label 3: set num_classes to 4"):
         ClassWeights(3).check(examples)
@@ -428,6 +428,6 @@ def test_what_hyperparameters_do_not_fit_is_refused() -> None:
         (lambda: ExampleWeights(0), "num_examples=0 must be a whole number of at least 1"),
     ],
 )
-def test_wrong_arguments_are_refused(make: Any, message: str) -> None:
+def test_invalid_arguments_are_refused(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()

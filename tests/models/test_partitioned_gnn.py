@@ -1,4 +1,4 @@
-"""Training on parts with historical states, and evaluation in blocks, against the whole graph."""
+"""Training on parts with historical states and evaluation in blocks, against the whole graph."""
 
 import copy
 from functools import partial
@@ -19,6 +19,8 @@ from datamodules.power_law_graph import PowerLawGraph
 from models import CitationGNN, ContractiveCell, GRUPropagation, PageRankCell, PartitionedGNN
 from models.propagation.parts import PartMatrices
 from rbp_lightning import NeumannRBP, Picard, SparseMatrix, UserError
+from tests.cli.options import ROOT
+from tests.cli.runs import Run, Zygote
 from tests.graphs import RandomGraph, random_graph
 
 SIZES = {"num_features": 5, "num_classes": 3, "num_hidden": 6, "dropout": 0.0}
@@ -38,7 +40,7 @@ def network(make_cell: Any, kind: type[CitationGNN] = PartitionedGNN, **argument
     return model
 
 
-def wide_graph(nodes: int = 40, seed: int = 0) -> Data:
+def float64_graph(nodes: int = 40, seed: int = 0) -> Data:
     graph = random_graph(seed, nodes, edges=0.1)
     graph.x = graph.x.double()
     return graph
@@ -46,7 +48,7 @@ def wide_graph(nodes: int = 40, seed: int = 0) -> Data:
 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31), nodes=st.integers(1, 12), data=st.data())
-def test_the_matrices_of_a_part_are_its_rows(seed: int, nodes: int, data: st.DataObject) -> None:
+def test_the_matrices_of_a_part_hold_its_rows(seed: int, nodes: int, data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(seed)
     dense = torch.rand(nodes, nodes, generator=generator) * (torch.rand(nodes, nodes, generator=generator) < 0.4)
     own = random_parts(nodes, data.draw(st.integers(1, nodes)), seed)[0]
@@ -57,8 +59,8 @@ def test_the_matrices_of_a_part_are_its_rows(seed: int, nodes: int, data: st.Dat
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_sweeps_lead_to_the_fixed_point_of_the_whole_graph(cell: str) -> None:
-    graph, model = wide_graph(), network(CELLS[cell])
+def test_sweeps_over_the_parts_converge_to_the_fixed_point_of_the_whole_graph(cell: str) -> None:
+    graph, model = float64_graph(), network(CELLS[cell])
     exact = model(graph)[1].state.detach()
     model.estimator = NeumannRBP(1, Picard(8, 0.0))
     parts = cut(graph, random_parts(graph.num_nodes, 4, seed=0))
@@ -72,8 +74,8 @@ def test_sweeps_lead_to_the_fixed_point_of_the_whole_graph(cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_gradient_of_a_part_is_that_of_the_whole_graph_with_the_rest_held(cell: str) -> None:
-    graph, model = wide_graph(), network(CELLS[cell]).eval()  # which leaves the history alone
+def test_the_gradient_of_a_part_is_that_of_the_graph_with_the_other_states_fixed(cell: str) -> None:
+    graph, model = float64_graph(), network(CELLS[cell]).eval()  # so that the history is not updated
     part = cut(graph, random_parts(graph.num_nodes, 3, seed=0))[1]
     width = model(part)[1].state.shape[1]
     rest = torch.randn(graph.num_nodes, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -98,8 +100,8 @@ def test_the_gradient_of_a_part_is_that_of_the_whole_graph_with_the_rest_held(ce
 
 @torch.no_grad()
 @pytest.mark.parametrize("cell", CELLS)
-def test_evaluation_in_blocks_is_that_of_the_whole(cell: str) -> None:
-    graph = wide_graph(20)
+def test_evaluation_in_blocks_equals_that_of_the_whole_graph(cell: str) -> None:
+    graph = float64_graph(20)
     graph.x *= torch.eye(20, 5) if cell == "spectral" else 1  # sparse, or dense
     whole = network(CELLS[cell], CitationGNN).eval()
     expected = whole(graph)[1]
@@ -108,7 +110,7 @@ def test_evaluation_in_blocks_is_that_of_the_whole(cell: str) -> None:
         model.load_state_dict(whole.state_dict())
         found = model(graph)[1]
         torch.testing.assert_close(found.state, expected.state, rtol=0, atol=1e-12)
-        assert abs(found.steps - expected.steps) <= 1  # where rounding decides the last step
+        assert abs(found.steps - expected.steps) <= 1  # rounding may decide the last step
 
 
 def test_blocks_and_parts_take_less_memory() -> None:
@@ -129,7 +131,7 @@ def test_blocks_and_parts_take_less_memory() -> None:
         model.estimator = NeumannRBP(5, Picard(10, 0.0))
         trains = name in ("whole", "part")
         model.train(trains)
-        for _ in range(2):  # the first makes the matrices
+        for _ in range(2):  # the first run prepares the matrices
             with torch.set_grad_enabled(trains), PeakMemory(torch.device("cpu")) as peak:
                 state = model(batch)[1].state
                 if trains:
@@ -144,25 +146,25 @@ def trainer_of(epochs: int) -> Trainer:
     return Trainer(accelerator="cpu", max_epochs=epochs, logger=False, **quiet)
 
 
-def test_a_continued_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     def fitted(epochs: int, **arguments: Any) -> tuple[PartitionedGNN, Trainer]:
         seed_everything(0, verbose=False)
         model = PartitionedGNN(PageRankCell(5, 3, 6, dropout=0.5), eval_blocks=2, consistency=1.0)
         trainer = trainer_of(epochs)
-        model.estimator = NeumannRBP(10, Picard(50, 1e-2))  # so loose that the start of a solve shows
+        model.estimator = NeumannRBP(10, Picard(50, 1e-2))  # so loose that the result depends on the initial state
         trainer.fit(model, CitationGraph(dataset=RandomGraph, num_parts=3, partition="random"), **arguments)
         return model, trainer
 
     whole, _ = fitted(4)
     _, trainer = fitted(2)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
-    continued, _ = fitted(4, ckpt_path=tmp_path / "half.ckpt")
+    resumed, _ = fitted(4, ckpt_path=tmp_path / "half.ckpt")
     for name, tensor in whole.state_dict().items():
-        assert torch.equal(continued.state_dict()[name], tensor)
+        assert torch.equal(resumed.state_dict()[name], tensor)
 
 
 def test_evaluation_neither_uses_nor_changes_the_history() -> None:
-    model, graph = network(CELLS["page rank"], eval_blocks=2).eval(), wide_graph()
+    model, graph = network(CELLS["page rank"], eval_blocks=2).eval(), float64_graph()
     before = model(graph)[1].state
     history = torch.randn(40, 3, dtype=torch.float64)
     model.history.push(torch.arange(40), history, 40)
@@ -171,10 +173,23 @@ def test_evaluation_neither_uses_nor_changes_the_history() -> None:
     assert copy.deepcopy(model)(graph)[1].state.equal(before)
 
 
-def test_what_it_cannot_train_is_refused() -> None:
+def test_unsupported_cells_and_damaged_histories_are_refused() -> None:
     with pytest.raises(UserError, match=r"PartitionedGNN: a part starts .* features_enter='first_state'"):
         PartitionedGNN(GRUPropagation(5, 3, features_enter="first_state"))
     with pytest.raises(UserError, match="PartitionedGNN: eval_blocks=0"):
         network(CELLS["gated"], eval_blocks=0)
     with pytest.raises(UserError, match="historical states in the checkpoint are not what was saved"):
         network(CELLS["gated"]).on_load_checkpoint({"historical_states": [1]})
+
+
+@pytest.mark.parametrize("parts", [2, 4])  # one, and two, for each process
+def test_parts_are_refused_in_two_processes(parts: int, zygote: Zygote, tmp_path: Path) -> None:
+    words = ["fit", f"--config={ROOT}/configs/big_graph.yaml", "--data.dataset.num_nodes=60"]
+    words += [f"--data.num_parts={parts}"]
+    words += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp_fork"]
+    run = Run(zygote, tmp_path, words, {})
+    assert run.end() == 1
+    assert "Traceback" not in run.error()
+    (line,) = run.lines()
+    assert "PartitionedGNN: 2 processes do not share the historical states" in line
+    assert "set devices to 1" in line

@@ -1,4 +1,4 @@
-"""Cells: gradients against the dense solution, contraction, and the matrices they propagate with."""
+"""Propagation cells: gradients against the dense solution, contraction, and adjacency matrices."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ ESTIMATORS = [
 
 
 def cell_of(name: str, seed: int = 0, graph: Data | None = None) -> Cell:
-    """The cell's update on a graph, in float64, with its readout left out."""
+    """The update of a propagation cell on a graph, in float64, without its readout."""
     torch.manual_seed(seed)
     module = MAKERS[name]().double()
     if name.startswith("gru"):
@@ -52,7 +52,7 @@ def cell_of(name: str, seed: int = 0, graph: Data | None = None) -> Cell:
     with torch.no_grad():
         _, start = module.start(graph.x, prepared.adjacency)
 
-    # Prepared anew for each step, as the references want a function of the tensors.
+    # Evaluated anew in each step, since the references differentiate with respect to the tensors.
     def update(state: torch.Tensor) -> torch.Tensor:
         return module.start(graph.x, prepared.adjacency)[0](state)
 
@@ -63,7 +63,7 @@ def cell_of(name: str, seed: int = 0, graph: Data | None = None) -> Cell:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: type(estimator).__name__)
 @pytest.mark.parametrize("name", MAKERS)
-def test_every_estimator_finds_the_gradient_of_every_cell(name, estimator) -> None:
+def test_every_estimator_gives_the_dense_gradient_of_every_cell(name, estimator) -> None:
     cell = cell_of(name)
     found = estimator(cell.update, cell.start)
     assert found.converged
@@ -73,7 +73,7 @@ def test_every_estimator_finds_the_gradient_of_every_cell(name, estimator) -> No
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**31), edges=st.floats(0, 1), alpha=st.floats(0.05, 1.0), learned=st.booleans())
-def test_page_rank_contracts_by_one_minus_alpha(seed, edges, alpha, learned) -> None:
+def test_the_page_rank_cell_contracts_by_one_minus_alpha(seed, edges, alpha, learned) -> None:
     graph = random_graph(seed, edges=edges)
     cell = PageRankCell(**SIZES, alpha=alpha, learn_alpha=learned and alpha < 1, dropout=0.0)
     update, state = cell.start(graph.x, PreparedGraph(graph, "symmetric").adjacency)
@@ -107,7 +107,7 @@ def test_the_contractive_cell_has_a_spectral_radius_within_the_bound(seed, edges
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "mean", "symmetric"])
-def test_adjacency_is_that_of_pyg(aggregation) -> None:
+def test_the_adjacency_matrix_equals_pyg_s_aggregation(aggregation) -> None:
     edge_index = torch.tensor([[0, 1, 3, 3, 3], [1, 2, 0, 1, 1]])  # directed, one edge twice
     states = torch.rand(4, 2)
     found = adjacency_matrix(edge_index, 4, aggregation) @ states
@@ -129,7 +129,7 @@ def test_the_symmetric_adjacency_has_norm_one() -> None:
     assert math.isclose(torch.linalg.matrix_norm(matrix, 2), 1, rel_tol=1e-5)
 
 
-def test_sparse_and_dense_features_are_the_same_to_a_cell() -> None:
+def test_sparse_and_dense_features_give_the_same_input() -> None:
     graph = random_graph(0, num_features=40)
     graph.x *= torch.rand(graph.x.shape, generator=torch.Generator().manual_seed(0)) < 0.1
     prepared = PreparedGraph(graph, "symmetric")
@@ -152,7 +152,7 @@ def test_dropout_of_features_keeps_their_mean_and_is_off_in_evaluation(sparse) -
     assert torch.equal(cell.eval().injected(given_features), torch.full((50, 1), 1000.0))
 
 
-def test_what_is_dropped_is_drawn_once_for_a_solve() -> None:
+def test_dropout_masks_are_drawn_once_per_solve() -> None:
     graph = random_graph()
     for make in MAKERS.values():
         cell = make()
@@ -178,7 +178,9 @@ def test_a_graph_is_recognised_by_its_tensors() -> None:
 
 
 CHANGES = {
-    "widened": lambda graph: graph.apply(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor),
+    "converted to float64": lambda graph: graph.apply(
+        lambda tensor: tensor.double() if tensor.is_floating_point() else tensor
+    ),
     "cloned": lambda graph: graph.clone(),
     "copied": copy.deepcopy,
     "a part": lambda graph: graph.subgraph(torch.arange(6)),
@@ -206,7 +208,7 @@ def test_a_graph_is_prepared_again_only_if_it_changed(change) -> None:
     assert prepare.forward(changed).prepared is found
 
 
-def test_another_aggregation_or_dtype_is_prepared_for() -> None:
+def test_a_graph_is_prepared_for_each_aggregation_and_dtype() -> None:
     graph = random_graph(0)
     for aggregation in ("sum", "mean", "sum"):
         for dtype in (torch.float32, torch.float64):
@@ -215,7 +217,7 @@ def test_another_aggregation_or_dtype_is_prepared_for() -> None:
             assert prepared.features.dtype == prepared.adjacency.values.dtype == dtype
 
 
-def test_what_is_prepared_in_inference_mode_can_be_trained_on() -> None:
+def test_a_graph_prepared_in_inference_mode_can_be_trained_on() -> None:
     graph = random_graph(0)
     graph.x *= torch.eye(8, 5)  # sparse features
     cell = MAKERS["page_rank"]()
@@ -228,7 +230,7 @@ def test_what_is_prepared_in_inference_mode_can_be_trained_on() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool])
-def test_features_of_any_type_have_a_fingerprint(dtype) -> None:
+def test_features_may_be_of_any_dtype(dtype) -> None:
     graph = random_graph(0)
     graph.x = graph.x.mul(10).to(dtype)
     prepared = PreparedGraph(graph, "sum")
@@ -237,8 +239,8 @@ def test_features_of_any_type_have_a_fingerprint(dtype) -> None:
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "mean", "symmetric"])
-def test_the_adjacency_of_many_nodes_does_not_depend_on_the_type_of_indices(aggregation) -> None:
-    """The products of indices that number the edges overflow int32 from 46,341 nodes on."""
+def test_the_adjacency_of_many_nodes_does_not_depend_on_the_index_dtype(aggregation) -> None:
+    """Flat indices of edges overflow int32 from 46,341 nodes on."""
     nodes = 50_000
     generator = torch.Generator().manual_seed(0)
     edges = torch.randint(nodes - 100, nodes, (2, 500), generator=generator)
@@ -251,7 +253,7 @@ def test_the_adjacency_of_many_nodes_does_not_depend_on_the_type_of_indices(aggr
     if aggregation == "mean":
         dense_matrix /= dense_matrix.sum(1, keepdim=True).clamp_min(1)
     if aggregation == "symmetric":
-        dense_matrix.fill_diagonal_(1)  # gcn_norm adds what self-loops are missing
+        dense_matrix.fill_diagonal_(1)  # gcn_norm adds missing self-loops
         root = dense_matrix.sum(1).rsqrt()
         dense_matrix = root[:, None] * dense_matrix * root
     torch.testing.assert_close(wide[-100:], dense_matrix @ states[-100:])
@@ -294,13 +296,13 @@ def test_a_malformed_graph_is_refused(changes, message) -> None:
         (lambda: GRUPropagation(5, 3, features_enter="never"), "features_enter='never' must be one of every_step"),
     ],
 )
-def test_bad_arguments_are_named(make, message) -> None:
+def test_invalid_arguments_are_refused(make, message) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
 
-def test_the_released_form_forgets_its_features() -> None:
-    """With features in the first state alone a contraction ends in the same state whatever they are."""
+def test_features_in_the_first_state_only_are_forgotten() -> None:
+    """As in the paper's released code: the fixed point of a contraction does not depend on the initial state."""
     torch.manual_seed(0)
     graph, ends = random_graph(), []
     cells = [GRUPropagation(**SIZES, features_enter=entry) for entry in ("first_state", "every_step")]

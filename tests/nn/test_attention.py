@@ -1,4 +1,4 @@
-"""Attention inside an update: fused kernels have no second derivative, which products with J and penalties need."""
+"""Attention in an update: products with J and penalties need second derivatives, which fused kernels lack."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ SOLVERS |= {"GMRES": Implicit(GMRES(100, 1e-14), EXACT), "NormalCG": Implicit(No
 
 
 class ModuleCell(nn.Module):
-    """PyTorch's module, which in an evaluation without gradients takes a kernel of its own."""
+    """A cell with ``nn.MultiheadAttention``, which uses another kernel in evaluations without gradients."""
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ModuleCell(nn.Module):
 
 
 class FunctionCell(nn.Module):
-    """The function, with a mask."""
+    """A cell with ``scaled_dot_product_attention`` and a causal mask."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ def tokens() -> Tensor:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("make", [ModuleCell, FunctionCell])
-def test_every_estimator_has_the_dense_gradient(make: Callable[[], nn.Module], training: bool) -> None:
+def test_every_estimator_gives_the_dense_gradient(make: Callable[[], nn.Module], training: bool) -> None:
     torch.manual_seed(0)
     cell, x = make().train(training), tokens()
-    # A bias of keys has no effect, and no gradient but rounding.
+    # The gradient of the keys' bias is 0 up to rounding, so errors are relative to all gradients together.
     tensors = [x, *cell.parameters()]
     exact = dense(Cell(lambda h: cell(h, x), torch.zeros_like(x).detach(), tensors, 1)).gradients
     for name, estimator in SOLVERS.items():
@@ -59,7 +59,7 @@ def test_every_estimator_has_the_dense_gradient(make: Callable[[], nn.Module], t
 
 
 @pytest.mark.parametrize("name", ["CGRBP", "ExactAdjoint", "BPTT"])
-def test_dropout_of_attention_is_held(name: str) -> None:
+def test_dropout_of_attention_keeps_its_mask_over_a_solve(name: str) -> None:
     torch.manual_seed(0)
     cell, x = ModuleCell(dropout=0.3), tokens()
     tensors = [x, *cell.parameters()]
@@ -73,7 +73,7 @@ def test_dropout_of_attention_is_held(name: str) -> None:
 
 @pytest.mark.parametrize("make", [ModuleCell, FunctionCell])
 @pytest.mark.parametrize("penalty", [jacobian_penalty, column_sum_penalty])
-def test_penalties_of_attention_can_be_differentiated(penalty: Callable[..., Tensor], make: Any) -> None:
+def test_penalties_of_attention_have_the_gradient_of_the_math_kernel(penalty: Callable[..., Tensor], make: Any) -> None:
     torch.manual_seed(0)
     cell, x = make(), tokens().detach()
     options = {} if penalty is jacobian_penalty else {"bound": 0.0}

@@ -1,4 +1,4 @@
-"""Bounds and penalties against dense references, in float64."""
+"""Norm bounds and Jacobian penalties, against dense references in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,21 +24,21 @@ from rbp_lightning import (
 )
 from tests.cells import Cell, cells, tanh_cell
 
-# numpy's name of the norm that a class bounds
-ORDERS = {SpectralNormBound: 2, FrobeniusNormBound: "fro", InfinityNormBound: np.inf}
-BY_NAME = [pytest.param(kind, id=kind.__name__) for kind in ORDERS]
+# numpy's name of the norm that each class bounds
+NORMS = {SpectralNormBound: 2, FrobeniusNormBound: "fro", InfinityNormBound: np.inf}
+BY_NAME = [pytest.param(kind, id=kind.__name__) for kind in NORMS]
 PENALTIES = [pytest.param(penalty, id=penalty.__name__) for penalty in (jacobian_penalty, column_sum_penalty)]
 SCALES = st.floats(-6, 6).map(lambda exponent: 10**exponent)
 BOUNDS = st.floats(-3, 2).map(lambda exponent: 10**exponent)
 
 
-def size_of(kind: type, matrix: Tensor) -> float:
-    return float(np.linalg.norm(matrix.detach().double().numpy(), ORDERS[kind]))
+def norm_of(kind: type, matrix: Tensor) -> float:
+    return float(np.linalg.norm(matrix.detach().double().numpy(), NORMS[kind]))
 
 
 @st.composite
 def matrices(draw: st.DrawFn) -> Tensor:
-    """Normal matrices, some of them of low rank, with tied and with zero entries."""
+    """Random matrices, some of low rank, with equal entries or with zeros."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     rows, columns, rank = (draw(st.integers(1, 8)) for _ in range(3))
     left = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
@@ -52,35 +52,39 @@ def matrices(draw: st.DrawFn) -> Tensor:
 @pytest.mark.parametrize("kind", BY_NAME)
 @settings(max_examples=60, deadline=None)
 @given(matrix=matrices(), scale=SCALES, bound=BOUNDS)
-def test_the_bound_holds_and_is_met_by_what_exceeds_it(kind: type, matrix: Tensor, scale: float, bound: float) -> None:
+def test_the_norm_is_reduced_to_the_bound_if_it_exceeds_it(
+    kind: type, matrix: Tensor, scale: float, bound: float
+) -> None:
     matrix = scale * matrix
-    found = size_of(kind, kind(bound)(matrix))
+    found = norm_of(kind, kind(bound)(matrix))
     assert found <= bound * (1 + 1e-12)
-    assert found == pytest.approx(min(bound, size_of(kind, matrix)), rel=1e-12)
+    assert found == pytest.approx(min(bound, norm_of(kind, matrix)), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", [SpectralNormBound, FrobeniusNormBound])
 @settings(max_examples=20, deadline=None)
 @given(matrix=matrices(), scale=SCALES, bound=BOUNDS)
-def test_scales_the_whole_matrix(kind: type, matrix: Tensor, scale: float, bound: float) -> None:
+def test_spectral_and_frobenius_bounds_scale_the_whole_matrix(
+    kind: type, matrix: Tensor, scale: float, bound: float
+) -> None:
     matrix = scale * matrix
-    factor = bound / max(bound, size_of(kind, matrix))
+    factor = bound / max(bound, norm_of(kind, matrix))
     torch.testing.assert_close(kind(bound)(matrix), factor * matrix, rtol=1e-12, atol=0)
 
 
 @settings(max_examples=60, deadline=None)
 @given(matrix=matrices(), scale=SCALES, bound=BOUNDS)
-def test_projects_every_row_onto_the_ball(matrix: Tensor, scale: float, bound: float) -> None:
+def test_the_infinity_bound_projects_every_row_onto_the_ball(matrix: Tensor, scale: float, bound: float) -> None:
     matrix = scale * matrix
     projection = InfinityNormBound(bound)(matrix)
-    # p is the point of a convex set nearest to w where (w - p) . (y - p) <= 0 for all y in it; the product is largest
-    # at a corner of the ball, where y has one entry, of size bound.
+    # p is the projection of w onto a convex set if (w - p) . (y - p) <= 0 for all y in the set. Over the ball the
+    # product is largest at a corner, where y has one entry, +-bound.
     gap = matrix - projection
     largest = bound * gap.abs().amax(1) - (gap * projection).sum(1)
     assert bool((largest <= 1e-11 * bound * matrix.abs().amax(1)).all())
 
 
-def test_the_projection_at_an_example_by_hand() -> None:
+def test_the_projection_of_an_example() -> None:
     row = torch.tensor([[3.0, -2.0, 0.5, 0.0]], dtype=torch.float64)
     for bound, expected in [(1.0, [1.0, 0.0, 0.0, 0.0]), (4.0, [2.5, -1.5, 0.0, 0.0]), (5.2, [2.9, -1.9, 0.4, 0.0])]:
         found = InfinityNormBound(bound)(row)
@@ -90,10 +94,10 @@ def test_the_projection_at_an_example_by_hand() -> None:
 @pytest.mark.parametrize("kind", BY_NAME)
 @settings(max_examples=40, deadline=None)
 @given(matrix=matrices(), scale=SCALES, share=st.floats(0.0, 0.999))
-def test_what_is_within_the_bound_is_not_changed_and_passes_its_gradient_on(
+def test_matrices_within_the_bound_and_their_gradients_are_unchanged(
     kind: type, matrix: Tensor, scale: float, share: float
 ) -> None:
-    bound = max(size_of(kind, matrix), 1e-3) * scale
+    bound = max(norm_of(kind, matrix), 1e-3) * scale
     matrix = (share * scale * matrix).requires_grad_()
     bounded = kind(bound)(matrix)
     assert torch.equal(bounded, matrix)
@@ -103,7 +107,7 @@ def test_what_is_within_the_bound_is_not_changed_and_passes_its_gradient_on(
 
 @pytest.mark.parametrize("kind", BY_NAME)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_zero_matrix_is_left_alone_with_its_gradient(kind: type, dtype: torch.dtype) -> None:
+def test_a_zero_matrix_and_its_gradient_are_unchanged(kind: type, dtype: torch.dtype) -> None:
     matrix = torch.zeros(3, 4, dtype=dtype, requires_grad=True)
     bounded = kind(0.9)(matrix)
     bounded.sum().backward()
@@ -114,7 +118,7 @@ def test_a_zero_matrix_is_left_alone_with_its_gradient(kind: type, dtype: torch.
 @pytest.mark.parametrize("kind", BY_NAME)
 @pytest.mark.parametrize("bound", [0.5, 1e3])
 @pytest.mark.parametrize("seed", range(3))
-def test_gradients_are_those_of_finite_differences(kind: type, bound: float, seed: int) -> None:
+def test_gradients_match_finite_differences(kind: type, bound: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(kind(bound), matrix)
@@ -122,8 +126,8 @@ def test_gradients_are_those_of_finite_differences(kind: type, bound: float, see
 
 @pytest.mark.parametrize("kind", BY_NAME)
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_gradients_are_finite_where_singular_values_and_sizes_are_equal(kind: type, scale: float) -> None:
-    # As of an orthogonal initialisation, on either side of the bound and on it.
+def test_gradients_are_finite_for_equal_singular_values_and_entries(kind: type, scale: float) -> None:
+    # As after orthogonal initialisation; scales below, at and above the bound.
     for matrix in (torch.eye(4), torch.tensor([[1.0, 1.0], [1.0, -1.0]]) / 2**0.5, torch.ones(3, 3)):
         weight = (scale * matrix).requires_grad_()
         weights = torch.arange(1.0, 1 + weight.numel()).reshape(weight.shape)
@@ -134,14 +138,14 @@ def test_gradients_are_finite_where_singular_values_and_sizes_are_equal(kind: ty
 @pytest.mark.parametrize("kind", BY_NAME)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 1e3])
-def test_the_bound_holds_up_to_rounding_in_narrow_dtypes(kind: type, dtype: torch.dtype, scale: float) -> None:
+def test_the_bound_holds_up_to_rounding_in_low_precision(kind: type, dtype: torch.dtype, scale: float) -> None:
     matrix = (scale * torch.randn(48, 64, generator=torch.Generator().manual_seed(0))).to(dtype)
     bounded = kind(0.9)(matrix)
     assert bounded.dtype == dtype
-    assert size_of(kind, bounded) <= 0.9 * (1 + 4 * torch.finfo(dtype).eps)
+    assert norm_of(kind, bounded) <= 0.9 * (1 + 4 * torch.finfo(dtype).eps)
 
 
-def test_rounding_errors_are_those_of_the_bound_and_not_of_the_weight() -> None:
+def test_rounding_errors_are_relative_to_the_bound_not_to_the_weight() -> None:
     matrix = 1e6 * torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
     matrix[0] = 1e6
     bounded = InfinityNormBound(1e-3)(matrix)
@@ -155,14 +159,14 @@ def normalized_adjacency(seed: int, nodes: int = 7) -> Tensor:
     """D^-1/2 (A + I) D^-1/2, whose largest eigenvalue, 1, has the eigenvector sqrt(degree)."""
     generator = torch.Generator().manual_seed(seed)
     edges = (torch.rand(nodes, nodes, generator=generator, dtype=torch.float64) < 0.3).double()
-    edges[0] = 1  # a hub, for which the absolute column sums exceed 1
+    edges[0] = 1  # a hub, which makes absolute column sums exceed 1
     edges = ((edges + edges.T + torch.eye(nodes, dtype=torch.float64)) > 0).double()
     root = edges.sum(1).rsqrt()
     return root[:, None] * edges * root
 
 
 def distance(kind: type, one: Tensor, other: Tensor, adjacency: Tensor) -> float:
-    """In the norm in which the class makes an update a contraction; nodes are in rows."""
+    """Distance of two states in the norm in which the bound makes an update a contraction; one node per row."""
     if kind is not InfinityNormBound:
         return float((one - other).norm())
     values, vectors = torch.linalg.eigh(adjacency)
@@ -204,7 +208,7 @@ def test_a_bounded_weight_makes_a_contraction(
 
         for _ in range(5):
             one, other = randn(7), randn(7)
-            # Steps turn the difference of two states towards the directions that shrink the least.
+            # Iterating turns the difference towards the directions that contract least.
             for _ in range(4):
                 before = distance(kind, one, other, adjacency)
                 one, other = update(one), update(other)
@@ -216,7 +220,7 @@ def test_a_bounded_weight_makes_a_contraction(
 
 @pytest.mark.parametrize("kind", BY_NAME)
 def test_the_rate_of_contraction_is_attained(kind: type) -> None:
-    # So the norms above are the right ones, and no smaller bound would hold.
+    # So the norms of the test above are the right ones, and no smaller bound holds.
     adjacency = normalized_adjacency(0)
     weight = bounded_linear(kind, 0.7, torch.ones(4, 4, dtype=torch.float64)).weight.detach()
     slowest = torch.linalg.eigh(adjacency)[1][:, -1:] * torch.ones(1, 4, dtype=torch.float64)
@@ -226,7 +230,7 @@ def test_the_rate_of_contraction_is_attained(kind: type) -> None:
 
 
 def test_training_a_parametrized_layer_stays_within_the_bound() -> None:
-    for kind in ORDERS:
+    for kind in NORMS:
         torch.manual_seed(0)
         linear = register_parametrization(nn.Linear(6, 6), "weight", kind(0.8))
         optimizer = torch.optim.SGD(linear.parameters(), lr=1.0)
@@ -238,16 +242,16 @@ def test_training_a_parametrized_layer_stays_within_the_bound() -> None:
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-            assert size_of(kind, linear.weight) <= 0.8 * (1 + 1e-6)
+            assert norm_of(kind, linear.weight) <= 0.8 * (1 + 1e-6)
         assert losses[-1] < losses[0]
-        assert size_of(kind, linear.parametrizations.weight.original) > 0.8
+        assert norm_of(kind, linear.parametrizations.weight.original) > 0.8
 
 
 # --- penalties
 
 
 def dense_jacobian(update: Callable[[Any], Any], state: Any) -> Tensor:
-    """Rows are outputs; differentiable in what the update uses."""
+    """The Jacobian, one row per output, differentiable in the tensors that the update uses."""
     leaves, structure = tree_flatten(state)
 
     def flat(vector: Tensor) -> Tensor:
@@ -270,19 +274,19 @@ def gradients(penalty: Tensor, cell: Cell) -> list[Tensor]:
 
 @settings(max_examples=8, deadline=None)
 @given(cell=cells(), seed=st.integers(0, 1000))
-def test_hutchinson_averages_to_the_mean_squared_row(cell: Cell, seed: int) -> None:
+def test_the_jacobian_penalty_estimates_the_squared_frobenius_norm(cell: Cell, seed: int) -> None:
     state = randn_like(cell.start, seed)
     jacobian = dense_jacobian(cell.update, state).detach()
     gram = jacobian @ jacobian.T
     samples = 400
     found = jacobian_penalty(cell.update, state, samples, torch.Generator().manual_seed(seed))
-    # Of v^T G v for standard normal v the mean is tr G, and the variance 2 ||G||_F^2.
+    # For standard normal v, v^T G v has the mean tr G and the variance 2 ||G||_F^2.
     deviation = float(gram.norm()) * (2 / samples) ** 0.5
     assert abs(found.item() * len(jacobian) - float(gram.trace())) < 6 * deviation
 
 
-def test_hutchinson_converges() -> None:
-    # Closely enough to tell apart all norms and all scalings.
+def test_the_jacobian_penalty_converges_with_the_samples() -> None:
+    # So many samples that no other norm or scaling would pass.
     cell = tanh_cell(0, norm=3.0, batch=1, size=3)
     jacobian = dense_jacobian(cell.update, cell.start).detach()
     gram = jacobian @ jacobian.T
@@ -295,7 +299,7 @@ def test_hutchinson_converges() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(cell=cells(), seed=st.integers(0, 1000), samples=st.integers(1, 3))
-def test_hutchinson_and_its_gradient_equal_the_dense_ones(cell: Cell, seed: int, samples: int) -> None:
+def test_the_jacobian_penalty_and_its_gradient_equal_the_dense_ones(cell: Cell, seed: int, samples: int) -> None:
     state = randn_like(cell.start, seed)
     generator, same = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
     jacobian = dense_jacobian(cell.update, state)
@@ -309,7 +313,7 @@ def test_hutchinson_and_its_gradient_equal_the_dense_ones(cell: Cell, seed: int,
     torch.testing.assert_close(gradients(found, cell), gradients(expected, cell), rtol=1e-9, atol=1e-12)
 
 
-def test_draws_are_new_ones_each_time_and_the_same_for_the_same_seed() -> None:
+def test_probes_are_new_in_each_call_and_reproducible_by_seed() -> None:
     cell = tanh_cell(0)
     generator = torch.Generator().manual_seed(1)
     first, second = (jacobian_penalty(cell.update, cell.start, 1, generator) for _ in range(2))
@@ -322,7 +326,7 @@ def test_draws_are_new_ones_each_time_and_the_same_for_the_same_seed() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(cell=cells(), seed=st.integers(0, 1000), bound=st.floats(0.0, 1.0))
-def test_column_sums_and_their_gradient_equal_the_dense_ones(cell: Cell, seed: int, bound: float) -> None:
+def test_the_column_sum_penalty_and_its_gradient_equal_the_dense_ones(cell: Cell, seed: int, bound: float) -> None:
     state = randn_like(cell.start, seed)
     sums = dense_jacobian(cell.update, state).sum(0)
     excess = torch.where(sums > bound, sums - bound, 0)
@@ -333,7 +337,7 @@ def test_column_sums_and_their_gradient_equal_the_dense_ones(cell: Cell, seed: i
         torch.testing.assert_close(gradients(found, cell), expected, rtol=1e-7, atol=1e-10)
 
 
-def test_columns_are_summed_and_not_rows() -> None:
+def test_the_column_sum_penalty_sums_columns_not_rows() -> None:
     weight = torch.tensor([[1.0, 1.0], [0.5, 0.0]], dtype=torch.float64)
     # Columns: 1.5 and 1; rows: 2 and 0.5.
     found = column_sum_penalty(lambda state: weight @ state, torch.zeros(2, dtype=torch.float64), bound=0.75)
@@ -341,13 +345,13 @@ def test_columns_are_summed_and_not_rows() -> None:
 
 
 @pytest.mark.parametrize("slope", [-5.0, 0.0, 0.5])
-def test_no_penalty_and_no_gradient_at_and_below_the_bound(slope: float) -> None:
+def test_column_sums_up_to_the_bound_have_no_penalty_and_no_gradient(slope: float) -> None:
     scale = torch.tensor(slope, requires_grad=True)
     penalty = column_sum_penalty(lambda state: scale * state, torch.ones(3), bound=0.5)
     penalty.backward()
     assert penalty.item() == 0
     assert scale.grad.item() == 0
-    # Just beyond it there are both.
+    # Just above the bound there are both.
     scale = torch.tensor(0.51, requires_grad=True)
     penalty = column_sum_penalty(lambda state: scale * state, torch.ones(3), bound=0.5)
     penalty.backward()
@@ -356,7 +360,7 @@ def test_no_penalty_and_no_gradient_at_and_below_the_bound(slope: float) -> None
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
-def test_descending_a_penalty_lowers_the_dense_quantity(penalty: Callable[..., Tensor]) -> None:
+def test_gradient_descent_on_a_penalty_lowers_the_dense_quantity(penalty: Callable[..., Tensor]) -> None:
     cell = tanh_cell(3, norm=4.0, batch=2, size=5)
     state = randn_like(cell.start, 0)
 
@@ -378,7 +382,7 @@ def test_descending_a_penalty_lowers_the_dense_quantity(penalty: Callable[..., T
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
-def test_the_state_is_a_constant(penalty: Callable[..., Tensor]) -> None:
+def test_penalties_treat_the_state_as_a_constant(penalty: Callable[..., Tensor]) -> None:
     weight = torch.tensor(2.0, requires_grad=True)
     start = torch.randn(4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     state = 2 * start
@@ -391,7 +395,7 @@ def test_the_state_is_a_constant(penalty: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
-def test_leaves_that_are_not_used_and_updates_without_parameters(penalty: Callable[..., Tensor]) -> None:
+def test_penalties_of_updates_that_ignore_part_of_the_state(penalty: Callable[..., Tensor]) -> None:
     state = {"used": torch.ones(2), "unused": torch.ones(3), "constant": torch.ones(1)}
 
     def update(h: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -423,7 +427,7 @@ def test_leaves_are_paired_by_name() -> None:
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
-def test_works_without_gradients_enabled(penalty: Callable[..., Tensor]) -> None:
+def test_penalties_work_without_gradients_enabled(penalty: Callable[..., Tensor]) -> None:
     torch.manual_seed(0)
     expected = penalty(lambda h: 2 * h, torch.zeros(3))
     torch.manual_seed(0)
@@ -434,7 +438,7 @@ def test_works_without_gradients_enabled(penalty: Callable[..., Tensor]) -> None
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_low_precision_is_summed_in_float32(penalty: Callable[..., Tensor]) -> None:
-    # In bfloat16 a sum of ones ends at 256, and in float16 at 65504.
+    # Summing ones stops at 256 in bfloat16, and overflows beyond 65504 in float16.
     for dtype in (torch.float16, torch.bfloat16):
         found = penalty(lambda h: 2 * h, torch.zeros(100_000, dtype=dtype))
         assert found.dtype == torch.float32
@@ -442,19 +446,19 @@ def test_low_precision_is_summed_in_float32(penalty: Callable[..., Tensor]) -> N
         assert found.item() == pytest.approx(expected, rel=0.03)
 
 
-# --- mistakes
+# --- invalid arguments
 
 
 @pytest.mark.parametrize("kind", BY_NAME)
 @pytest.mark.parametrize("bound", [0, 0.0, -1.0, float("inf"), float("nan"), "0.9", None, True])
-def test_a_bad_bound_is_refused(kind: type, bound: Any) -> None:
+def test_an_invalid_bound_is_refused(kind: type, bound: Any) -> None:
     with pytest.raises(UserError, match=f"{kind.__name__}: bound=.* must be a number"):
         kind(bound)
 
 
 @pytest.mark.parametrize("kind", BY_NAME)
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 1, 1)])
-def test_what_is_no_matrix_is_refused(kind: type, shape: tuple[int, ...]) -> None:
+def test_a_weight_that_is_not_a_matrix_is_refused(kind: type, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match=f"{kind.__name__}: weight has shape .*must be a matrix"):
         kind(0.9)(torch.ones(shape))
     with pytest.raises(UserError, match="weight"):
@@ -462,13 +466,13 @@ def test_what_is_no_matrix_is_refused(kind: type, shape: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("samples", [0, -1, 1.5, True, None])
-def test_bad_samples_are_refused(samples: Any) -> None:
+def test_an_invalid_number_of_samples_is_refused(samples: Any) -> None:
     with pytest.raises(UserError, match=r"samples=.* must be a whole number of at least 1"):
         jacobian_penalty(torch.tanh, torch.zeros(2), samples=samples)
 
 
 @pytest.mark.parametrize("bound", [-0.1, 1.5, float("nan"), "0.9", None])
-def test_a_bad_bound_of_column_sums_is_refused(bound: Any) -> None:
+def test_an_invalid_bound_of_column_sums_is_refused(bound: Any) -> None:
     with pytest.raises(UserError, match=r"bound=.* must be a number in \[0, 1\]"):
         column_sum_penalty(torch.tanh, torch.zeros(2), bound=bound)
 

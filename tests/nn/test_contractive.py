@@ -1,4 +1,4 @@
-"""One call that bounds all layers of a module."""
+"""``contractive`` bounds all layers of a module."""
 
 import copy
 from typing import Any
@@ -20,7 +20,7 @@ from rbp_lightning import (
 
 
 class ConvolutionalCell(nn.Module):
-    """relu(convolution(h)), then a map of each pixel, and the input."""
+    """A convolution with relu, a linear layer per pixel with tanh, and the input."""
 
     def __init__(self, padding_mode: str = "zeros") -> None:
         super().__init__()
@@ -33,19 +33,19 @@ class ConvolutionalCell(nn.Module):
 
 
 class AttentiveCell(nn.Module):
-    """Self-attention of tokens in a box, and the input."""
+    """Self-attention on clamped tokens, and the input."""
 
     def __init__(self) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        h = h.clamp(-1, 1)  # moves no two tokens apart
+        h = h.clamp(-1, 1)  # does not increase distances
         return self.attention(h, h, h, need_weights=False)[0] + x
 
 
 def enlarged(module: nn.Module, factor: float = 20.0) -> nn.Module:
-    """The module with parameters far beyond any bound."""
+    """Sets the parameters to random values far above any bound; returns the module."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(factor * torch.randn_like(parameter))
@@ -56,7 +56,7 @@ def enlarged(module: nn.Module, factor: float = 20.0) -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "shape", "token_norm"), [(ConvolutionalCell, (2, 3, 6, 6), None), (AttentiveCell, (2, 5, 8), 8**0.5)]
 )
-def test_a_solve_with_a_contractive_cell_converges_to_one_state(
+def test_solves_with_a_contractive_cell_converge_to_the_same_state(
     make: Any, shape: tuple[int, ...], token_norm: float | None, norm: str
 ) -> None:
     torch.manual_seed(0)
@@ -69,13 +69,13 @@ def test_a_solve_with_a_contractive_cell_converges_to_one_state(
     torch.testing.assert_close(found[0].state, found[1].state, rtol=1e-9, atol=1e-9)
 
 
-def test_which_bound_each_layer_gets() -> None:
+def test_each_layer_gets_the_bound_of_its_kind() -> None:
     cell = ConvolutionalCell()
     assert contractive(cell, 0.8, "frobenius") is cell
     shown = repr(cell)
     assert "FrobeniusConvolutionBound(bound=0.8, stride=(1, 1), dilation=(1, 1), groups=1)" in shown
     assert "FrobeniusNormBound(bound=0.8)" in shown
-    # Training goes on from the weights, which keep their place in checkpoints.
+    # The weights stay trainable, and are in checkpoints.
     assert "pixels.parametrizations.weight.original" in cell.state_dict()
     torch.testing.assert_close(copy.deepcopy(cell).pixels.weight, cell.pixels.weight)
 
@@ -84,9 +84,9 @@ def test_which_bound_each_layer_gets() -> None:
 
 
 def largest_growth(jacobian: Tensor, steps: int = 30) -> float:
-    """Largest Euclidean move of an output token, of moves of at most 1 of every token: ``[out, d, in, d]``.
+    """Largest Euclidean change of an output token for changes of at most 1 of every input token.
 
-    By ascent, so from below.
+    A lower bound, by ascent from several directions. The Jacobian is ``[out, d, in, d]``.
     """
     found = 0.0
     for rows in jacobian:
@@ -112,7 +112,7 @@ def test_attention_on_bounded_tokens_is_within_the_bound(kind: type, options: di
         sizes = [4, attention.kdim, attention.vdim]
 
         def attend(joined: Tensor, attention: nn.Module = attention, sizes: list[int] = sizes) -> Tensor:
-            if "kdim" not in options:  # self-attention, where all moves of a token are one
+            if "kdim" not in options:  # self-attention: query, key and value are the same token
                 joined = torch.cat([joined] * 3, dim=1)
             query, key, value = (one[None] for one in joined.split(sizes, dim=1))
             return attention(query, key, value)[0][0]
@@ -127,13 +127,13 @@ def test_attention_on_bounded_tokens_is_within_the_bound(kind: type, options: di
         elif "kdim" not in options:
             assert 0.01 < largest_growth(jacobian) <= 0.9 * (1 + 1e-9)
         else:
-            # Queries, keys and values are tokens of their own.
+            # Queries, keys and values are separate tokens.
             apart = torch.cat([nn.functional.pad(one, (0, 6 - one.shape[-1])) for one in jacobian.split(sizes, 3)], 2)
             assert 0.01 < largest_growth(apart) <= 0.9 * (1 + 1e-9)
 
 
-def test_scores_of_attention_are_not_always_small() -> None:
-    # Within the bound on scores that makes it a contraction, tokens still tell each other apart.
+def test_bounded_attention_still_distinguishes_tokens() -> None:
+    # The bound on the scores that makes attention a contraction leaves room for different weights.
     torch.manual_seed(0)
     attention = enlarged(nn.MultiheadAttention(4, 1, bias=False, batch_first=True, dtype=torch.float64))
     contractive(attention, 0.9, token_norm=1.0)
@@ -142,7 +142,7 @@ def test_scores_of_attention_are_not_always_small() -> None:
     assert float(weights.max() / weights.min()) > 1.2
 
 
-# --- mistakes
+# --- invalid arguments
 
 
 class OwnParameter(nn.Module):
@@ -162,25 +162,25 @@ class OwnParameter(nn.Module):
         (nn.Tanh(), {}, "Tanh has no weight to bound"),
         (nn.LazyLinear(2), {}, "no weight yet"),
         (nn.Conv1d(2, 2, 3, padding=1, padding_mode="reflect"), {}, "padding_mode='reflect', which repeats pixels"),
-        (nn.Conv1d(2, 2, 3, padding=2, padding_mode="circular"), {}, "lower its padding"),
+        (nn.Conv1d(2, 2, 3, padding=2, padding_mode="circular"), {}, "lower the padding"),
         (nn.MultiheadAttention(4, 2), {}, "pass token_norm"),
         (nn.MultiheadAttention(4, 2), {"token_norm": 0.0}, "token_norm=0.0"),
-        (nn.MultiheadAttention(4, 2, dropout=0.1), {"token_norm": 1.0}, "dropout is not bounded"),
+        (nn.MultiheadAttention(4, 2, dropout=0.1), {"token_norm": 1.0}, "dropout has no known bound"),
         (nn.MultiheadAttention(4, 2, add_bias_kv=True), {"token_norm": 1.0}, "add_bias_kv"),
         (nn.MultiheadAttention(4, 2, add_zero_attn=True), {"token_norm": 1.0}, "add_zero_attn"),
         (nn.Linear(2, 2), {"bound": 0.0}, "bound=0.0"),
         (nn.Linear(2, 2), {"norm": "max"}, "norm='max' must be one of spectral, frobenius, infinity"),
-        (torch.tanh, {}, "is no Module"),
+        (torch.tanh, {}, "is not of type Module"),
     ],
 )
-def test_mistakes_are_told_and_nothing_is_changed(module: Any, options: dict[str, Any], what: str) -> None:
+def test_unsuitable_modules_are_refused_and_not_changed(module: Any, options: dict[str, Any], what: str) -> None:
     before = repr(module)
     with pytest.raises(UserError, match=what):
         contractive(module, **{"bound": 0.9, **options})
     assert repr(module) == before
 
 
-def test_shared_layers_are_bounded_once_and_bounds_go_on_top_of_others() -> None:
+def test_shared_layers_are_bounded_once_and_bounds_can_be_stacked() -> None:
     linear = enlarged(nn.Linear(3, 3))
     contractive(nn.Sequential(linear, nn.Tanh(), linear), 0.9)
     assert len(linear.parametrizations.weight) == 1

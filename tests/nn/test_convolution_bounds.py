@@ -1,4 +1,4 @@
-"""Bounds on convolutions against the dense operator, in float64."""
+"""Norm bounds of convolutions, against the dense operator in float64."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ Case = tuple[nn.Module, tuple[int, ...]]
 
 
 def operator(layer: nn.Module, shape: tuple[int, ...]) -> np.ndarray:
-    """The linear part of a layer as a matrix, on inputs of a shape."""
+    """The linear part of a layer as a matrix, for inputs of a shape."""
     count = int(np.prod(shape))
     with torch.no_grad():
         images = layer(torch.eye(count, dtype=torch.float64).reshape(count, *shape))
@@ -28,7 +28,7 @@ def operator(layer: nn.Module, shape: tuple[int, ...]) -> np.ndarray:
 
 @st.composite
 def layers(draw: st.DrawFn) -> Case:
-    """A convolution of any geometry, and a small image for it."""
+    """A random convolution, and the shape of a small input for it."""
     dims = draw(st.integers(1, 3))
     modes = ["zeros", "circular"]
 
@@ -47,7 +47,7 @@ def layers(draw: st.DrawFn) -> Case:
     layer = LAYERS[dims - 1](inside, outside, kernel, stride, padding, dilation, **options)
     with torch.no_grad():
         layer.weight.mul_(10 ** draw(st.floats(-3, 3)))
-        if draw(st.booleans()):  # one sign: the norm is that at a frequency of the corner
+        if draw(st.booleans()):  # with weights of one sign the norm is attained at frequency 0
             layer.weight.abs_()
     return layer, (inside, *size)
 
@@ -60,12 +60,12 @@ def test_the_dense_operator_is_within_the_bound(
 ) -> None:
     layer, shape = case
     before = layer.weight.detach().clone()
-    within = np.linalg.norm(operator(layer, shape), ORDERS[norm])
+    unbounded = np.linalg.norm(operator(layer, shape), ORDERS[norm])
     contractive(layer, bound, norm)
     found = np.linalg.norm(operator(layer, shape), ORDERS[norm])
     assert found <= bound * (1 + 1e-10)
-    assert found <= within * (1 + 1e-10)
-    if within > bound * (1 + 1e-10):
+    assert found <= unbounded * (1 + 1e-10)
+    if unbounded > bound * (1 + 1e-10):
         assert not torch.equal(layer.weight, before)
 
 
@@ -78,7 +78,7 @@ def test_the_spectral_bound_is_nearly_attained(dims: int, share: float) -> None:
         with torch.no_grad():
             layer.weight.mul_(100)
         contractive(layer, 0.9)
-        # Singular values of a circular convolution are those of the Fourier transform at the image's frequencies.
+        # The singular values of a circular convolution are those of the kernel's Fourier transform at all frequencies.
         spectrum = torch.fft.fftn(layer.weight.detach(), [24] * dims, dim=list(range(2, 2 + dims))).flatten(2)
         largest = float(torch.linalg.matrix_norm(spectrum.movedim(2, 0), 2).max())
         assert share * 0.9 <= largest <= 0.9
@@ -100,8 +100,8 @@ def test_the_infinity_bound_is_attained_and_holds_for_any_padding(case: Case) ->
 
 
 @pytest.mark.parametrize("norm", ["spectral", "frobenius"])
-def test_phases_of_a_stride_meet_around_an_edge(norm: str) -> None:
-    # Pixels 2, 0, 1 and 1, 2, 0: on a line without an end, these outputs would have one pixel in common.
+def test_the_bound_of_a_strided_circular_convolution_counts_overlaps_across_the_edge(norm: str) -> None:
+    # The outputs see the pixels 2, 0, 1 and 1, 2, 0. Without wrapping they would share only one pixel.
     layer = nn.Conv1d(1, 1, 3, stride=2, padding=1, padding_mode="circular", bias=False, dtype=torch.float64)
     nn.init.ones_(layer.weight)
     assert np.linalg.norm(operator(layer, (1, 3)), 2) == pytest.approx(6**0.5)
@@ -110,7 +110,7 @@ def test_phases_of_a_stride_meet_around_an_edge(norm: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_kernel_within_the_bound_is_unchanged_and_passes_its_gradient_on(kind: type) -> None:
+def test_kernels_within_the_bound_and_their_gradients_are_unchanged(kind: type) -> None:
     for kernel in (0.01 * torch.randn(3, 2, 3, 3), torch.zeros(3, 2, 3, 3)):
         kernel.requires_grad_()
         options = {} if kind is InfinityConvolutionBound else {"stride": (1, 2), "dilation": (1, 1)}
@@ -123,14 +123,14 @@ def test_a_kernel_within_the_bound_is_unchanged_and_passes_its_gradient_on(kind:
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1)])
 @pytest.mark.parametrize("kind", [SpectralConvolutionBound, FrobeniusConvolutionBound])
-def test_its_gradient(kind: type, stride: tuple[int, ...]) -> None:
+def test_gradients_match_finite_differences(kind: type, stride: tuple[int, ...]) -> None:
     kernel = torch.randn(2, 1, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     bound = kind(0.5, stride=stride, dilation=(2, 1), groups=2)
     assert torch.autograd.gradcheck(bound, kernel.requires_grad_())
 
 
 @pytest.mark.parametrize("kind", [SpectralConvolutionBound, FrobeniusConvolutionBound])
-def test_groups_are_scaled_apart(kind: type) -> None:
+def test_groups_are_scaled_separately(kind: type) -> None:
     kernel = torch.ones(2, 1, 1, dtype=torch.float64)
     kernel[1] = 0.25
     bounded = kind(0.5, groups=2)(kernel)
@@ -138,7 +138,7 @@ def test_groups_are_scaled_apart(kind: type) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_low_precision_and_wide_ranges(dtype: torch.dtype) -> None:
+def test_the_bound_holds_in_low_precision_for_any_scale(dtype: torch.dtype) -> None:
     for scale in (1e-4, 1.0, 1e4):
         kernel = (scale * torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(0))).to(dtype)
         bounded = SpectralConvolutionBound(0.9, (1, 1), (1, 1))(kernel)
@@ -154,12 +154,12 @@ def test_low_precision_and_wide_ranges(dtype: torch.dtype) -> None:
     [
         (lambda: SpectralConvolutionBound(0.9)(torch.ones(2, 2)), "must be the kernel of a convolution"),
         (lambda: InfinityConvolutionBound(0.9)(torch.ones(2, 2)), "must be the kernel of a convolution"),
-        (lambda: FrobeniusConvolutionBound(0.9)(torch.ones(2, 2, 3, 3)), "pass a number for each of its 2 dimensions"),
+        (lambda: FrobeniusConvolutionBound(0.9)(torch.ones(2, 2, 3, 3)), "each of the 2 dimensions"),
         (lambda: SpectralConvolutionBound(0.9, groups=2)(torch.ones(3, 2, 3)), "groups=2 does not divide 3"),
         (lambda: SpectralConvolutionBound(0.0), "bound=0.0"),
         (lambda: SpectralConvolutionBound(0.9, stride=(0,)), "stride=0"),
     ],
 )
-def test_mistakes_are_told(make: Any, what: str) -> None:
+def test_invalid_arguments_are_refused(make: Any, what: str) -> None:
     with pytest.raises(UserError, match=what):
         make()

@@ -1,4 +1,4 @@
-"""What is held over a solve: random numbers, parametrized weights, and the parameters themselves."""
+"""``held`` keeps random numbers, parametrized weights and functional parameters fixed over a solve."""
 
 import copy
 import pickle
@@ -33,13 +33,13 @@ from rbp_lightning import (
 from tests.cells import Cell, dense, loss_of, relative_error
 from tests.contracts.test_estimator_contract import ESTIMATORS, EXACT
 
-EVERY = pytest.mark.parametrize("entry", ESTIMATORS.values(), ids=list(ESTIMATORS))
+EVERY_ESTIMATOR = pytest.mark.parametrize("entry", ESTIMATORS.values(), ids=list(ESTIMATORS))
 CG = CGRBP(100, 1e-14, solver=EXACT)
 START = torch.zeros(3, 4, dtype=torch.float64)
 
 
 class OnceDifferentiable(torch.autograd.Function):
-    """0.5 sin, without a second derivative: products with J evaluate the update again, in forward mode."""
+    """0.5 sin without a second derivative, so products with J evaluate the update again in forward mode."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class OnceDifferentiable(torch.autograd.Function):
 
 
 class RandomCell(nn.Module):
-    """One dropout used twice, dropout by a function, and a branch that is dropped."""
+    """A cell with a dropout module that is used twice, functional dropout, and stochastic depth."""
 
     def __init__(self, phi: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class RandomCell(nn.Module):
 
 
 def with_masks(cell: RandomCell, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The update with the masks that its first application would draw now, as constants."""
+    """The update with constant masks: those that its first application would draw from the current RNG state."""
     ones = torch.ones_like(x)
     before, within, after = (dropout(ones, p) for p in (0.5, 0.2, 0.5))
     kept = dropout(ones[:, :1], 0.3)
@@ -100,7 +100,7 @@ def exact_gradients(layer: FixedPointLayer, x: Tensor, seed: int) -> list[Tensor
     return dense(Cell(with_masks(layer.cell, x), START, tensors_of(layer, x), 1)).gradients
 
 
-def a_layer(estimator: GradientEstimator, phi: Callable[[Tensor], Tensor] = torch.tanh) -> FixedPointLayer:
+def make_layer(estimator: GradientEstimator, phi: Callable[[Tensor], Tensor] = torch.tanh) -> FixedPointLayer:
     torch.manual_seed(3)
     return FixedPointLayer(RandomCell(phi), estimator)
 
@@ -108,27 +108,27 @@ def a_layer(estimator: GradientEstimator, phi: Callable[[Tensor], Tensor] = torc
 # --- random numbers
 
 
-@EVERY
-def test_every_estimator_has_the_gradient_of_one_draw(entry: Any) -> None:
-    layer, x = a_layer(entry.exact), inputs()
+@EVERY_ESTIMATOR
+def test_every_estimator_gives_the_gradient_for_one_draw_of_the_masks(entry: Any) -> None:
+    layer, x = make_layer(entry.exact), inputs()
     assert relative_error(gradients(layer, x, 0), exact_gradients(layer, x, 0)) < 1e-9
 
 
-def test_products_that_apply_the_update_again_have_the_same_masks() -> None:
-    layer, x = a_layer(CG, OnceDifferentiable.apply), inputs()
+def test_products_that_evaluate_the_update_again_use_the_same_masks() -> None:
+    layer, x = make_layer(CG, OnceDifferentiable.apply), inputs()
     assert relative_error(gradients(layer, x, 0), exact_gradients(layer, x, 0)) < 1e-9
-    # An adjoint may come out right although products with J, unlike those with its transpose, were of another map.
+    # The adjoint may be right even if products with J use other masks than products with J^T.
     operator = JacobianOperator.at(held(lambda h: layer.cell(h, x), layer.cell), START, batch_dims=1)
     left, right = torch.randn(2, 3, 4, dtype=torch.float64)
     with torch.no_grad():
-        layer.cell(START, x)  # draws
+        layer.cell(START, x)  # draws new masks
     transposed, product = operator.vjp([left])[0], operator.jvp([right])[0]
     torch.testing.assert_close((transposed * right).sum(), (left * product).sum(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("estimator", [CG, BPTT(EXACT), ExactAdjoint(solver=EXACT)], ids=lambda one: type(one).__name__)
 def test_two_solves_before_one_backward(estimator: GradientEstimator) -> None:
-    layer, x = a_layer(estimator, OnceDifferentiable.apply), inputs()
+    layer, x = make_layer(estimator, OnceDifferentiable.apply), inputs()
     states = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -140,7 +140,7 @@ def test_two_solves_before_one_backward(estimator: GradientEstimator) -> None:
 
 
 def joint_gradients(inner: Callable[[Tensor, Tensor], Tensor], x: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """Of h = 0.3 s + x, where s = inner(s, h), by converged BPTT of both at once."""
+    """Gradients of h = 0.3 s + x with s = inner(s, h), by BPTT through the joint iteration until it has converged."""
     h, s = torch.zeros_like(x), torch.zeros_like(x)
     for _ in range(200):
         h, s = 0.3 * s + x, inner(s, h)
@@ -148,7 +148,7 @@ def joint_gradients(inner: Callable[[Tensor, Tensor], Tensor], x: Tensor, tensor
 
 
 class NestingCell(nn.Module):
-    """A cell that solves for another fixed point, both with dropout."""
+    """A cell with dropout that solves an inner fixed point, with dropout as well."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,23 +160,23 @@ class NestingCell(nn.Module):
 
 
 @pytest.mark.parametrize("estimator", [ExactAdjoint(solver=EXACT), BPTT(EXACT)], ids=["ExactAdjoint", "BPTT"])
-def test_nested_solves(estimator: GradientEstimator) -> None:
+def test_nested_solves_each_keep_their_masks(estimator: GradientEstimator) -> None:
     torch.manual_seed(3)
     layer, x = FixedPointLayer(NestingCell(), estimator), inputs()
     torch.manual_seed(0)
     mask = dropout(torch.ones_like(x), 0.5)  # the outer update draws first
-    began = torch.get_rng_state()
+    after_outer = torch.get_rng_state()
 
     def inner(s: Tensor, h: Tensor) -> Tensor:
-        torch.set_rng_state(began)
+        torch.set_rng_state(after_outer)
         return with_masks(layer.cell.inner.cell, mask * h + x)(s)
 
     exact = joint_gradients(inner, x, tensors_of(layer, x))
     assert relative_error(gradients(layer, x, 0), exact) < 1e-9
 
 
-def test_each_solve_draws_once_and_an_evaluation_never() -> None:
-    layer, x = a_layer(CG), inputs()
+def test_each_solve_draws_once_and_evaluations_do_not_draw() -> None:
+    layer, x = make_layer(CG), inputs()
     torch.manual_seed(0)
     layer.cell(START, x)
     following = torch.rand(1)
@@ -191,7 +191,7 @@ def test_each_solve_draws_once_and_an_evaluation_never() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_masks_do_not_depend_on_how_a_state_is_stored() -> None:
+def test_masks_do_not_depend_on_memory_format_or_dtype() -> None:
     image = torch.randn(2, 3, 4, 4)
     update = held(drop := nn.Dropout(0.5), drop)
     first = update(image)
@@ -203,7 +203,7 @@ def test_masks_do_not_depend_on_how_a_state_is_stored() -> None:
 
 
 class ImageCell(nn.Module):
-    """A convolution that turns the layout of its input to its own, and dropout of channels."""
+    """A channels-last convolution, which changes the memory format of the state, with dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class ImageCell(nn.Module):
         return self.drop(torch.tanh(self.convolution(h))) + x
 
 
-def test_images_in_another_layout() -> None:
+def test_a_cell_may_change_the_memory_format() -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(ImageCell(), CGRBP(solver=Picard(200, 1e-6)))
     solved = layer.solve(torch.randn(2, 3, 6, 6))
@@ -223,7 +223,7 @@ def test_images_in_another_layout() -> None:
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_a_layer_with_dropout_is_copied_and_pickled(again: Callable[[Any], Any]) -> None:
+def test_a_layer_with_dropout_can_be_copied_and_pickled(again: Callable[[Any], Any]) -> None:
     cell = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), StochasticDepth(0.5), nn.Tanh())
     nn.init.normal_(cell[0].weight, std=0.02)
     layer, start = FixedPointLayer(cell), torch.zeros(3, 4)
@@ -236,8 +236,8 @@ def test_a_layer_with_dropout_is_copied_and_pickled(again: Callable[[Any], Any])
 
 
 @pytest.mark.parametrize("penalty", [jacobian_penalty, column_sum_penalty])
-def test_penalties_are_of_the_update_that_was_solved(penalty: Callable[..., Tensor]) -> None:
-    layer, x = a_layer(CG), inputs()
+def test_penalties_use_the_masks_of_the_solve(penalty: Callable[..., Tensor]) -> None:
+    layer, x = make_layer(CG), inputs()
     torch.manual_seed(0)
     update = held(lambda h: layer.cell(h, x), layer.cell)
     state = CG(update, START, batch_dims=1).state
@@ -245,7 +245,7 @@ def test_penalties_are_of_the_update_that_was_solved(penalty: Callable[..., Tens
     reference = with_masks(layer.cell, x)
     found = []
     for one in (update, reference):
-        torch.manual_seed(1)  # of the probes
+        torch.manual_seed(1)  # for the probes
         value = penalty(one, state)
         found.append([value, *torch.autograd.grad(value, list(layer.parameters()), allow_unused=True)])
     for one, other in zip(*found, strict=True):
@@ -258,7 +258,7 @@ def test_penalties_are_of_the_update_that_was_solved(penalty: Callable[..., Tens
 
 
 class Counting(nn.Module):
-    """A parametrization that counts how often it is computed."""
+    """A parametrization that counts how often it is evaluated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -279,11 +279,11 @@ class CountedCell(nn.Module):
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
-            self.linear.weight.sum()  # a first reading without gradients does no harm
+            self.linear.weight.sum()  # the first access may be without gradients
         return self.phi(self.linear(h)) + x
 
 
-def test_weights_are_computed_once_a_solve() -> None:
+def test_parametrized_weights_are_evaluated_once_per_solve() -> None:
     layer, x = FixedPointLayer(CountedCell(), CG), inputs()
     tensors = [x, *layer.parameters()]
     for _ in range(2):
@@ -292,19 +292,19 @@ def test_weights_are_computed_once_a_solve() -> None:
         found = torch.autograd.grad(loss_of(layer(x)), tensors)
         assert layer.cell.counting.count == 1
         assert relative_error(list(found), exact) < 1e-9
-        with torch.no_grad():  # the next solve sees that they changed
+        with torch.no_grad():  # the next solve must see the change
             layer.cell.linear.parametrizations.weight.original.normal_()
     with torch.no_grad():
         layer.cell.counting.count = 0
         layer(x)
         assert layer.cell.counting.count == 1
     before = layer.cell.linear.weight
-    assert layer.cell.counting.count == 2  # outside a solve, PyTorch's own ways
+    assert layer.cell.counting.count == 2  # outside a solve each access evaluates it, as always
     torch.testing.assert_close(copy.deepcopy(layer).cell.linear.weight, before)
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_weights_that_are_held_have_tangents(order: int) -> None:
+def test_held_weights_support_forward_mode(order: int) -> None:
     class Bounded(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -332,7 +332,7 @@ def test_weights_that_are_held_have_tangents(order: int) -> None:
             torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
 
 
-def test_weights_of_an_inner_solve_are_computed_once_an_outer_solve() -> None:
+def test_weights_of_an_inner_solve_are_evaluated_once_per_outer_solve() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -349,7 +349,7 @@ def test_weights_of_an_inner_solve_are_computed_once_an_outer_solve() -> None:
     assert relative_error(list(found), joint_gradients(counted, x, tensors_of(layer, x))) < 1e-9
 
 
-def test_pytorchs_own_spectral_norm_is_held_while_it_iterates() -> None:
+def test_pytorch_s_spectral_norm_takes_one_power_iteration_per_solve() -> None:
     torch.manual_seed(0)
     linear = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4, dtype=torch.float64))
     start = torch.randn(3, 4, dtype=torch.float64)
@@ -357,13 +357,13 @@ def test_pytorchs_own_spectral_norm_is_held_while_it_iterates() -> None:
     solved = FixedPointLayer(nn.Sequential(linear, nn.Tanh()), Implicit(solver=Picard(5, 0))).solve(initial_state=start)
     once = linear.parametrizations.weight[0]._u.clone()
     assert solved.steps == 5
-    # One iteration, from where it was.
+    # One power iteration from the earlier vector.
     weight = linear.parametrizations.weight.original.detach()
     moved = nn.functional.normalize(weight @ nn.functional.normalize(weight.T @ before, dim=0), dim=0)
     torch.testing.assert_close(once, moved, rtol=1e-9, atol=1e-9)
 
 
-def test_threads_do_not_share_what_they_hold() -> None:
+def test_threads_hold_their_weights_separately() -> None:
     torch.manual_seed(0)
     layer = FixedPointLayer(CountedCell(torch.tanh), CG)
     cases = [inputs(seed) for seed in range(8)]
@@ -381,7 +381,7 @@ def test_threads_do_not_share_what_they_hold() -> None:
 # --- parameters
 
 
-def test_a_late_application_has_the_parameters_of_functional_call() -> None:
+def test_a_held_update_keeps_the_parameters_of_functional_call() -> None:
     class Holding(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -395,12 +395,12 @@ def test_a_late_application_has_the_parameters_of_functional_call() -> None:
     other = {name: torch.randn_like(one).requires_grad_() for name, one in module.named_parameters()}
     update = functional_call(module, other, (x,))
     expected = functional_call(module.cell, {name.removeprefix("cell."): one for name, one in other.items()}, (x, x))
-    found = update(x)  # the module has its own parameters again
+    found = update(x)  # functional_call has restored the module's parameters
     assert torch.equal(found, expected)
     assert all(one is not None for one in torch.autograd.grad(found.sum(), list(other.values()), allow_unused=True))
 
 
-# --- the modules themselves
+# --- stochastic depth and invalid arguments
 
 
 def test_stochastic_depth_drops_samples_and_keeps_the_mean() -> None:
@@ -420,11 +420,11 @@ def test_stochastic_depth_drops_samples_and_keeps_the_mean() -> None:
     ("make", "what"),
     [
         (lambda: StochasticDepth(1.5), "p=1.5"),
-        (lambda: held(0.5, nn.Tanh()), "update=0.5 is no function"),
-        (lambda: held(torch.tanh, torch.tanh), "module=.* is no Module"),
+        (lambda: held(0.5, nn.Tanh()), "update=0.5 is not a function"),
+        (lambda: held(torch.tanh, torch.tanh), "module=.* is not of type Module"),
         (lambda: CG(held(lambda h, x: h, nn.Tanh()), START), "does not take a state as its only argument"),
     ],
 )
-def test_mistakes_are_told(make: Callable[[], Any], what: str) -> None:
+def test_invalid_arguments_are_refused(make: Callable[[], Any], what: str) -> None:
     with pytest.raises(UserError, match=what):
         make()

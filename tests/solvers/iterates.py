@@ -1,4 +1,4 @@
-"""Running a solver by hand."""
+"""Takes steps of a solver without its loop."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ from rbp_lightning import FixedPointSolver
 
 
 def iterates(solver: FixedPointSolver, update: Callable[[Tensor], Tensor], start: Tensor, count: int) -> list[Tensor]:
-    """The first iterates of a solver, the start among them.
+    """The first iterates of a solver, beginning with the initial state.
 
     Args:
         solver: The solver.
-        update: The map F, of vectors per sample.
-        start: Where to start, ``[batch, size]``.
-        count: How many steps to take.
+        update: The map F, which acts on each sample.
+        start: The initial state, ``[batch, size]``.
+        count: Number of steps.
     """
     memory, found = solver.init([start], 1), [start]
     with torch.no_grad():

@@ -23,7 +23,7 @@ SOLVERS = [Picard, Anderson, ReducedRankExtrapolation, Broyden, Auto]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda kind: kind.__name__)
-def test_solves_as_the_dense_solution_does(solver: type[FixedPointSolver]) -> None:
+def test_the_adjoint_equals_the_dense_solution(solver: type[FixedPointSolver]) -> None:
     matrix, gradient = symmetric(0.97, 12), draw(3, 12, seed=1)
     operator = JacobianOperator.at(lambda h: h @ matrix, torch.zeros_like(gradient), 1)
     solution = FixedPointAdjoint(solver(5000, 1e-10)).solve(operator, [gradient])
@@ -34,7 +34,7 @@ def test_solves_as_the_dense_solution_does(solver: type[FixedPointSolver]) -> No
 
 
 @pytest.mark.parametrize("solver", [Anderson, ReducedRankExtrapolation, Broyden], ids=lambda kind: kind.__name__)
-def test_the_adjoint_of_an_expanding_map_is_found(solver: type[FixedPointSolver]) -> None:
+def test_accelerated_solvers_find_the_adjoint_of_an_expanding_map(solver: type[FixedPointSolver]) -> None:
     inputs = draw(2, 6, seed=0).requires_grad_()
     matrix = rotation(1.3)
     estimator = Implicit(solver(400, 1e-9), ReducedRankExtrapolation(200, 1e-10))
@@ -43,7 +43,7 @@ def test_the_adjoint_of_an_expanding_map_is_found(solver: type[FixedPointSolver]
     torch.testing.assert_close(inputs.grad, exact, rtol=1e-6, atol=1e-7)
 
 
-def test_the_default_adjoint_of_implicit() -> None:
+def test_implicit_solves_its_adjoint_by_auto_by_default() -> None:
     solver = Implicit().linear_solver
     assert isinstance(solver, FixedPointAdjoint)
     assert isinstance(solver.solver, Auto)

@@ -1,4 +1,4 @@
-"""Newton's method with GMRES inside, against Newton's method with dense Jacobians."""
+"""The Newton-Krylov method, against Newton's method with dense Jacobians."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ from tests.zoo import draw, newton, symmetric
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000), radius=st.floats(0.5, 1.5))
-def test_with_a_whole_krylov_space_it_takes_newton_s_steps(seed: int, radius: float) -> None:
+def test_a_full_krylov_space_gives_newton_s_step(seed: int, radius: float) -> None:
     matrix, inputs = symmetric(radius, 5, seed), draw(2, 5, seed=seed)
 
     def update(h: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_with_a_whole_krylov_space_it_takes_newton_s_steps(seed: int, radius: fl
 
 
 def test_an_overshooting_step_is_halved() -> None:
-    """Newton's method on h - arctan(3 h) + ... diverges from far away unless it is damped."""
+    """Newton's method for arctan(h) = 0 diverges from h = 5 without damping."""
     with torch.no_grad():
         found = NeumannRBP(0, NewtonKrylov(200, 1e-9, krylov=1))(lambda h: h - torch.atan(h), torch.tensor([[5.0]]), 1)
     assert found.status is Status.CONVERGED
@@ -49,8 +49,8 @@ def test_an_overshooting_step_is_halved() -> None:
 
 @pytest.mark.parametrize("tol", [0.0, 1e-6])
 @pytest.mark.parametrize("check_every", [1, 1000])
-def test_a_probe_is_never_returned(tol: float, check_every: int) -> None:
-    """With 10 products, F is applied to iterates in steps 1, 12, 23, ..."""
+def test_a_perturbed_iterate_of_a_product_is_never_returned(tol: float, check_every: int) -> None:
+    """With 10 products per Newton step, F is applied to an iterate in steps 1, 12, 23, ..."""
     matrix, inputs = symmetric(0.9, 16).float(), draw(4, 16, seed=0).float()
     found = []
     for max_steps in (12, 17, 22, 23):
@@ -64,13 +64,13 @@ def test_a_probe_is_never_returned(tol: float, check_every: int) -> None:
     assert [one.steps for one in found] == [12, 17, 22, 23]
 
 
-def test_there_is_room_for_a_newton_step() -> None:
+def test_a_budget_below_a_whole_newton_step_is_used() -> None:
     with torch.no_grad():
         found = NeumannRBP(0, NewtonKrylov(7, 1e-3, krylov=10))(lambda h: 0.9 * h + 1, torch.zeros(2, 1), batch_dims=1)
     assert found.converged
 
 
-def test_gradients_are_right_where_picard_diverges() -> None:
+def test_gradients_are_exact_for_an_expanding_map() -> None:
     weight = torch.tensor(-2.3, dtype=torch.float64, requires_grad=True)
     estimator = Implicit(Direct(), NewtonKrylov(100, 1e-12, krylov=2))
     estimator(lambda h: weight * h + 1, torch.zeros(2, dtype=torch.float64)).state.sum().backward()
@@ -80,12 +80,12 @@ def test_gradients_are_right_where_picard_diverges() -> None:
 @pytest.mark.parametrize(
     "solver", [NewtonKrylov(), Anderson(), Auto(), Damped(Broyden())], ids=lambda one: type(one).__name__
 )
-def test_what_accelerates_cannot_be_put_on_a_tape(solver: FixedPointSolver) -> None:
-    with pytest.raises(UserError, match=f"solver={type(solver).__name__} cannot be put on a tape"):
+def test_accelerated_solvers_are_refused_by_bptt(solver: FixedPointSolver) -> None:
+    with pytest.raises(UserError, match=f"solver={type(solver).__name__} cannot be unrolled"):
         BPTT(solver)
 
 
-def test_a_truncated_tape_is_one_of_plain_steps() -> None:
+def test_tbptt_tapes_picard_steps_after_a_newton_krylov_solve() -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     TBPTT(30, NewtonKrylov(60))(lambda h: weight * h + 1, torch.zeros(2)).state.sum().backward()
-    assert float(weight.grad) == pytest.approx(8, rel=1e-4)  # its last steps are plain ones
+    assert float(weight.grad) == pytest.approx(8, rel=1e-4)

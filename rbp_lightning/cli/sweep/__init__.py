@@ -1,4 +1,4 @@
-"""``sweep``: trainings of many combinations and seeds, and what they say of each other."""
+"""The ``sweep`` subcommand: runs many combinations of options and seeds, and compares them."""
 
 from rbp_lightning.cli.sweep.sweep import sweep
 

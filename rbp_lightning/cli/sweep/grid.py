@@ -1,19 +1,19 @@
-"""All combinations, each with each seed."""
+"""A grid sweep: every combination of values with every seed."""
 
 from collections.abc import Sequence
 
 from rbp_lightning.cli.sweep.live_table import LiveTable
-from rbp_lightning.cli.sweep.outcome import Outcome, kept
+from rbp_lightning.cli.sweep.outcome import Outcome, read_outcome
 from rbp_lightning.cli.sweep.planned import Planned
 from rbp_lightning.cli.sweep.report import Ended
 
 
 class Grid:
-    """The trainings of a sweep in their order, without those that have ended in an earlier call.
+    """Hands out the runs of a grid in order, without those that finished in an earlier call.
 
     Args:
-        runs: All trainings.
-        table: Where it is shown how they go.
+        runs: All runs of the grid.
+        table: Shows their progress.
     """
 
     def __init__(self, runs: Sequence[Planned], table: LiveTable) -> None:
@@ -27,30 +27,30 @@ class Grid:
 
     @property
     def ended(self) -> list[Ended]:
-        """Those that have ended, in their order."""
+        """The runs that have ended, in grid order."""
         found = ((run, self._outcomes[run.folder]) for run in self._runs)
         return [Ended(run, outcome) for run, outcome in found if outcome is not None]
 
     def next(self) -> Planned | None:
-        """The next training."""
+        """Returns the next run, or ``None`` after the last."""
         return self._missing.pop(0) if self._missing else None
 
     def report(self, run: Planned, epoch: int, value: float | None) -> bool:
-        """Shows how a training goes; it goes on."""
+        """Shows the progress of a run; a grid never stops one early."""
         self._table.reported(run, epoch, value)
         return True
 
     def start(self, run: Planned) -> None:
-        """Shows that a training has begun."""
+        """Shows that a run has started."""
         self._table.started(run)
 
     def end(self, run: Planned, outcome: Outcome) -> None:
-        """Takes the outcome of a training."""
+        """Records the outcome of a run."""
         self._outcomes[run.folder] = outcome
         self._table.ended(run, outcome)
 
 
 def _finished(run: Planned) -> Outcome | None:
-    outcome = kept(run)
-    # What a search in the same folder has pruned goes on.
+    outcome = read_outcome(run)
+    # A run that a search in the same folder pruned is continued.
     return None if outcome is None or outcome.state == "pruned" else outcome

@@ -1,4 +1,4 @@
-"""What runs at the moment."""
+"""A live table of the runs in progress."""
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,11 +10,11 @@ from rbp_lightning.cli.sweep.planned import Planned
 
 
 class LiveTable:
-    """A table of the trainings that run, and a line for each that has ended; on standard error.
+    """Shows a table of the runs in progress and a line for each that has ended, on standard error.
 
     Args:
-        total: How many trainings there are.
-        metric: What is compared.
+        total: The number of runs.
+        metric: The metric that is compared.
     """
 
     def __init__(self, total: int, metric: str) -> None:
@@ -31,45 +31,45 @@ class LiveTable:
         self._live.stop()
 
     def started(self, run: Planned) -> None:
-        """Adds a training.
+        """Adds a run to the table.
 
         Args:
-            run: The training.
+            run: The run.
         """
         self._rows[run.name] = ("", "")
         self._draw()
 
     def reported(self, run: Planned, epoch: int, value: float | None) -> None:
-        """Shows how far a training is.
+        """Shows the progress of a run.
 
         Args:
-            run: The training.
-            epoch: How many epochs it has done.
-            value: What is compared.
+            run: The run.
+            epoch: The number of epochs completed.
+            value: The metric's value; ``None`` if it has not been logged yet.
         """
-        epochs = f"{epoch}/{run.config['trainer']['max_epochs'] or 1000}"  # which is Lightning's default
+        epochs = f"{epoch}/{run.config['trainer']['max_epochs'] or 1000}"  # Lightning's default
         self._rows[run.name] = (epochs, "" if value is None else f"{value:.4g}")
         self._draw()
 
     def ended(self, run: Planned, outcome: Outcome, before: bool = False) -> None:
-        """Tells how a training has ended.
+        """Removes a run from the table and prints how it ended.
 
         Args:
-            run: The training.
+            run: The run.
             outcome: Its outcome.
-            before: Whether it has ended in an earlier call.
+            before: Whether it ended in an earlier call.
         """
         self._rows.pop(run.name, None)
         self._counts[outcome.state] += 1
         if outcome.state == "failed":
-            told = f"failed: {outcome.error} ({run.log})"
+            result = f"failed: {outcome.error} ({run.log})"
         else:
-            told = f"{outcome.state}{' before' * before}: {self._metric} {outcome.value(self._metric):.4g}"
-        self._live.console.print(f"{run.name} {told}", markup=False, highlight=False, soft_wrap=True)
+            result = f"{outcome.state}{' before' * before}: {self._metric} {outcome.value(self._metric):.4g}"
+        self._live.console.print(f"{run.name} {result}", markup=False, highlight=False, soft_wrap=True)
         self._draw()
 
     def _draw(self) -> None:
-        table = Table("training", "epoch", self._metric, box=SIMPLE_HEAD)
+        table = Table("run", "epoch", self._metric, box=SIMPLE_HEAD)
         for name, cells in self._rows.items():
             table.add_row(name, *cells)
         table.caption = ", ".join(f"{count} {state}" for state, count in self._counts.items() if count)

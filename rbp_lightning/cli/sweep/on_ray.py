@@ -26,7 +26,7 @@ class RayPool:
         classes: Class paths whose modules are imported once in each of Ray's processes.
 
     Raises:
-        UserError: If Ray is not installed.
+        UserError: If Ray is not installed, or does not start.
     """
 
     def __init__(self, jobs: int | None, metric: str, test: str | None, classes: Iterable[str]) -> None:
@@ -36,8 +36,14 @@ class RayPool:
             raise UserError("--on ray: Ray is not installed: pip install ray.") from error
         self._ray: Any = ray
         path = os.pathsep.join(path for path in sys.path if path)
-        # Connects to the cluster that RAY_ADDRESS names, or that this machine is part of, and makes one otherwise.
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+        environment = {"env_vars": {"PYTHONPATH": path}}
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, "include_dashboard": False}
+        try:
+            # Connects to the cluster that RAY_ADDRESS names, or that this machine is part of, and makes one otherwise.
+            ray.init(**quiet, runtime_env=environment)
+        except Exception as error:  # a plain one where a machine takes more than Ray's 30 seconds to start
+            problem = f"--on ray: Ray does not start: {str(error).rstrip('.')}"
+            raise UserError(f"{problem}. Start it by `ray start --head` first, or leave --on out.") from error
         found = ray.cluster_resources()
         self._device = {"num_gpus": 1} if found.get("GPU") else {"num_cpus": 1}
         self._most = jobs or int(found.get("GPU") or found["CPU"])

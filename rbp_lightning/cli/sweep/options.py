@@ -1,4 +1,4 @@
-"""The options of ``sweep`` itself; all others are those of ``fit``."""
+"""The options of ``sweep``, beside those of ``fit``."""
 
 import argparse
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 from rbp_lightning.cli.sweep.variations import Range, Variation, parse_variation
 from rbp_lightning.errors import UserError, check_count
 
-_DESCRIPTION = """Trains a config once for each combination of values and each seed, several at once, and compares them.
+_DESCRIPTION = """Trains with every combination of values and every seed, several runs at once, and compares the runs.
 
-All options of `fit` are options of `sweep`, too: `fit --help` lists them."""
+All options of `fit` also apply; `fit --help` lists them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,30 +19,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The parser of the options.
+    """Returns the parser of the sweep's own options.
 
     Args:
         program: The name of the program.
     """
-    ours = _Parser(f"{program} sweep", description=_DESCRIPTION, allow_abbrev=False)
-    ours.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = ours.add_argument
-    add("--vary", action="append", default=[], metavar="KEY=VALUE,VALUE", help="An option of fit and its values; may be repeated. In a search also KEY=log:LOW:HIGH, KEY=float:LOW:HIGH or KEY=int:LOW:HIGH.")  # fmt: skip # noqa: E501
-    add("--seeds", type=int, default=1, help="How many seeds, from 0, for each combination (default: 1).")
-    add("--seeded", action="append", default=[], metavar="KEY", help="A further option that is given the seed, such as data.split_seed; may be repeated.")  # fmt: skip # noqa: E501
-    add("--metric", help="What is compared, such as val/loss (default: checkpoint.monitor).")
-    add(
-        "--mode", choices=["min", "max"], help="Whether its least or greatest value is best (default: checkpoint.mode)."
-    )
-    add("--test", choices=["last", "best"], help="Test each training with its last weights or its best checkpoint.")
-    add("--folder", type=Path, default=Path("logs/sweep"), help="Where everything lies (default: logs/sweep).")
-    add("--jobs", type=int, help="How many trainings at once (default: one for each GPU or, without any, each core).")
-    add("--on", choices=["ray"], help="Run the trainings on a Ray cluster in place of this machine alone.")
-    add("--search", choices=["optuna"], help="Search the ranges in place of training all combinations.")
-    add("--trials", type=int, default=20, help="How many trainings a search has (default: 20).")
-    add("--slurm", action="store_true", help="Print a script for sbatch in place of running anything.")
-    add("--only", type=int, metavar="INDEX", help="Run this one training alone, as a task of that script does.")
-    return ours
+    options = _Parser(f"{program} sweep", description=_DESCRIPTION, allow_abbrev=False)
+    options.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = options.add_argument
+    add("--vary", action="append", default=[], metavar="KEY=VALUE,VALUE", help="An option of fit and the values to try; may be repeated. With --search, also a range: KEY=log:LOW:HIGH, KEY=float:LOW:HIGH or KEY=int:LOW:HIGH.")  # fmt: skip # noqa: E501
+    add("--seeds", type=int, default=1, help="The number of seeds for each combination, counted from 0 (default: 1).")
+    add("--seeded", action="append", default=[], metavar="KEY", help="Another option to set to the seed, such as data.split_seed; may be repeated.")  # fmt: skip # noqa: E501
+    add("--metric", help="The metric to compare, such as val/loss (default: checkpoint.monitor).")
+    add("--mode", choices=["min", "max"], help="Whether a low or a high metric is better (default: checkpoint.mode).")
+    add("--test", choices=["last", "best"], help="Test each run with its last weights or its best checkpoint.")
+    add("--folder", type=Path, default=Path("logs/sweep"), help="The folder for runs and report (default: logs/sweep).")
+    add("--jobs", type=int, help="The number of runs at once (default: one per GPU or, without GPUs, one per core).")
+    add("--on", choices=["ray"], help="Run on a Ray cluster instead of this machine.")
+    add("--search", choices=["optuna"], help="Search for the best values instead of trying every combination.")
+    add("--trials", type=int, default=20, help="The number of trials of a search (default: 20).")
+    add("--slurm", action="store_true", help="Print a script for sbatch; run nothing.")
+    add("--only", type=int, metavar="INDEX", help="Run only the run of this index, as each task of that script does.")
+    return options
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,19 @@ class SweepOptions:
     """The options of a sweep, checked.
 
     Attributes:
-        vary: What varies.
-        seeds: How many seeds.
-        seeded: Further options that are given the seed.
-        metric: What is compared; ``None`` for the config's.
-        mode: ``min``, ``max`` or, for the config's, ``None``.
-        test: ``last``, ``best`` or ``None``.
-        folder: Where everything lies.
-        jobs: How many trainings run at once; ``None`` for as many as fit.
-        on: ``ray`` or, for this machine, ``None``.
-        search: ``optuna`` or ``None``.
-        trials: How many trainings a search has.
-        slurm: Whether a script is printed.
-        only: The one training to run.
+        vary: The options that vary, with their values or ranges.
+        seeds: The number of seeds.
+        seeded: Other options that are set to the seed.
+        metric: The metric that is compared; ``None`` for ``checkpoint.monitor``.
+        mode: ``min`` or ``max``; ``None`` for ``checkpoint.mode``.
+        test: ``last`` or ``best``; ``None`` for no test.
+        folder: The folder for runs and reports.
+        jobs: The number of runs at once; ``None`` for one per GPU or core.
+        on: ``ray``; ``None`` for this machine.
+        search: ``optuna``; ``None`` for a grid.
+        trials: The number of trials of a search.
+        slurm: Whether to print a script for sbatch.
+        only: The index of the only run to run; ``None`` for all.
     """
 
     vary: tuple[Variation | Range, ...]
@@ -88,11 +86,11 @@ class SweepOptions:
             words: The arguments.
 
         Returns:
-            The options, and the arguments that are left for ``fit``.
+            The options, and the remaining arguments, which are those of ``fit``.
 
         Raises:
             ArgumentError: If an option is wrong.
-            UserError: If a value is.
+            UserError: If a value is wrong.
         """
         given, left = parser(program).parse_known_args(words)
         arguments: dict[str, Any] = vars(given)
@@ -109,11 +107,11 @@ class SweepOptions:
             check_count(self, "jobs", self.jobs, 1)
         keys = [one.key for one in self.vary]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise UserError(f"--vary {twice[0]} is given twice: give all its values in one.")
+            raise UserError(f"--vary {twice[0]} is given twice: list all its values in one.")
         ranges = [one.key for one in self.vary if isinstance(one, Range)]
         if ranges and self.search is None:
-            raise UserError(f"--vary {ranges[0]} has a range: add --search optuna, or list values.")
+            raise UserError(f"--vary {ranges[0]} has a range: add --search optuna, or list the values.")
         if self.search is not None and (not keys or self.seeds > 1 or self.slurm or self.only is not None):
-            raise UserError("--search has something to --vary, one seed, and neither --slurm nor --only: correct that.")
+            raise UserError("--search needs --vary and a single seed, without --slurm and --only: correct these.")
         if "--ckpt_path" in left:
-            raise UserError("--ckpt_path: the trainings of a sweep start anew or go on by themselves: leave it out.")
+            raise UserError("--ckpt_path: the runs of a sweep start afresh or resume by themselves: leave it out.")

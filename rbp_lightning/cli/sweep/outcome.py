@@ -1,4 +1,4 @@
-"""How a training of a sweep has ended."""
+"""The outcome of a run of a sweep, and its file."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from rbp_lightning.errors import UserError
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training has ended.
+    """How a run ended.
 
     Attributes:
         state: ``finished``, ``pruned`` by a search, or ``failed``.
-        metrics: What it logged last.
-        seconds: How long it took; ``None`` where it was continued or failed.
+        metrics: The last logged values.
+        seconds: Its duration; ``None`` if it was resumed or failed.
         error: Why it failed, in one line.
     """
 
@@ -27,48 +27,48 @@ class Outcome:
     error: str = ""
 
     def value(self, metric: str) -> float:
-        """What is compared; NaN where it is missing.
+        """Returns the value of a metric; NaN if it is missing.
 
         Args:
-            metric: Its name.
+            metric: The metric's name.
         """
         return self.metrics.get(metric, math.nan)
 
 
-def keep(run: Planned, outcome: Outcome) -> None:
-    """Writes the outcome of a training that has ended.
+def write_outcome(run: Planned, outcome: Outcome) -> None:
+    """Writes the outcome of a run into its folder.
 
     Args:
-        run: The training.
+        run: The run.
         outcome: Its outcome.
     """
     with written_whole(run.result) as unfinished:
         unfinished.write_text(json.dumps(asdict(outcome), indent=1))
 
 
-def kept(run: Planned) -> Outcome | None:
-    """The outcome of a training that has ended, or ``None`` if it has not, or has failed.
+def read_outcome(run: Planned) -> Outcome | None:
+    """Reads the outcome of a run; ``None`` if the run has not ended or has failed.
 
     Args:
-        run: The training.
+        run: The run.
 
     Raises:
-        UserError: If its file is damaged.
+        UserError: If the file is damaged.
     """
     if not run.result.is_file():
         return None
     try:
         return Outcome(**json.loads(run.result.read_text()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{run.result} is damaged: delete it, and the training is done again.") from error
+        raise UserError(f"{run.result} is damaged: delete it to repeat the run.") from error
 
 
 def failure(run: Planned, status: int | None) -> Outcome:
-    """The outcome of a training whose process has ended without one.
+    """Returns the outcome of a run whose process ended without writing one.
 
     Args:
-        run: The training.
-        status: The process's exit status, negative where a signal ended it.
+        run: The run.
+        status: The process's exit status, negative if a signal ended it; ``None`` if it is unknown.
     """
     printed = run.log.read_text(errors="replace").strip() if run.log.is_file() else ""
     error = printed.rpartition("\n")[2] or "it printed nothing"

@@ -1,4 +1,4 @@
-"""Means, spreads, and differences of pairs that share a seed."""
+"""Means, standard deviations and paired differences over seeds."""
 
 import math
 import statistics
@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 
 class Difference(NamedTuple):
-    """A mean difference of pairs and its confidence interval.
+    """The mean of paired differences and its confidence interval.
 
     Attributes:
         mean: The mean.
         low: The interval's lower end.
         high: The interval's upper end.
-        pairs: How many pairs.
+        pairs: The number of pairs.
     """
 
     mean: float
@@ -23,7 +23,7 @@ class Difference(NamedTuple):
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation of those that are finite, and how many are not.
+    """Formats mean and standard deviation of the finite values, and how many are not finite.
 
     Args:
         values: The values.
@@ -39,15 +39,17 @@ def mean_and_spread(values: Sequence[float]) -> str:
 
 
 def paired_difference(values: dict[int, float], others: dict[int, float], level: float = 0.95) -> Difference | None:
-    """The mean difference between two groups, pair by pair, with Student's t interval.
+    """Computes the mean paired difference between two groups, with Student's t interval.
+
+    Seeds that only one group has, and values that are not finite, are left out.
 
     Args:
-        values: A value for each seed.
-        others: Those of the other group; seeds that only one has, and values that are not finite, are left out.
+        values: The first group's values, by seed.
+        others: The second group's values, by seed.
         level: The interval's confidence level.
 
     Returns:
-        ``values`` minus ``others``, or ``None`` where there are fewer than two pairs.
+        The difference ``values - others``; ``None`` with fewer than two pairs.
 
     Example:
         >>> one = paired_difference({0: 1.0, 1: 3.0, 2: 5.0}, {0: 1.0, 1: 2.0, 2: 3.0})
@@ -65,7 +67,7 @@ def paired_difference(values: dict[int, float], others: dict[int, float], level:
 
 
 def t_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t distribution, by bisection of its distribution function.
+    """Computes a quantile of Student's t distribution, by bisection of its distribution function.
 
     Args:
         probability: The probability, above 0.5 and below 1.

@@ -1,4 +1,4 @@
-"""The trainings of a sweep: what each is, and where it lies."""
+"""The planned runs of a sweep: configuration, seed and folder of each."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ from rbp_lightning.cli.sweep.options import SweepOptions
 from rbp_lightning.cli.sweep.variations import title
 from rbp_lightning.errors import UserError
 
-_OF_FOLDERS = [f"lightning.pytorch.loggers.{logger.__name__}" for logger in (TensorBoardLogger, CSVLogger)]
+_FOLDER_LOGGERS = [f"lightning.pytorch.loggers.{logger.__name__}" for logger in (TensorBoardLogger, CSVLogger)]
 
 
-class _Parsed(RBPLightningCLI):
-    """Parses the arguments, and makes and runs nothing."""
+class _ParseOnly(RBPLightningCLI):
+    """Parses the arguments; instantiates and runs nothing."""
 
     def _set_seed(self) -> None:
         pass
@@ -32,18 +32,18 @@ class _Parsed(RBPLightningCLI):
 
 
 def fit_config(words: list[str]) -> dict[str, Any]:
-    """The whole configuration of ``fit``, with all defaults.
+    """Returns the full configuration of ``fit``, with all defaults.
 
     Args:
         words: The arguments of ``fit``.
 
     Raises:
         ArgumentError: If an option is wrong.
-        UserError: If a file is.
+        UserError: If a file is wrong.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # those of the sweep are others
-        cli = _Parsed(args=["fit", *words])
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")  # sys.argv has those of the sweep
+        cli = _ParseOnly(args=["fit", *words])
     text = cli._parser("fit").dump(cli.config["fit"], format="json", skip_link_targets=False, skip_unset=False)
     content: dict[str, Any] = json.loads(text)
     return content
@@ -51,14 +51,14 @@ def fit_config(words: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Planned:
-    """A training.
+    """A run of a sweep.
 
     Attributes:
-        values: What varies, by option.
-        seed: Its seed.
+        values: The values of the options that vary.
+        seed: The seed.
         config: The configuration of ``fit``.
-        seeded: Further options that are given the seed.
-        folder: Its own folder, the same whenever the configuration is.
+        seeded: Other options that are set to the seed.
+        folder: The run's folder, whose name depends on the configuration alone.
     """
 
     values: dict[str, str]
@@ -69,44 +69,44 @@ class Planned:
 
     @property
     def title(self) -> str:
-        """What varies, without the seed."""
+        """The values that vary, without the seed, as shown in tables."""
         return title(self.values)
 
     @property
     def name(self) -> str:
-        """How it is called in messages."""
+        """The run's name in messages."""
         return f"{self.title}, seed {self.seed}"
 
     @property
     def log(self) -> Path:
-        """The file of what it prints."""
+        """The file that its output goes to."""
         return self.folder / "output.txt"
 
     @property
     def result(self) -> Path:
-        """The file that says that, and how, it has ended."""
+        """The file of its outcome, which exists once it has ended."""
         return self.folder / "result.json"
 
     def arguments(self) -> list[str]:
-        """Writes its configuration, and returns the arguments of ``fit`` that go on where it was."""
+        """Writes the run's configuration; returns the arguments with which ``fit`` starts or resumes it."""
         path = self.folder / "sweep.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.config, indent=1))  # which is YAML
+        path.write_text(json.dumps(self.config, indent=1))  # JSON is YAML
         last = self.folder / "checkpoints" / "last.ckpt"
-        continued = [f"--ckpt_path={last}"] if last.is_file() else []
-        return ["fit", f"--config={path}", *_seeds(self.seed, self.seeded), *continued]
+        resume = [f"--ckpt_path={last}"] if last.is_file() else []
+        return ["fit", f"--config={path}", *_seeds(self.seed, self.seeded), *resume]
 
 
 class Planner:
-    """Makes the trainings of a sweep.
+    """Plans the runs of a sweep.
 
     Args:
-        words: The arguments of ``fit`` that all have.
+        words: The arguments of ``fit`` that all runs share.
         options: The options of the sweep.
 
-    Raises:
-        ArgumentError: If an argument is wrong.
-        UserError: If a file is wrong, or nothing is compared.
+    Attributes:
+        metric: The metric that is compared; known after the first ``plan``.
+        mode: ``min`` or ``max``; known after the first ``plan``.
     """
 
     def __init__(self, words: list[str], options: SweepOptions) -> None:
@@ -114,14 +114,14 @@ class Planner:
         self.metric, self.mode = "", ""
 
     def plan(self, values: dict[str, str]) -> list[Planned]:
-        """The trainings of a combination, one for each seed.
+        """Plans the runs of a combination, one for each seed.
 
         Args:
             values: The combination.
 
         Raises:
             ArgumentError: If a key or a value is wrong.
-            UserError: If it is no configuration of a sweep.
+            UserError: If a sweep cannot run the configuration.
         """
         options = self._options
         varied = [f"--{key}={value}" for key, value in values.items()]
@@ -129,16 +129,16 @@ class Planner:
         checkpoint, trainer = config["checkpoint"], config["trainer"]
         self.metric, self.mode = options.metric or checkpoint["monitor"], options.mode or checkpoint["mode"]
         if self.metric is None:
-            raise UserError("Nothing is compared: set --metric, such as to val/loss, or --checkpoint.monitor.")
+            raise UserError("Nothing is compared: set --metric, for example to val/loss, or --checkpoint.monitor.")
         if options.test == "best" and checkpoint["monitor"] is None:
             raise UserError("--test best: no best checkpoint is kept: set --checkpoint.monitor, or --test last.")
         if trainer["devices"] not in ("auto", "1", 1) or trainer["num_nodes"] != 1:
             raise UserError(
-                f"--trainer.devices={trainer['devices']}: each training of a sweep is one process: leave it out, and "
-                "the sweep's trainings are spread over the devices."
+                f"--trainer.devices={trainer['devices']}: each run of a sweep is one process: leave it out; the sweep "
+                "spreads its runs over the devices."
             )
         config = {name: value for name, value in config.items() if name not in ("ckpt_path", "weights_only")}
-        others = [one for one in _loggers(trainer["logger"]) if one["class_path"] not in _OF_FOLDERS]
+        others = [one for one in _loggers(trainer["logger"]) if one["class_path"] not in _FOLDER_LOGGERS]
         trainer.update(logger=others, enable_progress_bar=False, enable_model_summary=False)
         return [self._at_seed(values, seed, config, others) for seed in range(options.seeds)]
 
@@ -162,5 +162,5 @@ def _seeds(seed: int, seeded: tuple[str, ...]) -> list[str]:
 
 
 def _loggers(given: Any) -> list[dict[str, Any]]:
-    several = given if isinstance(given, list) else [given]
-    return [one for one in several if isinstance(one, dict)]
+    loggers = given if isinstance(given, list) else [given]
+    return [logger for logger in loggers if isinstance(logger, dict)]

@@ -1,4 +1,4 @@
-"""Processes that have nothing to import, as many at once as there is room for."""
+"""A pool of worker processes, forked from a server that has imported everything once."""
 
 import contextlib
 import multiprocessing
@@ -13,37 +13,37 @@ from typing import Any, Protocol
 
 import torch
 
-from rbp_lightning.cli.sweep.outcome import Outcome, failure, kept
+from rbp_lightning.cli.sweep.outcome import Outcome, failure, read_outcome
 from rbp_lightning.cli.sweep.planned import Planned
 from rbp_lightning.cli.sweep.worker import Slot, work
 
-PATIENCE = 60
-"""Seconds in which a training that is told to end has to."""
+EXIT_SECONDS = 60
+"""Seconds that a run gets to save its checkpoint and exit."""
 
 
 class Source(Protocol):
-    """Says what is trained, and is told how it goes."""
+    """Hands out runs, and receives reports on their progress."""
 
     def next(self) -> Planned | None:
-        """The next training, or ``None`` if there is none for now."""
+        """Returns the next run, or ``None`` if there is none for now."""
 
     def start(self, run: Planned) -> None:
-        """A training has begun."""
+        """Called when a run has started."""
 
     def report(self, run: Planned, epoch: int, value: float | None) -> bool:
-        """A training has done an epoch; returns whether it goes on."""
+        """Called when a run has completed an epoch; returns whether it is to continue."""
 
     def end(self, run: Planned, outcome: Outcome) -> None:
-        """A training has ended."""
+        """Called when a run has ended."""
 
 
-def slots(jobs: int | None, trainings: int, config: dict[str, Any]) -> list[Slot]:
-    """What each of the trainings that run at once has of the machine.
+def slots(jobs: int | None, runs: int, config: dict[str, Any]) -> list[Slot]:
+    """Divides the machine into slots, one for each run at a time.
 
     Args:
-        jobs: How many run at once; ``None`` for one for each GPU or, without any, each core.
-        trainings: How many there are.
-        config: A configuration of ``fit``.
+        jobs: The number of runs at once; ``None`` for one per GPU or, without GPUs, one per core.
+        runs: The number of runs.
+        config: The configuration of ``fit``.
 
     Example:
         >>> len(slots(4, 2, {"trainer": {"accelerator": "cpu"}}))
@@ -51,7 +51,7 @@ def slots(jobs: int | None, trainings: int, config: dict[str, Any]) -> list[Slot
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = torch.cuda.device_count() if config["trainer"]["accelerator"] in ("auto", "gpu", "cuda") else 0
-    count = min(jobs or gpus or cores, trainings)
+    count = min(jobs or gpus or cores, runs)
     threads = max(1, min(torch.get_num_threads(), cores // count))
     if not gpus:
         return [Slot(threads)] * count
@@ -67,13 +67,13 @@ class _Running:
 
 
 class Pool:
-    """Runs trainings in processes that are forked from one which has imported everything.
+    """Executes each run in a worker process of its own, forked from a server that has imported everything.
 
     Args:
-        free: What each of those that run at once has of the machine.
-        metric: What is compared.
-        test: ``last``, ``best`` or, for no test, ``None``.
-        classes: Class paths whose modules are imported once for all.
+        free: The slots, one for each run at a time.
+        metric: The metric that is compared.
+        test: ``last`` or ``best``; ``None`` for no test.
+        classes: Class paths whose modules the server imports.
     """
 
     def __init__(self, free: list[Slot], metric: str, test: str | None, classes: Iterable[str]) -> None:
@@ -82,7 +82,7 @@ class Pool:
         self._context = _context(classes)
 
     def run(self, source: Source) -> None:
-        """Runs all that a source has.
+        """Executes all runs of a source.
 
         Args:
             source: The source.
@@ -98,13 +98,14 @@ class Pool:
     def _start(self, source: Source) -> None:
         while self._free and (run := source.next()) is not None:
             slot = self._free.pop(0)
-            ours, theirs = self._context.Pipe()
-            # The server that forks it may have been started by an earlier sweep, with another environment.
-            given = Slot(slot.threads, {**os.environ, **slot.environment})
-            process = self._context.Process(target=work, args=(run, self._metric, self._test, given, theirs))  # type: ignore[attr-defined]
+            channel, worker_channel = self._context.Pipe()
+            # An earlier sweep may have started the server, with another environment.
+            worker_slot = Slot(slot.threads, {**os.environ, **slot.environment})
+            arguments = (run, self._metric, self._test, worker_slot, worker_channel)
+            process = self._context.Process(target=work, args=arguments)  # type: ignore[attr-defined]
             process.start()
-            theirs.close()
-            self._running.append(_Running(run, slot, process, ours))
+            worker_channel.close()
+            self._running.append(_Running(run, slot, process, channel))
             source.start(run)
 
     def _wait(self, source: Source) -> None:
@@ -121,27 +122,27 @@ class Pool:
                 one.process.join()
                 self._running.remove(one)
                 self._free.append(one.slot)
-                source.end(one.run, kept(one.run) or failure(one.run, one.process.exitcode))
+                source.end(one.run, read_outcome(one.run) or failure(one.run, one.process.exitcode))
 
     def _end(self) -> None:
-        """Ends what still runs, with its checkpoints."""
+        """Ends the remaining runs, each with a checkpoint."""
         for one in self._running:
             one.process.terminate()
             if one.channel is not None:
-                one.channel.close()  # so that it waits for no answer
+                one.channel.close()  # so that it does not wait for an answer
         for one in self._running:
-            one.process.join(PATIENCE)
+            one.process.join(EXIT_SECONDS)
             one.process.kill()
         self._running.clear()
 
 
 def _context(classes: Iterable[str]) -> BaseContext:
-    """Where there is no fork, each process imports all by itself."""
+    """Starts the server that workers are forked from; without fork, each process imports everything itself."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    of_main = [one.__name__ for one in vars(sys.modules["__main__"]).values() if isinstance(one, ModuleType)]
-    modules = ["rbp_lightning.cli.sweep.worker", *of_main, *(one.rpartition(".")[0] for one in classes)]
+    imported = [value.__name__ for value in vars(sys.modules["__main__"]).values() if isinstance(value, ModuleType)]
+    modules = ["rbp_lightning.cli.sweep.worker", *imported, *(path.rpartition(".")[0] for path in classes)]
     context.set_forkserver_preload(list(dict.fromkeys(modules)))
     with _path_in_environment():
         forkserver.ensure_running()
@@ -150,7 +151,7 @@ def _context(classes: Iterable[str]) -> BaseContext:
 
 @contextlib.contextmanager
 def _path_in_environment() -> Iterator[None]:
-    """The server looks for what it imports where its environment says, not where this process does."""
+    """Puts this process's import path into ``PYTHONPATH``, where the server looks for modules."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:

@@ -1,7 +1,8 @@
-"""The files of a sweep: each training, means and differences, and a picture of them."""
+"""The report of a sweep: a CSV file of all runs, a table of means and differences, and a figure."""
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,16 +16,16 @@ from rbp_lightning.cli.sweep.planned import Planned
 from rbp_lightning.cli.whole_files import written_whole
 from rbp_lightning.diagnostics.log_figure import can_draw
 
-_PAIRED = """The difference is that to the first row, seed by seed: its mean and, in brackets, Student's t interval at
-95 % for the mean of the pairs' differences. An interval without 0 says that the two differ. Of twenty comparisons of
-what is alike, one has such an interval by chance, and no correction is made for several rows."""
+_PAIRED = """The difference to the first row is paired by seed: its mean and, in brackets, the 95 % confidence interval
+of that mean (Student's t). If the interval excludes 0, the two rows differ. One in twenty comparisons of equals has
+such an interval by chance; there is no correction for several rows."""
 
 
 class Ended(NamedTuple):
-    """A training that has ended.
+    """A run that has ended.
 
     Attributes:
-        run: The training.
+        run: The run.
         outcome: Its outcome.
     """
 
@@ -33,12 +34,12 @@ class Ended(NamedTuple):
 
 
 def summarise(ended: list[Ended], metric: str, mode: str) -> list[list[str]]:
-    """A row for each combination: its name, seeds, mean and spread, difference to the first row, and a verdict.
+    """Returns a row for each combination: name, number of seeds, mean, difference to the first row, and a verdict.
 
     Args:
-        ended: The trainings.
-        metric: What is compared.
-        mode: Whether its least (``min``) or greatest (``max``) value is best.
+        ended: The runs.
+        metric: The metric that is compared.
+        mode: Whether a low (``min``) or a high (``max``) value is better.
     """
     groups = _by_title(ended, metric)
     first = next(iter(groups.values()), {})
@@ -58,29 +59,29 @@ def summarise(ended: list[Ended], metric: str, mode: str) -> list[list[str]]:
 def write_report(folder: Path, ended: list[Ended], metric: str, mode: str, searched: bool = False) -> None:
     """Writes ``runs.csv``, ``report.md`` and ``report.png``, and prints the table.
 
-    The picture is left out where matplotlib is not installed.
+    Without matplotlib there is no ``report.png``.
 
     Args:
-        folder: Where to.
-        ended: The trainings.
-        metric: What is compared.
-        mode: Whether its least (``min``) or greatest (``max``) value is best.
-        searched: Whether they are those of a search, which are ranked and not compared.
+        folder: The sweep's folder.
+        ended: The runs.
+        metric: The metric that is compared.
+        mode: Whether a low (``min``) or a high (``max``) value is better.
+        searched: Whether the runs are trials of a search, which are ranked instead of compared.
     """
-    header, rows = ["training", "seeds", metric, "difference to the first", "it is"], summarise(ended, metric, mode)
+    header, rows = ["run", "seeds", metric, "difference to the first", "verdict"], summarise(ended, metric, mode)
     if searched:
-        header = ["training", "state", metric]
+        header = ["run", "state", metric]
         rows = [
             [one.run.title, one.outcome.state, f"{one.outcome.value(metric):.4g}"]
             for one in _ranked(ended, metric, mode)
         ]
-    table = Table(*header, box=SIMPLE_HEAD, title=f"{metric}, {'least' if mode == 'min' else 'greatest'} is best")
+    table = Table(*header, box=SIMPLE_HEAD, title=f"{metric}, {'lower' if mode == 'min' else 'higher'} is better")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
     _write_csv(folder / "runs.csv", ended)
     failed = [one for one in ended if one.outcome.state == "failed"]
-    lines = [f"# {metric} of {len(ended)} trainings", "", _markdown(header, rows), ""]
+    lines = [f"# {metric} of {len(ended)} runs", "", _markdown(header, rows), ""]
     lines += [] if searched or len(rows) < 2 else [_PAIRED, ""]
     lines += (
         ["## Failed", "", *(f"- {one.run.name}: {one.outcome.error} ({one.run.log})" for one in failed), ""]
@@ -88,7 +89,7 @@ def write_report(folder: Path, ended: list[Ended], metric: str, mode: str, searc
         else []
     )
     drawn = can_draw() and len(failed) < len(ended)
-    lines += [f"![{metric} of each training](report.png)", ""] if drawn else []
+    lines += [f"![{metric} of each run](report.png)", ""] if drawn else []
     with written_whole(folder / "report.md") as unfinished:
         unfinished.write_text("\n".join(lines))
     if drawn:
@@ -107,12 +108,12 @@ def _by_title(ended: list[Ended], metric: str) -> dict[str, dict[int, float]]:
 
 def _ranked(ended: list[Ended], metric: str, mode: str) -> list[Ended]:
     sign = 1 if mode == "min" else -1
-    # Pruned and failed ones last, and so is what is not a number.
-    return sorted(ended, key=lambda one: (one.outcome.state != "finished", _or_last(sign * one.outcome.value(metric))))
+    # Pruned and failed runs come last, and so does NaN.
+    return sorted(ended, key=lambda one: (one.outcome.state != "finished", _nan_last(sign * one.outcome.value(metric))))
 
 
-def _or_last(value: float) -> float:
-    return value if value == value else float("inf")
+def _nan_last(value: float) -> float:
+    return math.inf if math.isnan(value) else value
 
 
 def _write_csv(path: Path, ended: list[Ended]) -> None:
@@ -136,7 +137,7 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _draw(path: Path, titles: list[str], groups: dict[str, dict[int, float]], metric: str) -> None:
-    """A point for each training, and a line at each mean."""
+    """Draws a point for each run, and a line at each mean."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 1.2 + 0.35 * len(titles)), layout="constrained")

@@ -1,11 +1,11 @@
-"""A search by Optuna, whose storage is a file in the sweep's folder."""
+"""A search by Optuna, stored in a file in the sweep's folder."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rbp_lightning.cli.sweep.live_table import LiveTable
 from rbp_lightning.cli.sweep.options import SweepOptions
-from rbp_lightning.cli.sweep.outcome import Outcome, kept
+from rbp_lightning.cli.sweep.outcome import Outcome, read_outcome
 from rbp_lightning.cli.sweep.planned import Planned, Planner
 from rbp_lightning.cli.sweep.report import Ended
 from rbp_lightning.cli.sweep.variations import Range, Variation
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def probes(vary: tuple[Variation | Range, ...]) -> list[dict[str, str]]:
-    """Combinations by which all values of lists, and the ends of ranges, are seen to be ones that ``fit`` takes.
+    """Returns combinations in which every listed value and both ends of every range occur, to be checked by ``fit``.
 
     Args:
-        vary: What varies.
+        vary: The options that vary.
 
     Example:
         >>> probes((Range("a", "int", 1, 5), Variation("b", ("x", "y", "z"))))
@@ -32,15 +32,15 @@ def probes(vary: tuple[Variation | Range, ...]) -> list[dict[str, str]]:
 
 
 class Search:
-    """The trials of a study.
+    """Hands out the trials of an Optuna study.
 
-    Trials that were under way when an earlier call was killed are tried once more, with the same values, and go on
-    from their checkpoints.
+    Trials that an earlier, killed call left unfinished are repeated with the same values and resume from their
+    checkpoints.
 
     Args:
-        planner: Makes the trainings.
+        planner: Plans the runs.
         options: The options of the sweep.
-        table: Where it is shown how they go.
+        table: Shows their progress.
 
     Raises:
         UserError: If Optuna is not installed.
@@ -57,32 +57,32 @@ class Search:
                 self._study.enqueue_trial(trial.params)
             elif trial.state.name in ("COMPLETE", "PRUNED"):
                 run = planner.plan({key: str(value) for key, value in trial.params.items()})[0]
-                if outcome := kept(run):
+                if outcome := read_outcome(run):
                     self.ended.append(Ended(run, outcome))
                     table.ended(run, outcome, before=True)
 
     def next(self) -> Planned | None:
-        """The next trial, as long as there are any to do."""
+        """Returns the run of the next trial, or ``None`` if there is none for now."""
         while len(self.ended) + len(self._trials) < self._options.trials:
             trial = self._study.ask()
             values = {one.key: _suggest(trial, one) for one in self._options.vary}
             run = self._planner.plan(values)[0]
-            if run.folder in self._trials:  # the same values once more, while they are tried
+            if run.folder in self._trials:  # a trial in progress has the same values
                 self._study.tell(trial, state=_state("FAIL"))
                 return None
             self._trials[run.folder] = trial
-            outcome = kept(run)
+            outcome = read_outcome(run)
             if outcome is None:
                 return run
             self.end(run, outcome)
         return None
 
     def start(self, run: Planned) -> None:
-        """Shows that a trial has begun."""
+        """Shows that a trial has started."""
         self._table.started(run)
 
     def report(self, run: Planned, epoch: int, value: float | None) -> bool:
-        """Tells the study of an epoch, and the trial whether it goes on."""
+        """Reports an epoch to the study; returns ``False`` if the trial is to be pruned."""
         self._table.reported(run, epoch, value)
         if value is None:
             return True
@@ -91,7 +91,7 @@ class Search:
         return not trial.should_prune()
 
     def end(self, run: Planned, outcome: Outcome) -> None:
-        """Tells the study how a trial has ended."""
+        """Reports the outcome of a trial to the study."""
         trial = self._trials.pop(run.folder)
         state = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[outcome.state]
         value = outcome.value(self._planner.metric) if state == "COMPLETE" else None

@@ -1,4 +1,4 @@
-"""The subcommand ``sweep``."""
+"""The ``sweep`` subcommand."""
 
 import argparse
 import re
@@ -24,58 +24,54 @@ def sweep(words: list[str]) -> None:
     """Runs a sweep.
 
     Args:
-        words: Its arguments, and those of ``fit``.
+        words: The arguments of ``sweep`` and of ``fit``.
 
     Raises:
-        ArgumentError: If an option is wrong; nothing has been run then.
-        UserError: If a value or a file is, or a training failed.
+        ArgumentError: If an option is wrong; nothing has run then.
+        UserError: If a value or a file is wrong, or a run failed.
     """
-    options, left = SweepOptions.parse(program(), words)
-    planner = Planner(left, options)
+    options, fit_words = SweepOptions.parse(program(), words)
+    planner = Planner(fit_words, options)
     searched = options.search is not None
     try:
-        varied = (
-            probes(options.vary) if searched else combinations([v for v in options.vary if isinstance(v, Variation)])
-        )
+        listed = [one for one in options.vary if isinstance(one, Variation)]
+        varied = probes(options.vary) if searched else combinations(listed)
         planned = [run for values in varied for run in planner.plan(values)]
     except argparse.ArgumentError as error:
-        raise argparse.ArgumentError(None, f"{error}{_meant(str(error))}") from error
+        raise argparse.ArgumentError(None, f"{error}{_suggestion(str(error))}") from error
     if options.slurm:
         print(script(words, len(planned), options.folder))
         return
     if options.only is not None:
         if not 0 <= options.only < len(planned):
-            raise UserError(f"--only={options.only}: the sweep has the trainings 0 to {len(planned) - 1}: name one.")
+            raise UserError(f"--only={options.only}: the sweep has the runs 0 to {len(planned) - 1}: name one of them.")
         planned = [planned[options.only]]
     options.folder.mkdir(parents=True, exist_ok=True)
-    with LiveTable(options.trials if searched else len(planned), planner.metric) as table:
+    count = options.trials if searched else len(planned)
+    with LiveTable(count, planner.metric) as table:
         source = Search(planner, options, table) if searched else Grid(planned, table)
-        compared = (planner.metric, options.test, _class_paths([run.config for run in planned]))
+        arguments = (planner.metric, options.test, _class_paths([run.config for run in planned]))
         if options.on == "ray":
-            RayPool(options.jobs, *compared).run(source)
+            RayPool(options.jobs, *arguments).run(source)
         else:
-            Pool(slots(options.jobs, options.trials if searched else len(planned), planned[0].config), *compared).run(
-                source
-            )
+            Pool(slots(options.jobs, count, planned[0].config), *arguments).run(source)
     if options.only is None:
         write_report(options.folder, source.ended, planner.metric, planner.mode, searched)
     failed = [one.run for one in source.ended if one.outcome.state == "failed"]
     if failed:
-        raise UserError(
-            f"{len(failed)} of {len(source.ended)} trainings failed; the first of them printed {failed[0].log}."
-        )
+        raise UserError(f"{len(failed)} of {len(source.ended)} runs failed; the first one's output: {failed[0].log}.")
 
 
-def _meant(message: str) -> str:
-    """What was probably meant by an option that ``fit`` does not have, if it is one of the sweep's own."""
+def _suggestion(message: str) -> str:
+    """Suggests an option of the sweep for one that ``fit`` does not have."""
     unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
-    if unknown is None or "Did you mean" in message:  # one of fit's
+    if unknown is None or "Did you mean" in message:  # an option of fit
         return ""
     return did_you_mean(unknown[1], parser("")._option_string_actions)
 
 
 def _class_paths(node: Any) -> Iterator[str]:
-    """The class paths in configurations."""
+    """Yields all class paths in a configuration."""
     if isinstance(node, dict):
         if isinstance(node.get("class_path"), str):
             yield node["class_path"]

@@ -1,4 +1,4 @@
-"""``--vary KEY=VALUES``: what differs between the trainings of a sweep."""
+"""``--vary KEY=VALUES``: the options that differ between the runs of a sweep."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _REMEDY = "write KEY=VALUE,VALUE, such as estimator=NeumannRBP,CGRBP"
 
 @dataclass(frozen=True)
 class Variation:
-    """An option of ``fit`` and the values that it is given.
+    """An option of ``fit`` and the values to try.
 
     Attributes:
         key: The option, without dashes.
@@ -29,13 +29,13 @@ class Variation:
 
 @dataclass(frozen=True)
 class Range:
-    """An option of ``fit`` and the range in which a search looks for its value.
+    """An option of ``fit`` and the range to search.
 
     Attributes:
         key: The option, without dashes.
         kind: ``log`` for a number on a logarithmic scale, ``float`` for one on a linear scale, ``int`` for an integer.
-        low: The least value.
-        high: The largest value, which is allowed.
+        low: The lowest value.
+        high: The highest value, inclusive.
     """
 
     key: str
@@ -47,13 +47,13 @@ class Range:
 def parse_variation(text: str) -> Variation | Range:
     """Parses ``KEY=VALUE,VALUE`` or ``KEY=KIND:LOW:HIGH``.
 
-    Values are those of a YAML list, so that a mapping or a list is one value.
+    The values are parsed as a YAML list, so a mapping or a list is one value.
 
     Args:
-        text: What was given.
+        text: The text.
 
     Raises:
-        UserError: If it is neither, or a value is there twice.
+        UserError: If it has neither form, or repeats a value.
 
     Example:
         >>> parse_variation("estimator=NeumannRBP,{class_path: TBPTT, init_args: {steps: 5}}").values
@@ -69,11 +69,11 @@ def parse_variation(text: str) -> Variation | Range:
         return _range(text, key, *found.groups())
     try:
         values = tuple(one if isinstance(one, str) else json.dumps(one) for one in yaml.safe_load(f"[{given}]"))
-    except (yaml.YAMLError, TypeError) as error:  # the latter of dates
-        raise UserError(f"--vary {text}: its values are no list in YAML: {_REMEDY}.") from error
+    except (yaml.YAMLError, TypeError) as error:  # a TypeError for dates
+        raise UserError(f"--vary {text}: its values are not a YAML list: {_REMEDY}.") from error
     twice = sorted({value for value in values if values.count(value) > 1})
     if twice or not values:
-        problem = f"{twice[0]} is there twice: name it once" if twice else f"it has no values: {_REMEDY}"
+        problem = f"{twice[0]} is listed twice: list it once" if twice else f"it has no values: {_REMEDY}"
         raise UserError(f"--vary {text}: {problem}.")
     return Variation(key, values)
 
@@ -83,17 +83,17 @@ def _range(text: str, key: str, kind: str, *ends: str) -> Range:
     try:
         low, high = map(number, ends)
     except ValueError as error:
-        raise UserError(f"--vary {text}: the ends of the range are no {number.__name__}s: correct them.") from error
+        raise UserError(f"--vary {text}: the ends of the range must be {number.__name__}s: correct them.") from error
     if not (0 if kind == "log" else float("-inf")) < low < high < float("inf"):
-        raise UserError(f"--vary {text}: no {kind} range goes from {low} to {high}: give a smaller and a larger end.")
+        raise UserError(f"--vary {text}: no {kind} range goes from {low} to {high}: give a lower and a higher end.")
     return Range(key, kind, low, high)
 
 
 def combinations(variations: list[Variation]) -> list[dict[str, str]]:
-    """All combinations of values, by key; the last key varies fastest.
+    """Returns all combinations of values, by key; the last key varies fastest.
 
     Args:
-        variations: What varies.
+        variations: The options that vary.
 
     Example:
         >>> combinations([Variation("a", ("1", "2")), Variation("b", ("3",))])
@@ -104,10 +104,10 @@ def combinations(variations: list[Variation]) -> list[dict[str, str]]:
 
 
 def title(values: dict[str, str]) -> str:
-    """What a combination is called in tables: the estimator's and the model's names, and other values with their key.
+    """Returns the name of a combination in tables: estimator, model and data by name, other values with their key.
 
     Args:
-        values: The values by key.
+        values: The values, by key.
 
     Example:
         >>> title({"estimator": '{"class_path": "TBPTT", "init_args": {"steps": 5}}', "model.gain": "1.5"})

@@ -1,4 +1,4 @@
-"""A training of a sweep, in a process of its own."""
+"""The worker process of a sweep: trains, tests and reports one run."""
 
 import contextlib
 import multiprocessing
@@ -19,18 +19,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.cli.interruption import signals_end_the_run
 from rbp_lightning.cli.main import main
-from rbp_lightning.cli.sweep.outcome import Outcome, keep
+from rbp_lightning.cli.sweep.outcome import Outcome, write_outcome
 from rbp_lightning.cli.sweep.planned import Planned
 from rbp_lightning.errors import UserError
 
 
 @dataclass(frozen=True)
 class Slot:
-    """What one training at a time has of the machine.
+    """The share of the machine that one run at a time gets.
 
     Attributes:
-        threads: How many threads.
-        environment: Variables that say which device; for a training, all of its variables.
+        threads: The number of threads.
+        environment: Environment variables that select the device; in a worker, its whole environment.
     """
 
     threads: int
@@ -38,11 +38,11 @@ class Slot:
 
 
 class Reporter(Callback):
-    """Tells the sweep of each epoch, and ends the training where the sweep says so.
+    """Reports each epoch to the sweep, and stops the run if the sweep says so.
 
     Args:
-        channel: Where to.
-        metric: What is compared.
+        channel: The connection to the sweep.
+        metric: The metric that is compared.
     """
 
     stopped = False
@@ -51,58 +51,58 @@ class Reporter(Callback):
         self._channel, self._metric = channel, metric
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports the epoch and the metric, if there is one by now, and waits for the answer."""
+        """Reports the epoch and the metric, if it was logged, and waits for the answer."""
         value = trainer.callback_metrics.get(self._metric)
-        with contextlib.suppress(EOFError, OSError):  # the sweep has ended, and is going to end this
+        with contextlib.suppress(EOFError, OSError):  # the sweep has ended and will end this process
             self._channel.send((trainer.current_epoch + 1, None if value is None else float(value)))
             if not self._channel.recv():
                 self.stopped = trainer.should_stop = True
 
 
 def work(run: Planned, metric: str, test: str | None, slot: Slot, channel: Connection) -> None:
-    """Trains, tests and leaves the outcome in the training's folder; a failure leaves none.
+    """Trains and tests a run, and writes its outcome unless it fails.
 
     Args:
-        run: The training.
-        metric: What is compared.
-        test: ``last``, ``best`` or, for no test, ``None``.
-        slot: What it has of the machine.
-        channel: Where it reports to.
+        run: The run.
+        metric: The metric that is compared.
+        test: ``last`` or ``best``; ``None`` for no test.
+        slot: Its threads and environment.
+        channel: The connection to the sweep.
     """
     arguments = run.arguments()
-    _print_into(run.log)
+    _redirect_output(run.log)
     os.environ.clear()
     os.environ.update(slot.environment)
     torch.set_num_threads(slot.threads)
     sys.argv[1:] = arguments
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with one_line_errors(), signals_end_the_run():
-        keep(run, _train(arguments, metric, test, Reporter(channel, metric)))
+        write_outcome(run, _train(arguments, metric, test, Reporter(channel, metric)))
 
 
 def _train(arguments: list[str], metric: str, test: str | None, reporter: Reporter) -> Outcome:
-    begin = time.perf_counter()
+    start = time.perf_counter()
     cli = main(trainer_defaults={"callbacks": [reporter]})
-    whole = not any(word.startswith("--ckpt_path") for word in arguments)
-    seconds = time.perf_counter() - begin
+    resumed = any(word.startswith("--ckpt_path") for word in arguments)
+    seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     if test is not None:
-        # The first ModelCheckpoint is that of the best.
+        # The first ModelCheckpoint keeps the best checkpoint.
         best: Any = cli.trainer.checkpoint_callback.best_model_path if test == "best" else None  # type: ignore[union-attr]
         metrics |= cli.trainer.test(cli.model, cli.datamodule, ckpt_path=best, verbose=False)[0]
     if metric not in metrics:
         raise UserError(f"{metric} was not logged: compare one of {', '.join(sorted(metrics)) or 'what you log'}.")
-    return Outcome("pruned" if reporter.stopped else "finished", metrics, round(seconds, 2) if whole else None)
+    return Outcome("pruned" if reporter.stopped else "finished", metrics, None if resumed else round(seconds, 2))
 
 
-def _print_into(path: Path) -> None:
-    with path.open("ab") as file:  # after what it printed before it was interrupted
+def _redirect_output(path: Path) -> None:
+    with path.open("ab") as file:  # keeps the output from before an interruption
         for number in (1, 2):
             os.dup2(file.fileno(), number)
 
 
 def _end_with_parent() -> None:
-    """Ends the training, in order, where the sweep's process has been killed."""
+    """Ends the run, with a checkpoint, if the sweep's process is killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

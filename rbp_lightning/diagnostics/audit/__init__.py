@@ -1,4 +1,4 @@
-"""Comparison of every estimator's gradient with the exact one."""
+"""The gradient audit: compares the gradients of all estimators with the exact gradient."""
 
 from rbp_lightning.diagnostics.audit.advice import advise
 from rbp_lightning.diagnostics.audit.gradient_audit import GradientAudit

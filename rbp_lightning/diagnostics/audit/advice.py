@@ -1,4 +1,4 @@
-"""One sentence on which gradient to take."""
+"""The advice of an audit: which estimator to use."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,14 +7,14 @@ from rbp_lightning.diagnostics.audit.measurement import Measurement
 from rbp_lightning.diagnostics.audit.reference import MAX_STEPS, Reference
 
 TAPED = ("BPTT", "TBPTT")
-"""Beginnings of the names of estimators whose gradient is that of the steps as they are."""
+"""Prefixes of the names of estimators that differentiate the steps taken, converged or not."""
 
 
 def summaries(measurements: Iterable[Measurement]) -> list[Measurement]:
-    """Puts the batches together, in the order of the estimators: the worst of each figure, and the mean time.
+    """Summarises each estimator over the batches: the worst of each figure, and the mean time.
 
     Args:
-        measurements: Of all estimators on all batches.
+        measurements: The measurements of all estimators on all batches.
     """
     grouped: dict[str, list[Measurement]] = {}
     for measurement in measurements:
@@ -39,12 +39,12 @@ def _worst(choose: Callable[[list[float]], float], values: list[float]) -> float
 
 
 def advise(references: list[Reference], measured: list[Measurement], error: float) -> str:
-    """Says which estimator reaches an error at the least cost, or what is wrong.
+    """Recommends the cheapest estimator that reaches an error, or explains what is wrong.
 
     Args:
         references: The reference of each batch.
-        measured: The estimators.
-        error: Relative error to reach.
+        measured: The summary of each estimator.
+        error: The relative error to reach.
 
     Returns:
         One sentence.
@@ -62,27 +62,27 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
         worst = max(one.residual for one in unsettled)
         advice = (
             f"The map does not converge: its relative residual is {worst:.2g} after {unsettled[0].steps} steps, and "
-            f"the spectral radius of its Jacobian there is {radius:.3g}, so no implicit gradient is that of a fixed "
-            "point: "
+            f"the spectral radius of its Jacobian there is {radius:.3g}, so implicit gradients are not those of a "
+            "fixed point: "
         )
         stable = "bound the norm of its weights (rbp_lightning.nn), add jacobian_penalty, or damp it"
         if unsettled[0].steps >= MAX_STEPS:
             advice += stable
-        else:  # as many as it is meant to take
+        else:  # a fixed number of steps
             advice += "give it more steps" + (f", or {stable}" if radius >= 1 else "")
         if taped := [one for one in good if one.gradient.startswith(TAPED)]:
-            advice += f"; until then {_cheapest(taped).gradient} has the gradient of the steps as they are"
+            advice += f"; until then {_cheapest(taped).gradient} gives the gradient of the steps taken"
         return advice + "."
     inexact = max(one.adjoint_residual or 0.0 for one in references)
     if any(not bool(one.gradient.isfinite().all()) for one in references):
         return (
-            f"The exact gradient is not finite: the adjoint equation has no solution, as the spectral radius of the "
-            f"Jacobian, {radius:.3g}, may tell; make the map a stronger contraction (rbp_lightning.nn)."
+            f"The exact gradient is not finite, so the adjoint equation has no solution; the spectral radius of the "
+            f"Jacobian is {radius:.3g}: make the map a stronger contraction (rbp_lightning.nn)."
         )
     if not inexact <= error / 10:
         return (
-            f"The exact adjoint was solved to a residual of {inexact:.1e} only, which is too little to tell errors of "
-            f"{_percent(error)} by: the spectral radius of the Jacobian is {radius:.3g}, so make the map a stronger "
+            f"The exact adjoint was solved to a residual of {inexact:.1e} only, too inexact to measure errors of "
+            f"{_percent(error)}: the spectral radius of the Jacobian is {radius:.3g}, so make the map a stronger "
             "contraction (rbp_lightning.nn)."
         )
     if not good:
@@ -103,14 +103,14 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
     least = min((one.relative_error for one in implicit), default=0.0)
     if least > error:
         advice += (
-            f"; none that starts from the fixed point is better than {_percent(least)}, whatever its steps, so the "
-            "forward tolerance is too loose (or max_steps too low) for this loss: lower it"
+            f"; no implicit gradient is better than {_percent(least)}, whatever its steps, so the forward tolerance is "
+            "too loose (or max_steps too low) for this loss: lower it"
         )
     return advice + "."
 
 
 def _cheapest(candidates: list[Measurement]) -> Measurement:
-    """The one with the fewest products, or with the least memory of those within a tenth of that."""
+    """The estimator with the least memory among those within a tenth of the fewest products."""
     fewest = min(one.products for one in candidates)
     near = [one for one in candidates if one.products <= 1.1 * fewest]
     return min(near, key=lambda one: (one.saved_bytes, one.products, one.relative_error))

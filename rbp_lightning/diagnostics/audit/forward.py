@@ -1,4 +1,4 @@
-"""How many steps each forward solver takes."""
+"""The comparison of forward solvers in an audit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class ForwardMeasurement:
     """A forward solver on one batch.
 
     Attributes:
-        solver: Its name.
-        batch: Number of the batch.
-        steps: How often it applied the update, all solves of the training step together.
-        residual: Relative residual, of the worst sample.
+        solver: The solver's name.
+        batch: The index of the batch.
+        steps: The number of updates, over all solves of the training step.
+        residual: The relative residual of the worst sample.
         converged: Whether all solves converged.
-        seconds: Time of the training step and the backward pass of a one-step gradient.
+        seconds: The time of the training step with a one-step gradient.
     """
 
     solver: str
@@ -45,8 +45,8 @@ class ForwardMeasurement:
     seconds: float
 
 
-class _Steps(SolveObserver):
-    """Sums the steps of the solves of a training step."""
+class _Solves(SolveObserver):
+    """Collects the solves of a training step."""
 
     def __init__(self) -> None:
         self.solves: list[FixedPoint] = []
@@ -56,11 +56,11 @@ class _Steps(SolveObserver):
 
 
 def solvers_like(configured: FixedPointSolver) -> Iterator[tuple[str, FixedPointSolver]]:
-    """The forward solvers that are compared, each with the tolerances and the most steps of the configured one.
+    """Yields the forward solvers to compare, with the configured solver's tolerances and ``max_steps``.
 
     Args:
-        configured: The solver of the run that is audited; it is among them. With a tolerance of 0 its number of steps
-            is a part of the problem, and there is nothing to compare.
+        configured: The configured solver, which is one of them. If its tolerance is 0, its number of steps is part of
+            the problem, and there is nothing to compare.
 
     Yields:
         A name and a solver.
@@ -72,21 +72,21 @@ def solvers_like(configured: FixedPointSolver) -> Iterator[tuple[str, FixedPoint
 
 
 def taped_solver(configured: FixedPointSolver) -> FixedPointSolver:
-    """A solver that can be put on a tape: the configured one, or else Picard iteration with its tolerances.
+    """Returns a differentiable solver: the configured one, or else Picard iteration with its tolerances.
 
     Args:
-        configured: The solver of the run that is audited.
+        configured: The configured solver.
     """
     if isinstance(configured, Damped):
         return Damped(taped_solver(configured.solver), configured.damping)
     return configured if configured.differentiable else _with_tolerances_of(configured, Picard)
 
 
-def learning_solver(configured: FixedPointSolver) -> Broyden:
-    """A solver that learns the inverse Jacobian: the configured one, or else Broyden's method with its tolerances.
+def quasi_newton_solver(configured: FixedPointSolver) -> Broyden:
+    """Returns a solver that estimates the inverse Jacobian: the configured one, or else Broyden's method.
 
     Args:
-        configured: The solver of the run that is audited.
+        configured: The configured solver.
     """
     if isinstance(configured, Broyden):
         return configured
@@ -102,16 +102,16 @@ def _with_tolerances_of(
 def measure_forward(
     module: LightningModule, name: str, solver: FixedPointSolver, arguments: Sequence[Any], batch: int
 ) -> ForwardMeasurement:
-    """Counts the steps that a forward solver takes in a training step.
+    """Measures a forward solver on a training step.
 
     Args:
         module: The module.
-        name: What to call the solver.
+        name: The solver's name.
         solver: The solver.
-        arguments: Those of the module's ``training_step``.
-        batch: Number of the batch.
+        arguments: The arguments of the module's ``training_step``.
+        batch: The index of the batch.
     """
-    observer = _Steps()
+    observer = _Solves()
     _, seconds = gradient_of(copy_of(module), NeumannRBP(0, solver), arguments, lambda: observer)
     return ForwardMeasurement(
         solver=name,
@@ -124,13 +124,13 @@ def measure_forward(
 
 
 def advise_solver(measured: Sequence[ForwardMeasurement]) -> str:
-    """Names the forward solver that converges in the fewest steps, where it saves a tenth of the configured one's.
+    """Recommends the forward solver with the fewest steps, if it saves a tenth of the configured solver's steps.
 
     Args:
-        measured: The solvers on all batches.
+        measured: The measurements of all solvers on all batches.
 
     Returns:
-        A clause, or nothing.
+        A sentence, or an empty string.
 
     Example:
         >>> found = [ForwardMeasurement(name, 0, steps, 1e-7, True, 0.1) for name, steps in

@@ -1,4 +1,4 @@
-"""The gradient of a module's training step by an estimator."""
+"""The gradient of a module's training step with a given estimator."""
 
 import copy
 import time
@@ -16,13 +16,13 @@ from rbp_lightning.estimators.observer import MakeObserver, SolveObserver
 from rbp_lightning.reporting import ignoring
 
 SEED = 0
-"""Of what a training step draws, so that all estimators see the same."""
+"""The seed of each training step, so that all estimators see the same random numbers."""
 
 
 class _WithoutGraphs(TorchFunctionMode):
-    """Copies what was computed, such as a normalised weight or a module's last state, without its graph.
+    """Lets tensors that have a graph, such as a normalised weight, be deep-copied without it.
 
-    PyTorch refuses to copy it with its graph.
+    PyTorch refuses to deep-copy them.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -32,7 +32,7 @@ class _WithoutGraphs(TorchFunctionMode):
 
 
 def copy_of(module: LightningModule) -> LightningModule:
-    """A copy of a module that its Trainer's hooks can be run on, and that leaves the module as it is.
+    """Copies a module, with its Trainer.
 
     Args:
         module: The module.
@@ -46,7 +46,7 @@ def copy_of(module: LightningModule) -> LightningModule:
             copied = copy.deepcopy(module)
     except Exception as error:  # whatever an attribute's own copying raises
         raise UserError(
-            f"{type(module).__name__} cannot be copied, as an audit has to: drop what keeps it from that, such as open "
+            f"{type(module).__name__} cannot be copied, which an audit needs: remove what prevents it, such as open "
             f"files. ({type(error).__name__}: {error})"
         ) from error
     finally:
@@ -61,16 +61,16 @@ def loss_of(
     arguments: Sequence[Any],
     make_observer: MakeObserver = SolveObserver,
 ) -> Tensor:
-    """The loss of a training step, without warnings.
+    """Computes the loss of a training step, without warnings.
 
     Args:
-        module: A copy of the module, which is left with the estimator.
-        estimator: What finds the fixed points.
-        arguments: Those of ``training_step``.
+        module: A copy of the module, whose estimator is replaced.
+        estimator: The estimator, whose solver finds the fixed points.
+        arguments: The arguments of ``training_step``.
         make_observer: Makes the observer of each solve.
 
     Raises:
-        UserError: If it returns no loss.
+        UserError: If the training step returns no loss.
     """
     module.estimator = estimator  # type: ignore[assignment]
     devices = [module.device] if module.device.type == "cuda" else []
@@ -80,7 +80,7 @@ def loss_of(
     loss = output.get("loss") if isinstance(output, dict) else output
     if not isinstance(loss, Tensor):
         raise UserError(
-            f"{type(module).__name__}: training_step returned {type(loss).__name__} for a loss, but an audit needs one."
+            f"{type(module).__name__}: training_step returned {type(loss).__name__}, but an audit needs a loss."
         )
     return loss
 
@@ -91,19 +91,19 @@ def gradient_of(
     arguments: Sequence[Any],
     make_observer: MakeObserver = SolveObserver,
 ) -> tuple[Tensor, float]:
-    """The gradient of a training step.
+    """Computes the gradient of a training step.
 
     Args:
-        module: A copy of the module, which is left with the estimator and the gradient.
-        estimator: What takes its gradient.
-        arguments: Those of ``training_step``.
+        module: A copy of the module, whose estimator and gradients are replaced.
+        estimator: The estimator.
+        arguments: The arguments of ``training_step``.
         make_observer: Makes the observer of each solve.
 
     Returns:
-        The gradient of all parameters, float64, zero where there is none, and the seconds that it took.
+        The gradient of all parameters as a float64 vector, zero for those without one, and the time in seconds.
 
     Raises:
-        UserError: If there is no loss to differentiate.
+        UserError: If the training step returns no loss.
     """
     start = time.perf_counter()
     loss = loss_of(module, estimator, arguments, make_observer)

@@ -1,4 +1,4 @@
-"""The audit of a module's gradients within a Trainer."""
+"""The callback that audits a module's gradients."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -12,8 +12,8 @@ from rbp_lightning.diagnostics.audit.advice import advise, summaries
 from rbp_lightning.diagnostics.audit.forward import (
     ForwardMeasurement,
     advise_solver,
-    learning_solver,
     measure_forward,
+    quasi_newton_solver,
     solvers_like,
     taped_solver,
 )
@@ -42,12 +42,12 @@ from rbp_lightning.solvers import Auto
 def candidates(
     configured: GradientEstimator, steps: Sequence[int], error: float
 ) -> Iterator[tuple[str, GradientEstimator]]:
-    """The estimators that are compared, with the configured one's forward solver.
+    """Yields the estimators to compare, with the configured estimator's forward solver.
 
     Args:
-        configured: The estimator of the run that is audited; it is among them.
-        steps: Numbers of steps of those that have one.
-        error: Relative error that those with a tolerance are to reach.
+        configured: The configured estimator, which is one of them.
+        steps: The numbers of steps to try.
+        error: The relative error to reach, for estimators with a tolerance.
 
     Yields:
         A name and an estimator.
@@ -70,21 +70,21 @@ def candidates(
         yield f"Implicit(GMRES(steps={count}))", Implicit(GMRES(count, tol=0.0, restart=min(count, 50)), solver)
     for count in steps:
         yield f"Implicit(BiCGSTAB(steps={count}))", Implicit(BiCGSTAB(count, tol=0.0), solver)
-    if solver.tol > 0:  # a number of plain steps is a part of the problem
+    if solver.tol > 0:  # otherwise the number of steps is part of the problem
         for count in steps:
-            yield f"SHINE(steps={count})", SHINE(count, solver=learning_solver(solver))
+            yield f"SHINE(steps={count})", SHINE(count, solver=quasi_newton_solver(solver))
     yield f"Implicit(Auto(tol={error:g}))", Implicit(Auto(max_steps=200, tol=error), solver)
     yield f"AdaptiveNeumann(tol={error:g})", AdaptiveNeumann(tol=error, max_steps=200, solver=solver)
     yield f"{type(configured).__name__} as configured", configured
 
 
 class GradientAudit(Callback):
-    """Audits the gradients of the training steps of a run, in place of training.
+    """Audits the gradients of training steps instead of training.
 
     Args:
         estimator: The configured estimator.
-        error: Relative error to reach.
-        steps: Numbers of steps to try.
+        error: The relative error to reach.
+        steps: The numbers of steps to try.
     """
 
     def __init__(self, estimator: GradientEstimator, error: float, steps: Sequence[int]) -> None:
@@ -99,14 +99,17 @@ class GradientAudit(Callback):
         """Finds the log folder.
 
         Raises:
-            UserError: If the module optimises by hand.
+            UserError: If the module uses manual optimisation.
         """
         if not pl_module.automatic_optimization:
-            raise UserError(f"{type(pl_module).__name__} optimises by hand, so there is no gradient to audit.")
+            raise UserError(
+                f"{type(pl_module).__name__} uses manual optimisation, which an audit cannot follow: set "
+                "automatic_optimization to True."
+            )
         self._folder = trainer.log_dir if trainer.loggers else None
 
-    def in_place_of(self, module: LightningModule) -> Callable[..., None]:
-        """What is run in place of a module's training step.
+    def audited_step(self, module: LightningModule) -> Callable[..., None]:
+        """Returns a function that replaces the module's training step by an audit.
 
         Args:
             module: The module.
@@ -129,7 +132,7 @@ class GradientAudit(Callback):
             self.measurements.append(measure(module, name, estimator, arguments, batch, exact))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reports."""
+        """Prints and writes the report."""
         measured = summaries(self.measurements)
         self.advice = advise(self.references, measured, self.error) + advise_solver(self.solvers)
         print_table(self.references, measured)

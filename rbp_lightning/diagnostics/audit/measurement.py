@@ -1,4 +1,4 @@
-"""What an estimator's gradient is worth, and what it costs."""
+"""The accuracy and the cost of an estimator's gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from rbp_lightning.linear import JacobianOperator, LinearSolution
 
 @dataclass(frozen=True)
 class Measurement:
-    """A gradient on one batch, beside the reference, or the worst of several.
+    """An estimator's gradient compared with the reference, on one batch or the worst over several.
 
     Attributes:
         gradient: The estimator and its number of steps.
-        batch: Number of the batch; ``None`` of several.
-        cosine: Cosine of the angle to the reference gradient, all parameters together.
-        relative_error: Norm of the difference over the norm of the reference.
-        sign_agreement: Share of the entries, of those that are not 0 in the reference, that have its sign.
-        products: Products with J^T and J; a taped step counts as one.
-        seconds: Time of the training step and its backward pass.
-        saved_bytes: Bytes of the tensors saved for the backward pass.
+        batch: The index of the batch; ``None`` for several.
+        cosine: The cosine similarity to the reference gradient, over all parameters.
+        relative_error: The norm of the difference relative to that of the reference.
+        sign_agreement: The share of the reference's nonzero entries whose sign agrees.
+        products: The number of products with J^T and J; a taped step counts as one.
+        seconds: The time of the training step and its backward pass.
+        saved_bytes: The bytes of the tensors saved for the backward pass.
     """
 
     gradient: str
@@ -40,28 +40,28 @@ class Measurement:
 
 
 class _Cost(SolveObserver):
-    """Counts the products of a solve's gradient, the taped step among them."""
+    """Counts the products of a solve's gradient, including the taped step."""
 
     def __init__(self) -> None:
         self.products = 0
 
     def on_solve_end(self, fixed_point: FixedPoint, operator: JacobianOperator) -> None:
-        self.products = fixed_point.steps  # unless its adjoint says otherwise: a tape of all steps
+        self.products = fixed_point.steps  # a tape of all steps, unless on_adjoint follows
 
     def on_adjoint(self, solution: LinearSolution) -> None:
         self.products = solution.products + 1
 
 
 class _SavedBytes:
-    """Counts the bytes of the tensors that are saved for a backward pass, but for a module's own."""
+    """Counts the bytes of tensors saved for a backward pass, except for the module's parameters."""
 
     def __init__(self, module: LightningModule) -> None:
-        # Kept alive, so that no address is used twice.
+        # Kept alive so that no address is reused.
         self._kept = {_storage(parameter): parameter.detach() for parameter in module.parameters()}
         self.total = 0
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        # The values and the indices of a sparse tensor are not counted.
+        # Sparse tensors are not counted.
         if tensor.layout == torch.strided and (key := _storage(tensor)) not in self._kept:
             self._kept[key] = tensor.detach()
             self.total += tensor.untyped_storage().nbytes()
@@ -84,14 +84,14 @@ def measure(
 
     Args:
         module: The module.
-        name: What to call the estimator.
+        name: The estimator's name.
         estimator: The estimator.
-        arguments: Those of the module's ``training_step``.
-        batch: Number of the batch.
-        reference_gradient: What it is compared with.
+        arguments: The arguments of the module's ``training_step``.
+        batch: The index of the batch.
+        reference_gradient: The reference gradient.
     """
     gradient, seconds = gradient_of(copy_of(module), estimator, arguments)
-    # A second time: what is counted takes time itself.
+    # A second run, because counting takes time itself.
     counted = copy_of(module)
     costs: list[_Cost] = []
 
@@ -102,13 +102,13 @@ def measure(
     saved = _SavedBytes(counted)
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
         gradient_of(counted, estimator, arguments, cost)
-    size, wrong = float(reference_gradient.norm()), float((gradient - reference_gradient).norm())
+    size, error = float(reference_gradient.norm()), float((gradient - reference_gradient).norm())
     same = (gradient.sign() == reference_gradient.sign())[reference_gradient != 0]
     return Measurement(
         gradient=name,
         batch=batch,
         cosine=float(torch.nn.functional.cosine_similarity(gradient, reference_gradient, dim=0)),
-        relative_error=wrong / size if size > 0 else 0.0 if wrong == 0 else float("inf"),
+        relative_error=error / size if size > 0 else 0.0 if error == 0 else float("inf"),
         sign_agreement=float(same.double().mean()) if len(same) else 1.0,
         products=sum(one.products for one in costs),
         seconds=seconds,

@@ -1,4 +1,4 @@
-"""The gradient that others are compared with."""
+"""The reference gradient of an audit."""
 
 import copy
 from collections.abc import Sequence
@@ -19,25 +19,25 @@ from rbp_lightning.linear import JacobianOperator, LinearSolution, norm_bounds, 
 from rbp_lightning.solvers import FixedPointSolver
 
 SETTLED = 1e-8
-"""Relative residual, in float64, up to which a forward solve counts as settled."""
+"""The largest relative residual, in float64, of a forward solve that counts as converged."""
 
 MAX_STEPS, TOL = 10_000, 1e-12
-"""Of the forward solver of the reference, where the module's own has a tolerance."""
+"""The limits of the reference's forward solver, if the module's own has a tolerance."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The gradient that others are compared with, in float64.
+    """The gradient that the others are compared with, in float64.
 
     Attributes:
-        kind: ``"exact adjoint"``, or ``"BPTT"`` through the steps as they are where the forward solve does not settle.
-        gradient: All parameters together.
-        settled: Whether the forward solve settled.
-        steps: Its steps.
+        kind: ``"exact adjoint"``, or ``"BPTT"`` through the configured steps if the forward solve does not converge.
+        gradient: The gradient of all parameters as a vector.
+        settled: Whether the forward solve converged.
+        steps: The steps of the forward solve.
         residual: Its relative residual, of the worst sample.
-        adjoint_residual: Of the exact adjoint; ``None`` for ``BPTT``.
-        spectral_radius: Of J at its last iterate, the worst sample's.
-        norm: Lower bound on ||J|| there, the worst sample's; ``None`` where there is no product with J.
+        adjoint_residual: The residual of the exact adjoint; ``None`` for ``BPTT``.
+        spectral_radius: The spectral radius of J at the last iterate, of the worst sample.
+        norm: A lower bound on ||J|| there, of the worst sample; ``None`` if products with J are not supported.
     """
 
     kind: str
@@ -51,7 +51,7 @@ class Reference:
 
 
 class _Inspection(SolveObserver):
-    """Looks at the fixed points of a training step and at their Jacobians."""
+    """Records the fixed points of a training step and their Jacobians, each figure of the worst sample."""
 
     def __init__(self) -> None:
         self.solves = 0
@@ -68,7 +68,7 @@ class _Inspection(SolveObserver):
         if self.norm is not None:
             try:
                 self.norm = _larger(self.norm, norm_bounds(operator, steps=20).lower)
-            except UserError:  # the update has no product with J
+            except UserError:  # the update does not support products with J
                 self.norm = None
 
     def on_adjoint(self, solution: LinearSolution) -> None:
@@ -76,21 +76,21 @@ class _Inspection(SolveObserver):
 
 
 def _larger(before: float, values: Tensor) -> float:
-    return float(torch.maximum(values.detach().max().cpu(), torch.tensor(before)))  # NaN where there is one
+    return float(torch.maximum(values.detach().max().cpu(), torch.tensor(before)))  # NaN if any is
 
 
 def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
-    """Takes the reference gradient of a training step.
+    """Computes the reference gradient of a training step.
 
     Args:
-        module: The module, with the estimator whose solver finds the fixed points.
-        arguments: Those of its ``training_step``.
+        module: The module, whose estimator's solver finds the fixed points.
+        arguments: The arguments of its ``training_step``.
 
     Raises:
         UserError: If the module does not run in float64, or has no fixed points.
     """
     configured: GradientEstimator = module.estimator  # type: ignore[assignment]
-    # A tolerance of 0 makes the number of steps a part of the problem.
+    # With a tolerance of 0 the number of steps is part of the problem.
     solver = configured.solver
     if solver.tol > 0:
         solver = copy.copy(solver)
@@ -102,8 +102,8 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
         loss = float(loss_of(copy_of(wide), exact, wide_arguments, lambda: inspection).detach())
         if not inspection.solves:
             raise UserError(
-                f"{type(module).__name__}: its training step calls no self.estimator, so there is no gradient of a "
-                "fixed point to audit."
+                f"{type(module).__name__}: its training step calls no self.estimator, so there is no fixed point to "
+                "audit: call self.estimator(f, start) in it."
             )
         settled = inspection.residual <= SETTLED
         if settled:
@@ -116,8 +116,8 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
         if "dtype" not in str(error) and "Double" not in str(error):
             raise
         raise UserError(
-            f"{type(module).__name__} does not run in float64, which the exact gradient is taken in: make what it "
-            f"computes follow the dtype of its parameters. ({str(error).splitlines()[0]})"
+            f"{type(module).__name__} does not run in float64, which the exact gradient needs: give its tensors the "
+            f"dtype of its parameters. ({str(error).splitlines()[0]})"
         ) from error
     return Reference(
         kind="exact adjoint" if settled else "BPTT",
@@ -132,7 +132,7 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
 
 
 def _check_loss(module: LightningModule, arguments: Sequence[Any], solver: FixedPointSolver, wide_loss: float) -> None:
-    """Refuses a module whose loss is another one in its own precision, at the same fixed points."""
+    """Checks that the loss in the module's own precision agrees with that in float64."""
     loss = float(loss_of(copy_of(module), ExactAdjoint(solver=solver), arguments).detach())
     precisions = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
     device = module.device.type
@@ -142,8 +142,8 @@ def _check_loss(module: LightningModule, arguments: Sequence[Any], solver: Fixed
     if abs(loss - wide_loss) > allowed * max(abs(wide_loss), 1e-6):
         raise UserError(
             f"{type(module).__name__}: the loss is {wide_loss:.6g} in float64 and {loss:.6g} in the module's own "
-            "precision, at the same fixed point, so their gradients cannot be compared: a training step that draws "
-            "random numbers draws others in another precision; draw them in float32 and cast them, or audit without."
+            "precision, at the same fixed point, so their gradients cannot be compared. A training step that draws "
+            "random numbers draws others in another precision: draw them in float32 and cast them, or audit without."
         )
 
 
@@ -151,8 +151,8 @@ def _in_float64(argument: Any) -> Any:
     def widened(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return leaf.double() if leaf.is_floating_point() else leaf
-        # A torch_geometric graph hands a function on to the tensors it holds.
-        hands_on = callable(getattr(leaf, "apply", None)) and not isinstance(leaf, nn.Module)
-        return copy.copy(leaf).apply(widened) if hands_on else leaf
+        # A torch_geometric graph applies a function to its tensors.
+        has_tensors = callable(getattr(leaf, "apply", None)) and not isinstance(leaf, nn.Module)
+        return copy.copy(leaf).apply(widened) if has_tensors else leaf
 
     return apply_to_collection(argument, object, widened, wrong_dtype=(dict, list, tuple))

@@ -1,4 +1,4 @@
-"""The table, the files and the picture of an audit."""
+"""The report of an audit: tables, files and a plot."""
 
 import csv
 import json
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def print_table(references: Sequence[Reference], measured: Sequence[Measurement]) -> None:
-    """Prints what the gradients are compared with, and a row for each estimator.
+    """Prints the references, and a table with a row for each estimator.
 
     Args:
         references: The reference of each batch.
-        measured: The estimators.
+        measured: The summary of each estimator.
     """
     console = Console()
-    console.width = max(console.width, 100)  # what a log or a pipe can hold
+    console.width = max(console.width, 100)  # logs and pipes are wide enough
     for number, one in enumerate(references):
         residual = "" if one.adjoint_residual is None else f", adjoint residual {one.adjoint_residual:.1e}"
         norm = "" if one.norm is None else f", norm {one.norm:.3f}"
@@ -39,7 +39,7 @@ def print_table(references: Sequence[Reference], measured: Sequence[Measurement]
             highlight=False,
         )
     columns = ["gradient", "cosine", "error", "same sign", "products", "ms", "saved"]
-    table = Table(box=SIMPLE_HEAD, title=f"Gradients of {len(references)} batch(es), the worst of them")
+    table = Table(box=SIMPLE_HEAD, title=f"Gradients, the worst of {len(references)} batch(es)")
     for column in columns:
         table.add_column(column, no_wrap=True, justify="left" if column == "gradient" else "right")
     for row in measured:
@@ -56,10 +56,10 @@ def print_table(references: Sequence[Reference], measured: Sequence[Measurement]
 
 
 def print_solvers(solvers: Sequence[ForwardMeasurement]) -> None:
-    """Prints a row for each forward solver and batch, if there are any.
+    """Prints a table with a row for each forward solver and batch, if there are any.
 
     Args:
-        solvers: The forward solvers.
+        solvers: The measurements of the forward solvers.
     """
     if not solvers:
         return
@@ -86,16 +86,16 @@ def write_files(
 ) -> None:
     """Writes ``audit.csv`` (each measurement), ``audit.json`` (everything) and ``audit.png`` (error against cost).
 
-    The picture is left out where matplotlib is not installed.
+    Without matplotlib there is no ``audit.png``.
 
     Args:
-        folder: Where to, made if need be.
+        folder: The folder, which is created if missing.
         references: The reference of each batch.
-        measurements: Of all estimators on all batches.
-        measured: The estimators, of all batches.
-        solvers: The forward solvers on all batches.
-        advice: The sentence.
-        error: Relative error that was asked for.
+        measurements: The measurements of all estimators on all batches.
+        measured: The summary of each estimator.
+        solvers: The measurements of the forward solvers.
+        advice: The advice.
+        error: The relative error to reach.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(one) for one in measurements]
@@ -117,10 +117,10 @@ def write_files(
 
 
 def pareto_front(measured: Sequence[Measurement]) -> list[Measurement]:
-    """Those that no other equals in error with as few products, by number of products.
+    """Returns the estimators that no other beats in both error and number of products, cheapest first.
 
     Args:
-        measured: The estimators.
+        measured: The summary of each estimator.
 
     Example:
         >>> rows = [Measurement(name, None, 1.0, error, 1.0, cost, 0.0, 0) for name, error, cost in
@@ -136,13 +136,13 @@ def pareto_front(measured: Sequence[Measurement]) -> list[Measurement]:
 
 
 def pareto(measured: Sequence[Measurement], error: float) -> "Figure":
-    """Draws relative error against number of products, a line for each estimator, with a ring where no other is better.
+    """Plots relative error against the number of products, a line for each estimator.
 
-    A star marks the configured estimator, and a dashed line the error that was asked for.
+    Rings mark the Pareto front, a star the configured estimator, and a dashed line the error to reach.
 
     Args:
-        measured: The estimators.
-        error: Relative error that was asked for.
+        measured: The summary of each estimator.
+        error: The relative error to reach.
     """
     from matplotlib.figure import Figure
 
@@ -161,7 +161,7 @@ def pareto(measured: Sequence[Measurement], error: float) -> "Figure":
     axes.loglog(*_points(best), "o", markersize=12, fillstyle="none", color="black", label="no other beats it")
     axes.axhline(error, color="black", linestyle="--", label=f"asked for: {error:g}")
     axes.set(
-        title="What the gradients cost, and how wrong they are",
+        title="Cost and error of the gradients",
         xlabel="products with J^T and J",
         ylabel="relative error of the gradient",
     )
@@ -171,6 +171,6 @@ def pareto(measured: Sequence[Measurement], error: float) -> "Figure":
 
 
 def _points(rows: Sequence[Measurement]) -> tuple[list[int], list[float]]:
-    """Products and errors; a logarithmic axis has no 0, which stands at the level of rounding."""
+    """Products and errors; an error of 0 is drawn at the level of rounding, since the axis is logarithmic."""
     rounding = sys.float_info.epsilon
     return [row.products for row in rows], [max(row.relative_error, rounding) for row in rows]

@@ -1,4 +1,4 @@
-"""A Trainer that can audit."""
+"""A Trainer with an ``audit`` method."""
 
 import copy
 import warnings
@@ -16,7 +16,7 @@ from rbp_lightning.estimators import GradientEstimator
 
 
 class AuditTrainer(Trainer):
-    """A Trainer with one more thing to do: ``audit``.
+    """A Lightning Trainer with an additional method, ``audit``.
 
     Example:
         >>> quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -33,21 +33,21 @@ class AuditTrainer(Trainer):
         error: float = 0.01,
         steps: Sequence[int] = (1, 2, 5, 10, 20, 50),
     ) -> GradientAudit:
-        """Compares the gradients of all estimators with the exact one, on training batches, and trains nothing.
+        """Compares the gradients of all estimators with the exact gradient on training batches, without training.
 
-        The exact gradient is taken in float64, at a fixed point solved to 1e-12, by a dense solution of the adjoint
-        equation or, for more than 512 elements in a sample, by GMRES. Where the forward solve does not settle, it is
-        BPTT's through the steps as they are. Prints a table, leaves ``audit.csv``, ``audit.json`` and ``audit.png``
-        in the log folder and the plot in TensorBoard, and ends with one sentence of advice.
+        The exact gradient is computed in float64, at a fixed point solved to 1e-12, by a dense solution of the adjoint
+        equation or, for more than 512 elements in a sample, by GMRES. If the forward solve does not converge, the
+        reference is BPTT through the configured steps. Prints a table and one sentence of advice, writes ``audit.csv``,
+        ``audit.json`` and ``audit.png`` into the log folder, and logs the plot.
 
         Args:
             model: The module, whose training step calls ``self.estimator``.
-            train_dataloaders: Where the training batches come from, as ``fit`` takes it.
-            datamodule: The same, in its place.
-            ckpt_path: A checkpoint whose parameters to audit; ``None`` takes the module as it is.
-            batches: How many training batches, at least 1.
-            error: Relative error of the gradient that the advice is to reach, above 0.
-            steps: Numbers of steps to try of those estimators that have one.
+            train_dataloaders: The training data, as for ``fit``.
+            datamodule: A data module, instead of ``train_dataloaders``.
+            ckpt_path: A checkpoint whose parameters to audit; ``None`` for the module's own.
+            batches: The number of training batches, at least 1.
+            error: The relative error of the gradient to reach, above 0.
+            steps: The numbers of steps to try, for estimators that have one.
 
         Returns:
             The audit, with its references, measurements and advice.
@@ -65,21 +65,21 @@ class AuditTrainer(Trainer):
         callbacks: list[Callback] = cast(Any, self).callbacks
         found = [callback for callback in callbacks if isinstance(callback, GradientEstimator)]
         if not found:
-            raise UserError("audit: the Trainer has no gradient estimator: give it the one that is to be audited.")
+            raise UserError("audit: the Trainer has no gradient estimator: pass the one to audit as a callback.")
         audit = GradientAudit(found[0], error, steps)
         if ckpt_path is not None:
             checkpoint = load_checkpoint(ckpt_path)
-            self.precision_plugin.convert_module(model)  # copying into a module of less precision rounds
+            self.precision_plugin.convert_module(model)  # loading into lower precision would round
             model.load_state_dict(checkpoint["state_dict"])
             model.on_load_checkpoint(checkpoint)
-        # Nothing that acts on a training, neither the Trainer's nor the module's own: checkpoints, searches, monitors.
+        # No other callbacks, of the Trainer or of the module: they would act on a training.
         kept = [found[0], audit, *(one for one in callbacks if isinstance(one, SaveConfigCallback))]
         trainer = {"callbacks": kept, "limit_train_batches": batches, "limit_val_batches": 0}
         trainer |= {"num_sanity_val_steps": 0, "accumulate_grad_batches": 1}
-        module = {"training_step": audit.in_place_of(model), "configure_callbacks": list}
+        module = {"training_step": audit.audited_step(model), "configure_callbacks": list}
         module["configure_optimizers"] = lambda: None
         progress = copy.deepcopy(self.fit_loop.state_dict())
-        # A Trainer that has trained takes one more.
+        # A Trainer that has trained needs one more epoch.
         epochs = cast(Any, self.fit_loop.epoch_progress.current).processed + 1
         with (
             _attributes(self, **trainer),
@@ -99,7 +99,7 @@ class AuditTrainer(Trainer):
 
 @contextmanager
 def _attributes(owner: object, **values: Any) -> Iterator[None]:
-    """Sets attributes for a while; those that the object itself did not have are removed again."""
+    """Sets attributes temporarily, and restores or removes them afterwards."""
     own = {name: vars(owner)[name] for name in values if name in vars(owner)}
     before = {name: getattr(owner, name) for name in values}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""A module whose trainings take no time, which fails and has its sweep killed where it is told to."""
+"""A module that trains in no time, and fails or kills its sweep if an argument says so."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ NET += ["--trainer.max_epochs=3", "--trainer.accelerator=cpu", "--trainer.log_ev
 
 
 class Net(Tanh):
-    """A network with a fixed point."""
+    """A small network with a fixed point."""
 
     def __init__(self, rate: float = 0.01, fail: bool = False, kill: str = "") -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Net(Tanh):
             os.kill(sweep.pid, signal.SIGKILL)
             while sweep.is_alive():
                 time.sleep(0.01)
-            time.sleep(0.5)  # what is told to end by then ends after its batch
+            time.sleep(0.5)  # time for the signal that ends the orphaned run after its batch
 
     def training_step(self, inputs: Tensor, batch_idx: int) -> Tensor:
         if self.fail:
@@ -54,7 +54,7 @@ class Net(Tanh):
 
 
 class Vectors(LightningDataModule):
-    """Always the same ones."""
+    """The same vectors for every stage."""
 
     def train_dataloader(self) -> DataLoader:
         return vectors()

@@ -1,4 +1,4 @@
-"""A search by Optuna, where that is installed."""
+"""Searches by Optuna, if it is installed."""
 
 import csv
 from pathlib import Path
@@ -13,7 +13,7 @@ optuna = pytest.importorskip("optuna")
 WORDS = ["sweep", *NET, "--search=optuna", "--vary=model.rate=log:1e-4:1e-1", "--vary=estimator=NeumannRBP,CGRBP"]
 
 
-def test_a_search_is_kept_on_disk_and_goes_on(cli) -> None:
+def test_a_search_is_stored_and_can_be_continued(cli) -> None:
     for trials in (8, 10):
         status, _, err = cli(*WORDS, f"--trials={trials}", "--jobs=1")
         assert status == 0, err
@@ -26,24 +26,24 @@ def test_a_search_is_kept_on_disk_and_goes_on(cli) -> None:
     assert states.count("PRUNED") == sum(row["state"] == "pruned" for row in rows) > 0
     assert all(1e-4 <= float(row["model.rate"]) <= 1e-1 for row in rows)
     assert {row["estimator"] for row in rows} == {"NeumannRBP", "CGRBP"}
-    # The best of the report is that of the study.
+    # The report and the study agree on the best run.
     best = min((row for row in rows if row["state"] == "finished"), key=lambda row: float(row["val/loss"]))
     assert float(best["model.rate"]) == study.best_params["model.rate"]
     assert float(best["val/loss"]) == study.best_value
     table = [line for line in Path("logs/sweep/report.md").read_text().splitlines() if line.startswith("| ")]
     assert table[1].startswith(f"| model.rate={best['model.rate']}, {best['estimator']} | finished | ")
-    # A pruned training ends early, with its weights.
+    # A pruned run ends early, with a checkpoint.
     pruned = next(row for row in rows if row["state"] == "pruned")
     last = Path(pruned["folder"], "checkpoints/last.ckpt")
     assert torch.load(last, weights_only=True)["epoch"] < 2
-    # A sweep of its values is none that is pruned.
+    # A sweep of the same values completes the pruned run.
     values = [f"--vary={key}={pruned[key]}" for key in ("model.rate", "estimator")]
     status, _, err = cli("sweep", *NET, *values)
     assert status == 0, err
     assert torch.load(last, weights_only=True)["epoch"] == 2
 
 
-def test_a_search_in_which_trainings_fail_goes_on(cli) -> None:
+def test_a_search_continues_after_failed_runs(cli) -> None:
     words = ["sweep", *NET, "--search=optuna", "--vary=model.fail=true,false", "--trials=4", "--jobs=1"]
     status, _, err = cli(*words)
     assert status == 1

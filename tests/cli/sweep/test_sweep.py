@@ -1,4 +1,4 @@
-"""Sweeps run all that they are asked for, go on where they were, and tell what they found."""
+"""Sweeps run all combinations, continue where they stopped, and report their results."""
 
 import csv
 import math
@@ -38,7 +38,7 @@ def measured(row: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def alone(cli):
-    """What ``fit`` alone makes of a combination and a seed."""
+    """The weights that ``fit`` gives for an estimator and a seed."""
 
     def fit(estimator: str, seed: int) -> dict[str, torch.Tensor]:
         own = [f"--estimator={estimator}", f"--seed_everything={seed}", f"--trainer.default_root_dir=alone{seed}"]
@@ -51,25 +51,25 @@ def alone(cli):
 
 
 def hparams(folder: str) -> tuple[list[str], list[str], dict[str, object]]:
-    """The columns that HPARAMS show of a training, its metrics, and its values."""
+    """The columns, metrics and values of a run in TensorBoard's HPARAMS tab."""
     events = EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
-    told = {
+    plugins = {
         tag: HParamsPluginData.FromString(one.plugin_data.content)
         for tag, one in events.summary_metadata.items()
         if tag.startswith("_hparams_/")
     }
-    experiment = told["_hparams_/experiment"].experiment
-    info = told["_hparams_/session_start_info"].session_start_info.hparams
+    experiment = plugins["_hparams_/experiment"].experiment
+    info = plugins["_hparams_/session_start_info"].session_start_info.hparams
     values = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.items()}
     metrics = [one.name.tag for one in experiment.metric_infos]
-    # Each metric that is named has values, and none is made up.
+    # Every metric that is listed has values.
     assert all(len(events.Scalars(tag)) == 3 for tag in metrics)
     assert "hp_metric" not in events.Tags()["scalars"]
     return [one.name for one in experiment.hparam_infos], metrics, values
 
 
-def test_trainings_have_the_environment_of_their_sweep(cli, monkeypatch) -> None:
-    for level in ("1", "2"):  # the second sweep finds the first one's server
+def test_runs_have_the_environment_of_their_sweep(cli, monkeypatch) -> None:
+    for level in ("1", "2"):  # the second sweep finds a server that the first one started
         monkeypatch.setenv("LEVEL", level)
         status, _, err = cli("sweep", *NET, "--seeds=1", f"--folder=level{level}")
         assert status == 0, err
@@ -77,7 +77,7 @@ def test_trainings_have_the_environment_of_their_sweep(cli, monkeypatch) -> None
         assert float(row["train/level"]) == float(level)
 
 
-def test_two_estimators_and_two_seeds(cli, alone) -> None:
+def test_a_sweep_of_two_estimators_and_two_seeds(cli, alone) -> None:
     status, out, err = cli("sweep", *NET, *TWO, "--test=best")
     assert status == 0, err
     found = rows("logs/sweep")
@@ -85,13 +85,13 @@ def test_two_estimators_and_two_seeds(cli, alone) -> None:
         (name, seed, "finished") for name in ("NeumannRBP", '{"class_pa') for seed in "01"
     ]
     assert all(float(row["seconds"]) > 0 for row in found)
-    # Each training is the one that fit alone does.
+    # Each run equals that of fit.
     expected = alone("NeumannRBP", 1)
     assert all(torch.equal(value, expected[name]) for name, value in weights(found[1]).items())
-    # Its best checkpoint is of the last epoch, so that test and validation, of the same data, agree.
+    # The best checkpoint is that of the last epoch, and test and validation use the same data.
     assert all(row["test/loss"] == row["val/loss"] for row in found)
 
-    # HPARAMS tell them apart.
+    # The HPARAMS tab distinguishes the runs.
     for row, estimator in zip(found, ("NeumannRBP", "NeumannRBP", "TBPTT", "TBPTT"), strict=True):
         names, metrics, values = hparams(row["folder"])
         assert names[:2] == ["estimator/class_path", "estimator/init_args/steps"]
@@ -100,7 +100,7 @@ def test_two_estimators_and_two_seeds(cli, alone) -> None:
         assert str(values["estimator/class_path"]).endswith(estimator)
         assert (values["model"], values["seed"]) == ("tests.cli.sweep.own.Net", int(row["seed"]))
 
-    # The table's figures are those of the file.
+    # The table of the report matches the file of the runs.
     report = Path("logs/sweep/report.md").read_text()
     first, second = ([float(row["val/loss"]) for row in found[start : start + 2]] for start in (0, 2))
     table = [line.strip("| ").split(" | ") for line in report.splitlines() if line.startswith("| ")]
@@ -115,7 +115,7 @@ def test_two_estimators_and_two_seeds(cli, alone) -> None:
     assert "TBPTT(steps=2)" in out
     Image.open("logs/sweep/report.png").verify()
 
-    # All is there; of a third seed, that alone is missing.
+    # A second sweep has nothing to do, and one with a third seed runs only that.
     files = {path: path.stat().st_mtime_ns for path in Path("logs/sweep/runs").rglob("*")}
     status, _, err = cli("sweep", *NET, *TWO, "--test=best")
     assert status == 0, err
@@ -126,13 +126,13 @@ def test_two_estimators_and_two_seeds(cli, alone) -> None:
     assert (err.count("finished before"), err.count("finished: ")) == (2, 1)
 
 
-def test_a_killed_sweep_goes_on_where_it_was(cli, zygote, tmp_path) -> None:
+def test_a_killed_sweep_continues_where_it_stopped(cli, zygote, tmp_path) -> None:
     words = ["sweep", *NET, "--jobs=1", f"--model.kill={tmp_path}/once"]
     killed = Run(zygote, tmp_path, [*words, "--folder=killed"], {})
     assert killed.end() == -9, killed.error()
     (log,) = tmp_path.glob("killed/runs/*/output.txt")
     deadline = time.monotonic() + 60
-    while "ended by SIGTERM" not in log.read_text():  # nobody is left to wait for it
+    while "ended by SIGTERM" not in log.read_text():  # its parent is dead, so it cannot be waited for
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     assert not list(tmp_path.glob("killed/runs/*/result.json"))
@@ -143,17 +143,17 @@ def test_a_killed_sweep_goes_on_where_it_was(cli, zygote, tmp_path) -> None:
         assert status == 0, err
     (found,), (expected,) = rows("killed"), rows("whole")
     assert measured(found) == measured(expected)
-    assert not found["seconds"]  # it was continued
+    assert not found["seconds"]  # unknown for a continued run
     same = weights(expected)
     assert all(torch.equal(value, same[name]) for name, value in weights(found).items())
 
 
-def test_a_training_that_fails_does_not_stop_the_others(cli) -> None:
+def test_a_failing_run_does_not_stop_the_others(cli) -> None:
     words = ["sweep", *NET, "--vary=model.fail=true,false", "--jobs=1"]
     status, _, err = cli(*words)
     assert status == 1
     assert err.count("failed: RuntimeError: a bug of the module (logs/sweep/runs/model.fail=true_seed=") == 1
-    assert "error: 1 of 2 trainings failed" in err
+    assert "error: 1 of 2 runs failed" in err
     found = rows("logs/sweep")
     assert [row["state"] for row in found] == ["failed", "finished"]
     assert found[0]["error"] == "RuntimeError: a bug of the module"
@@ -161,15 +161,15 @@ def test_a_training_that_fails_does_not_stop_the_others(cli) -> None:
     report = Path("logs/sweep/report.md").read_text()
     assert "| model.fail=true | 0 | -" in report
     assert "- model.fail=true, seed 0: RuntimeError: a bug of the module (" in report
-    # What failed is tried once more.
+    # A failed run is tried again.
     status, _, err = cli(*words)
     assert (status, err.count("finished before"), err.count("failed: ")) == (1, 1, 1)
 
 
-def test_a_metric_that_is_not_logged_is_told(cli) -> None:
+def test_a_metric_that_is_not_logged_is_reported_with_those_that_are(cli) -> None:
     status, _, err = cli("sweep", *NET, "--metric=val/los")
     assert status == 1
-    assert "failed: val/los was not logged: compare one of train/loss, val/loss." in err
+    assert "failed: val/los was not logged: compare one of train/level, train/loss, val/loss." in err
 
 
 @pytest.mark.parametrize(
@@ -180,21 +180,21 @@ def test_a_metric_that_is_not_logged_is_told(cli) -> None:
         (["--vary=estimator=BPTT,RBP", "--vary=estimator.steps=5"], "BPTT has no option 'steps'"),
         (["--vary=model.rate=many,0.1"], "--model.rate"),
         (["--vary=model.rate"], "--vary model.rate: it has no values: write KEY=VALUE,VALUE"),
-        (["--vary=model.rate=1,1"], "1 is there twice"),
+        (["--vary=model.rate=1,1"], "1 is listed twice"),
         (["--vary=model.rate=1", "--vary=model.rate=2"], "--vary model.rate is given twice"),
         (["--vary=model.rate=log:1:2"], "--vary model.rate has a range: add --search optuna"),
         (["--vary=model.rate=log:0:2", "--search=optuna"], "no log range goes from 0.0 to 2.0"),
         (["--seds=3"], "Did you mean '--seeds'?"),
         (["--seeds=0"], "seeds=0 must be a whole number of at least 1"),
         (["--seeds=few"], "--seeds"),
-        (["--only=2", "--seeds=2"], "--only=2: the sweep has the trainings 0 to 1"),
-        (["--ckpt_path=last"], "--ckpt_path: the trainings of a sweep"),
+        (["--only=2", "--seeds=2"], "--only=2: the sweep has the runs 0 to 1"),
+        (["--ckpt_path=last"], "--ckpt_path: the runs of a sweep"),
         (["--checkpoint.monitor=null"], "Nothing is compared: set --metric"),
-        (["--trainer.devices=2"], "each training of a sweep is one process"),
-        (["--search=optuna"], "--search has something to --vary"),
+        (["--trainer.devices=2"], "each run of a sweep is one process"),
+        (["--search=optuna"], "--search needs --vary"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_runs(cli, words: list[str], message: str) -> None:
+def test_invalid_options_are_refused_in_one_line_before_anything_runs(cli, words: list[str], message: str) -> None:
     status, _, err = cli("sweep", *NET, *words)
     assert status in (1, 2)
     (line,) = [line for line in err.splitlines() if line]
@@ -204,7 +204,7 @@ def test_mistakes_are_one_line_before_anything_runs(cli, words: list[str], messa
     assert not list(Path().iterdir())
 
 
-def test_the_tasks_of_slurm_are_the_trainings(cli) -> None:
+def test_each_slurm_task_is_one_run(cli) -> None:
     status, out, err = cli("sweep", *NET, "--vary=model.rate=0.1,0.2", "--seeds=2", "--slurm")
     assert status == 0, err
     assert not list(Path().iterdir())
@@ -218,24 +218,24 @@ def test_the_tasks_of_slurm_are_the_trainings(cli) -> None:
     assert not Path("logs/sweep/report.md").exists()
 
 
-def test_options_that_are_given_the_seed(cli) -> None:
+def test_seeded_options_get_the_seed(cli) -> None:
     status, _, err = cli(
         "sweep", *NET, "--seeded=trainer.max_epochs", "--seeds=2", "--jobs=1", "--metric=test/loss", "--test=last"
     )
     assert status == 0, err
     found = rows("logs/sweep")
     assert "val/loss" in found[1]
-    assert not found[0]["val/loss"]  # no epoch at all
+    assert not found[0]["val/loss"]  # seed 0 trains for 0 epochs
     assert float(found[1]["val/loss"]) > 0
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 101])
-def test_the_quantiles_are_those_of_students_distribution(freedom: int) -> None:
+def test_quantiles_equal_those_of_student_s_distribution(freedom: int) -> None:
     for probability in (0.6, 0.9, 0.975, 0.9995):
         assert t_quantile(probability, freedom) == pytest.approx(stats.t.ppf(probability, freedom), rel=1e-9)
 
 
-def test_pairs_are_those_of_finite_values_and_the_same_seed() -> None:
+def test_only_finite_values_of_the_same_seed_are_paired() -> None:
     values, others = {0: 1.0, 1: math.nan, 2: 4.0, 3: 7.0, 5: 9.0}, {0: 0.5, 1: 2.0, 2: 3.0, 3: 5.0, 4: 9.0}
     found = paired_difference(values, others)
     expected = stats.ttest_rel([1.0, 4.0, 7.0], [0.5, 3.0, 5.0])

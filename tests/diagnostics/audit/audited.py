@@ -1,4 +1,4 @@
-"""A module whose exact gradient is known, and its audit."""
+"""A module whose exact gradient is known, and helpers to audit it."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.training import QUIET
 
 
 class Exact(LightningModule):
-    """The tanh cell of the other tests as a module; it makes nothing of its batches."""
+    """The tanh cell of the other tests as a module; it ignores its batches."""
 
     def __init__(self, norm: float = 0.8) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Exact(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
     def exact(self) -> Tensor:
-        """The gradient of all parameters, by a dense solution in float64."""
+        """The exact gradient of all parameters, from a dense solution in float64."""
         cell = tanh_cell(0, 0.8)
         with torch.no_grad():
             cell.tensors[0].copy_(self.weight)

@@ -1,4 +1,4 @@
-"""The audit from the command line, of the three tasks."""
+"""The audit of three tasks from the command line."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("task", ["hopfield", pytest.param("cora", marks=pytest.mark.data), "hypergrad"])
-def test_the_tasks_are_audited_from_the_command_line(task: str, cli, request, monkeypatch) -> None:
+def test_a_task_is_audited_from_the_command_line(task: str, cli, request, monkeypatch) -> None:
     if task == "cora":
         monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
     config = f"--config={ROOT / 'configs' / task}.yaml"
@@ -27,10 +27,10 @@ def test_the_tasks_are_audited_from_the_command_line(task: str, cli, request, mo
     (reference,) = content["references"]
     errors = {row["gradient"]: row["relative_error"] for row in content["gradients"]}
     assert yaml.safe_load((folder / "config.yaml").read_text())["steps"] == [1, 20, 50]
-    assert not list(folder.rglob("*.ckpt"))  # nothing that a training leaves
+    assert not list(folder.rglob("*.ckpt"))  # nothing is trained
     assert content["advice"] in out
     if task == "hypergrad":
-        # A training is its steps, and has not settled within these.
+        # An inner training has a fixed number of steps and has not converged, so the reference is BPTT.
         assert reference["kind"] == "BPTT"
         assert errors["BPTT"] < 1e-4
         assert errors["TBPTT(steps=20)"] < errors["TBPTT(steps=1)"]
@@ -44,7 +44,7 @@ def test_the_tasks_are_audited_from_the_command_line(task: str, cli, request, mo
         assert content["advice"].startswith("Take ")
 
 
-def test_a_checkpoint_is_audited_as_it_was_saved(cli) -> None:
+def test_an_audit_of_a_checkpoint_uses_its_weights(cli) -> None:
     config = f"--config={ROOT / 'configs' / 'hopfield.yaml'}"
     tiny = ["--model.num_hidden=8", "--data.train_draws=2", "--data.eval_draws=1", "--trainer.accelerator=cpu"]
     status, _, err = cli("fit", config, *tiny, "--trainer.max_epochs=30", "--trainer.check_val_every_n_epoch=30")
@@ -60,7 +60,7 @@ def test_a_checkpoint_is_audited_as_it_was_saved(cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--batches=0"], "batches=0 must be a whole number of at least 1"),
         (["--steps=[-1]"], "steps=-1 must be"),
@@ -69,10 +69,10 @@ def test_a_checkpoint_is_audited_as_it_was_saved(cli) -> None:
         (["--sweep=3"], "unrecognized arguments: --sweep=3"),
     ],
 )
-def test_mistakes_are_one_line(arguments: list[str], says: str, cli) -> None:
+def test_invalid_options_are_refused_in_one_line(arguments: list[str], message: str, cli) -> None:
     status, _, err = cli(
         "audit", f"--config={ROOT / 'configs' / 'hopfield.yaml'}", "--trainer.accelerator=cpu", *arguments
     )
     assert status != 0
-    assert says in err
+    assert message in err
     assert "Traceback" not in err

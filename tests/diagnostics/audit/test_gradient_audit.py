@@ -1,4 +1,4 @@
-"""The audit of a user's module against its exact gradient."""
+"""The audit of a user's module, against its exact gradient."""
 
 import re
 from typing import Any
@@ -59,12 +59,12 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     steps_of = {row.solver: row.steps for row in found.solvers}
     assert steps_of["Picard"] == steps_of["Picard as configured"] > 1.5 * steps_of["ReducedRankExtrapolation"]
     assert f"with solver={min(forward, key=lambda name: steps_of[name])}" in found.advice
-    # What each number of steps costs, and what it is worth: the residual error of a series falls by J each time.
+    # More steps cost more products and reduce the error.
     assert [rows[f"TBPTT(steps={steps})"].products for steps in (1, 5, 20)] == [1, 5, 20]
     assert [rows[f"NeumannRBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
     assert [rows[f"RBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
     assert [rows[f"CGRBP(steps={steps})"].products for steps in (1, 5, 20)] == [4, 12, 42]
-    assert rows["Implicit(GMRES(steps=5))"].relative_error < 1e-4  # as many steps as a sample has unknowns, and one
+    assert rows["Implicit(GMRES(steps=5))"].relative_error < 1e-4  # a sample has 4 unknowns
     assert rows["Implicit(Auto(tol=0.01))"].relative_error < 0.05
     assert [rows[f"PhantomGradient(steps={steps})"].products for steps in (1, 5, 20)] == [1, 5, 20]
     assert [rows[f"SHINE(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
@@ -72,20 +72,20 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     assert rows["JFB"].relative_error > rows["NeumannRBP(steps=1)"].relative_error
     for kind in ("TBPTT", "PhantomGradient", "SHINE", "RBP", "NeumannRBP", "CGRBP"):
         errors = [rows[f"{kind}(steps={steps})"].relative_error for steps in (1, 5, 20)]
-        assert errors[0] > errors[1] >= errors[2]  # 4 steps of conjugate gradients solve for 4 unknowns
+        assert errors[0] > errors[1] >= errors[2]  # conjugate gradients need 4 steps for 4 unknowns
     assert rows["NeumannRBP(steps=20)"].relative_error == rows["NeumannRBP as configured"].relative_error
     assert rows["BPTT"].relative_error < 1e-5
     assert rows["BPTT"].cosine == pytest.approx(1)
     assert rows["BPTT"].sign_agreement == 1
     assert rows["AdaptiveNeumann(tol=0.01)"].relative_error < 0.01
     assert rows["BPTT"].saved_bytes > 2 * rows["NeumannRBP(steps=20)"].saved_bytes > 0
-    # Nothing was trained, and the module is as it was.
+    # Nothing was trained, and the module is unchanged.
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert module.weight.dtype == torch.float32
     assert not {"training_step", "configure_callbacks", "configure_optimizers"} & set(vars(module))
 
 
-def test_the_errors_are_measured_against_the_dense_gradient() -> None:
+def test_errors_are_relative_to_the_dense_gradient() -> None:
     module = Exact()
     found = audit(module, NeumannRBP(3, SOLVER), steps=[3])
     (row,) = [row for row in found.measurements if row.gradient == "NeumannRBP as configured"]
@@ -98,35 +98,35 @@ def test_the_errors_are_measured_against_the_dense_gradient() -> None:
 
 
 @pytest.mark.parametrize("solver", [Picard(500, 1e-7, atol=1e-2), Damped(Auto(500, 1e-7), 0.9)], ids=["atol", "damped"])
-def test_the_reference_is_solved_to_its_own_tolerance(solver: FixedPointSolver) -> None:
+def test_the_reference_is_solved_more_accurately_than_the_estimator(solver: FixedPointSolver) -> None:
     found = audit(Exact(), NeumannRBP(20, solver), steps=[2])
     (reference,) = found.references
     assert reference.settled
     assert reference.residual <= 1e-12
     (unrolled,) = [row for row in found.measurements if row.gradient == "BPTT"]
-    assert unrolled.relative_error < 0.1  # of plain steps, though the solver accelerates
+    assert unrolled.relative_error < 0.1  # BPTT takes Picard steps even if the solver accelerates
 
 
-def test_a_map_that_does_not_converge_is_told() -> None:
-    class Turning(Exact):
+def test_a_map_that_does_not_converge_is_reported() -> None:
+    class Rotating(Exact):
         def training_step(self, batch: Any) -> Tensor:
             turn = torch.tensor([[0.0, -1.5], [1.5, 0.0]], dtype=self.weight.dtype)
             start = torch.full((3, 2), 0.5, dtype=self.weight.dtype)
             update = lambda h: torch.tanh(h @ (turn * self.weight[0, 0] / self.weight[0, 0].detach()))  # noqa: E731
             return loss_of(self.estimator(update, start, batch_dims=1).state)
 
-    found = audit(Turning(), NeumannRBP(solver=Picard(30, 1e-6)), steps=[1, 10])
+    found = audit(Rotating(), NeumannRBP(solver=Picard(30, 1e-6)), steps=[1, 10])
     (reference,) = found.references
     assert reference.kind == "BPTT"
     assert not reference.settled
     assert found.advice.startswith("The map does not converge")
     assert "rbp_lightning.nn" in found.advice
-    assert re.search(r"until then T?BPTT.* has the gradient of the steps as they are", found.advice)
+    assert re.search(r"until then T?BPTT.* gives the gradient of the steps taken", found.advice)
     (row,) = [row for row in found.measurements if row.gradient == "BPTT"]
     assert row.relative_error < 1e-3
 
 
-def test_a_number_of_steps_is_a_part_of_the_problem() -> None:
+def test_with_tolerance_zero_the_reference_is_bptt_of_the_same_steps() -> None:
     found = audit(Exact(), NeumannRBP(5, solver=Picard(4, tol=0)), steps=[1, 20])
     (reference,) = found.references
     assert reference.kind == "BPTT"
@@ -148,7 +148,7 @@ def test_every_estimator_sees_the_same_random_numbers() -> None:
     assert errors["CGRBP(steps=50)"] < 1e-5
 
 
-def test_a_gradient_of_zero_is_no_division_by_zero() -> None:
+def test_a_zero_gradient_has_zero_errors() -> None:
     class Flat(Exact):
         def training_step(self, batch: Any) -> Tensor:
             return 0 * super().training_step(batch)
@@ -165,14 +165,14 @@ class HalfTerm(LinearSolver):
         return LinearSolution(vector, 1, 1, operator.adjoint_residual(gradient, vector))
 
 
-def test_a_linear_solver_of_one_s_own_is_audited() -> None:
+def test_a_user_s_linear_solver_is_audited() -> None:
     found = audit(Exact(), Implicit(HalfTerm(), SOLVER), steps=[1])
     (row,) = [row for row in found.measurements if row.gradient == "Implicit as configured"]
     assert 0.05 < row.relative_error < 1
-    assert row.products == 2  # its own, and the one into the parameters
+    assert row.products == 2  # one of the solver, and one into the parameters
 
 
-def test_what_is_saved_is_not_the_weights() -> None:
+def test_saved_bytes_do_not_include_the_weights() -> None:
     class Wide(Exact):
         def __init__(self) -> None:
             super().__init__()
@@ -188,7 +188,7 @@ def test_what_is_saved_is_not_the_weights() -> None:
     assert 0 < row.saved_bytes < 20 * 400 * 4
 
 
-def test_graphs_are_taken_in_float64_wherever_they_are() -> None:
+def test_graphs_within_a_batch_are_converted_to_float64() -> None:
     class OnGraphs(Exact):
         def training_step(self, batch: Any) -> Tensor:
             features = batch["graphs"][0].x

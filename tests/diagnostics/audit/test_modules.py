@@ -1,4 +1,4 @@
-"""Which modules an audit takes, and what it leaves of them and of the Trainer."""
+"""Which modules can be audited, and that an audit changes neither them nor the Trainer."""
 
 from typing import Any
 
@@ -14,23 +14,23 @@ from tests.diagnostics.audit.audited import Exact, audit, batches, make_trainer
 from tests.training import Tanh, vectors
 
 
-def test_a_trainer_is_as_it_was_afterwards() -> None:
+def test_an_audit_does_not_change_the_trainer_and_the_modules() -> None:
     class Failing(Exact):
         def training_step(self, batch: Any) -> Tensor:
-            raise RuntimeError("the module's own")
+            raise RuntimeError("raised by the module")
 
     trainer = make_trainer(NeumannRBP(), EquilibriumMonitor(), max_epochs=2)
     before = list(trainer.callbacks)
     modules = [Exact(), Failing(), Exact()]
     trainer.audit(modules[0], batches(), steps=[1])
-    with pytest.raises(RuntimeError, match="the module's own"):
+    with pytest.raises(RuntimeError, match="raised by the module"):
         trainer.audit(modules[1], batches(), steps=[1])
     assert trainer.callbacks == before
     for module in modules:
         assert not {"training_step", "configure_callbacks", "configure_optimizers"} & set(vars(module))
     weight = modules[2].weight.detach().clone()
     trainer.fit(modules[2], batches())
-    assert trainer.global_step == 10  # all of both epochs
+    assert trainer.global_step == 10  # all steps of both epochs
     assert not torch.equal(modules[2].weight, weight)
 
 
@@ -43,7 +43,7 @@ def test_no_optimizer_is_run() -> None:
 
 
 class Keeping(Tanh):
-    """Keeps what it computed last, with its graph, in places of several kinds."""
+    """Stores its last results, with their graphs, in attributes of several kinds."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ LAYERS = {
 @pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("trained", [False, True])
-def test_modules_that_do_not_copy_by_themselves_are_audited(name: str, trained: bool) -> None:
+def test_modules_with_tensors_that_deepcopy_refuses_can_be_audited(name: str, trained: bool) -> None:
     module, trainer = Keeping(LAYERS[name]()), make_trainer(NeumannRBP(solver=Picard(100, 1e-7)), max_epochs=1)
     if trained:
         trainer.fit(module, vectors())
@@ -108,7 +108,7 @@ class DictWithoutLoss(Exact):
 
 class Noisy(Exact):
     def training_step(self, batch: Any) -> Tensor:
-        noise = torch.randn(100, dtype=self.drive.dtype)[:12].reshape(3, 4)  # others in another precision
+        noise = torch.randn(100, dtype=self.drive.dtype)[:12].reshape(3, 4)  # depends on the dtype
         start = torch.zeros_like(self.drive)
         return loss_of(self.estimator(lambda h: torch.tanh(h @ self.weight + noise), start, batch_dims=1).state)
 
@@ -125,23 +125,23 @@ class ByHand(Exact):
 
 
 @pytest.mark.parametrize(
-    ("module", "says"),
+    ("module", "message"),
     [
         (NoFixedPoint, "no self.estimator"),
         (NoLoss, "returned NoneType"),
         (DictWithoutLoss, "returned NoneType"),
         (Noisy, "draws others in another precision"),
         (SinglePrecision, "does not run in float64"),
-        (ByHand, "optimises by hand"),
+        (ByHand, "uses manual optimisation"),
     ],
 )
-def test_what_cannot_be_audited_is_refused(module: type, says: str) -> None:
-    with pytest.raises(UserError, match=says):
+def test_unsuitable_modules_are_refused(module: type, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         audit(module(), NeumannRBP(), steps=[1])
 
 
 @pytest.mark.parametrize("arguments", [{"batches": 0}, {"error": 0.0}, {"error": 2.0}, {"steps": [0]}])
-def test_arguments_are_checked(arguments: dict[str, Any]) -> None:
+def test_invalid_arguments_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"audit: \w+="):
         audit(Exact(), NeumannRBP(), **arguments)
 
@@ -153,7 +153,7 @@ def test_an_audit_needs_an_estimator_and_one_process() -> None:
         make_trainer(NeumannRBP(), devices=2, strategy="ddp").audit(Exact(), batches())
 
 
-def test_a_data_loader_is_as_good_as_a_datamodule() -> None:
+def test_a_given_data_loader_overrides_the_module_s() -> None:
     class Given(Exact):
         def train_dataloader(self) -> None:
             raise AssertionError("the loader was not taken")

@@ -1,4 +1,4 @@
-"""What an audit leaves: its table, its files, its picture and its advice."""
+"""The results of an audit: table, files, plot and advice."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from rbp_lightning.diagnostics.audit.report import pareto
 from tests.diagnostics.audit.audited import Exact, audit
 
 
-def test_files_and_tensorboard(tmp_path: Path, capsys) -> None:
+def test_an_audit_writes_files_and_tensorboard_events(tmp_path: Path, capsys) -> None:
     logger = TensorBoardLogger(tmp_path, name="audited")
     found = audit(Exact(), CGRBP(10, solver=Picard(500, 1e-7)), logger, batches=2, steps=[2, 20])
     folder = Path(logger.log_dir)
@@ -70,7 +70,7 @@ def summary(name: str, error: float, products: int, saved: int = 1) -> Measureme
 EXACT = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
 
 
-def test_advice_is_the_least_cost_that_is_good_enough() -> None:
+def test_the_advice_is_the_cheapest_gradient_within_the_error() -> None:
     rows = [
         summary("a", 0.5, 2),
         summary("b", 0.009, 20, saved=100),
@@ -78,7 +78,7 @@ def test_advice_is_the_least_cost_that_is_good_enough() -> None:
         summary("d", 1e-9, 50),
         summary("e", math.nan, 1),
     ]
-    assert "Take c:" in advise([EXACT], rows, 0.01)  # as cheap as b, with less memory
+    assert "Take c:" in advise([EXACT], rows, 0.01)  # nearly as cheap as b, with less memory
     assert "Take d:" in advise([EXACT], rows, 1e-4)
     none = advise([EXACT], rows, 1e-12)
     assert none.startswith("No gradient reaches")
@@ -86,7 +86,7 @@ def test_advice_is_the_least_cost_that_is_good_enough() -> None:
     assert "none is finite" in advise([EXACT], [summary("e", math.nan, 1)], 0.01)
 
 
-def test_a_reference_that_is_not_exact_is_not_advised_by() -> None:
+def test_an_inexact_reference_gives_no_advice_below_its_residual() -> None:
     rows = [summary("a", 1e-4, 5)]
     inexact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-3, 0.999, 0.999)
     assert "solved to a residual of 1.0e-03 only" in advise([EXACT, inexact], rows, 0.005)
@@ -95,7 +95,7 @@ def test_a_reference_that_is_not_exact_is_not_advised_by() -> None:
     assert "exact gradient is not finite" in advise([infinite], rows, 0.01)
 
 
-def test_a_forward_tolerance_that_is_too_loose_is_named() -> None:
+def test_a_forward_tolerance_that_is_too_loose_is_reported() -> None:
     errors = {"TBPTT(steps=20)": 1e-4, "CGRBP(steps=50)": 0.27, "NeumannRBP(steps=50)": 0.3}
     advice = advise([EXACT], [summary(name, error, 20) for name, error in errors.items()], error=0.01)
     assert "Take TBPTT(steps=20)" in advice
@@ -103,7 +103,7 @@ def test_a_forward_tolerance_that_is_too_loose_is_named() -> None:
     assert "forward tolerance is too loose" in advice
 
 
-def test_batches_are_summed_up_by_the_worst() -> None:
+def test_a_summary_takes_the_worst_of_the_batches() -> None:
     rows = [
         Measurement("a", 0, 0.9, 0.1, 0.8, 10, 1.0, 5),
         Measurement("a", 1, 0.7, 0.2, 0.9, 12, 3.0, 4),

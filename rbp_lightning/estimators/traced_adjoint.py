@@ -1,4 +1,4 @@
-"""The adjoint by a fixed number of products, in a graph."""
+"""The adjoint by a fixed number of products, within ``torch.compile``."""
 
 import torch
 from torch import Tensor
@@ -13,17 +13,16 @@ from rbp_lightning.solvers.fixed_steps import FixedSteps
 
 
 def traced_adjoint(linear_solver: LinearSolver, solve: FixedSteps) -> Vector | None:
-    """Runs a solve with its last step taped, and replaces the gradient behind it.
+    """Runs a solve, differentiates its last step, and replaces the gradient by the adjoint.
 
-    ``NeumannSeries(K)`` is ``Richardson(K)`` from g.
+    ``NeumannSeries(K)`` is computed as ``Richardson(K)`` from g.
 
     Args:
         linear_solver: Solves the adjoint equation.
         solve: The solve.
 
     Returns:
-        The differentiable leaves of the fixed point; ``None`` if the adjoint's steps depend on data, or the linear
-        solver is none whose steps are known.
+        The differentiable leaves of the fixed point; ``None`` for other linear solvers, and those with a tolerance.
 
     Example:
         >>> from rbp_lightning.linear import NeumannSeries
@@ -45,8 +44,8 @@ def traced_adjoint(linear_solver: LinearSolver, solve: FixedSteps) -> Vector | N
     return adjoint
 
 
-# The compiler takes these two as they are, and traces what they do where autograd runs through them: in a backward
-# function that it reads itself it refuses torch.autograd.grad.
+# Dynamo does not support torch.autograd.grad in a custom backward, so it puts these two functions into the graph
+# without tracing into them; AOTAutograd traces them.
 
 
 @torch.compiler.allow_in_graph  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""Failures that are reported, kept for a test to look at."""
+"""Records reported failures."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,28 +9,28 @@ from rbp_lightning.failures import Failure
 from rbp_lightning.reporting import Action, Place, pop_handler, push_handler
 
 
-class _Keeping:
+class _Recorder:
     truncation_tol = 0.1
 
     def __init__(self) -> None:
-        self.told: list[Failure] = []
+        self.reported: list[Failure] = []
 
     def action(self, failure: Failure) -> Action:
         return "warn"
 
     def warn(self, failure: Failure, text: str, place: Place) -> None:
-        self.told.append(failure)
+        self.reported.append(failure)
 
     def handle(self, failure: Failure, text: str, place: Place, parameters: Iterable[Tensor] | None) -> None:
-        self.told.append(failure)
+        self.reported.append(failure)
 
 
 @contextmanager
-def telling() -> Iterator[list[Failure]]:
-    """Context that gives the kinds of the failures reported in it."""
-    handler = _Keeping()
+def recorded_failures() -> Iterator[list[Failure]]:
+    """Context manager that returns the list of failures reported within it."""
+    handler = _Recorder()
     push_handler(handler)
     try:
-        yield handler.told
+        yield handler.reported
     finally:
         pop_handler(handler)

@@ -1,4 +1,4 @@
-"""Parameters of a process's own."""
+"""Gives processes that are started by a fork server their own parameters."""
 
 import copy
 
@@ -7,10 +7,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 
 def unshare(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Gives each process of a fork server its own copy of the module's parameters and buffers on the CPU.
+    """Copies the module's parameters and buffers on the CPU in each process that was started by a fork server.
 
-    PyTorch hands tensors to new processes in shared memory. Lightning (2.6) takes them out of it for processes that are
-    spawned, and not for those of a fork server, whose optimisers would all step the same parameters.
+    PyTorch passes tensors to new processes in shared memory. Lightning (2.6) copies them for spawned processes, but not
+    for those of a fork server, whose optimisers would all update the same parameters.
 
     Args:
         trainer: The Trainer.
@@ -20,6 +20,6 @@ def unshare(trainer: Trainer, pl_module: LightningModule) -> None:
         return
     with torch.no_grad():
         shared = [tensor for tensor in (*pl_module.parameters(), *pl_module.buffers()) if tensor.device.type == "cpu"]
-        # Together, so that views of one storage stay so.
+        # In one deepcopy, so that views of one storage stay views.
         for tensor, own in zip(shared, copy.deepcopy([tensor.data for tensor in shared]), strict=True):
             tensor.data = own

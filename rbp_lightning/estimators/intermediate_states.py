@@ -1,4 +1,4 @@
-"""States on the way to a fixed point, for losses along it."""
+"""Differentiable intermediate states of a solve, for losses on them."""
 
 from collections.abc import Callable
 
@@ -16,33 +16,33 @@ from rbp_lightning.reporting import ignoring
 from rbp_lightning.solvers import Solve
 
 EXPECTED = Failure.NOT_CONVERGED, Failure.DIVERGED, Failure.RANDOM
-"""Nobody said that a state on the way is a fixed point."""
+"""Failures that are expected, because an intermediate state is not a fixed point."""
 
 
-def first_taped(estimator: Estimator, step: int, taped: bool) -> int:
-    """Number of the step after which the tape of a state begins.
+def tape_start(estimator: Estimator, step: int, taped: bool) -> int:
+    """Number of the step after which the recorded graph of an intermediate state begins.
 
     Args:
         estimator: The estimator.
-        step: Number of the step that the state comes after.
-        taped: Whether there is a tape.
+        step: Number of the step whose state it is.
+        taped: Whether gradients are enabled.
 
     Raises:
-        UserError: If more steps are taped than there are.
+        UserError: If the estimator differentiates more steps than there are.
     """
     if not taped:
         return step
-    # With a tolerance the last step on the tape measures the residual of the state, and is no step to it.
+    # With a tolerance, the last recorded step only measures the residual of the state.
     count = estimator.taped_steps(step) - (1 if estimator.solver.tol > 0 else 0)
     if count > step:
         raise UserError(
-            f"{type(estimator).__name__}: states_at has {step}, but {count} steps to a state are taped: ask for states "
-            f"from {count} on, or tape fewer."
+            f"{type(estimator).__name__}: states_at has {step}, but the last {count} steps before a state are "
+            f"differentiated: request states from step {count} on, or differentiate fewer steps."
         )
     return step - count
 
 
-def states_along(
+def intermediate_states(
     estimator: Estimator,
     solve: Solve,
     again: Callable[[State, Options], FixedPoint],
@@ -52,26 +52,26 @@ def states_along(
     request: DerivativeRequest | None,
     taped: bool,
 ) -> tuple[State, ...]:
-    """Makes the states along a solve differentiable, each by a short solve of its own.
+    """Makes the intermediate states of a solve differentiable, each by a short solve of its own.
 
     Args:
         estimator: The estimator.
-        solve: The solve, which has kept where these begin.
-        again: Solves from a state, with options.
-        initial_state: Where it began, which a tape of all steps passes its gradient on to.
-        final: The fixed point, which stands for states after the end.
-        options: What is asked for.
-        request: Which derivatives; ``None`` for first ones outside transforms.
-        taped: Whether there is a tape.
+        solve: The finished solve, which has saved the states at which these solves start.
+        again: Runs a solve from a state, with options.
+        initial_state: The initial state of the solve, which gets a gradient if all steps are differentiated.
+        final: The fixed point, which is returned for steps after the end of the solve.
+        options: The options of the call.
+        request: The requested derivatives; ``None`` for first ones in reverse mode outside transforms.
+        taped: Whether gradients are enabled.
     """
     states: list[State] = []
     for step in options.states_at:
-        begin = first_taped(estimator, step, taped)
-        leaves = solve.kept.get(begin)
+        begin = tape_start(estimator, step, taped)
+        leaves = solve.saved.get(begin)
         if leaves is None:
             states.append(final)
             continue
-        # Of other orders the leaves are plain and detached; within transforms detaching would wrap them.
+        # With a request the leaves are detached already; detaching them within transforms would wrap them.
         leaves = [leaf.detach() for leaf in leaves] if request is None else request.lift(leaves)
         state = initial_state if begin == 0 else tree_unflatten(leaves, solve.structure)
         if taped:

@@ -1,4 +1,4 @@
-"""Turning a solve into its result, and reporting one that did not end as it was meant to."""
+"""Creates the result of a solve, and reports a solve that failed."""
 
 from torch.utils._pytree import tree_unflatten
 
@@ -12,17 +12,17 @@ from rbp_lightning.solvers import Solve
 from rbp_lightning.status import Status
 
 
-def judged_solve(
+def solve_result(
     name: str, solve: Solve, image: Vector, context: SolveContext, record: AdjointRecord | None, is_random: bool
 ) -> FixedPoint:
-    """Makes the result of a solve, and has the policy act where it failed.
+    """Creates the result of a solve, and reports a failure to the policy.
 
     Args:
         name: The estimator's name, for messages.
-        solve: The solve, which has ended.
+        solve: The finished solve.
         image: Leaves of the fixed point.
-        context: Who decides about failures, and where the solve was called.
-        record: Where the backward pass leaves how it solved the adjoint equation.
+        context: The failure handler, and the line that called the solve.
+        record: Where the backward pass stores how it solved the adjoint equation.
         is_random: Whether the update is known to be random, so that it cannot have converged.
 
     Raises:
@@ -32,12 +32,12 @@ def judged_solve(
     if is_random and status in (Status.CONVERGED, Status.STALLED):
         status, codes = Status.MAX_STEPS, codes.clamp_min(Status.MAX_STEPS.code)
     failure = None if status is Status.CONVERGED else status.failure
-    # A tolerance of 0 asks for a number of steps, not for convergence.
+    # A tolerance of 0 asks for a number of steps, not convergence.
     if failure is Failure.NOT_CONVERGED and solve.solver.tol == 0:
         failure = None
     if failure is not None and context.handler.action(failure) == "ignore":
         failure = None
-    # The steps of a training on minibatches differ as well; whoever asks for a number of steps knows.
+    # With tol=0, a random update, such as a training step on minibatches, is intended.
     if failure in (Failure.NOT_CONVERGED, Failure.DIVERGED) and solve.solver.tol > 0:
         failure = Failure.RANDOM if is_random or solve.is_stochastic() else failure
     last = solve.test.last
@@ -47,7 +47,7 @@ def judged_solve(
     if frozen is not None:
         if record is not None:
             record.bounded = ~frozen
-        # F of its best iterate is not finite, and the iterate took its place.
+        # F was not finite at the best iterate, and was replaced by the iterate, so its change is not really 0.
         change = change.masked_fill(frozen & (change == 0), float("nan"))
     fixed_point = FixedPoint(
         state=tree_unflatten(list(image), solve.structure),
@@ -77,8 +77,8 @@ def judged_solve(
 
 
 def _of_one_leaf(solve: Solve) -> str:
-    """What to say where a leaf alone has not converged."""
+    """An addition to the message if only one leaf has not converged."""
     last = solve.test.last
     if last is None or last.leaves is None or not everywhere((last.change <= solve.solver.tol * last.size).all()):
         return ""
-    return ", which is that of one leaf; by one norm over all leaves (per_leaf=False) it has converged"
+    return ", which is that of one leaf; with one norm over all leaves (per_leaf=False) it has converged"

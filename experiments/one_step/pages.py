@@ -1,0 +1,44 @@
+"""The study's tables on a page, out of its file."""
+
+import re
+from collections.abc import Callable
+
+from experiments.one_step.report import gradients, relations, results
+from experiments.one_step.study import MOMENTS
+from experiments.runs import Row
+
+Layout = Callable[[list[Row]], str]
+
+PLAIN = {"cell": "one", "variant": "plain"}
+"""The trainings that the page is about."""
+
+
+def sizes_of(rows: list[Row]) -> list[int]:
+    """Sizes of the test puzzles of a file."""
+    return [int(found[1]) for name in rows[0] if (found := re.fullmatch(r"exact (\d+)", name))]
+
+
+def moments_of(rows: list[Row]) -> list[int]:
+    """Numbers of batches at which gradients were measured."""
+    return [round(part * int(rows[0]["batches"])) for part in MOMENTS]
+
+
+def of_runs(which: Row, layout: Layout) -> Layout:
+    """A layout of some of a file's runs.
+
+    Args:
+        which: What the runs have in these columns.
+        layout: Lays them out.
+    """
+    return lambda rows: layout([row for row in rows if which.items() <= row.items()])
+
+
+LAYOUTS: dict[str, Layout] = {
+    "results": of_runs(PLAIN, lambda rows: results(rows, sizes_of(rows))),
+    **{
+        f"gradients by {name}": of_runs(PLAIN | {"estimator": name}, lambda rows: gradients(rows, moments_of(rows)))
+        for name in ("JFB", "BPTT")
+    },
+    "relations": of_runs(PLAIN, lambda rows: relations(rows, sizes_of(rows))),
+}
+"""What lays out a table of the study's file, by the table's name."""
