@@ -419,13 +419,14 @@ def test_a_run_on_a_user_s_dataset_logs_its_metrics_and_can_be_tested(tmp_path, 
     tags = events.Tags()["scalars"]
     assert {"train/loss", "train/steps", "train/residual", "val/accuracy", "val/macro_f1", "val/steps"} <= set(tags)
     assert len(events.Scalars("val/accuracy")) == 20
-    # The checkpoint's arguments win, and only those that differ are reported.
+    # The checkpoint's arguments win over those of configs, and only those that differ are reported.
     best = tmp_path / "cora/version_0/checkpoints/best.ckpt"
     arguments = fit_arguments(tmp_path)[1:]
     capsys.readouterr()
     trainer_arguments = [argument for argument in arguments if "max_epochs" not in argument]
-    others = ["--model.learning_rate=0.5", "--model.cell.alpha=0.9"]
-    main(["test", *trainer_arguments, *others, f"--ckpt_path={best}"])
+    others = tmp_path / "others.yaml"
+    others.write_text("model: {init_args: {learning_rate: 0.5, cell: {init_args: {alpha: 0.9}}}}")
+    main(["test", *trainer_arguments, f"--config={others}", f"--ckpt_path={best}"])
     overridden = [line for line in capsys.readouterr().out.splitlines() if "overrides" in line]
     assert overridden == [
         "The checkpoint's cell.init_args.alpha=0.1 overrides 0.9.",
