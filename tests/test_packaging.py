@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 START = (ROOT / "docs" / "start.md").read_text()
-(MODULE,) = re.findall(r"In `mine.py`.*?```python\n(.*?)```", START, re.DOTALL)
+(MODULE,) = re.findall(r"`mine.py`.*?```python\n(.*?)```", START, re.DOTALL)
 (COMMAND,) = re.findall(r"^rbp-lightning (fit .*)$", START, re.MULTILINE)
 
 

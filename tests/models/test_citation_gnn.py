@@ -721,6 +721,6 @@ class ReturnsItsState(PageRankCell):
 @pytest.mark.parametrize("stage", ["fit", "predict"])
 def test_a_cell_with_the_wrong_number_of_scores_is_refused(stage: str) -> None:
     model = network(partial(ReturnsItsState, **SIZES))
-    message = r"ReturnsItsState: its scores have the shape \[\d+, 8\], but \[\d+, 3\] are .* set num_hidden to 3"
+    message = r"ReturnsItsState: its scores have the shape \[\d+, 8\], but .*\[\d+, 3\].* set num_hidden to 3"
     with pytest.raises(UserError, match=message):
         getattr(trainer_of(NEUMANN), stage)(model, data())
