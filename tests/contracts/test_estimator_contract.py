@@ -276,7 +276,7 @@ def test_the_state_is_the_same_without_gradients(entry: Entry, mode: Any) -> Non
         with mode():
             plain = estimator(cell.update, cell.start, batch_dims=1)
     assert not plain.state.requires_grad
-    # Steps of an accelerated solver beyond convergence work on rounding, which may depend on where tensors lie in memory.
+    # Past convergence, the steps of an accelerated solver amplify rounding, which may depend on memory alignment.
     torch.testing.assert_close(plain.state, taped.state.detach(), rtol=0, atol=1e-15 if entry.solver is Broyden else 0)
     assert plain.steps == taped.steps == 60
 
