@@ -51,6 +51,7 @@ TABLES: dict[str, Layout] = {
     "hypergradient_error": _of_numbers(hypergradient_error.table),
     "hypergradient_minibatches": _of_numbers(hypergradient_products.table_of_minibatches),
     "hypergradient_products": _of_numbers(hypergradient_products.table_of_products),
+    "jax": peers.tables,
     "mazes": reasoning.table_of_file,
     "memory": _of_numbers(memory.tables_of_file),
     "monitor": _of_numbers(monitor.table),
