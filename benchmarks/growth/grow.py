@@ -90,7 +90,7 @@ def plot(found: Sequence[Cost], path: Path) -> None:
             for pair, row in series(found, axis, quantity).items():
                 where = [1 / (1 - one) if axis == "radius" else one for one in row]
                 panel.plot(where, [statistics.median(one) for one in row.values()], "o-", markersize=3, label=pair)
-            panel.set_xscale("log")
+            panel.set_xscale("log", base=2 if axis == "window" else 10)
             if quantity == "applications":
                 panel.set_yscale("log")
             else:
