@@ -82,15 +82,6 @@ def table(rows: list[Row], estimators: list[str]) -> str:
     return markdown(header, lines)
 
 
-def table_of_file(rows: list[Row]) -> str:
-    """The table of all that is in a file of finished runs.
-
-    Args:
-        rows: The runs, of one config.
-    """
-    return table(rows, list(dict.fromkeys(row["estimator"] for row in rows)))
-
-
 def hypergradient(
     task: str = "configs/paper/hypergrad.yaml",
     estimators: list[str] = DEFAULT,

@@ -15,6 +15,7 @@ from benchmarks.scaling import compare as scaling
 from experiments import classification, hypergradient, hypergradient_error, hypergradient_products, reasoning
 from experiments.one_step import pages as one_step
 from experiments.paper import documents
+from experiments.runs import Row
 from rbp_lightning.errors import UserError
 
 PAGES = Path("docs")
@@ -29,6 +30,11 @@ def _of_numbers(layout: Layout) -> Layout:
     return lambda rows: layout([{name: _number(cell) for name, cell in row.items()} for row in rows])
 
 
+def _of_estimators(table: Callable[[list[Row], list[str]], str]) -> Layout:
+    """A layout of all runs of a file, by a table that takes the estimators whose rows it has."""
+    return lambda rows: table(rows, list(dict.fromkeys(row["estimator"] for row in rows)))
+
+
 def _number(cell: str) -> int | float | str | list[float]:
     if re.fullmatch(r"[-\d.e+]+( [-\d.e+]+)+", cell):
         return [float(part) for part in cell.split()]
@@ -40,14 +46,14 @@ def _number(cell: str) -> int | float | str | list[float]:
 
 TABLES: dict[str, Layout] = {
     "against": _of_numbers(against.table),
-    "classification_digits": classification.table_of_file,
-    "classification_mnist": classification.table_of_file,
+    "classification_digits": _of_estimators(classification.table),
+    "classification_mnist": _of_estimators(classification.table),
     "cost": _of_numbers(cost.tables_of_file),
     "documents": documents.accuracies,
     "floors": _of_numbers(floors.table),
     "gradients": gradients.table,
     "graphs": _of_numbers(graphs.table),
-    "hypergradient": hypergradient.table_of_file,
+    "hypergradient": _of_estimators(hypergradient.table),
     "hypergradient_error": _of_numbers(hypergradient_error.table),
     "hypergradient_minibatches": _of_numbers(hypergradient_products.table_of_minibatches),
     "hypergradient_products": _of_numbers(hypergradient_products.table_of_products),

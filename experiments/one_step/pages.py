@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 from experiments.one_step.report import gradients, relations, results
-from experiments.one_step.study import MOMENTS
+from experiments.one_step.study import moments
 from experiments.runs import Row
 
 Layout = Callable[[list[Row]], str]
@@ -16,11 +16,6 @@ PLAIN = {"cell": "one", "variant": "plain"}
 def sizes_of(rows: list[Row]) -> list[int]:
     """Sizes of the test puzzles of a file."""
     return [int(found[1]) for name in rows[0] if (found := re.fullmatch(r"exact (\d+)", name))]
-
-
-def moments_of(rows: list[Row]) -> list[int]:
-    """Numbers of batches at which gradients were measured."""
-    return [round(part * int(rows[0]["batches"])) for part in MOMENTS]
 
 
 def of_runs(which: Row, layout: Layout) -> Layout:
@@ -36,7 +31,9 @@ def of_runs(which: Row, layout: Layout) -> Layout:
 LAYOUTS: dict[str, Layout] = {
     "results": of_runs(PLAIN, lambda rows: results(rows, sizes_of(rows))),
     **{
-        f"gradients by {name}": of_runs(PLAIN | {"estimator": name}, lambda rows: gradients(rows, moments_of(rows)))
+        f"gradients by {name}": of_runs(
+            PLAIN | {"estimator": name}, lambda rows: gradients(rows, moments(int(rows[0]["batches"])))
+        )
         for name in ("JFB", "BPTT")
     },
     "relations": of_runs(PLAIN, lambda rows: relations(rows, sizes_of(rows))),

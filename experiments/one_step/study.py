@@ -28,6 +28,15 @@ SAMPLES = 8
 AT_MOMENTS = ["loss", "spectral radius", "residual", *(f"{name}: {figure}" for name in MEASURED for figure in FIGURES)]
 
 
+def moments(batches: int) -> list[int]:
+    """Numbers of batches after which gradients are measured.
+
+    Args:
+        batches: How many batches a training has.
+    """
+    return [round(part * batches) for part in MOMENTS]
+
+
 class Snapshots(Callback):
     """Keeps the parameters at chosen numbers of batches."""
 
@@ -112,7 +121,7 @@ def train_and_measure(keys: Row, task: str, batches: int) -> dict[str, Any]:
         batches: How many batches it has.
     """
     chosen = TASKS[task]
-    snapshots = Snapshots([round(part * batches) for part in MOMENTS])
+    snapshots = Snapshots(moments(batches))
     arguments = [*QUIET, *chosen.arguments, *chosen.cells[keys["cell"]], *VARIANTS[keys["variant"]]]
     arguments += [*arguments_of(keys["estimator"]), f"--data.data_seed={keys['seed']}"]
     # These come last, so that they win.
@@ -182,5 +191,5 @@ def one_step(
     measured = ["seconds", "processor seconds", *AT_MOMENTS]
     measured += [f"{name} {size}" for size in chosen.budgets for name in ends]
     rows = run_missing(path, wanted, measured, lambda keys: train_and_measure(keys, task, count))
-    print(report(rows, list(chosen.budgets), [round(part * count) for part in MOMENTS]))
-    draw(rows, list(chosen.budgets), [round(part * count) for part in MOMENTS], path.with_suffix(".png"))
+    print(report(rows, list(chosen.budgets), moments(count)))
+    draw(rows, list(chosen.budgets), moments(count), path.with_suffix(".png"))

@@ -63,7 +63,7 @@ class SavedArguments:
         return merged
 
     def _over(self, given: Any, saved: Any, annotation: Any, name: str) -> Any:
-        if _same(given, saved) or (name.replace(".init_args", "") in self.explicit and not _holds_dict(given)):
+        if _same(given, saved) or (_option(name) in self.explicit and not _holds_dict(given)):
             return given
         if isinstance(given, dict) and isinstance(saved, dict):
             if _names_one_class(given, saved):
@@ -83,7 +83,7 @@ class SavedArguments:
         if self.trusted:
             self.overridden.append((name, saved, given))
             return saved
-        option = name.replace(".init_args", "")
+        option = _option(name)
         raise UserError(
             f"{self.source} has model.{option}={shown(saved)}, the command line {shown(given)}: a checkpoint may not "
             f"choose classes, paths or strings. Set --model.{option} to the value it was trained with or, if you trust "
@@ -114,6 +114,11 @@ def _names_one_class(given: dict[str, Any], saved: dict[str, Any]) -> bool:
     if not isinstance(there, str):
         return False
     return bool(here == there) or (imported_class(here) is not None and imported_class(here) is imported_class(there))
+
+
+def _option(name: str) -> str:
+    """The dotted name of an argument as the command line has it, without ``init_args``."""
+    return name.replace(".init_args", "")
 
 
 def _same(given: Any, saved: Any) -> bool:

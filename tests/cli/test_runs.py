@@ -169,6 +169,8 @@ def test_each_run_of_another_logger_has_its_own_folder(cli, logger) -> None:
     assert len(files("last.ckpt")) == 2
 
 
+# pytest.warns raises Lightning's own warning again, as if from here.
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 def test_callbacks_that_replace_those_of_a_config_warn_and_keep_checkpoints(cli) -> None:
     with pytest.warns(UserWarning, match=r"trainer.callbacks replaces .*hopfield.yaml, so EquilibriumMonitor does not"):
         status, _, err = cli("fit", *TINY, "--trainer.callbacks=[LearningRateMonitor]")
