@@ -56,19 +56,19 @@ class RayPool:
             source: The source.
         """
         ray = self._ray
-        desk = ray.remote(num_cpus=0)(_Desk).remote()
+        reports = ray.remote(num_cpus=0)(_ReportQueue).remote()
         train = ray.remote(max_retries=0, **self._device)(_train)
         running: dict[Any, Planned] = {}
         try:
-            asked = desk.next.remote()
-            while self._start(source, running, lambda run: train.remote(run, desk, *self._arguments)):
+            asked = reports.next.remote()
+            while self._start(source, running, lambda run: train.remote(run, reports, *self._arguments)):
                 (ready,), _ = ray.wait([asked, *running])
                 if ready == asked:
                     folder, epoch, value = ray.get(asked)
                     for run in running.values():  # without one, its process was lost since
                         if str(run.folder) == folder:
-                            desk.answer.remote(folder, source.report(run, epoch, value))
-                    asked = desk.next.remote()
+                            reports.answer.remote(folder, source.report(run, epoch, value))
+                    asked = reports.next.remote()
                     continue
                 run = running.pop(ready)
                 try:
@@ -86,8 +86,8 @@ class RayPool:
         return bool(running)
 
 
-class _Desk:
-    """Where trainings report, and wait until the sweep has answered."""
+class _ReportQueue:
+    """The reports of all trainings; each waits until the sweep has answered."""
 
     def __init__(self) -> None:
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
@@ -126,11 +126,11 @@ class _One:
         self.outcome = outcome
 
 
-def _train(run: Planned, desk: Any, metric: str, test: str | None, classes: list[str], folder: str) -> Outcome:
+def _train(run: Planned, reports: Any, metric: str, test: str | None, classes: list[str], folder: str) -> Outcome:
     import ray
 
     os.chdir(folder)
     device = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if os.environ.get(name)}
-    one = _One(run, lambda *report: ray.get(desk.report.remote(*report)))
+    one = _One(run, lambda *report: ray.get(reports.report.remote(*report)))
     Pool([Slot(1, device)], metric, test, classes).run(one)
     return one.outcome
