@@ -1,5 +1,5 @@
-"""Time and memory: a file a question, all asked by ``python -m benchmarks QUESTION``."""
+"""Benchmarks of time and memory: ``python -m benchmarks NAME``."""
 
 import os
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at the first import of torch; else two lines a recording
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported; else recordings print

@@ -43,7 +43,7 @@ QUESTIONS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Answers the question that the command line names."""
+    """Runs the benchmark that the command line names."""
     run(QUESTIONS, "python -m benchmarks")
 
 

@@ -14,12 +14,12 @@ Process = TypeVar("Process", bound="AskedProcess")
 class AskedProcess:
     """A process that reads a request from a line of its standard input, in JSON, and answers on its standard output.
 
-    It ends with the ``with`` block.
+    It ends when the ``with`` block does.
 
     Args:
         command: The command and its arguments.
-        name: What the process is called in an error message.
-        environment: Variables to set for it.
+        name: The name of the process in error messages.
+        environment: Environment variables to set for it.
 
     Raises:
         UserError: If there is no such command.
@@ -48,12 +48,12 @@ class AskedProcess:
         """Sends a request and waits for its answer.
 
         Args:
-            **request: What is asked for.
+            **request: The request.
 
         Raises:
             UserError: If the process has failed.
         """
-        assert self.process.stdin is not None  # they are pipes
+        assert self.process.stdin is not None  # both are pipes
         assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")

@@ -16,6 +16,6 @@ def run(functions: dict[str, Any], program: str) -> None:
         program: The program's name in the help.
     """
     arguments = sys.argv[1:]
-    sys.argv = sys.argv[:1]  # a command line of Lightning within a function would take them for its own
+    sys.argv = sys.argv[:1]  # a command line of Lightning within a function would read them as its own
     with one_line_errors():
         auto_cli(functions, args=arguments, prog=program)

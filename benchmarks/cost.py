@@ -1,4 +1,4 @@
-"""What a solve and its gradient cost beyond the network."""
+"""The overhead of a solve and its gradient over the network's own operations."""
 
 import statistics
 import sys
@@ -23,7 +23,7 @@ from rbp_lightning import RBP, ConvergenceWarning, NeumannRBP, Picard
 from rbp_lightning.errors import UserError
 
 SLOW: CaseName = "tanh, radius 0.99"
-"""Its solve takes many steps: what waits for the device is counted there too."""
+"""A network whose solve takes many steps; its reads from the device are counted as well."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Timing:
         estimator: The estimator's name.
         steps: T, the steps of the solve.
         products: K, the products with the transposed Jacobian.
-        repeat: Which repeat.
-        seconds: Seconds of the whole.
-        parts: Those of the parts, measured right before.
+        repeat: Index of the repeat.
+        seconds: Time of the training step.
+        parts: Times of its parts, measured immediately before.
     """
 
     case: str
@@ -50,21 +50,21 @@ class Timing:
 
     @property
     def ratio(self) -> float:
-        """The whole as a multiple of the sum of its parts next to it."""
+        """Time of the step divided by the sum of its parts."""
         return self.seconds / self.parts.total(self.steps, self.products)
 
 
 def timings(
     name: CaseName, steps: Sequence[int], products: Sequence[int], repeats: int, device: torch.device
 ) -> list[Timing]:
-    """Times all combinations in turn, after a round to warm up.
+    """Times all combinations in turn, after a warm-up round.
 
     Args:
         name: The case.
-        steps: Steps of the solve.
-        products: Products with the transposed Jacobian by ``NeumannRBP``; ``RBP`` takes 20.
-        repeats: How often.
-        device: Where.
+        steps: Numbers of steps of the solve.
+        products: Numbers of products with the transposed Jacobian by ``NeumannRBP``; ``RBP`` takes 20.
+        repeats: Number of repeats.
+        device: The device to run on.
     """
     with device:
         case = make_case(name)
@@ -81,7 +81,7 @@ def timings(
 
 
 def groups(found: Sequence[Timing]) -> dict[str, dict[int, list[float]]]:
-    """The ratios of a case by estimator and number of steps."""
+    """Groups the ratios of a case by estimator and number of steps."""
     grouped: dict[str, dict[int, list[float]]] = {}
     for one in found:
         grouped.setdefault(f"{one.estimator}({one.products})", {}).setdefault(one.steps, []).append(one.ratio)
@@ -92,8 +92,8 @@ def fits(found: Sequence[Timing]) -> list[list[float]]:
     """Fits seconds = T a + K b + c to the timings by ``NeumannRBP``, by least squares of the relative error.
 
     Returns:
-        For each repeat a, b and c, as multiples of a step, of a product and its sum, and of what comes once by hand,
-        each at the speed that the machine had at the time.
+        For each repeat a, b and c, as multiples of the times by hand of a step, of a product with its sum, and of the
+        work done once, which were measured at the same time.
     """
     ratios = []
     for repeat in range(max(one.repeat for one in found) + 1):
@@ -108,7 +108,7 @@ def fits(found: Sequence[Timing]) -> list[list[float]]:
 
 
 def tables(found: Mapping[CaseName, Sequence[Timing]]) -> str:
-    """Lays parts, ratios and fits out as Markdown."""
+    """Formats parts, ratios and fits as Markdown tables."""
     names = [field.name for field in fields(Parts)]
     parts = [
         [case, *(median_and_quartiles([1e3 * getattr(one.parts, name) for one in timed], 3) for name in names)]
@@ -128,13 +128,13 @@ def tables(found: Mapping[CaseName, Sequence[Timing]]) -> str:
         [
             markdown(["milliseconds", *names], parts),
             markdown(["whole over its parts", *(f"{one} steps" for one in steps)], wholes),
-            markdown(["fit of T a + K b + c", "a / step", "b / product", "c / what comes once"], fitted),
+            markdown(["fit of T a + K b + c", "a / step", "b / product", "c / work done once"], fitted),
         ]
     )
 
 
 def tables_of_file(rows: Sequence[dict[str, Any]]) -> str:
-    """Lays the rows of the CSV file out as Markdown."""
+    """Formats the rows of the CSV file as Markdown tables."""
     names = [field.name for field in fields(Parts)]
     found: dict[CaseName, list[Timing]] = {}
     for row in rows:
@@ -145,7 +145,7 @@ def tables_of_file(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(found: dict[CaseName, list[Timing]], path: Path) -> None:
-    """Draws the ratios into a PNG file."""
+    """Plots the ratios to a PNG file."""
     figure = Figure(figsize=(4 * len(found) + 1, 3.4), layout="constrained")
     panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for panel, (case, timed) in zip(panels, found.items(), strict=True):
@@ -171,28 +171,28 @@ def cost(
     repeats: PositiveInt = 20,
     out: Path = Path("logs/cost"),
 ) -> None:
-    """What a solve and its gradient cost beyond the network.
+    """The overhead of a solve and its gradient over the network's own operations.
 
-    Times what any implementation must do (T applications of the update, K products with its Jacobian and their sum,
-    and what comes once) by hand, and beside it the same by an estimator. Prints the estimator's time as a multiple of
-    the sum of these parts, what a step and a product come to in it, and how often a solve to a tolerance waits for the
-    device. Leaves a CSV file with every timing and a picture.
+    Times the work that any implementation has to do (T applications of the update, K products with its Jacobian and
+    their sum, and what is done once) by hand, and next to it an estimator. Prints the estimator's time as a multiple of
+    the sum of these parts, the cost of a step and of a product within it, and how often a solve to a tolerance waits
+    for the device. Writes a CSV file with every timing, and a picture.
 
     Args:
         cases: Networks to time.
-        device: Where to run.
-        steps: Steps of the solve, T.
-        products: Terms of NeumannRBP, K.
-        repeats: How often each is timed, at least 2.
+        device: The device to run on.
+        steps: Numbers of steps of the solve, T.
+        products: Numbers of terms of NeumannRBP, K.
+        repeats: Number of repeats, at least 2.
         out: Folder to write to.
 
     Raises:
-        UserError: If no case could be timed, or an argument is not possible here.
+        UserError: If an argument is invalid, or no case could be timed.
     """
     check_repeats(repeats)
     for option, numbers, least in (("steps", steps, 2), ("products", products, 1)):
         if min(numbers) < least or len(set(numbers)) < 2:
-            raise UserError(f"--{option}={numbers}: a fit needs two different numbers, of at least {least}.")
+            raise UserError(f"--{option}={numbers}: a fit needs two different numbers, each at least {least}.")
     where = available(device)
     torch.set_num_threads(1)
     found: dict[CaseName, list[Timing]] = {}
@@ -201,7 +201,7 @@ def cost(
         for name in cases:
             try:
                 found[name] = timings(name, steps, products, repeats, where)
-            except UserError as reason:  # a data set that is not there
+            except UserError as reason:  # its data set is missing
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No case could be timed.")

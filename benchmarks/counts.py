@@ -1,4 +1,4 @@
-"""What a solve and its gradient consist of."""
+"""Counts of the operations in a solve and its gradient."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.peers.networks import Case
 
 FIRST = 5
-"""Solves before the one that is counted."""
+"""Number of solves before the one that is counted."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Counts:
 
     Attributes:
         applications: How often F was applied.
-        products: Products with its transposed Jacobian, the one into the parameters among them.
-        operators: Operators of PyTorch, those of F among them.
+        products: Products with its transposed Jacobian, including the one into the parameters.
+        operators: PyTorch operators, including those of F.
     """
 
     applications: int
@@ -46,17 +46,17 @@ class CountOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Runs an operator, and counts it if it is wanted."""
+        """Runs an operator, and counts it if asked to."""
         self.count += self.only is None or func == self.only
         return func(*args, **(kwargs or {}))
 
 
 def counted(case: Case, solve: Callable[[Case], Tensor]) -> Counts:
-    """Counts what a solve and its gradient consist of, after the first ones, which may be checked more.
+    """Counts the operations of a solve and its gradient, after a few solves, in which the library may check more.
 
     Args:
         case: The network.
-        solve: From the network to the fixed point, differentiable in the parameters.
+        solve: Returns the network's fixed point, differentiable with respect to the parameters.
     """
     applications = products = 0
 

@@ -10,7 +10,7 @@ DeviceName: TypeAlias = Literal["cpu", "cuda"]
 
 
 def available(name: DeviceName) -> torch.device:
-    """The device of a name.
+    """Returns the device of this name.
 
     Args:
         name: ``"cpu"`` or ``"cuda"``.

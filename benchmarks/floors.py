@@ -1,4 +1,4 @@
-"""What F and its products alone take in a solve by the default, beside what all of it takes."""
+"""The time of F and its products alone, beside that of the default estimator."""
 
 import csv
 import statistics
@@ -38,7 +38,7 @@ GOALS: dict[tuple[str, float], float] = {
     ("gated network on Cora", 1e-5): 0.80,
     ("training by SGD", 1e-5): 0.70,
 }
-"""What the default was to take at most, as a multiple of the loop by hand; 1 of all others."""
+"""The goals of the default: its time as a multiple of that of the loop by hand. The others are 1."""
 
 
 def whole(case: Case, solve: Method, tol: float) -> Measured:
@@ -46,7 +46,7 @@ def whole(case: Case, solve: Method, tol: float) -> Measured:
 
     Args:
         case: The network.
-        solve: The method, which asks for no spectral radius.
+        solve: The method; it does not use the spectral radius.
         tol: Its tolerance.
     """
     timed = call_timer(lambda: gradient(case, solve(case, tol, float("nan"))), time.process_time)
@@ -54,7 +54,7 @@ def whole(case: Case, solve: Method, tol: float) -> Measured:
 
 
 def parts(case: Case, steps: int, products: int) -> Measured:
-    """Times what any implementation must do in so many steps and products.
+    """Times the work that any implementation has to do.
 
     Args:
         case: The network.
@@ -69,13 +69,13 @@ def parts(case: Case, steps: int, products: int) -> Measured:
 
 
 def measured(name: CaseName, target: float, tols: Mapping[str, float], repeats: int) -> list[dict[str, Any]]:
-    """Measures a case at an error of the gradient; returns a row of the CSV file for each repeat.
+    """Measures a case at one error of the gradient; returns a row of the CSV file for each repeat.
 
     Args:
         name: The case.
         target: The error.
         tols: Tolerances of the two methods.
-        repeats: How often each is timed.
+        repeats: Number of repeats.
     """
     case = make_case(name)
 
@@ -93,10 +93,10 @@ def measured(name: CaseName, target: float, tols: Mapping[str, float], repeats: 
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays the times out as Markdown, a row for each case and error.
+    """Formats the times as Markdown, with a row for each case and error.
 
     Args:
-        rows: Of the CSV file.
+        rows: Rows of the CSV file.
     """
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -114,7 +114,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{1e3 * statistics.median(row['by hand'] for row in group):.1f}",
         ]
         lines.append([f"{name}, {target:g}", *cells, *applied[::-1]])
-    columns = ["network, error", "goal", "default", "F and products alone", "left, ms", "by hand, ms"]
+    columns = ["network, error", "goal", "default", "F and products alone", "rest, ms", "by hand, ms"]
     return markdown([*columns, "F + products, default", "by hand"], lines)
 
 
@@ -122,11 +122,11 @@ def tolerances(file: Path, name: CaseName) -> dict[float, dict[str, float]]:
     """Tolerances of the two methods, by error of the gradient, where both reach it.
 
     Args:
-        file: CSV file that the comparison with peers leaves.
+        file: CSV file of the comparison with peers.
         name: The case.
 
     Raises:
-        UserError: If it is not there.
+        UserError: If there is no such file.
     """
     if not file.is_file():
         raise UserError(f"--peers={str(file)!r} is no file: `python -m benchmarks peers` writes it.")
@@ -145,21 +145,21 @@ def floors(
     repeats: PositiveInt = 20,
     out: Path = Path("logs/floors"),
 ) -> None:
-    """What F and its products alone take in a solve by the default, beside what all of it takes.
+    """The time of F and its products alone, beside that of the default estimator.
 
-    The default and the loop by hand solve the cases at the tolerances that the comparison with peers found for equal
-    errors of the gradient. Applications of F and products with its Jacobian are counted, and as many of them as the
-    default needs are timed by themselves, in turn with both. All times are of the processor. Prints a table with what
-    the default was to take, in bold where it takes more, and leaves a CSV file.
+    The default and the loop by hand solve each case at the tolerances that the comparison with peers found for equal
+    errors of the gradient. Applications of F and products with its Jacobian are counted, and as many as the default
+    needs are timed by themselves, in turn with both. All times are CPU times. Prints a table with the default's goals,
+    in bold where they are missed, and writes a CSV file.
 
     Args:
         cases: Networks to time.
         peers: CSV file of the comparison with peers.
-        repeats: How often each is timed, at least 2.
+        repeats: Number of repeats, at least 2.
         out: Folder to write to.
 
     Raises:
-        UserError: If the file is not there, or has none of the cases.
+        UserError: If there is no such file, or it has none of the cases.
     """
     check_repeats(repeats)
     torch.set_num_threads(1)

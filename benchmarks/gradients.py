@@ -1,4 +1,4 @@
-"""What each estimator's gradient is worth, and what it costs."""
+"""Accuracy and cost of each estimator's gradient."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ from rbp_lightning import (
 )
 
 MOST = 20_000
-"""Most steps of a forward solve, more than any takes."""
+"""Step limit of a forward solve, more than any takes."""
 
 ESTIMATORS: dict[str, Callable[[float], GradientEstimator]] = {
     "JFB": lambda tol: JFB(Auto(MOST, tol)),
@@ -62,14 +62,14 @@ ESTIMATORS: dict[str, Callable[[float], GradientEstimator]] = {
 
 @dataclass(frozen=True)
 class Worth:
-    """An estimator on one network.
+    """The figures of an estimator on one network.
 
     Attributes:
-        error: Norm of the difference to the exact gradient over the norm of that.
+        error: Relative error of the gradient.
         forward: How often F was applied in the solve.
-        again: How often in the backward pass.
+        again: How often F was applied in the backward pass.
         products: Products with J^T and J; a step on the tape counts as one.
-        states: Most memory that was held at once, in states.
+        states: Peak memory, in states.
     """
 
     error: float
@@ -91,11 +91,11 @@ class _Counted:
 
 
 def gradient_by(case: Case, estimator: GradientEstimator) -> tuple[torch.Tensor, FixedPoint, int, int]:
-    """The gradient of a network's parameters, and how often F was applied, in the solve and in the backward pass.
+    """Computes a gradient, and counts applications of F in the solve and in the backward pass.
 
     Args:
         case: The network.
-        estimator: What takes it.
+        estimator: The estimator.
     """
     prepared = tuple(one.detach().requires_grad_() for one in case.prepare(*case.parameters))
     update = _Counted(case.update(prepared))
@@ -127,9 +127,9 @@ def gradients(
     tol: PositiveFloat = 1e-6,
     out: Path = Path("logs/gradients"),
 ) -> None:
-    """What each estimator's gradient is worth: its error, its cost in applications of F and products, and its memory.
+    """Accuracy and cost of each estimator's gradient: its error, applications of F and products, and memory.
 
-    The errors are relative to the exact gradient in float64; nothing is timed. Leaves a CSV file, a table and a
+    The errors are relative to the exact gradient in float64; nothing is timed. Writes a CSV file, a table and a
     picture.
 
     Args:
@@ -159,10 +159,10 @@ def gradients(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays the figures out as Markdown: a row for each estimator, and for each network the error and what it took.
+    """Formats the figures as Markdown: a row for each estimator, and columns of error and cost for each network.
 
     Args:
-        rows: Of each estimator and network, as in the CSV file.
+        rows: Rows of the CSV file.
     """
     measured: dict[str, dict[str, Worth]] = {}
     for row in rows:
@@ -180,10 +180,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cost(figures: Worth) -> str:
-    """Lays the cost out: applications of F, those in the backward pass after a +, products, and states.
+    """Formats a cost: applications of F, after a + those in the backward pass, then products, and states.
 
     Args:
-        figures: Of one estimator on one network.
+        figures: The figures of an estimator on one network.
 
     Example:
         >>> cost(Worth(error=0.1, forward=120, again=119, products=120, states=38.4))
@@ -194,11 +194,11 @@ def cost(figures: Worth) -> str:
 
 
 def draw(measured: dict[str, dict[str, Worth]], path: Path) -> None:
-    """Draws the error of each estimator against what its backward pass takes, a panel for each network.
+    """Plots each estimator's error against the cost of its backward pass, with a panel for each network.
 
     Args:
-        measured: Of each estimator, by network.
-        path: The picture's file.
+        measured: Figures by estimator and network.
+        path: Path of the picture.
     """
     names = list(next(iter(measured.values())))
     figure = Figure(figsize=(5 * len(names), 6), layout="constrained")
@@ -224,7 +224,7 @@ def draw(measured: dict[str, dict[str, Worth]], path: Path) -> None:
 
 
 def _neighbours(points: dict[str, tuple[float, float]]) -> list[list[str]]:
-    """Names of points that are so near each other, on logarithmic axes, that their labels would overlap."""
+    """Groups the names of points so close, on logarithmic axes, that their labels would overlap."""
     groups: list[list[str]] = []
     for name, (taken, error) in sorted(points.items(), key=lambda item: item[1][::-1], reverse=True):
         for group in groups:

@@ -13,10 +13,10 @@ from rbp_lightning import RBP, ConvergenceWarning, Picard
 COLUMNS = [
     "RBP to 1e-06",
     "steps of the solve",
-    "reads in them",
-    "products of the gradient",
-    "reads beside them",
-    "reads each 10 of both",
+    "reads in the solve",
+    "products of the adjoint",
+    "reads in the adjoint",
+    "reads per 10 steps and products",
 ]
 
 
@@ -28,15 +28,15 @@ class CountSyncs(CountOperators):
 
 
 def syncs_of_rbp(case: Case, max_steps: int = 1000, tol: float = 1e-6) -> tuple[int, int, int, int]:
-    """Counts the reads of a solve to a tolerance, and those of its gradient by ``RBP`` to the same tolerance.
+    """Counts the reads in a solve to a tolerance, and in its adjoint by ``RBP`` to the same tolerance.
 
     Args:
         case: The network.
-        max_steps: Most steps of either.
+        max_steps: Step limit of both.
         tol: The tolerance.
 
     Returns:
-        Steps and reads of the solve, and then of the gradient.
+        Steps and reads of the solve, then products and reads of the adjoint.
     """
     estimator = RBP(max_steps, tol, solver=Picard(max_steps, tol))
     with warnings.catch_warnings():
@@ -50,11 +50,11 @@ def syncs_of_rbp(case: Case, max_steps: int = 1000, tol: float = 1e-6) -> tuple[
 
 
 def reads(names: Sequence[CaseName], device: torch.device) -> list[dict[str, str]]:
-    """Counts the reads of some cases; returns a row for each, with the steps that they are for.
+    """Counts the reads in each case; returns a row for each, with the numbers of steps.
 
     Args:
         names: The cases.
-        device: Where.
+        device: The device to run on.
     """
     rows = []
     for name in names:

@@ -1,4 +1,4 @@
-"""What importing the library costs beyond what it is built on."""
+"""The import time of the library, beyond that of its dependencies."""
 
 import subprocess
 import sys
@@ -16,16 +16,16 @@ from time import perf_counter
 begin = perf_counter()
 import lightning.pytorch, torch
 between = perf_counter()
-import rbp_lightning.api  # what a first name of the package imports
+import rbp_lightning.api  # imported by the first use of any name of the package
 print(between - begin, perf_counter() - between)
 """
 
 
 def seconds() -> tuple[float, float]:
-    """Imports all in a fresh interpreter.
+    """Imports everything in a fresh interpreter.
 
     Returns:
-        Seconds of Lightning and PyTorch, and those that this library adds.
+        Seconds for Lightning and PyTorch, and those that this library adds.
     """
     printed = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, cwd=ROOT)
     base, added = map(float, printed.stdout.split())
@@ -41,16 +41,14 @@ def import_time(repeats: PositiveInt = 10) -> None:
         repeats: Number of interpreters, at least 2.
     """
     check_repeats(repeats)
-    seconds()  # compiles what has no byte code yet
+    seconds()  # compiles missing byte code
     columns = zip(*(seconds() for _ in range(repeats)), strict=True)
     print(
         markdown(
             ["import of", "seconds"],
             [
                 [name, median_and_quartiles(values)]
-                for name, values in zip(
-                    ["lightning.pytorch, torch", "rbp_lightning beyond these"], columns, strict=True
-                )
+                for name, values in zip(["lightning.pytorch, torch", "rbp_lightning in addition"], columns, strict=True)
             ],
         )
     )

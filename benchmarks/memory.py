@@ -1,4 +1,4 @@
-"""Memory of a training step by each estimator."""
+"""Peak memory of a training step with each estimator."""
 
 import sys
 import warnings
@@ -21,10 +21,10 @@ from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, ConvergenceWarning, GradientE
 from rbp_lightning.errors import UserError
 
 CORA = Path(__file__).parents[1] / "configs/paper/cora.yaml"
-"""The config that the training step on Cora is taken from."""
+"""The config of the training step on Cora."""
 
 RELEASED_CODE = 2.5e9
-"""Bytes of the paper's released code for that step, which tapes all of it."""
+"""Bytes that the paper's released code takes for that step, all of which it keeps on the tape."""
 
 ESTIMATORS: dict[str, Callable[[Picard], GradientEstimator]] = {
     "BPTT": lambda solver: BPTT(solver),
@@ -35,15 +35,15 @@ ESTIMATORS: dict[str, Callable[[Picard], GradientEstimator]] = {
 }
 
 Peaks = dict[str, dict[int, int]]
-"""Of each estimator, bytes by the number of steps or terms."""
+"""Bytes by estimator and number of steps or terms."""
 
 
 def solve_peak(estimator: GradientEstimator, device: torch.device) -> int:
     """Peak bytes of a solve of a fully connected cell, 64 samples of 256 units, and of its gradient.
 
     Args:
-        estimator: What does it.
-        device: Where.
+        estimator: The estimator.
+        device: The device to run on.
     """
     case = make_case("tanh, radius 0.93")
     prepared = tuple(one.to(device) for one in case.prepare(*case.parameters))
@@ -57,11 +57,11 @@ def solve_peak(estimator: GradientEstimator, device: torch.device) -> int:
 
 
 def training_peaks(config: Path, device: torch.device) -> dict[str, int]:
-    """Peak bytes of a training step by each estimator: loss, gradient and the optimiser's step.
+    """Peak bytes of a training step with each estimator: loss, gradient and the optimiser's step.
 
     Args:
         config: Path of the config that names model, data and solver.
-        device: Where.
+        device: The device to run on.
 
     Raises:
         UserError: If a file of the data is missing.
@@ -81,7 +81,7 @@ def training_peaks(config: Path, device: torch.device) -> dict[str, int]:
         optimizer.step()
 
     model.estimator = NeumannRBP(0, Picard(2, 0.0))
-    run()  # makes what stays: the propagation matrix, and the optimiser's averages
+    run()  # allocates what stays: the propagation matrix and the optimiser's averages
     peaks = {}
     for name, make in ESTIMATORS.items():
         model.estimator = make(solver)
@@ -91,18 +91,18 @@ def training_peaks(config: Path, device: torch.device) -> dict[str, int]:
 
 
 def mebibytes(count: float) -> str:
-    """Lays a number of bytes out."""
+    """Formats a number of bytes in MiB."""
     return f"{count / 2**20:.2f}"
 
 
 def table(title: str, peaks: Peaks) -> str:
-    """Lays peaks out as Markdown in MiB, a row each estimator."""
+    """Formats peaks in MiB as Markdown, with a row for each estimator."""
     columns = [f"{one:,}" for one in next(iter(peaks.values()))]
     return markdown([title, *columns], [[name, *map(mebibytes, row.values())] for name, row in peaks.items()])
 
 
 def training_table(peaks: dict[str, int]) -> str:
-    """Lays the peaks of a training step out as Markdown."""
+    """Formats the peaks of a training step as Markdown."""
     rows = [
         [name, mebibytes(peak), f"{100 * peak / peaks['BPTT']:.1f} %", f"{100 * peak / RELEASED_CODE:.2f} %"]
         for name, peak in peaks.items()
@@ -111,7 +111,7 @@ def training_table(peaks: dict[str, int]) -> str:
 
 
 def tables_of_file(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays the rows of the CSV file out as Markdown."""
+    """Formats the rows of the CSV file as Markdown tables."""
     found: dict[str, Peaks] = {}
     for row in rows:
         found.setdefault(row["by"], {}).setdefault(row["estimator"], {})[row["number"]] = row["bytes"]
@@ -121,7 +121,7 @@ def tables_of_file(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(by_steps: Peaks, by_terms: Peaks, path: Path) -> None:
-    """Draws both dependences into a PNG file."""
+    """Plots both dependences to a PNG file."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     kinds = [name.partition("(")[0] for name in by_steps]
@@ -143,21 +143,20 @@ def memory(
     device: DeviceName = "cpu",
     out: Path = Path("logs/memory"),
 ) -> None:
-    """Memory of a training step by each estimator.
+    """Peak memory of a training step with each estimator.
 
-    Measures the most bytes that the allocator has out at once during a solve and its backward pass, temporaries
-    included, against the number of steps of the solve, and against the number of terms of TBPTT and NeumannRBP; then
-    those of one training step on Cora in the paper's setting, where the data are found. Prints the tables, and leaves
-    a CSV file and a picture.
+    Measures the peak of allocated bytes, temporaries included. For a solve and its backward pass it varies first the
+    number of steps, then the number of terms of TBPTT and NeumannRBP. If the data of Cora are there, it also measures a
+    training step in the paper's setting. Prints the tables, and writes a CSV file and a picture.
 
     Args:
-        steps: Steps of the forward solve, at least 2.
-        terms: Terms of TBPTT and NeumannRBP.
-        device: Where to run.
+        steps: Numbers of steps of the forward solve, each at least 2.
+        terms: Numbers of terms of TBPTT and NeumannRBP.
+        device: The device to run on.
         out: Folder to write to.
 
     Raises:
-        UserError: If an argument is not possible here.
+        UserError: If an argument is invalid.
     """
     for option, numbers, least in (("steps", steps, 2), ("terms", terms, 1)):
         if min(numbers) < least:
@@ -166,7 +165,7 @@ def memory(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", ".*`self.trainer` reference is not registered")
-        solve_peak(NeumannRBP(), where)  # makes the workspaces of products
+        solve_peak(NeumannRBP(), where)  # allocates the workspaces of products
         by_steps = {
             name: {count: solve_peak(make(Picard(count, 0.0)), where) for count in steps}
             for name, make in ESTIMATORS.items()
@@ -182,7 +181,7 @@ def memory(
         try:
             training = training_peaks(CORA, where)
             print("\n" + training_table(training))
-        except UserError as reason:  # the data are not there
+        except UserError as reason:  # its data are missing
             print(f"training step on Cora: left out. {reason}", file=sys.stderr)
     found = [("steps of the solve", name, one, peak) for name, row in by_steps.items() for one, peak in row.items()]
     found += [("terms", name, one, peak) for name, row in by_terms.items() for one, peak in row.items()]

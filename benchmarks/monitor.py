@@ -1,4 +1,4 @@
-"""What watching a training costs."""
+"""The cost of monitoring a training."""
 
 import inspect
 import statistics
@@ -16,11 +16,11 @@ from rbp_lightning import ConvergenceWarning, EquilibriumMonitor
 from rbp_lightning.cli import RBPLightningCLI
 
 LOOK, PLOT = 4, 20
-"""Steps between two looks, and between two sets of plots, of the run that is timed."""
+"""Steps between two observations, and between two sets of plots, in the timed run."""
 
 
 class Clock(Callback):
-    """Times each step, from its beginning to that of the next one."""
+    """Records when each step starts."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
@@ -31,7 +31,7 @@ class Clock(Callback):
 
 
 def times(config: str, steps: int) -> tuple[float, float, float]:
-    """Median seconds of a step that is not looked at, of one that is, and of one that is plotted."""
+    """Median seconds of a step that is not observed, of one that is, and of one that is plotted as well."""
     clock = Clock()
     arguments = ["fit", f"--config={config}", "--trainer.callbacks=null", "--trainer.logger.save_dir=logs/benchmarks"]
     arguments += ["--trainer.max_epochs=-1", f"--trainer.max_steps={steps + 1}", "--trainer.limit_val_batches=0"]
@@ -42,7 +42,7 @@ def times(config: str, steps: int) -> tuple[float, float, float]:
     durations = [after - before for before, after in zip(clock.starts, clock.starts[1:], strict=False)]
     groups: dict[str, list[float]] = {"plain": [], "look": [], "plot": []}
     for step, duration in enumerate(durations):
-        if step >= PLOT:  # the first ones warm up
+        if step >= PLOT:  # the first steps are a warm-up
             groups["plot" if step % PLOT == 0 else "look" if step % LOOK == 0 else "plain"].append(duration)
     plain, look, plot = (statistics.median(group) for group in groups.values())
     return plain, look, plot
@@ -53,11 +53,11 @@ def monitor(
     steps: PositiveInt = 200,
     out: Path = Path("logs/monitor"),
 ) -> None:
-    """What watching costs.
+    """The cost of monitoring a training.
 
-    Trains with an ``EquilibriumMonitor`` that looks every few steps and plots more rarely, and times the steps in
-    between, all in one run. From the medians it prints how much of the time the monitor takes at its default intervals,
-    and leaves a CSV file.
+    Trains with an ``EquilibriumMonitor`` that observes every few steps and plots less often, and times all steps of
+    this run. From the medians, prints the share of time that the monitor takes at its default intervals, and writes a
+    CSV file.
 
     Args:
         configs: Configs to train.
@@ -75,10 +75,10 @@ def monitor(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays the time of a step that is watched, over one that is not, out as Markdown, with what that comes to.
+    """Formats the time of an observed step relative to a plain one, and the resulting share, as Markdown.
 
     Args:
-        rows: Of each config, as in the CSV file.
+        rows: Rows of the CSV file.
     """
     every, plot_every = rows[0]["every_n_steps"], rows[0]["plot_every_n_steps"]
     lines = []
@@ -86,5 +86,5 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         look, plots = row["look"], row["plots"]
         shares = (look - 1) / every, (plots - look) / plot_every
         lines.append([row["config"], f"{look:.1f}", f"{plots:.1f}", *(f"{100 * share:.1f} %" for share in shares)])
-    columns = ["config", "step with a look", "step with plots", f"looks, every {every} steps"]
-    return markdown([*columns, f"plots, every {plot_every}"], lines)
+    columns = ["config", "observed step", "step with plots", f"observing, every {every} steps"]
+    return markdown([*columns, f"plotting, every {plot_every} steps"], lines)

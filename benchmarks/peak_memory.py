@@ -1,4 +1,4 @@
-"""The memory that a computation takes at its peak."""
+"""Peak memory of a computation."""
 
 import gc
 import itertools
@@ -13,24 +13,24 @@ from rbp_lightning.errors import UserError
 
 
 class PeakMemory:
-    """Most bytes that are held at once within a block of code, temporaries included, beyond what was held before it.
+    """Peak of the bytes allocated in a block of code, temporaries included, beyond those allocated before it.
 
-    It is what the device's allocator says: CUDA's keeps the peak itself, and of a CPU's the profiler records every
-    allocation and release. A release of what was held before the block is not seen on a CPU. The collector
-    of garbage is off within the block, so that the peak does not depend on when it runs.
+    CUDA's allocator keeps the peak itself. On a CPU, the profiler records every allocation and release, except releases
+    of memory that was allocated before the block. Garbage collection is off within the block, so that the peak does not
+    depend on when it runs.
 
     Args:
-        device: What is computed on, a CPU or a CUDA device.
+        device: The device of the computation, a CPU or a CUDA device.
 
     Attributes:
-        bytes: The peak, once the block is left.
+        bytes: The peak, after the block.
 
     Raises:
-        UserError: If the device is another one.
+        UserError: If the device is neither.
 
     Example:
         >>> with PeakMemory(torch.device("cpu")) as peak:
-        ...     _ = torch.zeros(1000).add(1), torch.zeros(2000).add_(1)  # of the first size there are two, and then one
+        ...     _ = torch.zeros(1000).add(1), torch.zeros(2000).add_(1)  # 8,000 bytes, then 4,000 + 8,000
         >>> peak.bytes // 1000
         12
     """
@@ -42,7 +42,7 @@ class PeakMemory:
         self.bytes = 0
 
     def __enter__(self) -> "PeakMemory":
-        gc.collect()  # what is left of earlier computations would be released during this one
+        gc.collect()  # otherwise leftovers of earlier computations may be released during this one
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -64,7 +64,7 @@ class PeakMemory:
             self.bytes = torch.cuda.max_memory_allocated(self.device) - self._before
             return
         self._recorded.__exit__(kind, error, trace)
-        # The public events attribute memory to operators, after which the order of allocations and releases is lost.
+        # The public events attribute memory to operators, and lose the order of allocations and releases.
         profiler: Any = self._recorded.profiler
         events = profiler.kineto_results.events()
         memory = sorted((event for event in events if event.name() == "[memory]"), key=lambda event: event.start_ns())
@@ -72,11 +72,11 @@ class PeakMemory:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that a computation holds at once, as ``PeakMemory`` measures them.
+    """Peak bytes of a computation, as ``PeakMemory`` measures them.
 
     Args:
-        run: The computation. On CUDA the first one allocates workspaces that stay, so run it once before.
-        device: What it computes on, a CPU or a CUDA device.
+        run: The computation. On CUDA, run it once before: the first run allocates workspaces that stay.
+        device: The device of the computation, a CPU or a CUDA device.
     """
     with PeakMemory(device) as peak:
         run()

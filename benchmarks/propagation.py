@@ -19,7 +19,7 @@ SIZES = {"Cora": (2708, 13264), "PubMed": (19717, 108365)}
 
 
 def ways(num_nodes: int, edge_index: Tensor, values: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The product with the same matrix, written in several ways.
+    """Several implementations of the product with the same matrix.
 
     Args:
         num_nodes: Number of nodes.
@@ -43,13 +43,13 @@ def ways(num_nodes: int, edge_index: Tensor, values: Tensor) -> dict[str, Callab
 def propagation(size: Literal["Cora", "PubMed"] = "Cora", width: PositiveInt = 64, repeats: PositiveInt = 100) -> None:
     """Time of one propagation along the edges of a graph.
 
-    Compares the product and its VJP by ``SparseMatrix`` with other ways to write them, in turn, on a random graph of
-    Cora's or PubMed's size, and prints times as multiples of ``SparseMatrix``'s, medians.
+    Times the product and its VJP, by ``SparseMatrix`` and by other implementations in turn, on a random graph of the
+    size of Cora or PubMed. Prints medians, as multiples of the time of ``SparseMatrix``.
 
     Args:
-        size: Whose numbers of nodes and edges to take.
+        size: The graph whose numbers of nodes and edges are used.
         width: Number of columns of the states.
-        repeats: How often each is timed.
+        repeats: Number of repeats.
     """
     warnings.filterwarnings("ignore", message="Sparse")
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""How figures are laid out."""
+"""Formats of figures and tables."""
 
 import csv
 import statistics
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def median_and_quartiles(values: Sequence[float], digits: int = 2) -> str:
-    """Median, and quartiles in brackets, of at least two values."""
+    """Formats the median of at least two values, with quartiles in brackets."""
     low, middle, high = statistics.quantiles(values, n=4)
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"  # noqa: RUF001
 
 
 def markdown(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
-    """Lays a table out as Markdown.
+    """Formats a table as Markdown.
 
     Args:
         header: Titles of the columns.
@@ -30,7 +30,7 @@ def markdown(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
 
 
 def as_written(rows: Sequence[Mapping[str, object]]) -> str:
-    """Lays rows out as Markdown, with the columns of the CSV file."""
+    """Formats rows as Markdown, with the columns of the CSV file."""
     return markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 
@@ -38,8 +38,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Writes rows into a CSV file.
 
     Args:
-        path: The file; its folder is made.
-        rows: The rows by column, of the same columns.
+        path: The file; its folder is created.
+        rows: The rows, each by column; all have the same columns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""How exactly the steps of a reversible scheme can be run backwards."""
+"""Rounding errors of a reversible scheme that is run backwards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,24 +16,24 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
 FIGURES = {
-    "relative residual after them": ("residual", "float64"),
+    "relative residual": ("residual", "float64"),
     "worst error of a state run backwards, float32": ("state", "float32"),
     "worst error of a state run backwards, float64": ("state", "float64"),
     "relative error of the gradient, float32": ("gradient", "float32"),
     "relative error of the gradient, float64": ("gradient", "float64"),
 }
-"""The rows of the table, each a figure in a dtype."""
+"""The rows of the table, with the figure and the dtype of each."""
 
 
 def reversible(
     steps: list[int] = [5, 10, 20, 40], damping: float = 0.5, seed: int = 0, out: Path = Path("logs/reversible")
 ) -> None:
-    """Rounding in a reversible scheme that is run backwards (McCallum et al., Reversible deep equilibrium models).
+    """Rounding errors of a reversible scheme run backwards (McCallum et al., Reversible deep equilibrium models).
 
-    The steps are y <- (1 - b) y + b F(x), then x <- (1 - b) x + b F(y), on a tanh network of 64 units at a spectral
-    radius of 0.9. Run backwards they divide by 1 - b, and what rounding has left with them. Prints, for each number of
-    steps, the residual that they reach, the worst relative error of a state that was run backwards, and the error that
-    the gradient has by it, in float32 and in float64, and leaves a CSV file.
+    The steps are y <- (1 - b) y + b F(x), then x <- (1 - b) x + b F(y), on a tanh network of 64 units with spectral
+    radius 0.9. Backwards they divide by 1 - b, which amplifies rounding errors. Prints, for each number of steps, the
+    residual after them, the worst relative error of a state that was recovered backwards, and the resulting error of
+    the gradient, in float32 and float64. Writes a CSV file.
 
     Args:
         steps: Numbers of steps.
@@ -52,10 +52,10 @@ def reversible(
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays the figures out as Markdown: a row for each figure and dtype, and a column for each number of steps.
+    """Formats the figures as Markdown: a row for each figure and dtype, and a column for each number of steps.
 
     Args:
-        rows: Of each dtype and number of steps, as in the CSV file.
+        rows: Rows of the CSV file.
     """
     damping, counts = rows[0]["damping"], dict.fromkeys(row["steps"] for row in rows)
     lines = [
@@ -66,10 +66,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run(steps: int, damping: float, dtype: torch.dtype, seed: int) -> tuple[float, float, float]:
-    """The residual, the worst error of a state, and the error of the gradient, each relative.
+    """Returns the residual, the worst error of a state and the error of the gradient, all relative.
 
     Args:
-        steps: How many steps are taken, and run backwards.
+        steps: Number of steps, forwards and then backwards.
         damping: b.
         dtype: Floating-point dtype.
         seed: Seed of the network.

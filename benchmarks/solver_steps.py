@@ -1,4 +1,4 @@
-"""How many steps each solver takes, and how long that is."""
+"""Steps and time of each solver."""
 
 import statistics
 import sys
@@ -36,7 +36,7 @@ from rbp_lightning import (
 from rbp_lightning.errors import UserError
 
 MOST = 3000
-"""Most steps and products."""
+"""Limit on steps and products."""
 
 FORWARD: dict[str, Callable[[float], FixedPointSolver]] = {
     "Picard": lambda tol: Picard(MOST, tol),
@@ -94,13 +94,13 @@ def solvers(
     repeats: PositiveInt = 10,
     out: Path = Path("logs/solvers"),
 ) -> None:
-    """How many steps and products the solvers take, and how long, as a multiple of Picard's or Richardson's time.
+    """Steps or products of each solver, and its time as a multiple of that of Picard or Richardson iteration.
 
     Args:
         cases: Networks to solve.
         tol: Relative residual of the forward solve.
         adjoint_tol: Relative residual of the adjoint.
-        repeats: How often each is timed, at least 2.
+        repeats: Number of repeats, at least 2.
         out: Folder to write to.
 
     Raises:
@@ -112,7 +112,7 @@ def solvers(
     for name in cases:
         try:
             case = make_case(name)
-        except UserError as reason:  # a data set that is not there
+        except UserError as reason:  # its data set is missing
             print(f"{name}: left out. {reason}", file=sys.stderr)
             continue
         with ignoring(), warnings.catch_warnings():
@@ -136,12 +136,12 @@ def solvers(
 
 
 def measured(name: str, ways: Mapping[tuple[str, str], Callable[[], Outcome]], repeats: int) -> list[dict[str, str]]:
-    """Times ways to solve in turn; returns a row of the CSV file for each.
+    """Times the solvers in turn; returns a row of the CSV file for each.
 
     Args:
         name: The case.
-        ways: By equation and solver.
-        repeats: How often each is timed.
+        ways: The solves, by equation and solver.
+        repeats: Number of repeats.
     """
     rows = []
     for equation, first in (("forward", "Picard"), ("adjoint", "Richardson")):
@@ -155,15 +155,15 @@ def measured(name: str, ways: Mapping[tuple[str, str], Callable[[], Outcome]], r
 
 
 def tables(rows: list[dict[str, str]]) -> str:
-    """Lays the rows of the CSV file out as Markdown, a table for each equation."""
+    """Formats the rows of the CSV file as Markdown, with a table for each equation."""
     return "\n\n".join(table(rows, equation) for equation in ("forward", "adjoint"))
 
 
 def table(rows: list[dict[str, str]], equation: str) -> str:
-    """Lays the steps out as Markdown, with times as multiples of the first solver's.
+    """Formats the steps as Markdown, with times as multiples of the first solver's.
 
     Args:
-        rows: Of the CSV file.
+        rows: Rows of the CSV file.
         equation: ``"forward"`` or ``"adjoint"``.
     """
     chosen = [row for row in rows if row["equation"] == equation]

@@ -1,4 +1,4 @@
-"""What a training step consists of, and how long that takes."""
+"""The parts of a training step, and their times."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from rbp_lightning import GradientEstimator
 
 @dataclass(frozen=True)
 class Parts:
-    """Seconds of what any implementation must do.
+    """Seconds of the work that any implementation has to do.
 
     Attributes:
-        prepare: What a step uses is made from the parameters, on the tape.
+        prepare: Preparing what a step uses from the parameters, on the tape.
         step: One application of the update, without a tape.
         taped: One application on the tape.
         loss: The loss, and its gradient with respect to the fixed point.
         product: One product with the transposed Jacobian, through the taped step.
-        sum: Adding it up.
-        parameters: The product of the adjoint with the taped step's derivative by the parameters, through what was
-            prepared.
+        sum: Adding the product to the sum.
+        parameters: The product of the adjoint with the derivative of the taped step, and of what was prepared for it,
+            with respect to the parameters.
     """
 
     prepare: float
@@ -35,7 +35,7 @@ class Parts:
 
     @property
     def once(self) -> float:
-        """What comes once, beyond T steps and K products; one of the T steps is the taped one."""
+        """The work done once, beyond T steps and K products; one of the T steps is the taped one."""
         return self.prepare + self.taped - self.step + self.loss + self.parameters
 
     def total(self, steps: int, products: int) -> float:
@@ -44,13 +44,13 @@ class Parts:
 
 
 def timed_parts(case: Case, steps: int, products: int, clock: Callable[[], float] = timer) -> Parts:
-    """Does a training step by hand, and times its parts.
+    """Runs a training step by hand, and times its parts.
 
     Args:
         case: The network.
         steps: T, at least 2.
         products: K, at least 1.
-        clock: Tells the time; by default it is the world's, and waits for the device.
+        clock: The clock; by default wall-clock time, which waits for the device.
     """
     laps = [clock()]
     prepared = case.prepare(*case.parameters)
@@ -81,7 +81,7 @@ def timed_parts(case: Case, steps: int, products: int, clock: Callable[[], float
 
 
 def timed_whole(case: Case, estimator: GradientEstimator) -> float:
-    """Seconds of a solve and its gradient by an estimator."""
+    """Seconds of a solve and its gradient with an estimator."""
     begin = timer()
     update = case.update(case.prepare(*case.parameters))
     state = estimator(update, case.start, batch_dims=case.batch_dims).state

@@ -1,4 +1,4 @@
-"""Times of computations that take turns, so that all meet the machine in the same state."""
+"""Interleaved timing, so that all computations find the machine in the same state."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,14 +7,14 @@ from torch.utils.benchmark import Timer, timer
 from rbp_lightning.errors import UserError
 
 SECONDS = 0.1
-"""Time that a measurement takes at least, by as many calls as that needs."""
+"""Least time of a measurement, which makes as many calls as that takes."""
 
 Measured = Callable[[int], float]
-"""From a number of calls to the mean of their seconds."""
+"""From a number of calls to their mean time in seconds."""
 
 
 def check_repeats(repeats: int) -> None:
-    """Refuses a number of repeats that gives no quartiles.
+    """Refuses a number of repeats that is too small for quartiles.
 
     Raises:
         UserError: If there are fewer than two.
@@ -24,11 +24,11 @@ def check_repeats(repeats: int) -> None:
 
 
 def call_timer(run: Callable[[], object], clock: Callable[[], float] = timer) -> Timer:
-    """A timer of calls on one thread, which warms up by two calls.
+    """Returns a timer of calls on one thread, which makes two warm-up calls.
 
     Args:
         run: What to call.
-        clock: Tells the time; by default it is the world's, and waits for the device.
+        clock: The clock; by default wall-clock time, which waits for the device.
     """
     return Timer("run()", timer=clock, globals={"run": run})
 
@@ -40,8 +40,8 @@ def interleaved(
 
     Args:
         runs: The computations.
-        repeats: How often each is timed.
-        clock: As ``call_timer`` takes it.
+        repeats: Number of repeats.
+        clock: As for ``call_timer``.
 
     Returns:
         Seconds of each, in the order of the repeats.
@@ -55,11 +55,11 @@ def interleaved(
 
 
 def in_turn(runs: Mapping[str, Measured], repeats: int) -> dict[str, list[float]]:
-    """Times computations in turn, each by as many calls as take a while.
+    """Times computations in turn, each over as many calls as take ``SECONDS``.
 
     Args:
         runs: The computations.
-        repeats: How often.
+        repeats: Number of repeats.
 
     Returns:
         Seconds of each, in the order of the repeats.
@@ -73,11 +73,11 @@ def in_turn(runs: Mapping[str, Measured], repeats: int) -> dict[str, list[float]
 
 
 def ratios(times: Mapping[str, list[float]], reference: str) -> dict[str, list[float]]:
-    """Divides each time by that of a reference next to it.
+    """Divides each time by the reference's time in the same repeat.
 
     Args:
         times: As ``interleaved`` returns them.
-        reference: Which one to divide by.
+        reference: The name of the reference.
     """
     return {
         name: [one / other for one, other in zip(values, times[reference], strict=True)]

@@ -1,4 +1,4 @@
-"""Images classified by deep equilibrium models, by each estimator."""
+"""Image classification by deep equilibrium models, with each estimator."""
 
 import statistics
 import time
@@ -20,10 +20,10 @@ MEASURED = ["accuracy", "minutes", "peak_bytes", "steps", "parameters"]
 
 
 def step_peak(cli: RBPLightningCLI) -> int:
-    """Peak bytes of the solve and the gradient of a batch, at the weights that were trained.
+    """Peak bytes of the solve and the gradient of a batch, with the trained weights.
 
     Args:
-        cli: After a training of an ``EquilibriumClassifier``.
+        cli: The command line, after training an ``EquilibriumClassifier``.
     """
     model, batch = cli.model, next(iter(cli.datamodule.train_dataloader()))
     model.train()
@@ -33,22 +33,21 @@ def step_peak(cli: RBPLightningCLI) -> int:
         model.zero_grad()
         cross_entropy(model.cell.scores(model(images).state), labels).backward()
 
-    run()  # makes what stays
+    run()  # allocates what stays
     model.zero_grad()
     return peak_bytes(run, model.device)
 
 
 def train_and_test(keys: Row) -> dict[str, float]:
-    """Runs one training, and the test of the checkpoint that did best in validation.
+    """Runs one training, and tests its best checkpoint in validation.
 
     Args:
         keys: Path of a config of an ``EquilibriumClassifier``, estimator as ``NAME`` or ``NAME:STEPS``, seed, and
             further arguments of the command line.
 
     Returns:
-        The share of test images told right, from 0 to 1; the time of the training on its processor, in minutes; peak
-        bytes of the solve and gradient of a batch; the mean number of steps of a solve in the test; and the number of
-        parameters.
+        Test accuracy, from 0 to 1; CPU minutes of the training; peak bytes of the solve and gradient of a batch; mean
+        number of steps of a test solve; and number of parameters.
     """
     begin = time.process_time()
     cli = fit(keys, f"--data.data_seed={keys['seed']}", *estimator_arguments(keys["estimator"]))
@@ -65,11 +64,11 @@ def train_and_test(keys: Row) -> dict[str, float]:
 
 
 def table(rows: list[Row], estimators: list[str]) -> str:
-    """Lays the mean and standard deviation over the seeds, or the median, out as Markdown.
+    """Formats means and standard deviations, or medians, over the seeds as Markdown.
 
     Args:
-        rows: Runs of one config, as in the CSV file.
-        estimators: Names of the estimators, a row each.
+        rows: Runs of one config, from the CSV file.
+        estimators: Names of the estimators, one for each row.
     """
     lines = []
     for estimator in estimators:
@@ -89,17 +88,17 @@ def classification(
     overrides: str = "",
     csv: Path = Path("logs/classification.csv"),
 ) -> None:
-    """Images classified by deep equilibrium models, by each estimator.
+    """Image classification by deep equilibrium models, with each estimator.
 
-    Trains a config once for each estimator and seed, on one thread, tests the checkpoint that did best in validation,
-    and prints a table of the mean and standard deviation of the accuracy over the seeds, and of medians: minutes of the
-    training on the processor, peak memory of the solve and gradient of a batch, and steps of a solve. Finished runs
-    are kept in a CSV file and not done again unless the config changed; delete the file when the code did.
+    Trains a config once for each estimator and seed, on one thread, and tests the best checkpoint in validation. Prints
+    a table: mean and standard deviation of the accuracy over the seeds, and medians of CPU minutes, of the peak memory
+    of the solve and gradient of a batch, and of the steps of a solve. Finished runs are kept in a CSV file, and
+    repeated only if the config changed; if the code changed, delete the file.
 
     Args:
         task: Config of an EquilibriumClassifier.
         estimators: Estimators to compare, as NAME or NAME:STEPS.
-        seeds: How many seeds, from 0, of the network and of the data.
+        seeds: Number of seeds of network and data, counted from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """

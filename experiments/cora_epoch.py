@@ -1,4 +1,4 @@
-"""An epoch on Cora by the method of the paper's released code and by this project."""
+"""An epoch on Cora with the method of the paper's released code and with this project."""
 
 import statistics
 import time
@@ -30,15 +30,15 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
     "NeumannRBP(6), tolerance 0.03, warm start": lambda: NeumannRBP(6, Picard(STEPS, 0.03, check_every=1)),
     "RBP(2), tolerance 0.01, warm start": lambda: RBP(2, 0, "gradient", solver=Picard(STEPS, 0.01, check_every=2)),
 }
-"""This project's ways; under a warm start ``RBP`` goes on from the adjoint of the last epoch."""
+"""This project's methods; with a warm start, ``RBP`` starts from the adjoint of the last epoch."""
 
 METHODS = [RELEASED, *ESTIMATORS]
 
 
 def plain_gradient(model: CitationGNN, graph: Data, prepared: PreparedGraph) -> tuple[int, int]:
-    """Leaves the gradient as the released code takes it in the parameters; returns the steps and products it took."""
+    """Computes the gradient as the released code does, into the parameters; returns its steps and products."""
     update, state = model.cell.start(prepared.features, prepared.adjacency)
-    states = [state]  # with the tape of all of them, as there
+    states = [state]  # all on the tape, as there
     for _ in range(STEPS - 1):
         states.append(update(states[-1]))
     previous = states[-1].detach().requires_grad_()
@@ -54,7 +54,7 @@ def plain_gradient(model: CitationGNN, graph: Data, prepared: PreparedGraph) -> 
 
 
 class Training:
-    """A training by one of ``METHODS`` that is run a block of epochs at a time; the seed is also that of the split."""
+    """A training with one of ``METHODS``, in blocks of epochs; the seed also draws the split."""
 
     def __init__(self, method: str, seed: int, dtype: torch.dtype = torch.float32) -> None:
         config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
@@ -68,7 +68,7 @@ class Training:
         self.model = CitationGNN(cell, **arguments, warm_start="warm start" in method).to(dtype)
         self.prepared = PreparedGraph(self.graph, cell.aggregation, dtype)
         self.plainly = method == RELEASED
-        # Validation and test of the released code take all the steps, too.
+        # Validation and test of the released code also take all steps.
         self.model.estimator = ESTIMATORS.get(method, ESTIMATORS["NeumannRBP(20)"])()
         self.optimizer = self.model.configure_optimizers()
         self.steps: list[int] = []
@@ -76,7 +76,7 @@ class Training:
         self.best_validation = self.test_accuracy = -1.0
 
     def gradient(self) -> tuple[int, int]:
-        """Leaves the gradient in the parameters; returns the steps and products it took."""
+        """Computes the gradient into the parameters; returns its steps and products."""
         self.model.train()
         self.optimizer.zero_grad()
         if self.plainly:
@@ -85,11 +85,11 @@ class Training:
         scores = self.model.cell.scores(fixed_point.state)
         self.model.cross_entropy(scores, self.graph, self.graph.train_mask).backward()
         adjoint = fixed_point.adjoint
-        assert adjoint is not None  # there was a backward pass
+        assert adjoint is not None  # after a backward pass
         return fixed_point.steps, adjoint.steps
 
     def block(self, epochs: int) -> tuple[float, float]:
-        """Trains and validates; returns the median time of a training epoch and the time of it all, in seconds."""
+        """Trains and validates; returns the median seconds of a training epoch, and the seconds of all."""
         times = []
         begin = time.perf_counter()
         for _ in range(epochs):
@@ -109,15 +109,15 @@ class Training:
 
 
 QUANTITIES = ["steps", "products", "seconds", "faster", "faster 25%", "faster 75%", "training faster", "accuracy"]
-"""What is measured: quartiles of an epoch's time are over the blocks; a training's has its validations."""
+"""What is measured. Quartiles of an epoch's time are over the blocks; a training's time includes validation."""
 
 
 def compare(keys: Row) -> dict[str, float]:
-    """Trains by all methods in turn, and returns of each what ``QUANTITIES`` names."""
+    """Trains with all methods in turn; returns the ``QUANTITIES`` of each."""
     trainings = {method: Training(method, int(keys["seed"])) for method in METHODS}
     times: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of loose tolerances, which accuracy is to judge here
+        warnings.simplefilter("ignore", ConvergenceWarning)  # loose tolerances are judged by their accuracy here
         for _ in range(int(keys["epochs"]) // int(keys["block"])):
             for method, training in trainings.items():
                 times[method].append(training.block(int(keys["block"])))
@@ -134,8 +134,8 @@ def compare(keys: Row) -> dict[str, float]:
 
 
 def table(rows: list[Row]) -> str:
-    """Lays means or medians over the seeds out as Markdown; the difference is to the same seed of the released code."""
-    columns = ["method", "steps an epoch", "products an epoch", "epoch faster by", "with validation faster by"]
+    """Formats means or medians over the seeds as Markdown; differences are to the released code with the same seed."""
+    columns = ["method", "steps per epoch", "products per epoch", "epoch faster by", "with validation faster by"]
     columns += ["test accuracy", "difference ± standard error", "seeds"]
     lines = []
     for method in METHODS:
@@ -161,27 +161,27 @@ def cora_epoch(
     first_seed: NonNegativeInt = 0,
     csv: Path = Path("logs/cora_epoch.csv"),
 ) -> None:
-    """An epoch on Cora by the method of the paper's released code and by this project.
+    """An epoch on Cora with the method of the paper's released code and with this project.
 
-    The released code takes all 100 steps of the forward solve on the tape, and then 20 products through the last one.
-    Here that is written plainly and put beside this project's estimators in one training loop: the same network, data,
-    seeds and optimiser, validation every few epochs, and the test accuracy of the epoch that did best in it. The
-    trainings take turns, a block of epochs each, and the time of a block is divided into that of the released code's
-    way next to it. The settings were chosen on the seeds 0 to 6; a first seed of 7 looks at others. Finished seeds are
-    kept in a CSV file and not run again unless the config changed; delete it when the code did.
+    The released code records all 100 steps of the forward solve on the tape, then takes 20 products through the last
+    one. Here a plain version of this and this project's estimators train in the same loop, with the same network, data,
+    seeds and optimiser. Validation comes every few epochs; the test accuracy is that of the best epoch in validation.
+    The trainings take turns, one block of epochs each, and the time of the released code's block is divided by that of
+    the block next to it. The settings were chosen on seeds 0 to 6; a first seed of 7 takes others. Finished seeds are
+    kept in a CSV file, and repeated only if the config changed; if the code changed, delete the file.
 
     Args:
-        epochs: Epochs of a training, at least two blocks.
-        block: Epochs between two validations.
-        seeds: How many seeds.
-        first_seed: The first of them.
+        epochs: Epochs per training, at least two blocks.
+        block: Epochs per block, with a validation after each block.
+        seeds: Number of seeds.
+        first_seed: The first seed.
         csv: File of finished seeds.
 
     Raises:
         UserError: If there are fewer than two blocks.
     """
     if epochs < 2 * block:
-        raise UserError(f"--epochs={epochs} gives no spread: give two blocks or more, {2 * block}.")
+        raise UserError(f"--epochs={epochs} gives no spread: it must be at least two blocks, {2 * block}.")
     torch.set_num_threads(1)
     ours = {**config_keys(str(CONFIG)), "epochs": str(epochs), "block": str(block)}
     wanted = [{**ours, "seed": str(seed)} for seed in range(first_seed, first_seed + seeds)]

@@ -1,4 +1,4 @@
-"""Hyperparameter optimisation by each estimator."""
+"""Hyperparameter optimisation with each estimator."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ MEASURED = ["outer_loss", "first_accuracy", "test_accuracy", "auroc", "seconds"]
 
 
 class Watch(Callback):
-    """Times the outer steps, and tests the network of the first."""
+    """Times the outer steps, and tests the network of the first one."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -36,7 +36,7 @@ class Watch(Callback):
 
 
 def accuracy(trainer: Trainer, module: LightningModule) -> float:
-    """Share of the test images that the last network classifies right, in percent."""
+    """Test accuracy of the last network, in percent."""
     (split,) = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
     mode = module.training
     module.eval()
@@ -52,7 +52,7 @@ def optimize(keys: Row) -> dict[str, float]:
         keys: Path of a config, estimator as ``NAME`` or ``NAME:STEPS``, seed, and further arguments.
 
     Returns:
-        What ``MEASURED`` names; seconds are the median of the outer steps but the first.
+        The values of ``MEASURED``; seconds are the median over all outer steps but the first.
     """
     watch = Watch()
     variant = [f"--data.split_seed={keys['seed']}", *estimator_arguments(keys["estimator"])]
@@ -68,8 +68,8 @@ def optimize(keys: Row) -> dict[str, float]:
 
 
 def table(rows: list[Row], estimators: list[str]) -> str:
-    """Lays means and standard deviations over the seeds out as Markdown."""
-    header = ["gradient", "outer loss", "test accuracy", "with the starting ones", "AUROC", "seconds a step", "seeds"]
+    """Formats means and standard deviations over the seeds as Markdown."""
+    header = ["gradient", "outer loss", "test accuracy", "with the initial ones", "AUROC", "seconds per step", "seeds"]
     lines = []
     for estimator in estimators:
         runs = [row for row in rows if row["estimator"] == estimator]
@@ -89,19 +89,18 @@ def hypergradient(
     overrides: str = "",
     csv: Path = Path("logs/hypergradient.csv"),
 ) -> None:
-    """Hyperparameter optimisation by each estimator.
+    """Hyperparameter optimisation with each estimator.
 
-    Runs a config of a ``HyperparameterOptimizer`` once for each estimator and seed, and prints a table of means and
-    standard deviations: the outer loss of the last outer step, the accuracy on test images of the last network, the
-    time of an outer step, and where labels were replaced how well the example weights tell them apart (AUROC). The
-    accuracy of the first outer step's network, which is trained with the hyperparameters to start from, is for
-    comparison. Finished runs are kept in a CSV file and not done again unless the config changed; delete it when the
-    code did.
+    Runs a config of a ``HyperparameterOptimizer`` once for each estimator and seed. Prints a table of means and
+    standard deviations: the outer loss of the last outer step; the test accuracy of the last network and, for
+    comparison, of the first one, which is trained with the initial hyperparameters; the time of an outer step; and, if
+    labels were replaced, how well the example weights separate them (AUROC). Finished runs are kept in a CSV file, and
+    repeated only if the config changed; if the code changed, delete the file.
 
     Args:
         task: Config to run.
-        estimators: Estimators to compare, NAME or NAME:STEPS.
-        seeds: How many seeds, from 0.
+        estimators: Estimators to compare, as NAME or NAME:STEPS.
+        seeds: Number of seeds, counted from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """

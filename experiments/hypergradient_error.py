@@ -1,4 +1,4 @@
-"""Error of hypergradients whose true value is known."""
+"""Errors of hypergradients whose true value is known."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +20,11 @@ PROBLEMS = {"ridge regression": "squared_error", "logistic regression": "cross_e
 
 
 class Problem:
-    """A linear classifier of digits with an L2 coefficient for its weight and its bias.
+    """A linear classifier of digits, with one L2 coefficient for its weight and one for its bias.
 
     Args:
         loss: ``"squared_error"`` or ``"cross_entropy"``.
-        size: Number of training and of validation examples, each.
+        size: Number of training examples, and of validation examples.
         momentum: Momentum of the inner training.
     """
 
@@ -59,17 +59,17 @@ class Problem:
         minibatch_steps: int | None = None,
         start: TrainingState | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Of the validation loss after the inner training, by an estimator.
+        """Hypergradient of the validation loss after the inner training, by an estimator.
 
         Args:
             estimator: The estimator.
-            batch_size: Examples in a minibatch; ``None`` takes all.
+            batch_size: Examples per minibatch; ``None`` for all.
             seed: Seed of the minibatches.
-            minibatch_steps: Number of steps on minibatches, before those on all examples; ``None`` means all steps.
-            start: Where the inner training starts; ``None`` is zero.
+            minibatch_steps: Number of steps on minibatches, before those on all examples; ``None`` for all steps.
+            start: The initial state of the inner training; ``None`` for zero.
 
         Returns:
-            With respect to the logarithms of the L2 coefficients, and of the learning rates, of shape ``[2]`` each.
+            The derivatives by the logarithms of the L2 coefficients and of the learning rates, each of shape ``[2]``.
         """
         batch_size = batch_size or len(self.training["labels"])
         update = SGDUpdate(self.objective, self.sgd, self.training, batch_size, seed, minibatch_steps)
@@ -82,7 +82,7 @@ class Problem:
         """The state after an inner training on all examples.
 
         Args:
-            steps: How many steps it takes.
+            steps: Number of steps.
         """
         update = SGDUpdate(self.objective, self.sgd, self.training, len(self.training["labels"]), 0)
         with torch.no_grad():
@@ -105,7 +105,7 @@ class Problem:
             return self._loss(unflatten(point), self.training, plain=False)
 
         point = torch.cat([parameter.detach().flatten() for parameter in self.network.parameters()])
-        for _ in range(8):  # six are enough for what was tried
+        for _ in range(8):  # six were enough for the problems here
             gradient = torch.func.grad(inner)(point)
             point = (point - torch.cholesky_solve(gradient[:, None], self._factor(inner, point))[:, 0]).detach()
         outer = torch.func.grad(lambda w: self._loss(unflatten(w), self.validation))(point)
@@ -120,7 +120,7 @@ class Problem:
 
 
 def relative_error(found: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of the exact one."""
+    """Norm of the difference, relative to the norm of the exact tensor."""
     return float((found - exact).norm() / exact.norm())
 
 
@@ -139,7 +139,7 @@ def errors(problem: Problem, steps: list[int], inner_steps: int) -> dict[str, li
 
 
 def bias(problem: Problem, lengths: list[int]) -> list[dict[str, float]]:
-    """Errors of NeumannRBP's hypergradients relative to BPTT's, and the norm of that, by length of the inner training.
+    """Relative errors of NeumannRBP's hypergradients to BPTT's, and the norm of these, by number of inner steps.
 
     Args:
         problem: The problem.
@@ -156,10 +156,10 @@ def bias(problem: Problem, lengths: list[int]) -> list[dict[str, float]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays the bias out as Markdown.
+    """Formats the bias as Markdown.
 
     Args:
-        rows: Of each problem and length, as in the CSV file.
+        rows: Rows of the CSV file.
     """
     lines = [
         [row["problem"], row["inner_steps"], *(f"{float(row[name]):.1e}" for name in ("decay", "rate", "rate_norm"))]
@@ -174,19 +174,19 @@ def hypergradient_error(
     lengths: list[PositiveInt] = [50, 200, 800],
     csv: Path = Path("logs/hypergradient_error.csv"),
 ) -> None:
-    """Error of hypergradients whose true value is known.
+    """Errors of hypergradients whose true value is known.
 
-    Trains ridge regression (squared error) and logistic regression on scikit-learn's digits in float64, full batches,
-    until nothing changes, and differentiates the validation loss with respect to the L2 coefficients. The true
-    hypergradient is that of the linear system of the optimality condition, by the dense Hessian. Draws the relative
-    error of each estimator against its steps, and prints the hypergradients of L2 coefficients and of learning rates
-    beside those of BPTT for inner trainings of several lengths.
+    Trains ridge regression (squared error) and logistic regression on scikit-learn's digits, in float64 and with full
+    batches, to convergence, and differentiates the validation loss with respect to the L2 coefficients. The true
+    hypergradient follows from the optimality condition with the dense Hessian. Plots the relative error of each
+    estimator against its steps. Then compares NeumannRBP's hypergradients of L2 coefficients and learning rates with
+    those of BPTT, for inner trainings of several lengths.
 
     Args:
-        steps: Steps of the estimators.
-        inner_steps: Steps of the inner training of the picture.
-        lengths: Steps of the inner trainings of the table.
-        csv: File of the table; the picture is left beside it.
+        steps: Numbers of steps of the estimators.
+        inner_steps: Steps of the inner training in the picture.
+        lengths: Steps of the inner trainings in the table.
+        csv: File of the table; the picture is written next to it.
     """
     rows: list[dict[str, Any]] = []
     figure = Figure(figsize=(9, 3.4), layout="constrained")

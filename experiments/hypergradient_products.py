@@ -1,4 +1,4 @@
-"""Error of hypergradients against the products that they take, by solvers for symmetric Jacobians and minibatches."""
+"""Errors of hypergradients by number of products, for symmetric Jacobians and for minibatches."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from rbp_lightning import (
 
 
 def by_products(problem: Problem, products: list[int], inner_steps: int) -> list[dict[str, Any]]:
-    """Relative errors of the L2 coefficients' hypergradient at the optimum, on all examples.
+    """Relative errors of the L2 coefficients' hypergradient at the optimum, with all examples.
 
     Args:
         problem: The problem.
@@ -45,14 +45,14 @@ def by_products(problem: Problem, products: list[int], inner_steps: int) -> list
 
 
 def by_minibatches(problem: Problem, steps: int, inner_steps: int, batch_size: int, seeds: int) -> list[dict[str, Any]]:
-    """Error of the mean hypergradient, and mean error, of trainings on minibatches.
+    """Error of the mean hypergradient, and mean error, for trainings on minibatches.
 
     Args:
         problem: The problem.
         steps: Number of products.
         inner_steps: Steps of the trainings.
-        batch_size: Examples in a minibatch.
-        seeds: How many trainings.
+        batch_size: Examples per minibatch.
+        seeds: Number of trainings.
     """
     exact, solver, size = problem.exact(), Picard(inner_steps, tol=0), len(problem.training["labels"])
     rows = []
@@ -74,10 +74,10 @@ def by_minibatches(problem: Problem, steps: int, inner_steps: int, batch_size: i
 
 
 def table_of_products(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays errors out as Markdown: a row for each problem and number of products, a column for each solver.
+    """Formats errors as Markdown: a row for each problem and number of products, a column for each solver.
 
     Args:
-        rows: Of each problem, number of products and solver, as in the CSV file.
+        rows: Rows of the CSV file.
     """
     solvers = list(dict.fromkeys(row["solver"] for row in rows))
     found: dict[tuple[str, int], list[str]] = {}
@@ -87,10 +87,10 @@ def table_of_products(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def table_of_minibatches(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays errors on minibatches out as Markdown.
+    """Formats errors on minibatches as Markdown.
 
     Args:
-        rows: Of each problem and kind of products, as in the CSV file.
+        rows: Rows of the CSV file.
     """
     lines = [
         [
@@ -99,7 +99,7 @@ def table_of_minibatches(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return markdown(["problem", "products on", "examples in them", "error of the mean", "mean error"], lines)
+    return markdown(["problem", "products with", "examples in them", "error of the mean", "mean error"], lines)
 
 
 def hypergradient_products(
@@ -111,21 +111,21 @@ def hypergradient_products(
     seeds: PositiveInt = 20,
     out: Path = Path("logs/hypergradient_products"),
 ) -> None:
-    """Error of hypergradients against the products that they take, without momentum.
+    """Errors of hypergradients by number of products, without momentum.
 
     Trains ridge and logistic regression as ``hypergradient_error`` does, by gradient descent without momentum, whose
-    Jacobian is symmetric. The first table has the relative error of the L2 coefficients' hypergradient at the optimum
-    by solvers of the adjoint equation, for several numbers of products. The second one is of trainings on minibatches:
-    the products of a Neumann series are taken with one minibatch, with the next one each time, or with all examples.
-    Leaves a CSV file of each table.
+    Jacobian is symmetric. The first table has the relative error of the L2 coefficients' hypergradient at the optimum,
+    for several linear solvers and numbers of products. The second one is for trainings on minibatches, where each
+    product of a Neumann series is taken with the same minibatch, with the next one, or with all examples. Writes a CSV
+    file of each table.
 
     Args:
-        products: Numbers of products, of 170 parameters.
+        products: Numbers of products; there are 170 parameters.
         inner_steps: Steps of the training on all examples.
-        steps: Products of the trainings on minibatches.
+        steps: Number of products for the trainings on minibatches.
         minibatch_steps: Steps of the trainings on minibatches.
-        batch_size: Examples in a minibatch, of 200.
-        seeds: Trainings on minibatches.
+        batch_size: Examples per minibatch, out of 200.
+        seeds: Number of trainings on minibatches.
         out: Folder to write to.
     """
     of_products: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Puzzles solved by networks that think, by each estimator."""
+"""Puzzles solved by iterated networks, with each estimator."""
 
 import itertools
 import re
@@ -19,32 +19,34 @@ from rbp_lightning import UserError
 
 
 def sizes_of(config: str) -> list[int]:
-    """Sizes of the puzzles that a config tests, in the order in which it names them.
+    """Sizes of the test puzzles of a config, in its order.
 
     Args:
         config: Path of a config of an ``EquilibriumReasoner``.
 
     Raises:
-        UserError: If its data name none.
+        UserError: If the config names none.
     """
     data = yaml.safe_load(Path(config).read_text())["data"].get("init_args", {})
     sizes = [size for name, value in data.items() if re.fullmatch(r"test_\w+", name) for size in value]
     if not sizes:
-        raise UserError(f"{config} names no sizes of test puzzles, such as test_lengths or test_sizes: add them.")
+        raise UserError(
+            f"{config} names no sizes of test puzzles: add them, for example as test_lengths or test_sizes."
+        )
     return sizes
 
 
 def train_and_test(keys: Row, also: Sequence[str] = ()) -> dict[str, str]:
-    """Runs one training, and the test of the checkpoint that did best in validation.
+    """Runs one training, and tests its best checkpoint in validation.
 
     Args:
         keys: Path of a config of an ``EquilibriumReasoner``, estimator as ``NAME`` or ``NAME:STEPS``, seed, and further
             arguments of the command line.
-        also: Other puzzles to test, as arguments of the data such as ``loops=0.1``.
+        also: Variants of the test puzzles, as arguments of the data such as ``loops=0.1``.
 
     Returns:
-        The wall-clock time of the training in seconds; the budgets of steps in evaluation; and for each kind of puzzle
-        and each size the share solved exactly, from 0 to 1, and the mean residual, after each of the budgets.
+        The wall-clock seconds of the training; the numbers of steps in evaluation; and for each variant and size the
+        share solved exactly, from 0 to 1, and the mean residual, after each number of steps.
     """
     arguments = [f"--data.data_seed={keys['seed']}", *estimator_arguments(keys["estimator"])]
     begin = time.perf_counter()
@@ -55,7 +57,7 @@ def train_and_test(keys: Row, also: Sequence[str] = ()) -> dict[str, str]:
     found = {"seconds": f"{seconds:.1f}", "steps": " ".join(map(str, steps))}
     own = {name: value for name, value in cli.datamodule.hparams.items() if not name.startswith("_")}  # _class_path
     for kind in ["", *also]:
-        # There may be fewer puzzles of another kind than to train on.
+        # A variant may have fewer puzzles than the training needs.
         changed = {"num_train": 1, **yaml.safe_load(kind.replace("=", ": "))} if kind else {}
         data = type(cli.datamodule)(**{**own, **changed})
         loaders = cli.trainer.test(cli.model, data, ckpt_path=best, verbose=False)
@@ -69,29 +71,29 @@ def train_and_test(keys: Row, also: Sequence[str] = ()) -> dict[str, str]:
 
 
 def column(what: str, size: int, kind: str = "") -> str:
-    """Name of a column of the CSV file.
+    """The name of a column of the CSV file.
 
     Args:
         what: ``exact`` or ``residual``.
         size: Size of the puzzles.
-        kind: Kind of the puzzles, as in ``train_and_test``.
+        kind: The variant, as in ``train_and_test``.
     """
     return f"{what}_{size}{kind and '_'}{kind}"
 
 
 def curve(row: Row, name: str) -> list[float]:
-    """The numbers in a cell, one after each budget of steps."""
+    """The numbers in a cell, one for each number of steps."""
     return [float(value) for value in row[name].split()]
 
 
 def table(rows: list[Row], estimators: list[str], sizes: list[int], also: Sequence[str] = ()) -> str:
-    """Lays the mean and standard deviation over the seeds out as Markdown.
+    """Formats means and standard deviations over the seeds as Markdown.
 
     Args:
-        rows: Runs of one config, as in the CSV file.
-        estimators: Names of the estimators, a row each.
-        sizes: Sizes of the puzzles, a column each.
-        also: Other kinds of puzzles, a row each for each estimator.
+        rows: Runs of one config, from the CSV file.
+        estimators: Names of the estimators, one for each row.
+        sizes: Sizes of the puzzles, one for each column.
+        also: Variants of the puzzles, each with a row for each estimator.
     """
     lines = []
     for estimator, kind in itertools.product(estimators, ["", *also]):
@@ -108,7 +110,7 @@ def table(rows: list[Row], estimators: list[str], sizes: list[int], also: Sequen
 
 
 def table_of_file(rows: list[Row]) -> str:
-    """The table of all that is in a file of finished runs.
+    """Formats all runs of a file as Markdown.
 
     Args:
         rows: The runs, of one config.
@@ -119,13 +121,13 @@ def table_of_file(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row], estimator: str, sizes: list[int], also: Sequence[str], path: Path) -> None:
-    """Draws the share solved against the size, and share and residual against the steps, into a PNG file.
+    """Plots the share solved against the size, and share and residual against the steps, to a PNG file.
 
     Args:
-        rows: Runs of one config, as in the CSV file.
-        estimator: Which estimator's.
+        rows: Runs of one config, from the CSV file.
+        estimator: The estimator to plot.
         sizes: Sizes of the puzzles.
-        also: Other kinds of puzzles.
+        also: Variants of the puzzles.
         path: The PNG file.
     """
     runs = [row for row in rows if row["estimator"] == estimator]
@@ -163,18 +165,18 @@ def reasoning(
     overrides: str = "",
     csv: Path = Path("logs/reasoning.csv"),
 ) -> None:
-    """Puzzles of several sizes solved exactly, by each estimator.
+    """Puzzles of several sizes solved exactly, with each estimator.
 
-    Trains a config once for each estimator and seed, tests the checkpoint that did best in validation, and prints a
-    table of the shares of puzzles solved exactly, with in how many seeds that was all of them. Finished runs are kept
-    in a CSV file and not done again unless the config changed; delete the file when the code did. A picture of the
-    first estimator's runs is left beside it.
+    Trains a config once for each estimator and seed, and tests the best checkpoint in validation. Prints a table of the
+    shares of puzzles solved exactly, and of the numbers of seeds that solve all. Finished runs are kept in a CSV file,
+    and repeated only if the config changed; if the code changed, delete the file. A picture of the first estimator's
+    runs is written next to it.
 
     Args:
         task: Config of an EquilibriumReasoner.
         estimators: Estimators to compare, as NAME or NAME:STEPS.
-        seeds: How many seeds, from 0, of the network and of the puzzles.
-        also: Other puzzles to test the same networks on, as arguments of the data such as loops=0.1.
+        seeds: Number of seeds of network and puzzles, counted from 0.
+        also: Variants of the test puzzles, as arguments of the data such as loops=0.1.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """

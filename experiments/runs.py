@@ -1,4 +1,4 @@
-"""Trainings that are run once and kept in a CSV file."""
+"""Trainings that are run once, with their results in a CSV file."""
 
 import csv
 import hashlib
@@ -29,10 +29,10 @@ ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP,
 
 
 def config_keys(config: str, overrides: str = "") -> Row:
-    """What identifies the trainings of a config.
+    """The columns that identify the trainings of a config.
 
     Args:
-        config: Path of the config; its content counts as well.
+        config: Path of the config; its content is part of the identity.
         overrides: Further arguments of the command line, separated by spaces.
 
     Raises:
@@ -52,7 +52,7 @@ def estimator_arguments(estimator: str) -> list[str]:
 
 
 def label(estimator: str) -> str:
-    """How ``NAME`` or ``NAME:STEPS`` is called in tables and pictures."""
+    """The name of ``NAME`` or ``NAME:STEPS`` in tables and pictures."""
     name, _, steps = estimator.partition(":")
     return f"{name}(steps={steps})" if steps else name
 
@@ -61,10 +61,10 @@ def fit(keys: Row, *arguments: str, callbacks: Sequence[Callback] = (), **option
     """Trains a config.
 
     Args:
-        keys: What ``config_keys`` returns, and a seed.
+        keys: The result of ``config_keys``, and a seed.
         *arguments: Arguments of the command line.
-        callbacks: Callbacks beside the config's own.
-        **options: Further ones of ``RBPLightningCLI``.
+        callbacks: Callbacks in addition to those of the config.
+        **options: Further arguments of ``RBPLightningCLI``.
     """
     own = [f"--config={keys['config']}", f"--seed_everything={keys['seed']}"]
     own += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -75,7 +75,7 @@ def fit(keys: Row, *arguments: str, callbacks: Sequence[Callback] = (), **option
 
 
 def fit_and_test(keys: Row, variant: list[str], *callbacks: Callback) -> dict[str, float]:
-    """Trains a config and tests the checkpoint that did best in validation.
+    """Trains a config and tests the best checkpoint in validation.
 
     Args:
         keys: Path of the config, seed, and further arguments of the command line.
@@ -99,7 +99,7 @@ def fit_and_test(keys: Row, variant: list[str], *callbacks: Callback) -> dict[st
 
 
 def mean_and_spread(values: list[float], digits: int = 2) -> str:
-    """Mean and standard deviation over the seeds, or in how many the figure is not finite."""
+    """Formats mean and standard deviation over the seeds, or in how many of them the value is not finite."""
     lost = sum(not math.isfinite(value) for value in values)
     if lost:
         return f"not finite in {lost} of {len(values)}"
@@ -108,16 +108,16 @@ def mean_and_spread(values: list[float], digits: int = 2) -> str:
 
 
 def run_missing(path: Path, wanted: list[Row], measured: list[str], run: Callable[[Row], dict[str, Any]]) -> list[Row]:
-    """Does the runs that are not in a file yet, and appends each as soon as it is finished.
+    """Executes the runs that are not in a file yet, and appends each as soon as it has finished.
 
     Args:
         path: The CSV file.
-        wanted: What identifies each run, all of the same keys.
-        measured: Names of what ``run`` returns.
-        run: Does a run.
+        wanted: The columns that identify each run; all have the same keys.
+        measured: The names of the values that ``run`` returns.
+        run: Executes a run.
 
     Returns:
-        The wanted runs, with what was measured.
+        The wanted runs, with their measured values.
 
     Raises:
         UserError: If the file has other columns, or is damaged.
@@ -144,8 +144,8 @@ def read_runs(path: Path, keys: list[str], measured: list[str]) -> list[Row]:
 
     Args:
         path: The CSV file.
-        keys: Names of what identifies a run.
-        measured: Names of what was measured.
+        keys: Names of the columns that identify a run.
+        measured: Names of the measured columns.
 
     Raises:
         UserError: If the file has other columns, or is missing or damaged.

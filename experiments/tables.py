@@ -1,4 +1,4 @@
-"""The tables of the pages, out of the CSV files of what was measured."""
+"""Writes the tables of the pages from the CSV files of the measurements."""
 
 import csv
 import re
@@ -12,7 +12,14 @@ from benchmarks.graph_scale import grow as graphs
 from benchmarks.peers import compare as peers
 from benchmarks.report import as_written
 from benchmarks.scaling import compare as scaling
-from experiments import classification, hypergradient, hypergradient_error, hypergradient_products, reasoning
+from experiments import (
+    classification,
+    hypergradient,
+    hypergradient_error,
+    hypergradient_products,
+    random_search,
+    reasoning,
+)
 from experiments.one_step import pages as one_step
 from experiments.paper import documents
 from experiments.runs import Row
@@ -20,18 +27,18 @@ from rbp_lightning.errors import UserError
 
 PAGES = Path("docs")
 FOLDERS = (PAGES / "results", Path("experiments/paper"))
-"""Where the files are."""
+"""The folders of the files."""
 
 Layout = Callable[[list[dict[str, Any]]], str]
 
 
 def _of_numbers(layout: Layout) -> Layout:
-    """A layout that takes numbers, and lists of them, where the file has text."""
+    """Gives a layout numbers, and lists of numbers, in place of the file's text."""
     return lambda rows: layout([{name: _number(cell) for name, cell in row.items()} for row in rows])
 
 
 def _of_estimators(table: Callable[[list[Row], list[str]], str]) -> Layout:
-    """A layout of all runs of a file, by a table that takes the estimators whose rows it has."""
+    """A layout of all runs of a file, from a table that takes the runs and their estimators."""
     return lambda rows: table(rows, list(dict.fromkeys(row["estimator"] for row in rows)))
 
 
@@ -48,7 +55,9 @@ TABLES: dict[str, Layout] = {
     "against": _of_numbers(against.table),
     "classification_digits": _of_estimators(classification.table),
     "classification_mnist": _of_estimators(classification.table),
+    "cora_epoch_table": as_written,
     "cost": _of_numbers(cost.tables_of_file),
+    "derivatives": as_written,
     "documents": documents.accuracies,
     "floors": _of_numbers(floors.table),
     "gradients": gradients.table,
@@ -63,14 +72,17 @@ TABLES: dict[str, Layout] = {
     "monitor": _of_numbers(monitor.table),
     **{f"one_step_prefix_sums: {name}": layout for name, layout in one_step.LAYOUTS.items()},
     "peers": peers.tables,
+    "prefix_sums_table": as_written,
+    "random_search": random_search.table,
     "reads": as_written,
     "reversible": _of_numbers(reversible.table),
     "scaling": _of_numbers(scaling.table),
     "scaling_devices": _of_numbers(scaling.table_of_devices),
     "solvers": solver_steps.tables,
     "sudoku": reasoning.table_of_file,
+    "warm_start_table": as_written,
 }
-"""What lays out the rows of a file, by its name, or by that and the table's where a file has several."""
+"""The layout of each file, by its name; where a file has several tables, the table's name follows."""
 
 _BLOCK = re.compile(r"(<!-- table: (\w+\.csv(?:: [\w ]+)?) -->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
 
@@ -80,43 +92,43 @@ def laid_out(table: str, folders: Sequence[Path] = FOLDERS) -> str:
 
     Args:
         table: ``NAME.csv``, or ``NAME.csv: TABLE``.
-        folders: Where the file may be.
+        folders: The folders to look for the file.
 
     Raises:
-        UserError: If there is no such file, or nothing that lays it out.
+        UserError: If there is no such file, or no layout for it.
     """
     name = table.replace(".csv", "", 1)
     if name not in TABLES:
-        raise UserError(f"Nothing lays out {table}: add it to experiments/tables.py, which has {', '.join(TABLES)}.")
+        raise UserError(f"{table} has no layout: add it to experiments/tables.py, which has {', '.join(TABLES)}.")
     file = table.partition(":")[0]
     found = [folder / file for folder in folders if (folder / file).is_file()]
     if not found:
-        raise UserError(f"There is no {folders[0] / file}: copy it there from what the command has written.")
+        raise UserError(f"There is no {folders[0] / file}: copy the file that the command wrote.")
     with found[0].open(newline="") as opened:
         return TABLES[name](list(csv.DictReader(opened)))
 
 
 def with_tables(text: str, folders: Sequence[Path] = FOLDERS) -> str:
-    """A page whose tables are those of the files.
+    """Returns a page with its tables written from the files.
 
-    A table stands between ``<!-- table: NAME.csv -->`` and ``<!-- end of table -->``; where a file has several, the
-    table's name follows, as in ``<!-- table: NAME.csv: results -->``.
+    A table stands between ``<!-- table: NAME.csv -->`` and ``<!-- end of table -->``. If a file has several, the name
+    of the table follows, as in ``<!-- table: NAME.csv: results -->``.
 
     Args:
         text: The page.
-        folders: Where the files may be.
+        folders: The folders to look for the files.
 
     Raises:
-        UserError: If a file is not there.
+        UserError: If a file is missing.
     """
     return _BLOCK.sub(lambda block: f"{block[1]}{laid_out(block[2], folders)}{block[4]}", text)
 
 
 def tables() -> None:
-    """Writes the tables of the pages out of the CSV files in docs/results and experiments/paper.
+    """Writes the tables of the pages from the CSV files in docs/results and experiments/paper.
 
     Raises:
-        UserError: If a page names a file that is not there.
+        UserError: If a page names a file that is missing.
     """
     for page in sorted(PAGES.glob("*.md")):
         text = page.read_text()

@@ -37,7 +37,7 @@ ESTIMATORS: dict[str, Callable[[], GradientEstimator]] = {
 
 
 def matrix(radius: float, seed: int = 0) -> Tensor:
-    """A random matrix of a given spectral radius, of shape ``[SIZE, SIZE]``, float64, symmetric for clarity."""
+    """A random symmetric matrix with a given spectral radius, float64 and of shape ``[SIZE, SIZE]``."""
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64))[0]
     values = torch.linspace(-0.5, 1, SIZE, dtype=torch.float64) * radius
@@ -46,11 +46,11 @@ def matrix(radius: float, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Trial:
-    """A gradient by an estimator.
+    """The gradient by an estimator.
 
     Attributes:
-        error: Relative error, NaN where there is no fixed point to compare with.
-        told: Whether the estimator said that something is wrong.
+        error: Relative error; NaN if there is no fixed point to compare with.
+        told: Whether the estimator warned.
     """
 
     error: float
@@ -58,7 +58,7 @@ class Trial:
 
 
 def trial(estimator: GradientEstimator, radius: float) -> Trial:
-    """Takes a gradient with respect to the weights of h <- W h + x, and compares it with the exact one."""
+    """Compares the gradient with respect to the weights of h <- W h + x with the exact one."""
     weight = matrix(radius).requires_grad_()
     drive = torch.linspace(-1, 1, SIZE, dtype=torch.float64)
     with warnings.catch_warnings(record=True) as caught:
@@ -77,14 +77,14 @@ def trial(estimator: GradientEstimator, radius: float) -> Trial:
 
 
 def draw_errors(axes: Axes, radii: Sequence[float]) -> list[list[str]]:
-    """Draws the errors against the spectral radius, and returns the rows of a table."""
+    """Plots the errors against the spectral radius, and returns the rows of a table."""
     rows = []
     for name, make in ESTIMATORS.items():
         trials = [trial(make(), radius) for radius in radii]
         (line,) = axes.plot(radii, [one.error for one in trials], ".-", label=name)
         told = [(radius, one.error) for radius, one in zip(radii, trials, strict=True) if one.told]
         axes.plot(*zip(*told, strict=True), "o", fillstyle="none", color=line.get_color())
-        cells = [("" if one.error != one.error else f"{one.error:.0e} ") + ("(told)" * one.told) for one in trials]
+        cells = [("" if one.error != one.error else f"{one.error:.0e} ") + ("(warned)" * one.told) for one in trials]
         rows.append([name, *cells])
     axes.set_yscale("log")
     axes.set_xlabel("spectral radius of J")
@@ -95,7 +95,7 @@ def draw_errors(axes: Axes, radii: Sequence[float]) -> list[list[str]]:
 
 
 def draw_residuals(axes: Axes, steps: int) -> None:
-    """Draws the forward residual of updates that do and do not converge."""
+    """Plots the forward residual of updates that converge and of updates that do not."""
     drive = torch.linspace(-1, 1, SIZE, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     wild = torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)
@@ -121,7 +121,7 @@ def draw_residuals(axes: Axes, steps: int) -> None:
 
 
 def draw_hidden_mode(axes: Axes, products: int) -> None:
-    """Draws the last term, the true error and its bound of a series whose gradient hardly touches the slowest mode."""
+    """Plots last term, error and bound of a series whose gradient has almost no part in the slowest mode."""
     rates = torch.tensor([0.3, 0.99], dtype=torch.float64)
     gradient = torch.tensor([1.0, 1e-2], dtype=torch.float64)
     powers = rates ** torch.arange(products + 1, dtype=torch.float64)[:, None]
@@ -147,15 +147,16 @@ def trust(
 ) -> None:
     """When a gradient can be trusted.
 
-    Takes the gradients of a linear network whose Jacobian's spectral radius is swept across 1, in float64, by every
-    estimator as it comes, and compares them with the dense solution. Draws the errors, with a ring where the estimator
-    said that something is wrong, beside the residuals of updates that converge, turn, are chaotic and diverge, and
-    beside a gradient that hardly touches the slowest mode, which only a bound tells. Prints the errors as a table.
+    Computes the gradient of a linear network with each estimator, in float64, while the spectral radius of its Jacobian
+    is varied across 1, and compares it with the dense solution. The first panel shows the errors, with a ring where the
+    estimator warned. The second shows residuals of updates that converge, rotate, are chaotic or diverge. The third
+    shows a gradient with almost no part in the slowest mode, whose error only a bound reveals. Prints the errors as a
+    table, in which "warned" marks a warning.
 
     Args:
-        radii: Spectral radii of the first panel.
-        steps: Steps and products of the other two panels.
-        png: The picture.
+        radii: Spectral radii in the first panel.
+        steps: Number of steps in the second panel; the third has twice as many products.
+        png: Path of the picture.
     """
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)

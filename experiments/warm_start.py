@@ -1,4 +1,4 @@
-"""Propagation steps with a tolerance and a warm start."""
+"""Propagation steps with a tolerance and with a warm start."""
 
 import statistics
 from pathlib import Path
@@ -19,13 +19,13 @@ VARIANTS = {
 
 
 class CountSteps(Callback):
-    """Keeps the steps of each training epoch's forward solves."""
+    """Keeps the steps of the forward solve in each training epoch."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds an epoch, which is one batch."""
+        """Adds an epoch, which has a single batch."""
         self.steps.append(float(trainer.callback_metrics["train/steps"]))
 
 
@@ -36,7 +36,7 @@ def train_and_test(keys: Row) -> dict[str, float]:
         keys: Path of the config, variant, seed, and further arguments of the command line.
 
     Returns:
-        Mean steps of an epoch, and accuracies in percent.
+        Mean steps per epoch, accuracies in percent, and the seconds of the training.
     """
     counter = CountSteps()
     measured = fit_and_test(keys, VARIANTS[keys["variant"]], counter)
@@ -44,18 +44,18 @@ def train_and_test(keys: Row) -> dict[str, float]:
 
 
 def table(rows: list[Row]) -> str:
-    """Lays means and standard deviations over the seeds out as Markdown."""
+    """Formats means and standard deviations over the seeds as Markdown."""
     lines = []
     for variant in VARIANTS:
         runs = [row for row in rows if row["variant"] == variant]
         steps = mean_and_spread([float(row["steps"]) for row in runs])
         accuracy = mean_and_spread([float(row["test_accuracy"]) for row in runs])
         lines.append([variant, steps, f"{accuracy} %", len(runs)])
-    return markdown(["forward solve", "steps an epoch", "test accuracy", "seeds"], lines)
+    return markdown(["forward solve", "steps per epoch", "test accuracy", "seeds"], lines)
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Draws steps against accuracy, a point for each run, into a PNG file."""
+    """Plots accuracy against steps, with a point for each run, to a PNG file."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     panel = figure.subplots()
     for variant in VARIANTS:
@@ -74,16 +74,16 @@ def warm_start(
     overrides: str = "",
     csv: Path = Path("logs/warm_start.csv"),
 ) -> None:
-    """Propagation steps with a tolerance and a warm start.
+    """Propagation steps with a tolerance and with a warm start.
 
-    Trains a config of a citation network as it is, then with a tolerance in place of its number of steps, then with a
-    warm start as well, and counts the steps of the forward solve in a training epoch. Accuracies are of the checkpoint
-    with the best validation accuracy. Finished runs are kept in a CSV file and not done again unless the config
-    changed.
+    Trains a config of a citation network as it is, then with a tolerance in place of its number of steps, then also
+    with a warm start, and counts the steps of the forward solve per training epoch. Accuracies are those of the
+    checkpoint with the best validation accuracy. Finished runs are kept in a CSV file, and repeated only if the config
+    changed; if the code changed, delete the file.
 
     Args:
         task: Config to train.
-        seeds: How many seeds, from 0.
+        seeds: Number of seeds, counted from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
         csv: File of finished runs.
     """

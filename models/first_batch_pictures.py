@@ -21,13 +21,22 @@ class FirstBatchPictures(Callback, ABC):
     def __init__(self) -> None:
         self._folder: Path | None = None
 
-    @abstractmethod
-    def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
-        """Draws a batch.
+    def content(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> Any:
+        """Computes what is drawn, in all processes, since a sharded module communicates between them.
 
         Args:
             module: The model.
             outputs: The outputs of the model's step.
+            batch: The batch.
+        """
+        return outputs
+
+    @abstractmethod
+    def draw(self, content: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
+        """Draws a batch, in process 0.
+
+        Args:
+            content: The result of ``content``, the outputs of the model's step unless a subclass computes more.
             batch: The batch.
             folder: The log folder, for files of other kinds.
 
@@ -49,10 +58,13 @@ class FirstBatchPictures(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         """Logs the picture of the batch, if it is the first one."""
-        if batch_idx > 0 or trainer.sanity_checking or not trainer.is_global_zero or self._folder is None:
+        if batch_idx > 0 or trainer.sanity_checking or self._folder is None:
+            return
+        content = self.content(pl_module, outputs, batch)
+        if not trainer.is_global_zero:
             return
         assert trainer.state.stage is not None  # it is running
-        name, picture = self.draw(pl_module, outputs, batch, self._folder)
+        name, picture = self.draw(content, batch, self._folder)
         tag = f"{trainer.state.stage.dataloader_prefix}/{name}"
         log_figure(trainer, tag, picture, trainer.global_step, self._folder)
 

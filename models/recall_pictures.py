@@ -48,10 +48,10 @@ class RecallPictures(FirstBatchPictures):
     folder.
     """
 
-    def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
+    def draw(self, content: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
         """Draws the images; the outputs of the step are the recalled ones."""
         clean, corrupted, recalled = (
-            images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], outputs)
+            images[:10].float().cpu() for images in (batch["clean"], batch["corrupted"], content)
         )
         grid = enlarged(recall_grid(clean, corrupted, recalled), width=1000, height=1000)
         wrong = int(((clean > 0.5) != (recalled > 0.5)).sum())

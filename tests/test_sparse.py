@@ -53,7 +53,7 @@ def test_selected_rows_equal_those_of_the_dense_matrix(dense, data) -> None:
 
 def test_rows_out_of_range_and_strided_slices_are_refused() -> None:
     matrix = SparseMatrix.from_dense(torch.eye(3))
-    with pytest.raises(UserError, match=r"index holds 3, but must lie in \[0, 3\)"):
+    with pytest.raises(UserError, match=r"index holds 3.*\[0, 3\)"):
         matrix.rows(torch.tensor([0, 3]))
     with pytest.raises(UserError, match=r"has the step 2"):
         matrix.rows(slice(0, 3, 2))
@@ -150,23 +150,23 @@ TWO = torch.tensor([0, 1])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"col": torch.tensor([0, 5])}, r"col holds 5, but must lie in \[0, 2\): count from 0, or enlarge shape"),
-        ({"row": torch.tensor([0, 5])}, r"row holds 5, but must lie in \[0, 2\)"),
+        ({"col": torch.tensor([0, 5])}, r"col holds 5.*\[0, 2\)"),
+        ({"row": torch.tensor([0, 5])}, r"row holds 5.*\[0, 2\)"),
         ({"row": torch.tensor([1, 2]), "col": torch.tensor([1, 2])}, r"row holds 2, .*count from 0"),
-        ({"col": torch.tensor([0, -1])}, r"col holds -1, but must lie in \[0, 2\)"),
+        ({"col": torch.tensor([0, -1])}, r"col holds -1.*\[0, 2\)"),
         ({"row": torch.tensor([0.0, 1.0])}, r"row has the dtype torch\.float32: convert it to integers"),
         ({"row": torch.tensor([False, True])}, r"row has the dtype torch\.bool"),
         ({"row": [0, 1]}, r"row must be a tensor of shape \[num_entries\], not list"),
         ({"row": TWO[None]}, r"row must be a tensor of shape \[num_entries\], not \[1, 2\]"),
         ({"col": torch.tensor(0)}, r"col must be a tensor of shape \[num_entries\], not \[\]"),
-        ({"values": torch.ones(3)}, r"shapes \[2\], \[2\], \[3\]: pass one of each for every entry"),
+        ({"values": torch.ones(3)}, r"shapes \[2\], \[2\], \[3\]"),
         ({"values": torch.ones(2, 1)}, r"shapes \[2\], \[2\], \[2, 1\]"),
         ({"col": TWO[:1]}, r"shapes \[2\], \[1\], \[2\]"),
         ({"values": [1.0, 2.0]}, r"shapes \[2\], \[2\], list"),
         ({"values": TWO}, r"values has the dtype torch\.int64"),
-        ({"values": torch.ones(2, device="meta")}, "are on cpu, cpu and meta: move them to one device"),
+        ({"values": torch.ones(2, device="meta")}, "cpu, cpu and meta"),
         ({"row": torch.tensor([1, 1]), "col": torch.tensor([0, 0])}, r"two entries at \(1, 0\): add them up"),
-        ({"shape": (2,)}, r"shape=\(2,\) must be the number of rows and of columns"),
+        ({"shape": (2,)}, r"shape=\(2,\)"),
         ({"shape": 2}, "shape=2 must be"),
         ({"shape": (2, -1)}, r"shape\[1\]=-1 must be a whole number of at least 0"),
         ({"shape": (2.5, 2)}, r"shape\[0\]=2\.5 must be"),

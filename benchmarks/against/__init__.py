@@ -1,1 +1,1 @@
-"""This checkout against another one, such as one of an earlier commit."""
+"""This checkout compared with another one, such as an earlier commit."""

@@ -1,4 +1,4 @@
-"""This checkout against another one, such as one of an earlier commit."""
+"""This checkout compared with another one, such as an earlier commit."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ from rbp_lightning.errors import UserError
 
 OWN = Path(__file__).resolve().parents[2]
 ERROR = 1e-3
-"""Relative error of the gradient that the tolerances are chosen for."""
+"""Relative error of the gradient for which the tolerances are chosen."""
 
 
 class Worker(AskedProcess):
-    """An interpreter that has the library of a checkout imported.
+    """An interpreter with the library of a checkout.
 
     Args:
         checkout: The checkout's folder.
@@ -41,8 +41,8 @@ class Worker(AskedProcess):
         """Mean seconds of a solve and its gradient.
 
         Args:
-            calls: How many to take the mean of.
-            **request: What to solve, as ``worker.seconds`` takes it.
+            calls: The number of solves to average over.
+            **request: The case and the estimator, as for ``worker.seconds``.
 
         Raises:
             UserError: If the checkout cannot do it.
@@ -50,10 +50,10 @@ class Worker(AskedProcess):
         return float(self.ask(ask="seconds", calls=calls, **request))
 
     def counts(self, **request: Any) -> dict[str, int]:
-        """Counts of a solve and its gradient, by the names that ``benchmarks.counts.Counts`` has for them.
+        """Counts of a solve and its gradient, by the attribute names of ``benchmarks.counts.Counts``.
 
         Args:
-            **request: What to solve, as ``worker.counts`` takes it.
+            **request: The case and the estimator, as for ``worker.counts``.
 
         Raises:
             UserError: If the checkout cannot do it.
@@ -62,7 +62,7 @@ class Worker(AskedProcess):
 
 
 def tolerances(name: CaseName) -> tuple[dict[str, Calibrated], float]:
-    """Finds the tolerances at which this checkout's gradients are as exact as they are meant to be.
+    """Finds the tolerances at which this checkout's gradients have the relative error ``ERROR``.
 
     Args:
         name: The case.
@@ -77,17 +77,17 @@ def tolerances(name: CaseName) -> tuple[dict[str, Calibrated], float]:
 
 
 def rows_of(own: Worker, others: Mapping[str, Worker], request: dict[str, Any], repeats: int) -> list[dict[str, Any]]:
-    """Times the same by all workers, in turn and with each of them first as often, and counts what it consists of.
+    """Times and counts a solve and its gradient with all workers, in turn and each of them first equally often.
 
     Args:
-        own: Of this checkout.
-        others: Of the others, by name.
-        request: What to solve.
-        repeats: How often.
+        own: The worker of this checkout.
+        others: The workers of the others, by name.
+        request: The case and the estimator.
+        repeats: Number of repeats.
 
     Returns:
-        For each repeat and other checkout the time of this one over that of the other one next to it, and how much
-        more this one counts.
+        For each repeat and other checkout, the time of this checkout divided by that of the other one, and the
+        differences of their counts.
     """
     workers = [own, *others.values()]
     counts = {worker: worker.counts(**request) for worker in workers}
@@ -103,10 +103,10 @@ def rows_of(own: Worker, others: Mapping[str, Worker], request: dict[str, Any], 
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Lays ratios and counts out as Markdown, a row for each checkout and estimator.
+    """Formats ratios and counts as Markdown, with a row for each checkout and estimator.
 
     Args:
-        rows: Of the CSV file.
+        rows: Rows of the CSV file.
     """
     groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
     for row in rows:
@@ -116,11 +116,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         [f"{estimator}, against {checkout}", *(cell(by_case[one]) if one in by_case else "" for one in names)]
         for (checkout, estimator), by_case in groups.items()
     ]
-    return markdown(["processor time here / there; F, products, operators more", *names], lines)
+    return markdown(["CPU time here / there; additional F, products, operators", *names], lines)
 
 
 def cell(group: Sequence[Mapping[str, Any]]) -> str:
-    """Median of the ratios with quartiles, and how much more is counted here than there."""
+    """Formats the median of the ratios with quartiles, and the differences of the counts."""
     more = ", ".join(f"{group[0][f'more {one.name}']:+.0f}" for one in fields(Counts))
     return f"{median_and_quartiles([row['ratio'] for row in group])}; {more}"
 
@@ -132,22 +132,22 @@ def against(
     more: list[Path] = [],
     out: Path = Path("logs/against"),
 ) -> None:
-    """This checkout against another one, such as one of an earlier commit.
+    """This checkout compared with another one, such as an earlier commit.
 
-    Solves the cases of the comparison with peers by the library of all checkouts, each in an interpreter of its own,
-    on one thread and to the same tolerances. They take turns, and the processor time of this checkout is divided by
-    that of another one next to it. Prints medians with quartiles, and how many more applications of F, products with
-    its Jacobian and operators of PyTorch this one takes. Leaves a CSV file with every ratio.
+    Solves the cases of the comparison with peers with the library of each checkout, in interpreters of their own, on
+    one thread and to the same tolerances. They take turns, and the CPU time of this checkout is divided by that of each
+    other one. Prints medians with quartiles, and how many more applications of F, products with its Jacobian and
+    PyTorch operators this checkout takes. Writes a CSV file with every ratio.
 
     Args:
         checkout: Folder of the other checkout.
-        cases: Networks to compare on.
-        repeats: How often each is timed, at least 2.
-        more: Folders of more checkouts.
+        cases: The networks.
+        repeats: Number of repeats, at least 2.
+        more: Folders of further checkouts.
         out: Folder to write to.
 
     Raises:
-        UserError: If no case could be compared, or an argument is not possible here.
+        UserError: If an argument is invalid, or no case could be compared.
     """
     check_repeats(repeats)
     for one in (checkout, *more):
@@ -166,7 +166,7 @@ def against(
                     file = str(folder / f"{name}.pt")
                     torch.save(asdict(cora(name)), file)
                 calibrated, radius = tolerances(name)
-            except UserError as reason:  # a data set that is not there
+            except UserError as reason:  # its data set is missing
                 print(f"{name}: left out. {reason}", file=sys.stderr)
                 continue
             for estimator, how in calibrated.items():
@@ -176,7 +176,7 @@ def against(
                 rows += [{"case": name, "estimator": estimator, **row} for row in found]
                 cells = [cell(found[one :: len(others)]) for one in range(len(others))]
                 print(f"{name}, {estimator}: {', '.join(cells)}", flush=True)
-            write_csv(out / "against.csv", rows)  # what is done is kept
+            write_csv(out / "against.csv", rows)  # keeps what is done
     if not rows:
         raise UserError("No case could be compared.")
     print(table(rows))

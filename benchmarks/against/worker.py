@@ -1,7 +1,7 @@
-"""Times and counts solves by the ``rbp_lightning`` of one checkout, as it is asked to: ``python worker.py CHECKOUT``.
+"""Times and counts solves with the ``rbp_lightning`` of a checkout, on request: ``python worker.py CHECKOUT``.
 
-A request is a line of JSON on the standard input, and its answer another one on the standard output. The networks are
-of the checkout that this file is in; of the other one only what users call is used.
+A request is a line of JSON on standard input, and its answer a line on standard output. The networks are those of the
+checkout that this file is in; the other one is only used through its public interface.
 """
 
 import functools
@@ -34,7 +34,7 @@ def make_case(name: str, graph: str | None) -> Case:
 
     Args:
         name: Its name.
-        graph: File of the graph, or ``None``.
+        graph: File of the graph; ``None`` if there is none.
     """
     if graph is None:
         return NETWORKS[name](torch.float32)
@@ -47,7 +47,7 @@ def make_estimator(name: str, max_steps: int, tol: float, terms: int) -> Any:
 
     Args:
         name: Its class.
-        max_steps: Most steps of the solve and of the gradient.
+        max_steps: Step limit of the solve and of the adjoint.
         tol: Tolerance of both.
         terms: Terms of ``NeumannRBP``.
     """
@@ -60,7 +60,7 @@ def make_estimator(name: str, max_steps: int, tol: float, terms: int) -> Any:
         return rbp_lightning.CGRBP(max_steps, tol, solver=solver)
     if name == "NeumannRBP":
         return rbp_lightning.NeumannRBP(terms, solver)
-    raise ValueError(f"How {name} is made in every checkout is not said here.")
+    raise ValueError(f"make_estimator does not know {name}: add it.")
 
 
 def fixed_point(case: Case, solve: Any) -> torch.Tensor:
@@ -82,12 +82,12 @@ def counts(case: dict[str, Any], estimator: dict[str, Any]) -> dict[str, int]:
 
 
 def seconds(case: dict[str, Any], estimator: dict[str, Any], calls: int) -> float:
-    """Mean seconds of a solve and its gradient, of the processor's time: other programs' share does not count.
+    """Mean CPU seconds of a solve and its gradient; other programs do not count.
 
     Args:
         case: Arguments of ``make_case``.
         estimator: Arguments of ``make_estimator``.
-        calls: How many to take the mean of.
+        calls: The number of solves to average over.
     """
     made, solve = make_case(**case), make_estimator(**estimator)
 

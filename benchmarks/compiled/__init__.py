@@ -1,1 +1,1 @@
-"""What torch.compile and mixed precision do to a solve and its gradient."""
+"""The effect of torch.compile and mixed precision on a solve and its gradient."""

@@ -1,4 +1,4 @@
-"""What torch.compile and mixed precision do to a solve and its gradient."""
+"""The effect of torch.compile and mixed precision on a solve and its gradient."""
 
 import functools
 import os
@@ -26,7 +26,7 @@ GRAPH_STEPS = 10
 
 
 def error(found: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over that of the exact gradient."""
+    """Relative error of a gradient."""
     return float((found.double() - exact).norm() / exact.norm())
 
 
@@ -85,10 +85,10 @@ def measure(name: CaseName, device: torch.device, backend: str, repeats: int) ->
 
 
 def check(device: torch.device, backend: str) -> None:
-    """Refuses what this machine cannot do.
+    """Refuses a backend that this machine cannot use.
 
     Raises:
-        UserError: If there is nothing to compile with.
+        UserError: If there is no compiler.
     """
     compilers = [os.environ.get("CXX"), "g++", "clang++"]
     if device.type == "cpu" and backend == "inductor" and not any(shutil.which(one) for one in compilers if one):
@@ -108,25 +108,24 @@ def compiled(
     repeats: PositiveInt = 20,
     out: Path = Path("logs/compiled"),
 ) -> None:
-    """What torch.compile and mixed precision do to a solve and its gradient.
+    """The effect of torch.compile and mixed precision on a solve and its gradient.
 
-    The update is compiled, or ten of its steps as one function, in which case its taped step is compiled too;
-    estimators keep out of the compiler themselves. A forward solve of a fixed number of steps and its gradient by
-    NeumannRBP are timed in turn with the update as it is; where no graph was compiled, as of sparse tensors, that is
-    what ran. Under autocast to bfloat16 the gradient is compared with the exact one in float64, beside one whose
-    adjoint was summed up in bfloat16, too. On a CUDA device a table says how near a step is to what the device's
-    launches and memory allow, and what CUDA graphs of ten steps save. Prints the tables, and leaves them and a CSV file
-    of each.
+    Either the update is compiled, or ten of its steps and the taped step; the solve itself stays outside the compiler.
+    A forward solve of a fixed number of steps and its gradient by NeumannRBP are timed in turn with the plain update.
+    Where no graph was compiled, as for sparse tensors, the update ran as it is. The gradient under autocast to bfloat16
+    is compared with the exact one in float64, and so is one whose adjoint is summed in bfloat16 as well. On a CUDA
+    device, a table shows how close a step is to the limits of kernel launches and memory, and the time of solves in
+    CUDA graphs of ten steps. Prints the tables, and writes them and a CSV file of each.
 
     Args:
-        cases: Networks to measure on.
-        device: Where to run.
+        cases: The networks.
+        device: The device to run on.
         backend: Backend of torch.compile.
-        repeats: How often each variant is timed, at least 2.
+        repeats: Number of repeats, at least 2.
         out: Folder to write to.
 
     Raises:
-        UserError: If no case could be measured, or an argument is not possible here.
+        UserError: If an argument is invalid, or no case could be measured.
     """
     check_repeats(repeats)
     where = available(device)
@@ -134,11 +133,11 @@ def compiled(
     torch.set_num_threads(1)
     measured: list[list[dict[str, str]]] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of numbers of steps that are the same for all
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the numbers of steps are fixed
         for name in cases:
             try:
                 measured.append(measure(name, where, backend, repeats))
-            except UserError as reason:  # a data set that is not there
+            except UserError as reason:  # its data set is missing
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not measured:
         raise UserError("No case could be measured.")

@@ -1,4 +1,4 @@
-"""How far a step of an update is from what a device allows: its launches, and the bytes that it has to move."""
+"""How far a step of an update is from the device's limits: kernel launches, and the bytes that it has to move."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from benchmarks.timing import call_timer
 
 @dataclass(frozen=True)
 class StepLimits:
-    """The time of a step and what bounds it from below.
+    """The time of a step and its lower bounds.
 
     Attributes:
         kernels: Kernels that a step launches.
         seconds: Time of a step.
-        launching: Time that its launches take, one after another.
-        moving: Time that reading the weights and the state once, and writing the state, takes.
+        launching: Time of its kernel launches, one after another.
+        moving: Time to read the weights and the state once, and to write the state.
     """
 
     kernels: int
@@ -38,7 +38,7 @@ def bytes_per_second(device: torch.device, size: int = 2**30) -> float:
 
     Args:
         device: The device.
-        size: Bytes to copy: many more than its caches hold.
+        size: Bytes to copy, many more than the caches hold.
     """
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -61,8 +61,8 @@ def step_limits(step: Callable[..., Tensor], state: Tensor, prepared: Sequence[T
     Args:
         step: F, from a state and what was prepared to the next state.
         state: The state.
-        prepared: What it reads besides, such as weights.
-        calls: How many steps to take the mean time of.
+        prepared: What else it reads, such as weights.
+        calls: The number of steps to average over.
     """
     with torch.no_grad():
         moved = sum(tensor.nbytes for tensor in prepared) + 2 * state.nbytes

@@ -1,4 +1,4 @@
-"""Solves whose steps may be compiled or under autocast, and their gradients."""
+"""Solves with compiled steps or under autocast, and their gradients."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from rbp_lightning import Implicit, NeumannRBP, Picard, WarmStart
 
 STEPS, PRODUCTS = 61, 20
 ENOUGH = 1000
-"""Steps and products after which little but rounding is left."""
+"""Steps and products after which only rounding errors are left."""
 
 Step = Callable[..., Tensor]
 
@@ -45,14 +45,14 @@ def solved(
         low: Whether to compute under autocast to bfloat16.
         steps: Steps of the forward solve.
         products: Products of the adjoint.
-        warm_start: Keeps the adjoint.
+        warm_start: Where to keep the adjoint.
     """
     with torch.autocast(case.start.device.type, torch.bfloat16, enabled=low):
         prepared = case.prepare(*case.parameters)
         state, left = case.start, steps
         if ten_steps is not None:
             with torch.no_grad():
-                for _ in range((steps - 1) // 10):  # the solver has a step left, the taped one
+                for _ in range((steps - 1) // 10):  # the last step is left to the solver, for the tape
                     state = ten_steps(state, *prepared)
             left = (steps - 1) % 10 + 1
         estimator = NeumannRBP(products, Picard(left, tol=0))
@@ -63,7 +63,7 @@ def solved(
 
 
 def summed_in_bfloat16(case: Case) -> Tensor:
-    """The same under autocast, but with the adjoint kept and summed up in bfloat16."""
+    """The same under autocast, but with the adjoint kept and summed in bfloat16."""
     with torch.autocast(case.start.device.type, torch.bfloat16):
         prepared = case.prepare(*case.parameters)
         state = case.start

@@ -1,1 +1,1 @@
-"""Graph networks as graphs grow: the whole graph at once, against its parts."""
+"""Graph networks on growing graphs, as a whole and in parts."""

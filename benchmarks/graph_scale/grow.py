@@ -19,13 +19,13 @@ MIB = 2**20
 
 
 def in_a_process(asked: dict[str, Any]) -> dict[str, Any]:
-    """Measures in a process that has imported what it needs and done nothing else.
+    """Measures in a fresh process, which has only imported what it needs.
 
     Args:
         asked: The arguments of ``measured``.
 
     Raises:
-        UserError: If the process was killed, as for want of memory.
+        UserError: If the process was killed, for example because memory ran out.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([measured.__module__])
@@ -34,12 +34,12 @@ def in_a_process(asked: dict[str, Any]) -> dict[str, Any]:
             return process.submit(measured, **asked).result()
         except BrokenProcessPool as error:
             raise UserError(
-                f"{asked}: its process was killed, by want of memory maybe; fewer nodes take less."
+                f"{asked}: its process was killed, perhaps because memory ran out: try fewer nodes."
             ) from error
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lays what was measured out as Markdown."""
+    """Formats the measurements as Markdown."""
     header = ["nodes", "edges", "parts", "step, s", "epoch, s", "evaluation, s", "process, MiB", "step, MiB"]
     lines = []
     for row in rows:
@@ -53,7 +53,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws steps a second and memory against the number of nodes into a PNG file."""
+    """Plots steps per second and memory against the number of nodes to a PNG file."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     speed, memory = figure.subplots(1, 2)
     for place, parts in enumerate(dict.fromkeys(row["parts"] for row in rows)):
@@ -82,20 +82,20 @@ def graphs(
 ) -> None:
     """How a graph network's time and memory grow with the graph.
 
-    Draws power-law graphs, trains a contractive graph network on each as a whole and on its parts with historical
-    states, and classifies all nodes, each in a process of its own with one thread. Times are of the processor. Prints a
-    table of medians with quartiles over the steps, and leaves a CSV file and a picture.
+    Generates power-law graphs, trains a contractive graph network on each, as a whole and in parts with historical
+    states, and classifies all nodes. Each training has a process of its own, with one thread. Times are CPU times.
+    Prints a table of medians with quartiles over the steps, and writes a CSV file and a picture.
 
     Args:
         nodes: Numbers of nodes.
         average_degree: Columns of ``edge_index`` for each node.
         parts: Numbers of parts; 1 is the whole graph.
-        epochs: Epochs that are timed, at least 2.
+        epochs: Number of timed epochs, at least 2.
         width: Hidden units.
         out: Folder to write to.
 
     Raises:
-        UserError: If an argument is not possible here, or a process fails.
+        UserError: If an argument is invalid, or a process fails.
     """
     if epochs < 2:
         raise UserError(f"--epochs={epochs} gives no spread: it must be at least 2.")
@@ -105,6 +105,6 @@ def graphs(
             asked = {"nodes": size, "average_degree": average_degree, "parts": count, "epochs": epochs, "width": width}
             rows.append(asked | in_a_process(asked))
             flat = [row | {"step_seconds": " ".join(f"{one:.6g}" for one in row["step_seconds"])} for row in rows]
-            write_csv(out / "graphs.csv", flat)  # what a later size costs is not to be lost
+            write_csv(out / "graphs.csv", flat)  # keeps what is done
     print(table(rows))
     plot(rows, out / "graphs.png")

@@ -1,4 +1,4 @@
-"""Trains on one graph and says what that took, in a process whose memory is of nothing else."""
+"""Trains on one graph and measures time and memory, in a process of its own."""
 
 import resource
 import sys
@@ -18,24 +18,24 @@ from rbp_lightning import NeumannRBP, Picard
 
 CPU = torch.device("cpu")
 STEPS, TOLERANCE = 5, 1e-3
-"""Products of the gradient, and the relative tolerance of the solves, on an update that contracts by half a step."""
+"""Products of the gradient, and relative tolerance of the solves; the update contracts by one half."""
 
 
 def resident() -> int:
-    """Bytes of the process's memory at its peak so far."""
+    """Peak bytes of the process's memory so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def drawn(nodes: int, average_degree: float, parts: int) -> tuple[Data, list[Data]]:
-    """Draws a graph.
+    """Generates a graph.
 
     Args:
         nodes: Number of nodes.
-        average_degree: Their average degree.
-        parts: Number of parts that it is cut into at random; 1 is the whole graph.
+        average_degree: Average degree.
+        parts: Number of random parts; 1 is the whole graph.
 
     Returns:
-        The graph, and the batches to train on.
+        The graph, and its training batches.
     """
     dataset = partial(PowerLawGraph, nodes, average_degree)
     ratios: dict[str, Any] = {"split": "ratio", "train_ratio": 0.1, "val_ratio": 0.1, "normalize_features": False}
@@ -45,18 +45,19 @@ def drawn(nodes: int, average_degree: float, parts: int) -> tuple[Data, list[Dat
 
 
 def measured(nodes: int, average_degree: float, parts: int, epochs: int, width: int) -> dict[str, Any]:
-    """Trains on a graph, and classifies it.
+    """Trains on a graph, and classifies its nodes.
 
     Args:
         nodes: Number of nodes.
-        average_degree: Their average degree.
-        parts: Number of parts; 1 is the whole graph, which is evaluated at once, and else in as many blocks.
-        epochs: Epochs that are timed, after one in which the matrices of the batches are made.
+        average_degree: Average degree.
+        parts: Number of parts, and of blocks in evaluation; 1 is the whole graph.
+        epochs: Number of timed epochs, after a first one that builds the matrices of the batches.
         width: Hidden units.
 
     Returns:
-        Seconds are of the processor. Memory is in bytes: ``set_up``, ``trained`` and ``evaluated`` are the peaks of the
-        process up to then, ``step`` and ``evaluation`` those of the allocator, beyond what was held before.
+        The measurements. Seconds are CPU seconds. Memory is in bytes: ``set_up``, ``trained`` and ``evaluated`` are the
+        peaks of the process up to then; ``step`` and ``evaluation`` are peaks of the allocator, beyond what was
+        allocated before.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,1 +1,1 @@
-"""How the cost of a solve and its gradient grows."""
+"""The growth of the cost of a solve and its gradient."""

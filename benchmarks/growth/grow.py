@@ -20,7 +20,7 @@ from rbp_lightning import ConvergenceWarning
 from rbp_lightning.errors import UserError
 
 SIZE, RADIUS = 10_000, 0.9
-"""What the size of a state and the spectral radius are where another thing grows."""
+"""Size of a state and spectral radius while something else grows."""
 
 AXES = {
     "size": "elements of a state",
@@ -28,7 +28,7 @@ AXES = {
     "radius": "1 / (1 - spectral radius)",
     "window": "window or cycle, radius 0.99",
 }
-"""What grows, and how a picture names it."""
+"""What grows, and its label in the picture."""
 
 QUANTITIES = {"applications": "time, in applications of F", "states": "peak memory, in states"}
 
@@ -57,7 +57,7 @@ def measured(
 
 
 def series(found: Sequence[Cost], axis: str, quantity: str) -> dict[str, dict[float, list[float]]]:
-    """The values of a quantity by pair and by how large what grows is."""
+    """Groups the values of a quantity by pair and by the value on an axis."""
     grouped: dict[str, dict[float, list[float]]] = {}
     for one in found:
         if one.axis == axis:
@@ -66,7 +66,7 @@ def series(found: Sequence[Cost], axis: str, quantity: str) -> dict[str, dict[fl
 
 
 def tables(found: Sequence[Cost]) -> str:
-    """Lays both quantities out as Markdown, a table for each thing that grows."""
+    """Formats both quantities as Markdown, with a table for each axis."""
     texts = []
     for axis in dict.fromkeys(one.axis for one in found):
         rows = []
@@ -81,7 +81,7 @@ def tables(found: Sequence[Cost]) -> str:
 
 
 def plot(found: Sequence[Cost], path: Path) -> None:
-    """Draws both quantities against each thing that grows into a PNG file."""
+    """Plots both quantities against each axis to a PNG file."""
     axes = list(dict.fromkeys(one.axis for one in found))
     figure = Figure(figsize=(3.4 * len(axes) + 1, 6), layout="constrained")
     grid = figure.subplots(2, len(axes), sharex="col", squeeze=False)
@@ -113,22 +113,22 @@ def growth(
 ) -> None:
     """How time and memory of a solve and its gradient grow.
 
-    Solves a network by pairs of a solver and an estimator, to the same tolerance, while one thing after another grows:
-    the size of a state, the number of samples, the spectral radius, and how many iterates an accelerated solver keeps.
-    Time is in applications of F next to it, and the peak of the memory in states. Prints tables of medians with
-    quartiles, and leaves a CSV file with every measurement and a picture.
+    Solves a network with pairs of a solver and an estimator, all to the same tolerance, while one quantity after the
+    other grows: the size of a state, the number of samples, the spectral radius, and the number of iterates that an
+    accelerated solver keeps. Time is given in applications of F, timed next to it, and peak memory in states. Prints
+    tables of medians with quartiles, and writes a CSV file with every measurement and a picture.
 
     Args:
-        sizes: Elements of a state, multiples of 50; one sample.
-        batches: Numbers of samples, of 1,000 elements each.
+        sizes: Elements of the state of a single sample, multiples of 50.
+        batches: Numbers of samples, each with 1,000 elements.
         radii: Spectral radii, on a state of 10,000 elements.
-        windows: Numbers of iterates that are kept, on a state of 10,000 elements with radius 0.99.
-        tol: Relative tolerance of the solve and of its gradient.
-        repeats: How often each is timed, at least 2.
+        windows: Numbers of iterates kept, on a state of 10,000 elements with radius 0.99.
+        tol: Relative tolerance of the solve and of the adjoint.
+        repeats: Number of repeats, at least 2.
         out: Folder to write to.
 
     Raises:
-        UserError: If an argument is not possible here.
+        UserError: If an argument is invalid.
     """
     check_repeats(repeats)
     if any(size % UNITS for size in sizes):

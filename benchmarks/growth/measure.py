@@ -12,7 +12,7 @@ from benchmarks.peers.networks import Case
 from rbp_lightning import FixedPoint, GradientEstimator
 
 SECONDS = 0.02
-"""Time that the applications of F are timed for, at least."""
+"""Least time over which applications of F are timed."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Cost:
 
     Attributes:
         axis: What grows.
-        value: How large it is.
+        value: Its value.
         pair: Name of the solver and the estimator.
-        repeat: Which repeat.
-        seconds: Seconds of the processor, which other programs have no share in, for a solve and its gradient.
-        step_seconds: Those of an application of F without a tape, right before.
-        bytes: Peak of the memory that the solve and its gradient took.
+        repeat: Index of the repeat.
+        seconds: CPU seconds of a solve and its gradient.
+        step_seconds: CPU seconds of an application of F without a tape, immediately before.
+        bytes: Peak memory of the solve and its gradient.
         state_bytes: Bytes of a state.
         steps: Steps of the solve.
         products: Products with the transposed Jacobian.
@@ -47,17 +47,17 @@ class Cost:
 
     @property
     def applications(self) -> float:
-        """Applications of F that would take as long."""
+        """The time, in applications of F."""
         return self.seconds / self.step_seconds
 
     @property
     def states(self) -> float:
-        """States that would take as much memory."""
+        """The memory, in states."""
         return self.bytes / self.state_bytes
 
 
 def solve(case: Case, estimator: GradientEstimator) -> FixedPoint:
-    """Solves the case and takes its gradient."""
+    """Solves the case and computes its gradient."""
     found = estimator(case.update(case.prepare(*case.parameters)), case.start, batch_dims=case.batch_dims)
     torch.autograd.grad(case.loss(found.state), case.parameters)
     return found
@@ -76,14 +76,14 @@ def step_seconds(case: Case) -> float:
 def costs(
     axis: str, value: float, case: Case, pairs: Mapping[str, Callable[[], GradientEstimator]], repeats: int
 ) -> Iterator[Cost]:
-    """Measures pairs on a case in turn, after a solve that is not timed but measured for its memory.
+    """Measures pairs on a case in turn, after an untimed solve for the memory.
 
     Args:
         axis: What grows.
-        value: How large it is here.
+        value: Its value here.
         case: The case.
-        pairs: Makes the estimators.
-        repeats: How often each is timed.
+        pairs: Functions that make the estimators, by name.
+        repeats: Number of repeats.
     """
     state_bytes = case.start.numel() * case.start.element_size()
     estimators = {name: make() for name, make in pairs.items()}

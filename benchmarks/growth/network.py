@@ -10,8 +10,8 @@ UNITS = 50
 def network(size: int, batch: int, radius: float, dtype: torch.dtype = torch.float32) -> Case:
     """Makes the network: h <- tanh(h W + x), where a sample's state is a matrix with 50 columns.
 
-    W is symmetric, with eigenvalues from minus the radius to the radius. The derivative at the fixed point has a
-    little less than that, for x is small.
+    W is symmetric, with eigenvalues from minus the radius to the radius. Those of the derivative at the fixed point are
+    a little smaller, since x is small.
 
     Args:
         size: Elements of a sample's state, a multiple of 50.

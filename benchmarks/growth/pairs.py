@@ -1,4 +1,4 @@
-"""The solvers and estimators whose growth is measured: a line each."""
+"""The pairs of solvers and estimators to measure."""
 
 from collections.abc import Callable
 
@@ -29,11 +29,11 @@ PAIRS: dict[str, Callable[[float], GradientEstimator]] = {
     "Anderson, GMRES": lambda tol: Implicit(GMRES(MAX_STEPS, tol), Anderson(MAX_STEPS, tol)),
     "Picard, CGRBP": lambda tol: CGRBP(MAX_STEPS, tol, solver=Picard(MAX_STEPS, tol)),
 }
-"""By name, from a tolerance to an estimator with its solver; the first one is what the tables compare with."""
+"""Functions of the tolerance that make an estimator with its solver, by name."""
 
 WINDOWED: dict[str, Callable[[float, int], GradientEstimator]] = {
     "Anderson": lambda tol, count: rbp(Anderson(MAX_STEPS, tol, window=count)),
     "ReducedRankExtrapolation": lambda tol, count: rbp(ReducedRankExtrapolation(MAX_STEPS, tol, cycle=count)),
     "GMRES": lambda tol, count: Implicit(GMRES(MAX_STEPS, tol, restart=count), Picard(MAX_STEPS, tol)),
 }
-"""Those whose solver keeps a number of iterates, from a tolerance and that number."""
+"""The same for solvers that keep a number of iterates: functions of the tolerance and that number."""

@@ -1,4 +1,4 @@
-"""The same in JAX, which runs in an environment of its own.
+"""The comparison with JAX, which runs in an environment of its own.
 
-``networks``, ``methods`` and ``worker`` import no PyTorch, the other files no JAX.
+``networks``, ``methods`` and ``worker`` import no PyTorch, and the other files no JAX.
 """

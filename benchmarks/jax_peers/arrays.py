@@ -1,4 +1,4 @@
-"""The arrays of a case, for an interpreter that has no PyTorch."""
+"""The arrays of a case, for an interpreter without PyTorch."""
 
 from pathlib import Path
 from typing import Any

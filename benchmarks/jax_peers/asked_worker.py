@@ -1,4 +1,4 @@
-"""The interpreter that has JAX, as it is asked from PyTorch's."""
+"""The interpreter with JAX, as seen from the one with PyTorch."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ ENVIRONMENT = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "OMP_NUM_THREADS": "1",
     "JAX_PLATFORMS": "cpu",
-    "EQX_ON_ERROR": "off",  # a linear solve that misses its tolerance is judged by the gradient, as all others are
+    "EQX_ON_ERROR": "off",  # a linear solve that misses its tolerance is judged by its gradient, like all others
 }
 
 
@@ -22,9 +22,9 @@ def check_interpreter(python: Path) -> None:
         python: Path of the interpreter.
 
     Raises:
-        UserError: If it does not run, or something is missing.
+        UserError: If it does not run, or lacks a package.
     """
-    remedy = "`make bench-jax` makes an environment that has all."
+    remedy = "`make bench-jax` makes an environment with all packages."
     try:
         command = [str(python), "-c", "import jax, jaxopt, lineax, optimistix"]
         found = subprocess.run(command, capture_output=True, text=True)
@@ -35,7 +35,7 @@ def check_interpreter(python: Path) -> None:
 
 
 class AskedWorker(AskedProcess):
-    """An interpreter that has JAX.
+    """An interpreter with JAX.
 
     Args:
         python: Path of the interpreter.
@@ -50,11 +50,11 @@ class AskedWorker(AskedProcess):
         super().__init__(command, "The interpreter with JAX", ENVIRONMENT)
 
     def answer(self, ask: str, **request: Any) -> Any:
-        """Has a method of ``worker.Worker`` called, and gives what it returns.
+        """Calls a method of ``worker.Worker`` there, and returns its result.
 
         Args:
-            ask: Its name.
-            **request: Its arguments.
+            ask: The name of the method.
+            **request: The arguments of the method.
 
         Raises:
             RuntimeError: If it fails.

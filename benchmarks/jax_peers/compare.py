@@ -1,4 +1,4 @@
-"""The loop by hand in PyTorch against JAX: by hand, by jaxopt and by optimistix."""
+"""The loop by hand in PyTorch compared with JAX: by hand, with jaxopt and with optimistix."""
 
 import functools
 import sys
@@ -30,39 +30,39 @@ IN_PYTORCH: dict[str, Method] = {
 }
 
 ROUNDING = 1e-5
-"""How far three steps in JAX may be from those in PyTorch, relative to the state; both are in float32."""
+"""Largest relative difference of the states after three steps in JAX and in PyTorch, both in float32."""
 
 
 def here(case: Case, one: Calibrated, radius: float) -> Measured:
-    """Times a method in PyTorch by the processor's time, which other programs have no share in."""
+    """Times a method in PyTorch, in CPU seconds."""
     timer = call_timer(lambda: gradient(case, one.method(case, one.tol, radius)), time.process_time)
     return lambda calls: timer.timeit(calls).mean
 
 
 def there(worker: AskedWorker, method: str, tol: float) -> Measured:
-    """Times a method in JAX, in the same way."""
+    """Times a method in JAX, in CPU seconds."""
     return lambda calls: float(worker.answer("seconds", method=method, tol=tol, calls=calls))
 
 
 def error_there(worker: AskedWorker, method: str, tol: float) -> float:
-    """Relative error of the gradient by a method in JAX."""
+    """Relative error of a method's gradient in JAX."""
     return float(worker.answer("error", method=method, tol=tol))
 
 
 def compiled(worker: AskedWorker, name: CaseName, case: Case, exact: Tensor) -> dict[str, float]:
-    """Hands a case over, and has all methods compiled for it.
+    """Hands a case over, and compiles all methods for it.
 
     Args:
         worker: The interpreter with JAX.
         name: The case.
-        case: Its arrays in PyTorch.
+        case: The case in PyTorch.
         exact: Its exact gradient.
 
     Returns:
-        Seconds of the compilation of each method.
+        Seconds to compile each method.
 
     Raises:
-        UserError: If F is another one there.
+        UserError: If F differs there.
     """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "case.npz"
@@ -81,11 +81,11 @@ def compare(
     Args:
         name: The case.
         targets: Relative errors of the gradient.
-        repeats: How often each is timed.
+        repeats: Number of repeats.
         worker: The interpreter with JAX.
 
     Yields:
-        Each error, the ratios there, the settings of the methods, and what compiling them took.
+        Each error, its ratios, the settings of the methods, and the seconds to compile them.
     """
     case, wide = make_case(name), make_case(name, torch.float64)
     radius, exact = radius_of(wide), exact_gradient(wide)
@@ -117,23 +117,22 @@ def jax(
     repeats: PositiveInt = 20,
     out: Path = Path("logs/jax"),
 ) -> None:
-    """The loop by hand in PyTorch against JAX: by hand, by jaxopt and by optimistix.
+    """The loop by hand in PyTorch compared with JAX: by hand, with jaxopt and with optimistix.
 
     JAX runs in an interpreter of its own, on one thread of a CPU, and gets the same arrays. As in the comparison with
-    peers each method gets the loosest tolerance at which its gradient has the wanted relative error. Then they take
-    turns, and the processor time of each is divided by that of PyTorch's loop by hand next to it; compilation, which
-    comes once, is timed apart. Prints tables of medians with quartiles, and leaves them beside a CSV file with every
-    ratio.
+    peers, each method gets the loosest tolerance at which its gradient has the given relative error. The methods take
+    turns, and the CPU time of each is divided by that of the loop by hand in PyTorch; compilation is timed separately.
+    Prints tables of medians with quartiles, and writes them and a CSV file with every ratio.
 
     Args:
         python: The interpreter with JAX, as ``make bench-jax`` makes it.
-        cases: Networks to compare on.
-        errors: Relative errors of the gradient, each of which every method is compared at.
-        repeats: How often each method is timed, at least 2.
+        cases: The networks.
+        errors: Relative errors of the gradient; the methods are compared at each.
+        repeats: Number of repeats, at least 2.
         out: Folder to write to.
 
     Raises:
-        UserError: If no case could be compared, or an argument is not possible here.
+        UserError: If an argument is invalid, or no case could be compared.
     """
     check_repeats(repeats)
     torch.set_num_threads(1)
@@ -148,8 +147,8 @@ def jax(
                     cells = ", ".join(f"{one} {cell(outcome)}" for one, outcome in outcomes.items())
                     print(f"{name}, error {target:g}: {cells}", flush=True)
                     rows += rows_of(target, name, outcomes, settings)
-                    write_csv(out / "jax.csv", rows)  # what is done is kept
-            except UserError as reason:  # a data set that is not there
+                    write_csv(out / "jax.csv", rows)  # keeps what is done
+            except UserError as reason:  # its data set is missing
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not rows:
         raise UserError("No case could be compared.")

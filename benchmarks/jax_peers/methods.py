@@ -1,4 +1,4 @@
-"""Ways to find a fixed point and its gradient in JAX: by hand, by jaxopt and by optimistix."""
+"""Methods for a fixed point and its gradient in JAX: by hand, with jaxopt and with optimistix."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,20 +17,20 @@ from benchmarks.jax_peers.networks import Case
 Prepared = tuple[Array, ...]
 
 Method = Callable[[Case, Prepared, Array], Array]
-"""From a case, what was prepared and a tolerance to the fixed point, differentiable in what was prepared."""
+"""From a case, what was prepared and a tolerance to the fixed point, differentiable with respect to the prepared."""
 
 MAX_STEPS = 5000
-"""As many as of the methods in PyTorch."""
+"""The same limit as in PyTorch."""
 
 
 def iterated(update: Callable[[Array], Array], start: Array, tol: Array, scale: Callable[[Array], Array]) -> Array:
     """Iterates until the norm of a change is within a tolerance.
 
     Args:
-        update: What is iterated.
+        update: The map to iterate.
         start: The first iterate.
         tol: The tolerance.
-        scale: From an iterate to what the tolerance is relative to.
+        scale: Maps an iterate to the value that the tolerance is relative to.
     """
 
     def go_on(carry: tuple[Array, Array, Array]) -> Array:
@@ -47,7 +47,7 @@ def iterated(update: Callable[[Array], Array], start: Array, tol: Array, scale: 
 
 
 def by_hand(case: Case, prepared: Prepared, tol: Array) -> Array:
-    """What one would write: Picard iteration, and recurrent back-propagation behind it."""
+    """What one would write: Picard iteration, and recurrent back-propagation in the backward pass."""
     step = case.step_by_hand or case.step
 
     def solve(prepared: Prepared, tol: Array) -> Array:
@@ -71,7 +71,7 @@ def by_hand(case: Case, prepared: Prepared, tol: Array) -> Array:
 
 
 def by_jaxopt(solver: Any, linear: Callable[..., Any], case: Case, prepared: Prepared, tol: Array) -> Array:
-    """Jaxopt's implicit differentiation; its tolerances of the state are absolute.
+    """Jaxopt's implicit differentiation; its tolerances on the state are absolute.
 
     Args:
         solver: Class of its forward solver.
@@ -93,8 +93,8 @@ def by_jaxopt(solver: Any, linear: Callable[..., Any], case: Case, prepared: Pre
 def by_optimistix(case: Case, prepared: Prepared, tol: Array) -> Array:
     """Optimistix's fixed-point iteration and implicit adjoint, with lineax's GMRES.
 
-    Its BiCGSTAB takes numbers that are small in absolute terms for a breakdown, and those of these losses are: it stops
-    after a step.
+    Its BiCGSTAB takes small absolute values for a breakdown. The gradients of these losses are small, so it would stop
+    after one step.
     """
     linear = lineax.GMRES(rtol=tol, atol=tol * 1e-3, norm=optimistix.two_norm, max_steps=MAX_STEPS)
     found: Array = optimistix.fixed_point(

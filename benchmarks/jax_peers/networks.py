@@ -8,20 +8,20 @@ import jax.numpy as jnp
 from jax import Array
 
 Constants = Mapping[str, Array]
-"""What a network uses beside its parameters, by name."""
+"""What a network uses besides its parameters, by name."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network to find the fixed point of, and to differentiate.
+    """A network whose fixed point is solved for and differentiated.
 
     Attributes:
-        prepare: Makes what a step uses from the parameters, once for each solve.
+        prepare: Computes what a step uses from the parameters, once per solve.
         step: F, from a state and what was prepared to the next state.
         start: The initial state.
-        axes: The axes of PyTorch's state in the order of this one's.
-        step_by_hand: F with its derivative written by hand where that is quicker; it has no forward mode, which
-            jaxopt's and optimistix's linear solvers ask for.
+        axes: The axes of PyTorch's state, in the order of this state's axes.
+        step_by_hand: F with its derivative written by hand, where that is faster; it has no forward mode, which the
+            linear solvers of jaxopt and optimistix need.
     """
 
     prepare: Callable[..., tuple[Array, ...]]
@@ -32,7 +32,7 @@ class Case:
 
 
 def tanh(constants: Constants, start: Array) -> Case:
-    """A fully connected cell, its activity the hyperbolic tangent."""
+    """A fully connected tanh cell."""
     inputs = constants["inputs"]
     return Case(
         lambda weight, inject: (weight, inputs @ inject),
@@ -57,7 +57,7 @@ def hopfield(constants: Constants, start: Array) -> Case:
 
 
 def conv2d(images: Array, kernel: Array) -> Array:
-    """A convolution with zeros around, channels last."""
+    """A convolution with zero padding, channels last."""
     return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -67,7 +67,7 @@ def conv2d_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Ar
 
 
 def conv2d_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    """The transposed convolution as a plain one with the turned kernel; XLA's takes 16 times as long on a CPU."""
+    """The transposed convolution as a plain one with the flipped kernel; XLA's takes 16 times as long on a CPU."""
     images, kernel = kept
     turned = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
     (of_kernel,) = jax.vjp(lambda kernel: conv2d(images, kernel), kernel)[1](gradient)
@@ -75,7 +75,7 @@ def conv2d_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, 
 
 
 def convolution(constants: Constants, start: Array) -> Case:
-    """A convolutional cell, channels last, which is the layout that XLA's convolution is quick in."""
+    """A convolutional cell, channels last, the layout in which XLA's convolution is fast."""
     axes = (0, 2, 3, 1)
     inputs = constants["inputs"].transpose(axes)
     by_hand = jax.custom_vjp(conv2d)
@@ -108,7 +108,7 @@ def training(constants: Constants, start: Array) -> Case:
 
 
 def product(entries: tuple[Array, Array, Array], x: Array, height: int) -> Array:
-    """A sparse matrix times a dense one: a sum over each row's entries.
+    """A sparse matrix times a dense one, as a sum over each row's entries.
 
     Args:
         entries: Row, column and value of each entry, by ascending row.
@@ -120,7 +120,7 @@ def product(entries: tuple[Array, Array, Array], x: Array, height: int) -> Array
 
 
 def neighbours(constants: Constants, state: Array) -> Array:
-    """Sums the neighbours' states up."""
+    """Sums the neighbours' states."""
     return product((constants["target"], constants["source"], constants["weight"]), state, len(state))
 
 
@@ -167,6 +167,6 @@ def make_case(name: str, start: Array, constants: Constants) -> Case:
     Args:
         name: Its name.
         start: The initial state.
-        constants: What it uses beside its parameters.
+        constants: What it uses besides its parameters.
     """
     return NETWORKS[name](constants, start)

@@ -1,6 +1,6 @@
-"""Solves in JAX as it is asked to: a request is a line of JSON on the standard input, an answer one on the other.
+"""Solves in JAX on request: requests are lines of JSON on standard input, answers are lines on standard output.
 
-It runs in an environment that has JAX and need not have PyTorch: ``python worker.py``.
+It runs in an environment with JAX, which need not have PyTorch: ``python worker.py``.
 """
 
 import json
@@ -22,7 +22,7 @@ from benchmarks.jax_peers.networks import make_case  # noqa: E402
 
 
 class Worker:
-    """A case at a time, and the compiled functions of its gradient by each method."""
+    """One case at a time, and the compiled gradient of each method."""
 
     def methods(self) -> list[str]:
         """Names of the methods."""
@@ -33,10 +33,10 @@ class Worker:
 
         Args:
             name: Its name.
-            file: Its arrays, as ``arrays.save`` leaves them.
+            file: Its arrays, as ``arrays.save`` writes them.
 
         Returns:
-            How far three steps are from the same in PyTorch.
+            Relative difference of the state after three steps from that in PyTorch.
         """
         with np.load(file) as found:
             arrays = {key: jnp.asarray(found[key]) for key in found if key != "exact"}
@@ -55,7 +55,7 @@ class Worker:
         return relative(np.asarray(state), third if case.axes is None else third.transpose(case.axes))
 
     def compile(self, method: str) -> float:
-        """Compiles a method for the case; returns the seconds that took."""
+        """Compiles a method for the case; returns the seconds that it took."""
 
         def loss(parameters: list[Any], constants: dict[str, Any], start: Any, tol: Any) -> Any:
             case = make_case(self.name, start, constants)
@@ -66,17 +66,17 @@ class Worker:
         return time.perf_counter() - begin
 
     def arguments(self, tol: float) -> tuple[Any, ...]:
-        """What a compiled method takes."""
+        """The arguments of a compiled method."""
         return self.parameters, self.constants, self.start, jnp.float32(tol)
 
     def error(self, method: str, tol: float) -> float:
-        """Relative error of the gradient by a compiled method at a tolerance."""
+        """Relative error of a compiled method's gradient at a tolerance."""
         gradient = self.compiled[method](*self.arguments(tol))
         found = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in gradient])
         return relative(found, self.exact)
 
     def seconds(self, method: str, tol: float, calls: int) -> float:
-        """Mean seconds of the processor's time for a solve and its gradient, after one that is not timed."""
+        """Mean CPU seconds of a solve and its gradient, after one that is not timed."""
         run, arguments = self.compiled[method], self.arguments(tol)
         jax.block_until_ready(run(*arguments))
         begin = time.process_time()
@@ -86,15 +86,15 @@ class Worker:
 
 
 def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Norm of the difference over that of what is wanted."""
+    """Norm of the difference, relative to that of the second array."""
     return float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted))
 
 
 def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
-    """Does what is asked for, or says why it fails."""
+    """Answers a request, or says why it fails."""
     try:
         return {"answer": getattr(worker, request.pop("ask"))(**request)}
-    except Exception as reason:  # a peer's own, whatever it is
+    except Exception as reason:  # packages raise exceptions of their own
         return {"failure": f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:80]}"}
 
 

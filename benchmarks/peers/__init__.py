@@ -1,1 +1,1 @@
-"""This project against what a user would pick in its place."""
+"""This project compared with its alternatives."""

@@ -1,4 +1,4 @@
-"""This project against other packages of PyTorch and loops by hand."""
+"""This project compared with other PyTorch packages and loops by hand."""
 
 import statistics
 import sys
@@ -21,7 +21,7 @@ from rbp_lightning.errors import UserError
 REFERENCE = next(iter(BY_HAND))
 
 Ratios = dict[str, list[float] | str]
-"""Of each method, its ratios to the loop by hand, or why there are none."""
+"""The ratios of each method to the loop by hand, or why there are none."""
 
 Found = dict[float, dict[str, Ratios]]
 """Ratios by error and case."""
@@ -30,13 +30,13 @@ COLUMNS = ("case", "target", "method", "tol", "error", "ratio", "failure")
 
 
 def chosen(names: Sequence[str]) -> dict[str, Method]:
-    """The loop by hand and the methods of some names; all methods where no name is given.
+    """Returns the loop by hand and the named methods; all methods if none is named.
 
     Args:
         names: The names.
 
     Raises:
-        UserError: If there is no such method here.
+        UserError: If a method does not exist or is not installed.
     """
     methods = {**BY_HAND, **OURS, **installed()}
     if unknown := set(names) - set(methods):
@@ -52,12 +52,12 @@ def compare(
     Args:
         name: The case.
         targets: Relative errors of the gradient.
-        repeats: How often each is timed.
-        device: Where.
-        methods: The methods, the loop by hand among them.
+        repeats: Number of repeats.
+        device: The device to run on.
+        methods: The methods, including the loop by hand.
 
     Yields:
-        Each error, the ratios there, and how the methods were calibrated.
+        Each error, its ratios, and how the methods were calibrated.
     """
     with device:
         case, wide = make_case(name), make_case(name, torch.float64)
@@ -78,21 +78,21 @@ def compare(
 
 
 def cell(outcome: list[float] | str) -> str:
-    """Median and quartiles, or that there are none; the CSV file has the reason."""
+    """Formats the median with quartiles, or says that there are none; the CSV file has the reason."""
     if isinstance(outcome, str):
         return "fails" if outcome.startswith("fails") else outcome
     return median_and_quartiles(outcome)
 
 
 def table(target: float, found: dict[str, Ratios]) -> str:
-    """Lays the ratios at an error out as Markdown, a column each case."""
+    """Formats the ratios at one error as Markdown, with a column for each case."""
     methods = dict.fromkeys(one for outcomes in found.values() for one in outcomes)
     rows = [[one, *(cell(outcomes[one]) if one in outcomes else "" for outcomes in found.values())] for one in methods]
     return markdown([f"error of at most {target:g}", *found], rows)
 
 
 def tables(rows: Sequence[Mapping[str, str]]) -> str:
-    """Lays the rows of the CSV file out as Markdown, a table for each error."""
+    """Formats the rows of the CSV file as Markdown, with a table for each error."""
     found: Found = {}
     for row in rows:
         outcomes = found.setdefault(float(row["target"]), {}).setdefault(row["case"], {})
@@ -106,7 +106,7 @@ def tables(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def plot(found: Found, path: Path) -> None:
-    """Draws the medians with quartiles into a PNG file, a row each error."""
+    """Plots the medians with quartiles to a PNG file, with a row for each error."""
     columns = max(len(outcomes) for outcomes in found.values())
     figure = Figure(figsize=(2.2 * columns + 2, 3.6 * len(found)), layout="constrained")
     grid = figure.subplots(len(found), columns, sharey=True, squeeze=False)
@@ -129,7 +129,7 @@ def plot(found: Found, path: Path) -> None:
 
 
 def rows_of(target: float, name: str, outcomes: Ratios, settings: Mapping[str, Setting]) -> list[dict[str, str]]:
-    """Rows of the CSV file: one for each ratio, and one for each method that has none."""
+    """Returns rows of the CSV file: one for each ratio, and one for each method that has none."""
     rows = []
     for one, outcome in outcomes.items():
         row = dict.fromkeys(COLUMNS, "") | {"case": name, "target": f"{target:g}", "method": one}
@@ -149,23 +149,23 @@ def peers(
     repeats: PositiveInt = 20,
     out: Path = Path("logs/peers"),
 ) -> None:
-    """This project against other packages of PyTorch and loops by hand.
+    """This project compared with other PyTorch packages and loops by hand.
 
-    Each method gets the loosest tolerance at which its gradient has the wanted relative error against the exact
-    gradient in float64. Then they take turns, and the time of each, on a CPU that of the processor, is divided by that
-    of the loop by hand next to it. Prints a table of medians with quartiles for each error, and leaves them beside a
-    CSV file with every ratio and a picture.
+    Each method gets the loosest tolerance at which its gradient has the given error relative to the exact gradient in
+    float64. The methods take turns, and the time of each (CPU time, on a CPU) is divided by that of the loop by hand.
+    Prints a table of medians with quartiles for each error, and writes the tables, a CSV file with every ratio and a
+    picture.
 
     Args:
-        cases: Networks to compare on.
-        device: Where to run.
-        errors: Relative errors of the gradient, each of which every method is compared at.
-        methods: Names of methods to compare with the loop by hand; all where none is given.
-        repeats: How often each method is timed, at least 2.
+        cases: The networks.
+        device: The device to run on.
+        errors: Relative errors of the gradient; the methods are compared at each.
+        methods: Methods to compare with the loop by hand; all if none is given.
+        repeats: Number of repeats, at least 2.
         out: Folder to write to.
 
     Raises:
-        UserError: If no case could be compared, or an argument is not possible here.
+        UserError: If an argument is invalid, or no case could be compared.
     """
     check_repeats(repeats)
     where, compared = available(device), chosen(methods)
@@ -179,8 +179,8 @@ def peers(
                 cells = ", ".join(f"{one} {cell(outcome)}" for one, outcome in outcomes.items())
                 print(f"{name}, error {target:g}: {cells}", flush=True)
                 rows += rows_of(target, name, outcomes, calibrated)
-                write_csv(out / "peers.csv", rows)  # what is done is kept
-        except UserError as reason:  # a data set that is not there
+                write_csv(out / "peers.csv", rows)  # keeps what is done
+        except UserError as reason:  # its data set is missing
             print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No case could be compared.")

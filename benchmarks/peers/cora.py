@@ -1,4 +1,4 @@
-"""Cora, as the graph networks of the cases take it."""
+"""Cora, for the graph networks of the comparison."""
 
 import torch
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
@@ -12,8 +12,8 @@ def cora(name: str) -> Graph:
     """The graph for a case.
 
     Args:
-        name: The case. The gated network takes 64 principal components and the neighbours' mean, as in
-            ``configs/paper/cora.yaml``; the contractive one words and the symmetric normalisation.
+        name: The case. The gated network uses 64 principal components and the mean of the neighbours, as
+            ``configs/paper/cora.yaml`` does; the contractive one uses words and symmetric normalisation.
 
     Raises:
         UserError: If the files of Cora are missing.

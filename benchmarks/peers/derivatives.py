@@ -1,6 +1,7 @@
-"""Second derivatives by this project and by other packages, against the closed form."""
+"""Second derivatives by this project and by other packages, compared with the closed form."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,13 +9,13 @@ from torch import Tensor
 from benchmarks.peers.methods import OURS, Method, ours
 from benchmarks.peers.networks import Case
 from benchmarks.peers.peers import installed
-from benchmarks.report import markdown
+from benchmarks.report import as_written, write_csv
 from rbp_lightning import BPTT, GMRES, RBP, Implicit
 
 TOL = 1e-12
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""From a fixed point and the weight to a loss, each of one number."""
+"""From a fixed point and the weight to a loss, all scalars."""
 
 LOSSES: dict[str, Loss] = {
     "h": lambda state, weight: state,
@@ -24,15 +25,15 @@ LOSSES: dict[str, Loss] = {
 
 
 def weight_of(state: Tensor, drive: float) -> Tensor:
-    """The weight w at which a state h is the fixed point of h <- tanh(w h + x)."""
+    """The weight w for which a state h is the fixed point of h <- tanh(w h + x)."""
     return (state.atanh() - drive) / state
 
 
 def exact(loss: Loss, state: float, drive: float) -> tuple[float, float]:
     """First and second derivative of a loss with respect to the weight.
 
-    The weight is a formula of the fixed point, so that with w' and L' as derivatives by h the first is L' / w' and the
-    second (L' / w')' / w'.
+    The weight is a function of the fixed point. With derivatives w' and L' with respect to h, the first derivative is
+    L' / w' and the second (L' / w')' / w'.
 
     Args:
         loss: The loss.
@@ -55,7 +56,7 @@ def exact(loss: Loss, state: float, drive: float) -> tuple[float, float]:
 
 
 def case_of(state: float, drive: float) -> Case:
-    """The network h <- tanh(w h + x) of one unit, in float64, at the weight that has a state for its fixed point.
+    """The network h <- tanh(w h + x) with one unit, in float64, and with the weight for a given fixed point.
 
     Args:
         state: The fixed point.
@@ -71,7 +72,7 @@ def case_of(state: float, drive: float) -> Case:
 
 
 def derivative_ratios(method: Method, loss: Loss, state: float, drive: float) -> tuple[float, float]:
-    """First and second derivative by a method, each over the exact one.
+    """First and second derivative by a method, relative to the exact ones.
 
     Args:
         method: The method.
@@ -80,7 +81,7 @@ def derivative_ratios(method: Method, loss: Loss, state: float, drive: float) ->
         drive: The input x.
 
     Raises:
-        Exception: What the method or autograd raises where there is no second derivative.
+        Exception: Whatever the method or autograd raises if there is no second derivative.
     """
     case = case_of(state, drive)
     (weight,) = case.parameters
@@ -93,10 +94,10 @@ def derivative_ratios(method: Method, loss: Loss, state: float, drive: float) ->
 
 
 def verdict(method: Method, loss: Loss, state: float, drive: float) -> str:
-    """The ratio of the second derivative, or the error that takes its place."""
+    """The ratio of the second derivative, or the name of the exception."""
     try:
         return f"{derivative_ratios(method, loss, state, drive)[1]:.3f}"
-    except Exception as reason:  # a peer's own, whatever it is
+    except Exception as reason:  # packages raise exceptions of their own
         return f"{type(reason).__name__}"
 
 
@@ -105,16 +106,23 @@ TO_ORDER_2: dict[str, Method] = {
     "Implicit(GMRES), order=2": ours(lambda solver, tol, radius: Implicit(GMRES(tol=tol), solver), 2),
     "BPTT, order=2": ours(lambda solver, tol, radius: BPTT(solver), 2),
 }
-"""Some of this project's estimators where second derivatives are asked for."""
+"""Some of this project's estimators with second derivatives."""
 
 
-def derivatives() -> None:
-    """Second derivatives through a fixed point, over the exact ones.
+def derivatives(out: Path = Path("logs/derivatives")) -> None:
+    """Second derivatives through a fixed point, relative to the exact ones.
 
-    The network is h <- tanh(w h + x) of one unit, at h = 0.8 and x = 0.5 in float64. The weight is a formula of h,
-    which gives the exact derivatives. Prints a table, a column each loss: 1 is right, a name is the error that is
-    raised, and any other number is a wrong result of which nothing is said.
+    The network is h <- tanh(w h + x) with one unit, at h = 0.8 and x = 0.5 in float64. There w is a function of h in
+    closed form, which gives the exact derivatives. Prints a table with a column for each loss, and writes it to a CSV
+    file. 1 is right, a name is the exception that was raised, and any other number is wrong without a warning.
+
+    Args:
+        out: Folder to write to.
     """
     methods = {**OURS, **TO_ORDER_2, **installed()}
-    rows = [[name, *(verdict(method, loss, 0.8, 0.5) for loss in LOSSES.values())] for name, method in methods.items()]
-    print(markdown(["second derivative of", *LOSSES], rows))
+    rows = [
+        {"second derivative of": name, **{loss: verdict(method, LOSSES[loss], 0.8, 0.5) for loss in LOSSES}}
+        for name, method in methods.items()
+    ]
+    write_csv(out / "derivatives.csv", rows)
+    print(as_written(rows))

@@ -1,4 +1,4 @@
-"""Graph networks that methods are compared on; of this project they take ``SparseMatrix`` alone."""
+"""Graph networks for the comparison; of this project they only use ``SparseMatrix``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rbp_lightning import SparseMatrix
 
 @dataclass(frozen=True)
 class Graph:
-    """Features of the nodes, and the matrix that sums up the neighbours' states.
+    """Features of the nodes, and the matrix that sums the neighbours' states.
 
     Attributes:
         features: Of shape ``[num_nodes, num_features]``.
@@ -58,7 +58,7 @@ def contractive(graph: Graph, dtype: torch.dtype) -> Case:
 
 
 def gated(graph: Graph, dtype: torch.dtype) -> Case:
-    """The paper's gated network before any training: Z <- GRU(A Z + U(X), Z), of 64 features and 64 units."""
+    """The paper's gated network before training: Z <- GRU(A Z + U(X), Z), with 64 features and 64 units."""
     features = graph.features.to(torch.get_default_device(), dtype)
     adjacency = graph.adjacency(dtype)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""How exact a method is, and how long it takes."""
+"""Accuracy and time of a method."""
 
 import functools
 import time
@@ -17,12 +17,12 @@ from rbp_lightning import ExactAdjoint, JacobianOperator, Picard, spectral_radiu
 
 STEP = 10**0.25
 TOLERANCES = [0.1 / STEP**count for count in range(28)]
-"""What is tried, the loosest first, down to what float32 allows; then the last step is halved five times."""
+"""The tolerances to try, loosest first, down to the limit of float32; then the last interval is halved five times."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The loosest tolerance at which a method is as exact as asked for.
+    """The loosest tolerance at which a method reaches an error.
 
     Attributes:
         tol: The tolerance.
@@ -62,7 +62,7 @@ def radius_of(case: Case) -> float:
 
 
 def exact_gradient(case: Case) -> Tensor:
-    """The gradient to compare with.
+    """The exact gradient.
 
     Args:
         case: The case in float64.
@@ -73,11 +73,11 @@ def exact_gradient(case: Case) -> Tensor:
 
 
 def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
-    """Finds the loosest tolerance at which a method is as exact as asked for.
+    """Finds the loosest tolerance at which a method reaches an error.
 
     Args:
-        error_at: From a tolerance to the relative error of the method's gradient.
-        target: The error that is asked for.
+        error_at: Maps a tolerance to the relative error of the method's gradient.
+        target: The error to reach.
 
     Returns:
         The setting, or why there is none.
@@ -86,7 +86,7 @@ def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
     for tol in TOLERANCES:
         try:
             error = error_at(tol)
-        except Exception as reason:  # a peer's own, whatever it is
+        except Exception as reason:  # packages raise exceptions of their own
             return f"fails: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:80]}"
         if error <= target:
             break
@@ -98,7 +98,7 @@ def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
         between = (tol * loose) ** 0.5
         try:
             found = error_at(between)
-        except Exception:  # as above; the tighter tolerance is known to do
+        except Exception:  # as above; the tighter tolerance is known to work
             break
         if found <= target:
             tol, error = between, found
@@ -110,7 +110,7 @@ def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
 def calibrate(
     case: Case, exact: Tensor, name: str, method: Method, radius: float, targets: Sequence[float]
 ) -> list[Calibrated | str]:
-    """Finds the loosest tolerances at which a method is as exact as asked for.
+    """Finds the loosest tolerances at which a method reaches several errors.
 
     Args:
         case: The case.
@@ -136,15 +136,13 @@ def calibrate(
 
 
 def seconds(case: Case, methods: Sequence[Calibrated], radius: float, repeats: int) -> dict[str, list[float]]:
-    """Times methods in turn, each a solve and its gradient; on a CPU by the processor's time.
-
-    Other programs have no share in that.
+    """Times methods in turn, each for a solve and its gradient. On a CPU these are CPU times.
 
     Args:
         case: The case.
         methods: The methods.
         radius: Spectral radius of the case.
-        repeats: How often.
+        repeats: Number of repeats.
     """
 
     def run(one: Calibrated) -> None:

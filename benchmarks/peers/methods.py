@@ -1,4 +1,4 @@
-"""Ways to find a fixed point and its gradient: by hand, and by this project."""
+"""Methods for a fixed point and its gradient: by hand, and with this project."""
 
 import functools
 import math
@@ -24,13 +24,13 @@ from rbp_lightning import (
 from rbp_lightning.solvers import Update
 
 Method = Callable[[Case, float, float], Tensor]
-"""From a case, a tolerance and the spectral radius to the fixed point, differentiable in the parameters."""
+"""From a case, a tolerance and the spectral radius to the fixed point, differentiable w.r.t. the parameters."""
 
 MAX_STEPS = 5000
 
 
 class _BackPropagation(torch.autograd.Function):
-    """The identity, whose backward iterates z <- J^T z + g."""
+    """The identity, whose backward pass iterates z <- J^T z + g."""
 
     @staticmethod
     def forward(ctx: Any, following: Tensor, taped: list[Tensor], tol: float) -> Tensor:
@@ -50,7 +50,7 @@ class _BackPropagation(torch.autograd.Function):
 
 
 def picard_by_hand(update: Update, state: Tensor, tol: float) -> Tensor:
-    """A Picard loop that stops at a relative change of the whole state.
+    """A Picard loop that stops when the relative change of the whole state is small.
 
     Args:
         update: The map F.
@@ -66,7 +66,7 @@ def picard_by_hand(update: Update, state: Tensor, tol: float) -> Tensor:
 
 
 def rbp_by_hand(case: Case, tol: float, radius: float) -> Tensor:
-    """What one would write: Picard iteration without a tape, one taped step, and RBP behind it."""
+    """What one would write: Picard iteration without a tape, one taped step, and RBP in the backward pass."""
     update = case.update(case.prepare(*case.parameters))
     with torch.no_grad():
         state = picard_by_hand(update, case.start, tol)
@@ -77,7 +77,7 @@ def rbp_by_hand(case: Case, tol: float, radius: float) -> Tensor:
 
 
 def unrolled_by_hand(case: Case, tol: float, radius: float) -> Tensor:
-    """What one would write without any of this: the same loop on the tape."""
+    """The simplest version: the same loop on the tape."""
     return picard_by_hand(case.update(case.prepare(*case.parameters)), case.start, tol)
 
 
@@ -86,7 +86,7 @@ def ours(make: Callable[[Picard, float, float], GradientEstimator], order: int =
 
     Args:
         make: Makes the estimator from a solver, the tolerance and the spectral radius.
-        order: The highest order of derivatives that is wanted.
+        order: The highest order of derivatives.
     """
     made = functools.cache(lambda tol, radius: make(Picard(MAX_STEPS, tol), tol, radius))
 
@@ -99,7 +99,7 @@ def ours(make: Callable[[Picard, float, float], GradientEstimator], order: int =
 
 
 def terms(tol: float, radius: float) -> int:
-    """How many terms of a Neumann series are needed for its last one to be within a tolerance."""
+    """The number of terms after which the last one of a Neumann series is within a tolerance."""
     return max(1, math.ceil(math.log(tol) / math.log(radius)))
 
 

@@ -1,6 +1,6 @@
-"""Networks that methods are compared on, in plain PyTorch and made on its default device.
+"""Networks for the comparison, in plain PyTorch and on its default device.
 
-Nothing here is of this project, so that any version of it can be measured on them.
+Nothing here depends on this project, so that any version of it can be measured.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from torch.nn.functional import conv2d, one_hot, softmax
 
 @dataclass
 class Case:
-    """A network to find the fixed point of, and to differentiate.
+    """A network whose fixed point is solved for and differentiated.
 
     Attributes:
-        parameters: Leaves that a gradient is wanted for.
-        prepare: Makes what a step uses from the parameters, once for each solve.
+        parameters: Leaf tensors to differentiate with respect to.
+        prepare: Computes what a step uses from the parameters, once per solve.
         step: F, from a state and what was prepared to the next state.
         start: The initial state.
         batch_dims: The number of leading dimensions that index independent samples.
-        constants: What ``prepare`` and ``step`` use beside, by name, for who writes them anew elsewhere.
+        constants: What else ``prepare`` and ``step`` use, by name, for implementations elsewhere.
     """
 
     parameters: list[Tensor]
@@ -32,11 +32,11 @@ class Case:
     constants: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, prepared: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
-        """F as a map of states alone."""
+        """F as a function of the state alone."""
         return lambda state: self.step(state, *prepared)
 
     def loss(self, state: Tensor) -> Tensor:
-        """Mean square of the state: that of a method is right if its gradient is."""
+        """The loss: the mean square of the state."""
         return state.square().mean()
 
 
@@ -52,10 +52,10 @@ def normal_numbers(seed: int, dtype: torch.dtype) -> Callable[..., Tensor]:
 
 
 def tanh(scale: float) -> Callable[[torch.dtype], Case]:
-    """A fully connected cell of 256 units on 64 samples, its activity the hyperbolic tangent.
+    """A fully connected tanh cell with 256 units and 64 samples.
 
     Args:
-        scale: Of W, whose entries have the standard deviation scale / 16.
+        scale: Scale of W, whose entries have the standard deviation scale / 16.
     """
 
     def make(dtype: torch.dtype) -> Case:
@@ -76,10 +76,10 @@ def tanh(scale: float) -> Callable[[torch.dtype], Case]:
 
 
 def hopfield(dtype: torch.dtype) -> Case:
-    """The Hopfield network of the paper's size: 784 + 1024 + 784 units, 10 images, gain and decay 0.5."""
+    """The Hopfield network in the paper's size: 784 + 1024 + 784 units, 10 images, gain and decay 0.5."""
     torch.manual_seed(0)
     units = 784 + 1024 + 784
-    weight = (0.02 * torch.randn(units, units)).to(dtype).requires_grad_()  # the upper triangle is what is learned
+    weight = (0.02 * torch.randn(units, units)).to(dtype).requires_grad_()  # only the upper triangle is learned
     images = (normal_numbers(1, dtype)(10, 784) > 1).to(dtype)
 
     def prepare(weight: Tensor) -> tuple[Tensor, ...]:
@@ -94,7 +94,7 @@ def hopfield(dtype: torch.dtype) -> Case:
 
 
 def convolution(dtype: torch.dtype) -> Case:
-    """A convolutional cell: 16 channels of 16 x 16, 16 samples, h <- tanh(K * h + x)."""
+    """A convolutional cell, h <- tanh(K * h + x), with 16 channels of 16 x 16 and 16 samples."""
     randn = normal_numbers(0, dtype)
     kernel = (0.07 * randn(16, 16, 3, 3)).requires_grad_()
     inputs = randn(16, 3, 16, 16)
@@ -110,7 +110,7 @@ def convolution(dtype: torch.dtype) -> Case:
 
 
 def training(dtype: torch.dtype) -> Case:
-    """A training as a network: full-batch SGD with momentum of a logistic regression, its L2 coefficients learned."""
+    """A training as a network: logistic regression by full-batch SGD with momentum, with learned L2 coefficients."""
     randn = normal_numbers(0, dtype)
     inputs = randn(500, 64)
     labels = softmax(4 * inputs @ randn(64, 10) / 8 + randn(500, 10), 1).argmax(1)

@@ -1,4 +1,4 @@
-"""The same by other packages, of which those are compared that are installed."""
+"""Methods of other packages, as far as these are installed."""
 
 import functools
 from importlib.util import find_spec
@@ -12,11 +12,11 @@ from benchmarks.peers.silva import SILVA
 
 
 def torchdeq(solver: str, max_steps: int = MAX_STEPS) -> Method:
-    """Torchdeq's implicit differentiation, with relative tolerances and one solver for both passes, made once.
+    """Torchdeq's implicit differentiation, with relative tolerances and the same solver for both passes.
 
     Args:
-        solver: Its name for the solver.
-        max_steps: Most steps of either pass.
+        solver: Torchdeq's name of the solver.
+        max_steps: Step limit of each pass.
     """
 
     @functools.cache
@@ -58,14 +58,14 @@ def torchopt(case: Case, tol: float, radius: float) -> Tensor:
 
 
 def xitorch(case: Case, tol: float, radius: float) -> Tensor:
-    """Xitorch's equilibrium by Anderson acceleration, and BiCGSTAB behind it.
+    """Xitorch's equilibrium with Anderson acceleration, and BiCGSTAB in the backward pass.
 
     Its default, Broyden's method, gets no closer than 5% to the gradient of the convolution in 200 steps.
     """
     from xitorch.optimize import equilibrium
 
     prepared = case.prepare(*case.parameters)
-    size = float(case.start.numel()) ** 0.5  # its tolerances of the state are absolute
+    size = float(case.start.numel()) ** 0.5  # its tolerances on the state are absolute
     found: Tensor = equilibrium(
         case.step,
         case.start,
@@ -79,12 +79,12 @@ def xitorch(case: Case, tol: float, radius: float) -> Tensor:
 
 
 def installed() -> dict[str, Method]:
-    """The peers that can be compared with here."""
+    """The methods of the packages that are installed."""
     peers: dict[str, dict[str, Method]] = {
         "torchdeq": {
             "torchdeq, fixed point": torchdeq("fixed_point_iter"),
             "torchdeq, Anderson": torchdeq("anderson"),
-            "torchdeq, Broyden": torchdeq("broyden", 200),  # makes room for two states each step that it may take
+            "torchdeq, Broyden": torchdeq("broyden", 200),  # allocates two states for each step of its limit
         },
         "torchopt": {"torchopt, normal CG": torchopt},
         "xitorch": {"xitorch, Anderson": xitorch},

@@ -1,4 +1,4 @@
-"""The same by silva-networks, its forward solvers and gradients."""
+"""Methods of silva-networks: its forward solvers and gradients."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ from benchmarks.peers.methods import MAX_STEPS, Method, terms
 from benchmarks.peers.networks import Case
 
 SPACE = 200
-"""Most vectors that its GMRES keeps; each step solves a least-squares problem of all of them anew."""
+"""Limit on the vectors that its GMRES keeps; each step solves a least-squares problem with all of them."""
 
 
 def silva(solver: str, gradient: str, **options: Any) -> Method:
     """Silva-networks' equilibrium, with relative tolerances.
 
-    The ridge of its Anderson acceleration is absolute and far above small residuals, which it would not get past, so it
-    is made smaller. Broyden's method takes a batch for one state.
+    The ridge of its Anderson acceleration is absolute, and by default far above small residuals, which the solve would
+    then not reach. It is reduced here. Its Broyden's method treats a batch as one state.
 
     Args:
-        solver: Its name for the forward solver.
-        gradient: Its name for the gradient.
-        **options: More of its settings.
+        solver: Its name of the forward solver.
+        gradient: Its name of the gradient.
+        **options: Further settings.
     """
 
     def method(case: Case, tol: float, radius: float) -> Tensor:

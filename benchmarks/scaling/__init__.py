@@ -1,1 +1,1 @@
-"""What training takes as steps, products, states and processes grow: a model, and measurements against it."""
+"""The cost of a training step as steps, products, states and processes grow: a model, and measurements."""

@@ -1,4 +1,4 @@
-"""The model of a training step against measurements of it, and what it says of many devices."""
+"""The model of a training step compared with measurements, and its estimates for many devices."""
 
 import statistics
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ from benchmarks.scaling.worker import rank_of
 from benchmarks.timing import check_repeats
 
 FITTED = ((10, 5), (40, 5), (10, 20))
-"""Steps and products that the machine's figures are fitted to."""
+"""Steps and products of the training steps to which the constants of the machine are fitted."""
 
 CHECKED = ((20, 10), (80, 5), (20, 40))
-"""Steps and products that are predicted."""
+"""Steps and products of the training steps that are predicted."""
 
 SHARED: tuple[Sharing, ...] = ("ddp", "fsdp", "fsdp kept")
 
@@ -39,12 +39,12 @@ def measured_by(ranks: int, jobs: Sequence[Job], repeats: int) -> list[dict[str,
     """Measures training steps in processes of their own.
 
     Args:
-        ranks: How many processes.
+        ranks: Number of processes.
         jobs: The training steps.
-        repeats: How often each is timed.
+        repeats: Number of repeats.
 
     Returns:
-        What each process found.
+        The measurements of each process.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([rank_of.__module__])
@@ -55,7 +55,7 @@ def measured_by(ranks: int, jobs: Sequence[Job], repeats: int) -> list[dict[str,
 
 
 def fitted(jobs: Sequence[Job], found: Sequence[dict[str, Any]]) -> Machine:
-    """Fits a machine's figures to measurements of one process, by least squares of the relative error.
+    """Fits a machine's constants to measurements of one process, by least squares of the relative error.
 
     Args:
         jobs: Training steps.
@@ -71,12 +71,12 @@ def fitted(jobs: Sequence[Job], found: Sequence[dict[str, Any]]) -> Machine:
 def with_messages(
     machine: Machine, messages: dict[int, float], jobs: Sequence[Job], found: Sequence[dict[str, Any]]
 ) -> Machine:
-    """Adds what messages between two processes take, and what FSDP does with them.
+    """Adds the constants of messages between two processes and of FSDP.
 
     Args:
-        machine: What one process takes.
-        messages: Seconds of an all-reduce, which is two messages of half its elements, by its elements.
-        jobs: A training step by DDP, which the others are compared with turn by turn, and the same by FSDP.
+        machine: The constants of one process.
+        messages: Seconds of an all-reduce, by its number of elements; it consists of two messages of half that size.
+        jobs: A training step with DDP, and the same with FSDP, which are compared in each turn.
         found: Their measurements.
     """
     slope, start = np.polyfit([4 * elements for elements in messages], list(messages.values()), 1).tolist()
@@ -108,7 +108,7 @@ def row(job: Job, machine: Machine, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lays predictions beside measurements, as Markdown."""
+    """Formats predictions and measurements as Markdown."""
     lines = []
     for one in rows:
         ratios = [taken / one["predicted_seconds"] for taken in one["seconds"]]
@@ -128,12 +128,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def extrapolated(devices: Sequence[int], job: Job, machine: Machine) -> list[dict[str, Any]]:
-    """What the model says of more devices, each with as large a state.
+    """The model's estimates for more devices, each with a state of the same size.
 
     Args:
         devices: Numbers of devices.
-        job: The training step of one.
-        machine: What each device takes.
+        job: The training step of one device.
+        machine: The constants of each device.
     """
     rows = []
     for count in devices:
@@ -153,7 +153,7 @@ def extrapolated(devices: Sequence[int], job: Job, machine: Machine) -> list[dic
 
 
 def table_of_devices(rows: Sequence[dict[str, Any]]) -> str:
-    """Lays what the model says of more devices out as Markdown."""
+    """Formats the model's estimates for more devices as Markdown."""
     lines = [
         [
             row["devices"],
@@ -178,24 +178,24 @@ def scaling(
     latency: PositiveFloat = 1e-5,
     out: Path = Path("logs/scaling"),
 ) -> None:
-    """What a training step takes as steps, products, states and processes grow: a model against measurements.
+    """The cost of a training step as steps, products, states and processes grow: a model, and measurements.
 
-    Fits the figures of this machine to a few training steps, predicts others, of one process and of two, and measures
-    them: processor time, peak of the allocator and number of collectives. Then says what the model gives for many
-    devices of an assumed kind. Prints both tables and leaves a CSV file of each.
+    Fits the constants of this machine to a few training steps, predicts others, with one process and with two, and
+    measures these: CPU time, peak memory and number of collectives. Then evaluates the model for many devices of an
+    assumed kind. Prints both tables, and writes a CSV file of each.
 
     Args:
         width: Units of a sample; the parameters are its square.
-        samples: Samples of a process.
-        repeats: How often each is timed, at least 2.
-        devices: Numbers of devices to say something of.
-        rate: Floating-point operations a second of such a device, assumed.
-        bandwidth: Bytes a second from one to the next, assumed.
-        latency: Seconds of a message, assumed.
+        samples: Numbers of samples of a process.
+        repeats: Number of repeats, at least 2.
+        devices: Numbers of devices for the estimates.
+        rate: Assumed floating-point operations per second of such a device.
+        bandwidth: Assumed bytes per second from one device to the next.
+        latency: Assumed seconds of a message.
         out: Folder to write to.
 
     Raises:
-        UserError: If an argument is not possible here.
+        UserError: If an argument is invalid.
     """
     check_repeats(repeats)
     states = [width * count for count in samples]
@@ -212,7 +212,7 @@ def scaling(
     rows = [row(job, machine, measured) for job, measured in zip([*alone, *shared], found, strict=True)]
     print(table(rows))
     print(f"\nA solve and its gradient hold {machine.states:.1f} states.\n")
-    # A step and a product are a multiplication by the weights each, the parameters' gradient another one.
+    # A step, a product and the gradient of the parameters are one multiplication by the weights each.
     large, each = Job(30, 15, 10**7, 10**8), 2 * 10**4 / rate
     assumed = Machine(each, each, each, 0.0, latency, bandwidth, states=machine.states)
     of_devices = extrapolated(devices, large, assumed)

@@ -1,20 +1,20 @@
-"""Time, memory and traffic of a training step as functions of what they depend on."""
+"""A model of the time, memory and traffic of a training step."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 Sharing: TypeAlias = Literal["one", "ddp", "fsdp", "fsdp kept"]
-"""How processes share the parameters: there is one process (``"one"``), each has a copy (``"ddp"``), or each has a
-shard, and all are gathered for each use (``"fsdp"``), or are kept from a forward pass to the next backward pass
+"""How processes share the parameters. There is one process (``"one"``), or each has a copy (``"ddp"``), or each has a
+shard; all shards are then gathered for each use (``"fsdp"``), or kept from a forward pass to the next backward pass
 (``"fsdp kept"``)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training step by an implicit estimator, as each process does it.
+    """A training step with an implicit estimator, in each process.
 
     Attributes:
-        steps: T, applications of the update, the taped one counted.
+        steps: T, applications of the update, including the taped one.
         products: K, products with the transposed Jacobian, through the taped application.
         state: Elements of this process's states.
         parameters: Elements of the parameters.
@@ -31,14 +31,14 @@ class Job:
 
     @property
     def uses(self) -> int:
-        """How often sharded parameters are used: for each application, each product and the parameters' gradient."""
+        """How often sharded parameters are used: in each application, each product and the parameters' gradient."""
         return self.steps + self.products + 1 if self.sharing.startswith("fsdp") else 0
 
     @property
     def gathers(self) -> int:
         """How often the parameters are gathered: for each use.
 
-        Kept parameters are let go after a backward pass, and a product is one.
+        Kept parameters are freed after a backward pass, and a product is one.
         """
         return 1 + self.products if self.sharing == "fsdp kept" else self.uses
 
@@ -50,18 +50,18 @@ class Job:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine takes.
+    """The constants of a machine.
 
     Attributes:
-        step: Seconds of an application of the update for each element of a state.
-        product: Seconds of a product for each element of a state.
-        once: Seconds of what comes once, for each element of a state: the loss, the gradient of the parameters.
-        fixed: Seconds of a training step that depend on none of these.
+        step: Seconds of an application of the update, per element of a state.
+        product: Seconds of a product, per element of a state.
+        once: Seconds of the work done once (loss, gradient of the parameters), per element of a state.
+        fixed: Seconds of a training step that do not depend on its size.
         latency: Seconds of a message to the next process.
-        bandwidth: Bytes a second to the next process.
-        gather: Seconds that a gather takes beyond its message: parameters are copied in and out of it.
-        use: Seconds that a use of sharded parameters takes beyond that, as it looks whether there is something to do.
-        states: How many states a solve and its gradient hold at once.
+        bandwidth: Bytes per second to the next process.
+        gather: Seconds of a gather beyond its message, since parameters are copied in and out.
+        use: Further seconds for each use of sharded parameters, in FSDP's hooks.
+        states: Number of states that a solve and its gradient hold at once.
     """
 
     step: float
@@ -76,7 +76,7 @@ class Machine:
 
 
 def sent_bytes(job: Job) -> float:
-    """Bytes in float32 that a process sends to the next one in a training step, in a ring.
+    """Bytes that a process sends to the next one in a training step, in a ring and in float32.
 
     Args:
         job: The training step.
@@ -85,46 +85,46 @@ def sent_bytes(job: Job) -> float:
 
 
 def sending_seconds(job: Job, machine: Machine) -> float:
-    """Seconds of the messages of a training step, each after the other, and of what goes with them.
+    """Seconds of the messages of a training step, one after another, including gathers and uses.
 
     Args:
         job: The training step.
-        machine: What it runs on.
+        machine: The machine.
     """
     waited = job.sends * (job.ranks - 1) * machine.latency + sent_bytes(job) / machine.bandwidth
     return waited + job.gathers * machine.gather + job.uses * machine.use
 
 
 def seconds(job: Job, machine: Machine) -> float:
-    """Seconds of a training step, no message of which is hidden behind computation.
+    """Seconds of a training step, without overlap of messages and computation.
 
     Args:
         job: The training step.
-        machine: What it runs on.
+        machine: The machine.
     """
     for_each = job.steps * machine.step + job.products * machine.product + machine.once
     return job.state * for_each + machine.fixed + sending_seconds(job, machine)
 
 
 def working_bytes(job: Job, machine: Machine) -> float:
-    """Bytes in float32 that a training step holds at its peak beyond what stays: neither T nor K is in it.
+    """Peak bytes of a training step in float32, beyond those that stay allocated. They depend on neither T nor K.
 
-    The gradient of the parameters is made once most states are gone, so that the larger one counts.
+    The gradient of the parameters is formed when most states are freed, so the larger of the two counts.
 
     Args:
         job: The training step.
-        machine: What it runs on.
+        machine: The machine.
     """
     gathered = job.parameters if job.gathers else 0
     return 4 * (max(machine.states * job.state, job.parameters) + gathered)
 
 
 def kept_bytes(job: Job, optimizer: int = 2) -> float:
-    """Bytes in float32 that stay from step to step: the parameters and what the optimiser keeps.
+    """Bytes that stay allocated between training steps, in float32: parameters and optimiser states.
 
     Args:
         job: The training step.
-        optimizer: Numbers that the optimiser keeps for each parameter; Adam keeps two.
+        optimizer: Numbers that the optimiser keeps per parameter; two for Adam.
     """
     shards = job.ranks if job.sharing.startswith("fsdp") else 1
     return 4 * job.parameters * (1 + optimizer) / shards

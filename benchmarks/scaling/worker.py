@@ -1,4 +1,4 @@
-"""One of the processes of a training step that is measured."""
+"""One of the processes of a measured training step."""
 
 import statistics
 import time
@@ -20,7 +20,7 @@ from benchmarks.scaling.model import Job
 from rbp_lightning import ConvergenceWarning, NeumannRBP, Picard
 
 MESSAGES = (2**16, 2**20, 2**22)
-"""Elements of the messages whose times tell latency and bandwidth."""
+"""Elements of the messages that latency and bandwidth are fitted to."""
 
 
 class Cell(nn.Module):
@@ -45,7 +45,7 @@ class Network(nn.Module):
 
     Args:
         cell: The cell.
-        job: How many steps and products.
+        job: The training step, with its numbers of steps and products.
     """
 
     def __init__(self, cell: nn.Module, job: Job) -> None:
@@ -59,10 +59,10 @@ class Network(nn.Module):
 
 
 def network(job: Job) -> tuple[nn.Module, Tensor]:
-    """Makes the network of a job, shared as it says, and a drive of this process.
+    """Makes the network of a job, shared as the job says, and the inputs of this process.
 
     Args:
-        job: The training step; its parameters are a square.
+        job: The training step; its number of parameters is a square.
     """
     torch.manual_seed(0)
     width = round(job.parameters**0.5)
@@ -94,14 +94,14 @@ def step_of(job: Job) -> Callable[[], None]:
 
 
 def measured(jobs: Sequence[Job], repeats: int) -> list[dict[str, Any]]:
-    """Does training steps in turn, in this process.
+    """Runs training steps in turn, in this process.
 
     Args:
         jobs: The training steps.
-        repeats: How often each is timed, after one that is not.
+        repeats: Number of repeats, after one that is not timed.
 
     Returns:
-        Of each the seconds of the processor, the peak of the allocator in bytes, and how many collectives there were.
+        For each training step CPU seconds, peak bytes of the allocator, and the number of collectives.
     """
     steps = [step_of(job) for job in jobs]
     found: list[dict[str, Any]] = [{"seconds": []} for _ in jobs]
@@ -120,7 +120,7 @@ def measured(jobs: Sequence[Job], repeats: int) -> list[dict[str, Any]]:
 
 
 def message_seconds(repeats: int) -> dict[int, float]:
-    """Median seconds of the processor that an all-reduce takes, by its elements."""
+    """Median CPU seconds of an all-reduce, by its number of elements."""
     found = {}
     for elements in MESSAGES:
         message, times = torch.ones(elements), []
@@ -134,12 +134,12 @@ def message_seconds(repeats: int) -> dict[int, float]:
 
 @contextmanager
 def joined(rank: int, ranks: int, store: Path) -> Iterator[None]:
-    """Joins the processes for as long as the block lasts.
+    """Joins the process group for the duration of the block.
 
     Args:
-        rank: Which one this is.
-        ranks: How many there are.
-        store: A file, which they meet by.
+        rank: Rank of this process.
+        ranks: Number of processes.
+        store: The file through which they find each other.
     """
     place = f"file://{store}"
     dist.init_process_group("gloo", init_method=place, rank=rank, world_size=ranks, timeout=timedelta(minutes=10))
@@ -153,14 +153,14 @@ def rank_of(rank: int, ranks: int, store: Path, jobs: Sequence[Job], repeats: in
     """Measures jobs as one of several processes, or as the only one.
 
     Args:
-        rank: Which process this is.
-        ranks: How many there are.
-        store: A file, which they meet by.
+        rank: Rank of this process.
+        ranks: Number of processes.
+        store: The file through which they find each other.
         jobs: The training steps.
-        repeats: How often each is timed.
+        repeats: Number of repeats.
 
     Returns:
-        What was measured of each job, and of messages.
+        The measurements of the jobs, and of messages.
     """
     torch.set_num_threads(1)
     with warnings.catch_warnings():

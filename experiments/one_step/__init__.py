@@ -1,1 +1,1 @@
-"""Is a one-step gradient enough: gradient errors over training, what trainings end in, and limits of their states."""
+"""Is a one-step gradient enough? Gradient errors during training, results of trainings, and limits of their states."""

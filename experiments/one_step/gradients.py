@@ -26,7 +26,7 @@ from rbp_lightning.linear import GMRES, spectral_radius
 from rbp_lightning.solvers import FixedPointSolver
 
 DENSE_SIZE = 1100
-"""Most elements of a state whose adjoint equation is solved densely."""
+"""Largest state whose adjoint equation is solved densely, in elements."""
 
 MEASURED: dict[str, Callable[[FixedPointSolver], GradientEstimator]] = {
     "JFB": lambda solver: JFB(solver),
@@ -40,14 +40,14 @@ MEASURED: dict[str, Callable[[FixedPointSolver], GradientEstimator]] = {
     "GMRES:20": lambda solver: Implicit(GMRES(20, tol=0.0), solver),
     "BPTT": lambda solver: BPTT(solver),
 }
-"""The gradients that are compared, by name, with the forward solver of the training."""
+"""The gradients to compare, by name, as functions of the training's forward solver."""
 
 FIGURES = ["cosine to exact", "error to exact", "cosine to BPTT", "error to BPTT"]
-"""What is measured of each."""
+"""What is measured for each."""
 
 
 class _LastSolve(SolveObserver):
-    """Looks at where a solve ended."""
+    """Observes where a solve ended."""
 
     radius = residual = float("nan")
 
@@ -59,8 +59,8 @@ class _LastSolve(SolveObserver):
 def gradient_errors(reasoner: EquilibriumReasoner, batch: dict[str, Tensor]) -> dict[str, float]:
     """Compares gradients of the training loss at one state of a training, in float64.
 
-    All start from the iterate that the training's forward solve ends in, be it a fixed point or not. The exact adjoint
-    solves (I - J^T) z = g there; BPTT differentiates the steps as they are. A Jacobian penalty is left out, as its
+    All are taken at the last iterate of the training's forward solve, whether it is a fixed point or not. The exact
+    adjoint solves (I - J^T) z = g there; BPTT differentiates the steps. A Jacobian penalty is left out, since its
     gradient is the same for all.
 
     Args:
@@ -68,8 +68,8 @@ def gradient_errors(reasoner: EquilibriumReasoner, batch: dict[str, Tensor]) -> 
         batch: A training batch.
 
     Returns:
-        For each gradient ``FIGURES``, of all parameters together, under ``"NAME: FIGURE"``; and of the median sample
-        the ``"spectral radius"`` of J and the ``"residual"`` of the last solve.
+        For each gradient the ``FIGURES`` of all parameters together, as ``"NAME: FIGURE"``; and the medians over the
+        samples of the ``"spectral radius"`` of J and of the ``"residual"`` of the last solve.
     """
     wide: Any = copy_of(reasoner).double()
     wide.jacobian_penalty, wide.log = 0.0, _ignored

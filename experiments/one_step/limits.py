@@ -1,4 +1,4 @@
-"""What a state comes to when it is iterated for long, and whether that depends on where it began."""
+"""Limits of a state under many iterations, and their dependence on the initial state."""
 
 from dataclasses import dataclass
 
@@ -13,22 +13,22 @@ from rbp_lightning.pytree import State, change_and_size, flatten_state
 from rbp_lightning.solvers import Update
 
 TOL = 1e-4
-"""Relative change within which a state has come back to where it was."""
+"""Relative change within which a state counts as unchanged."""
 
 FALLING = 0.1
-"""Factor by which the residual of a state that still converges falls in as many steps again."""
+"""Factor by which twice the steps must reduce the residual of a state that still converges."""
 
 KINDS = ["fixed", "cycle", "falling", "wandering"]
-"""Fixed point, 2-cycle, a residual that still falls, and none of these."""
+"""A fixed point, a 2-cycle, a residual that still falls, and anything else."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where the samples of a batch end.
+    """The limits of the samples of a batch.
 
     Attributes:
-        state: The state after the budget of steps.
-        residual: Relative change by a step then, per sample.
+        state: The state after the given number of steps.
+        residual: Relative change in the next step, per sample.
         residual_twice: The same after twice the steps.
         kinds: Index into ``KINDS`` after twice the steps, per sample.
         radius: Spectral radius of J after twice the steps, per sample.
@@ -41,24 +41,24 @@ class Limits:
     radius: Tensor
 
     def share(self, kind: str) -> float:
-        """Share of the samples that end so."""
+        """The share of the samples of this kind."""
         return float((self.kinds == KINDS.index(kind)).float().mean())
 
 
 def change(one: State, other: State) -> Tensor:
-    """Distance of two states relative to the second one's norm, per sample."""
+    """Distance between two states relative to the norm of the second, per sample."""
     distance, size = change_and_size(flatten_state(one, 1)[0], flatten_state(other, 1)[0], 1)
     return torch.where(distance == 0, 0.0, distance / size)
 
 
 @torch.no_grad()
 def iterate(update: Update, state: State, steps: int) -> State:
-    """Applies an update, fewer times where every sample has settled at rounding.
+    """Applies an update repeatedly; stops early when no sample changes beyond rounding.
 
     Args:
         update: The map F.
-        state: Where to begin, with samples in the first dimension.
-        steps: How often.
+        state: The initial state, with samples in the first dimension.
+        steps: Number of steps.
     """
     for step in range(steps):
         previous, state = state, update(state)
@@ -69,12 +69,12 @@ def iterate(update: Update, state: State, steps: int) -> State:
 
 @torch.no_grad()
 def limits_of(update: Update, state: State, budget: int) -> Limits:
-    """Iterates for a budget of steps, then for as many again, and says what the state has come to.
+    """Iterates for a number of steps, then for as many again, and classifies the limits.
 
     Args:
         update: The map F.
-        state: Where to begin, with samples in the first dimension.
-        budget: How many steps.
+        state: The initial state, with samples in the first dimension.
+        budget: Number of steps.
 
     Example:
         >>> turned = limits_of(lambda h: 1 / h, torch.tensor([[2.0], [1.0]]), budget=10)
@@ -97,16 +97,16 @@ def limits_of(update: Update, state: State, budget: int) -> Limits:
 
 @torch.no_grad()
 def path_independence(cell: ReasoningCell, inputs: Tensor, budget: int, seed: int = 0) -> tuple[float, float]:
-    """Compares what two random starts come to (Anil et al., NeurIPS 2022).
+    """Compares the limits from two random initial states (Anil et al., NeurIPS 2022).
 
     Args:
         cell: The cell.
-        inputs: Puzzles.
-        budget: How many steps.
-        seed: Seed of the starts, normal random numbers.
+        inputs: The puzzles.
+        budget: Number of steps.
+        seed: Seed of the initial states, which are normal random numbers.
 
     Returns:
-        The share of the puzzles with the same answer from both, and the median relative distance of the states.
+        The share of puzzles with the same answer from both, and the median relative distance of the states.
     """
     update, zeros = cell.start(inputs)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The study's tables on a page, out of its file."""
+"""The tables of the study on a page, from its CSV file."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from experiments.runs import Row
 Layout = Callable[[list[Row]], str]
 
 PLAIN = {"cell": "one", "variant": "plain"}
-"""The trainings that the page is about."""
+"""The trainings that the page shows."""
 
 
 def sizes_of(rows: list[Row]) -> list[int]:
@@ -22,8 +22,8 @@ def of_runs(which: Row, layout: Layout) -> Layout:
     """A layout of some of a file's runs.
 
     Args:
-        which: What the runs have in these columns.
-        layout: Lays them out.
+        which: The values of the runs in these columns.
+        layout: The layout.
     """
     return lambda rows: layout([row for row in rows if which.items() <= row.items()])
 
@@ -38,4 +38,4 @@ LAYOUTS: dict[str, Layout] = {
     },
     "relations": of_runs(PLAIN, lambda rows: relations(rows, sizes_of(rows))),
 }
-"""What lays out a table of the study's file, by the table's name."""
+"""The layout of each table of the study's file, by its name."""

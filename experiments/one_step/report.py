@@ -28,12 +28,12 @@ def groups_of(rows: list[Row]) -> dict[Group, list[Row]]:
 
 
 def title(group: Group) -> str:
-    """What a cell and a variant are called."""
+    """The title of a cell and a variant."""
     return f"{group[0]} latent state{'s' * (group[0] == 'two')}, {group[1]}"
 
 
 def report(rows: list[Row], sizes: list[int], moments: list[int]) -> str:
-    """Lays the study out as Markdown.
+    """Formats the study as Markdown.
 
     Args:
         rows: The runs.
@@ -49,7 +49,7 @@ def report(rows: list[Row], sizes: list[int], moments: list[int]) -> str:
 
 
 def results(rows: list[Row], sizes: list[int]) -> str:
-    """What came of the trainings: means over the seeds, and differences to the first estimator by seed."""
+    """The results of the trainings: means over the seeds, and paired differences to the first estimator."""
     last, first = sizes[-1], None
     lines: list[list[str]] = []
     for name, runs in _by_estimator(rows).items():
@@ -87,7 +87,7 @@ def gradients(rows: list[Row], moments: list[int]) -> str:
 
 
 def relations(rows: list[Row], sizes: list[int]) -> str:
-    """Spearman's rank correlations with the share of the largest puzzles that is right, over all runs."""
+    """Spearman's rank correlations with the share of the largest puzzles solved exactly, over all runs."""
     exact = [float(row[f"exact {sizes[-1]}"]) for row in rows]
     columns = {
         "same answer from two random starts": [float(row[f"alike {sizes[-1]}"]) for row in rows],
@@ -106,19 +106,19 @@ def relations(rows: list[Row], sizes: list[int]) -> str:
 
 
 def own_cosine(row: Row, reference: str) -> float:
-    """Cosine of the gradient that a run was trained with, the mean of the moments within its training."""
+    """Mean cosine, over the moments of its training, of the gradient that a run was trained with."""
     cosines = row.get(f"{row['estimator']}: cosine to {reference}", "nan").split()
     return statistics.mean(float(one) for one in cosines)
 
 
 def over_time(rows: list[Row], figure: str) -> list[float]:
-    """The median of the runs at each moment."""
+    """The median over the runs at each moment."""
     series = [[float(value) for value in row[figure].split()] for row in rows]
     return [statistics.median(values) for values in zip(*series, strict=True)]
 
 
 def draw(rows: list[Row], sizes: list[int], moments: list[int], path: Path) -> None:
-    """Draws cosines over the training, what came of each training, and path independence, into a PNG file.
+    """Plots cosines during training, results, and path independence to a PNG file.
 
     Args:
         rows: The runs.
@@ -150,7 +150,7 @@ def draw(rows: list[Row], sizes: list[int], moments: list[int], path: Path) -> N
 
 
 def draw_cosines(panel: Axes, rows: list[Row], moments: list[int]) -> None:
-    """Draws the median cosine of each gradient to the exact adjoint and to BPTT, over the training."""
+    """Plots the median cosine of each gradient to the exact adjoint and to BPTT during training."""
     for place, name in enumerate(MEASURED):
         for reference, style in (("exact", "o-"), ("BPTT", "s:")):
             values = over_time(rows, f"{name}: cosine to {reference}")

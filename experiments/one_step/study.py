@@ -20,10 +20,10 @@ from experiments.runs import Row, config_keys, fit, run_missing
 from models import EquilibriumReasoner
 
 MOMENTS = (0.0, 0.25, 0.5, 1.0)
-"""When gradients are measured, in parts of the training."""
+"""When gradients are measured, as fractions of the training."""
 
 SAMPLES = 8
-"""Samples of the batch that they are measured on."""
+"""Number of samples on which they are measured."""
 
 AT_MOMENTS = ["loss", "spectral radius", "residual", *(f"{name}: {figure}" for name in MEASURED for figure in FIGURES)]
 
@@ -32,24 +32,24 @@ def moments(batches: int) -> list[int]:
     """Numbers of batches after which gradients are measured.
 
     Args:
-        batches: How many batches a training has.
+        batches: Number of batches of a training.
     """
     return [round(part * batches) for part in MOMENTS]
 
 
 class Snapshots(Callback):
-    """Keeps the parameters at chosen numbers of batches."""
+    """Keeps the parameters after given numbers of batches."""
 
     def __init__(self, batches: list[int]) -> None:
         self.batches = batches
         self.kept: dict[int, dict[str, Tensor]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the first."""
+        """Keeps the initial parameters."""
         self._keep(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Keeps a later one."""
+        """Keeps later parameters."""
         self._keep(trainer, pl_module)
 
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
@@ -60,15 +60,15 @@ class Snapshots(Callback):
 def over_training(
     reasoner: EquilibriumReasoner, snapshots: dict[int, dict[str, Tensor]], batch: dict[str, Tensor]
 ) -> dict[str, str]:
-    """Measures gradients at several states of a training.
+    """Measures gradients at several moments of a training.
 
     Args:
-        reasoner: The reasoner, which is left with the last state.
-        snapshots: Its states, by number of batches.
-        batch: The batch on which to measure.
+        reasoner: The reasoner; it keeps the last parameters.
+        snapshots: Its parameters, by number of batches.
+        batch: The batch to measure on.
 
     Returns:
-        Figures by name, each a number for each state, separated by spaces.
+        Figures by name, each with one number per moment, separated by spaces.
     """
     found = []
     for state in snapshots.values():
@@ -81,12 +81,12 @@ def over_training(
 
 
 def after_training(reasoner: EquilibriumReasoner, splits: dict[int, Any], budgets: dict[int, int]) -> dict[str, str]:
-    """Solves test puzzles of each size, and looks at what the states come to.
+    """Solves test puzzles of each size, and classifies the limits of the states.
 
     Args:
         reasoner: The reasoner.
-        splits: The puzzles by size.
-        budgets: Steps by size.
+        splits: The puzzles, by size.
+        budgets: Numbers of steps, by size.
 
     Returns:
         Figures by name.
@@ -113,18 +113,18 @@ def after_training(reasoner: EquilibriumReasoner, splits: dict[int, Any], budget
 
 
 def train_and_measure(keys: Row, task: str, batches: int) -> dict[str, Any]:
-    """Does one training, and measures its gradients and what came of it.
+    """Runs one training, and measures its gradients and its results.
 
     Args:
-        keys: What ``config_keys`` returns, cell, variant, estimator and seed.
+        keys: The result of ``config_keys``, cell, variant, estimator and seed.
         task: Name of the task.
-        batches: How many batches it has.
+        batches: Number of batches.
     """
     chosen = TASKS[task]
     snapshots = Snapshots(moments(batches))
     arguments = [*QUIET, *chosen.arguments, *chosen.cells[keys["cell"]], *VARIANTS[keys["variant"]]]
     arguments += [*arguments_of(keys["estimator"]), f"--data.data_seed={keys['seed']}"]
-    # These come last, so that they win.
+    # These come last, to override the others.
     arguments += [f"--trainer.max_steps={batches}", *keys["overrides"].split()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*val_dataloader|.*smaller than the logging")
@@ -154,22 +154,22 @@ def one_step(
 ) -> None:
     """Is a one-step gradient enough?
 
-    Trains cells of one and of two latent states by several estimators with the same seeds and number of batches. At
-    four moments it compares each cheap gradient with the exact adjoint and with BPTT; after the training it tests
-    puzzles of the size of training and of larger ones, looks at whether states end in a fixed point, a 2-cycle or
-    neither, and whether two random starts lead to the same answers. Prints tables, with differences to the first
-    estimator seed by seed, and leaves a picture beside the CSV file. Finished runs are kept in that file and not done
-    again unless the config changed; delete it when the code did.
+    Trains cells with one and with two latent states, by several estimators with the same seeds and number of batches.
+    At four moments, compares each cheap gradient with the exact adjoint and with BPTT. After the training, tests
+    puzzles of the training size and larger ones, checks whether states end in a fixed point, a 2-cycle or neither, and
+    whether two random initial states lead to the same answers. Prints tables, with differences to the first estimator
+    paired by seed, and writes a picture next to the CSV file. Finished runs are kept in that file, and repeated only if
+    the config changed; if the code changed, delete the file.
 
     Args:
-        task: What is learned.
-        cells: Of one or two latent states.
+        task: The task.
+        cells: Cells with one or two latent states.
         variants: Any of plain, penalty (a Jacobian penalty) and random start.
         estimators: Estimators to train with, as NAME or NAME:STEPS.
-        seeds: How many seeds, from 0, of the network and of the puzzles.
-        batches: How many batches a training has; null stands for the task's own number.
+        seeds: Number of seeds of network and puzzles, counted from 0.
+        batches: Number of batches of a training; null for the task's own number.
         overrides: Further arguments of the command line of each training, separated by spaces.
-        csv: File of finished runs; null stands for logs/one_step_TASK.csv.
+        csv: File of finished runs; null for logs/one_step_TASK.csv.
     """
     chosen, path = TASKS[task], Path(f"logs/one_step_{task}.csv") if csv is None else csv
     count = chosen.batches if batches is None else batches

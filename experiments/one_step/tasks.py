@@ -1,4 +1,4 @@
-"""What is trained: the tasks, their cells, and what is varied."""
+"""The tasks of the study, their cells, and their variants."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ class Task:
 
     Attributes:
         config: Config of an ``EquilibriumReasoner``.
-        batches: How many batches each training has.
-        budgets: Steps of the evaluation, by the size of the test puzzles; the last size is that of extrapolation.
-        cells: Arguments of the command line for a cell of one and of two latent states.
-        arguments: Arguments of the command line for all.
+        batches: Number of batches of each training.
+        budgets: Numbers of steps in evaluation, by size of the test puzzles; the last size tests extrapolation.
+        cells: Arguments of the command line for cells with one and with two latent states.
+        arguments: Arguments of the command line for both.
     """
 
     config: str
@@ -31,7 +31,7 @@ TASKS = {
         budgets={10: 12, 80: 160},
         cells={
             "one": ["--model.cell.num_hidden=24", "--estimator.solver.max_steps=12"],
-            # An update of it is three of the other's.
+            # One update of this cell consists of three of the other's.
             "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=16", "--estimator.solver.max_steps=6"],
         },
         arguments=[
@@ -57,14 +57,14 @@ TASKS = {
         arguments=["--data.cells=5", "--data.test_cells=[5,9]", "--data.num_val=1"],
     ),
 }
-"""The tasks by name. Another one of an ``EquilibriumReasoner`` is one more entry."""
+"""The tasks by name. To add another task of an ``EquilibriumReasoner``, add an entry."""
 
 VARIANTS = {
     "plain": [],
     "penalty": ["--model.jacobian_penalty=0.1"],
     "random start": ["--model.random_start=true"],
 }
-"""How a cell is trained."""
+"""Ways to train a cell."""
 
 QUIET = [
     "--trainer.callbacks=null",
@@ -72,14 +72,14 @@ QUIET = [
     "--trainer.enable_checkpointing=false",
     "--trainer.limit_val_batches=0",
     "--trainer.max_epochs=-1",
-    # What is wrong with the gradients is what is measured.
+    # The errors of the gradients are what is measured.
     "--policy={not_converged: ignore, diverged: ignore, adjoint: ignore, spectral_radius: ignore, truncation_tol: 1.0}",
 ]
-"""Trainings of a number of batches, of which the last state counts: none is chosen by a validation."""
+"""Options for a fixed number of batches without validation: the last parameters are tested."""
 
 
 def arguments_of(estimator: str) -> list[str]:
-    """Arguments of the command line for ``NAME`` or ``NAME:STEPS``, where ``GMRES`` stands for ``Implicit`` with it.
+    """Arguments of the command line for ``NAME`` or ``NAME:STEPS``; ``GMRES`` stands for ``Implicit`` with GMRES.
 
     Example:
         >>> arguments_of("NeumannRBP:4")

@@ -1,1 +1,1 @@
-"""The experiments of the paper again."""
+"""The paper's experiments, repeated."""

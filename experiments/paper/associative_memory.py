@@ -17,7 +17,7 @@ from experiments.runs import Row, label, mean_and_spread
 NAME = "Associative memory"
 LEVELS = (0.1, 0.3, 0.5, 0.7)
 SHOWN = 3
-"""The pattern whose recall is drawn."""
+"""Index of the pattern whose recall is drawn."""
 
 STEPS = [10, 20, 30]
 FULL = Scale(["configs/paper/hopfield.yaml"], truncated(STEPS), "", seeds=3)
@@ -33,14 +33,14 @@ MEASURED = ["loss", *ERRORS, "seconds", "curve", "corrupted", "recalled", "warni
 
 @watched
 def run(keys: Row) -> Measured:
-    """Trains a network, and has it recall images of several levels of corruption.
+    """Trains a network, and lets it recall images at several levels of corruption.
 
     Args:
         keys: Path of a config, further arguments of the command line, estimator and seed.
 
     Returns:
-        What ``MEASURED`` names: last training loss, percent of wrong pixels at each level, median seconds of an
-        epoch, loss curve, and a corrupted image of each level with what is recalled from it, in hexadecimal digits.
+        The values of ``MEASURED``: last training loss, percentage of wrong pixels at each level, median seconds per
+        epoch, loss curve, and for each level a corrupted image and its recall, in hexadecimal digits.
     """
     curve = Curve("train/loss")
     arguments = [f"--data.corruption_seed={keys['seed']}", "--trainer.limit_val_batches=0"]
@@ -78,12 +78,12 @@ def _table(rows: list[Row], estimators: list[str]) -> str:
         seconds = mean_and_spread(values_of(rows, name, "seconds"), 3)
         told = mean_and_spread(values_of(rows, name, "warnings"), 0)
         lines.append([label(name), mean_and_spread(losses, 4), *errors, seconds, told, len(losses)])
-    header = ["gradient", "training loss", *levels, "seconds an epoch", "epochs with a warning", "seeds"]
+    header = ["gradient", "training loss", *levels, "seconds per epoch", "epochs with a warning", "seeds"]
     return markdown(header, lines)
 
 
 def _draw_recall(rows: list[Row], path: Path) -> None:
-    """One digit: what is shown to the network, and what each estimator's recalls, in blocks of truncation steps."""
+    """Draws one digit, corrupted and as recalled with each estimator, in a block per number of truncation steps."""
     first = {row["estimator"]: row for row in rows if row["seed"] == "0"}
     names = ["corrupted", "BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP"]
     figure = Figure(figsize=(1.0 * len(STEPS) * len(LEVELS), 1.05 * len(names)), layout="constrained")
@@ -110,29 +110,28 @@ def section(rows: list[Row], folder: Path) -> str:
 
     Args:
         rows: The runs.
-        folder: Where the pictures go.
+        folder: The folder of the pictures.
     """
     bands(curves_at(STEPS, rows), folder / "memory_curves.png", "training, in percent", "training loss", "log")
     _draw_recall(rows, folder / "memory_recall.png")
     estimators = list(dict.fromkeys(row["estimator"] for row in rows))
-    return f"""Ten binarised images are stored, clean, and recalled from images of which a share of the on pixels is
-erased, twenty times each. Wrong pixels in percent, mean and standard deviation over the seeds; an estimator warns once
-an epoch at most.
+    return f"""Ten clean binarised images are stored. They are recalled from images in which a share of the on pixels is
+erased, twenty times each. The table shows the percentage of wrong pixels, mean and standard deviation over the seeds.
+An estimator warns at most once per epoch.
 
 {_table(rows, estimators)}
 
 ![Training curves against truncation steps](memory_curves.png)
 
-*Mean over the seeds; the bands are from the smallest to the largest.*
+*Mean over the seeds, with bands from the smallest to the largest value.*
 
 ![Recall against truncation steps and corruption](memory_recall.png)
 
-*One digit at several levels of corruption, and what the networks of seed 0 recall from it. BPTT has no truncation
-steps.*"""
+*One digit at several levels of corruption, and its recall by the networks of seed 0. BPTT has no truncation steps.*"""
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """The paper's findings on these runs."""
+    """Compares these runs with the paper's findings."""
     last = STEPS[-1]
     losses = {name: values_of(rows, name, "loss") for name in dict.fromkeys(row["estimator"] for row in rows)}
     found = [

@@ -15,7 +15,7 @@ from experiments.runs import Row, estimator_arguments, fit_and_test, label, mean
 from rbp_lightning.solvers import Update
 
 NAME = "Documents"
-# From its random start RBP needs more than the 20 steps that are all estimators' default.
+# With its random start, RBP needs more than the default of 20 steps.
 ESTIMATORS = ["BPTT", "TBPTT", "RBP", "RBP:60", "NeumannRBP", "CGRBP"]
 FULL = Scale(["configs/paper/cora.yaml"], ESTIMATORS, "", seeds=8)
 QUICK = Scale(
@@ -28,11 +28,11 @@ MEASURED = ["val_accuracy", "test_accuracy", "seconds", "differences", "warnings
 
 
 def measured(update: Update, norms: list[Tensor]) -> Update:
-    """An update that keeps how far each of its steps goes.
+    """Wraps an update, to keep the norm of each change.
 
     Args:
         update: The update.
-        norms: Takes the norms of the changes.
+        norms: The list that receives the norms.
     """
 
     def step(state: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ def measured(update: Update, norms: list[Tensor]) -> Update:
 
 
 class DifferenceNorms(Callback):
-    """Keeps the norm of each change of the state in the last training step's solve, ||h_t - h_(t-1)||."""
+    """Keeps the norms of the changes, ||h_t - h_(t-1)||, in the solve of the last training step."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Has the cell make an update that is measured."""
+        """Replaces the cell's update by a measured one."""
         if trainer.current_epoch != trainer.max_epochs - 1:  # type: ignore[operator]
             return
         cell: Any = pl_module.cell
@@ -64,10 +64,10 @@ class DifferenceNorms(Callback):
         cell.start = measured_start
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Reads the norms before a backward pass evaluates the update again."""
+        """Reads the norms, before the backward pass applies the update again."""
         if trainer.current_epoch == trainer.max_epochs - 1:  # type: ignore[operator]
             self.norms = torch.stack(self._norms).tolist()
-            del pl_module.cell.start  # type: ignore[union-attr]  # of the instance; that of the class is left
+            del pl_module.cell.start  # type: ignore[union-attr]  # restores the method of the class
 
 
 @watched
@@ -78,7 +78,7 @@ def run(keys: Row) -> Measured:
         keys: Path of a config, further arguments of the command line, estimator and seed.
 
     Returns:
-        What ``MEASURED`` names: accuracies in percent, seconds of the training, and the norms of the changes of the
+        The values of ``MEASURED``: accuracies in percent, seconds of the training, and the norms of the changes of the
         hidden state in the last epoch.
     """
     differences = DifferenceNorms()
@@ -99,7 +99,7 @@ def _accuracy_table(rows: list[Row], configs: list[str], estimators: list[str]) 
 
 
 def accuracies(rows: list[Row]) -> str:
-    """The table of accuracies of all that is in a file of finished runs.
+    """Formats the accuracies of all runs of a file as Markdown.
 
     Args:
         rows: The runs.
@@ -109,7 +109,7 @@ def accuracies(rows: list[Row]) -> str:
 
 
 def _warnings(rows: list[Row], configs: list[str], estimators: list[str]) -> str:
-    """Lays the numbers of warnings out as Markdown."""
+    """Formats the numbers of warnings as Markdown."""
     lines = []
     for name in estimators:
         told = [[float(row["warnings"]) for row in rows if _is(row, config, name)] for config in configs]
@@ -126,7 +126,7 @@ def section(rows: list[Row], folder: Path) -> str:
 
     Args:
         rows: The runs.
-        folder: Where the pictures go.
+        folder: The folder of the pictures.
     """
     configs = list(dict.fromkeys(row["config"] for row in rows))
     estimators = list(dict.fromkeys(row["estimator"] for row in rows))
@@ -135,23 +135,23 @@ def section(rows: list[Row], folder: Path) -> str:
         for config in configs
     }
     bands(curves, folder / "documents_differences.png", "step t", "||h_t - h_(t-1)||", "log", steps=True)
-    return f"""1% of the nodes are labelled, features are principal components, states go through gated propagation.
+    return f"""The labels of 1% of the nodes are known, the features are principal components, and propagation is gated.
 Test accuracy of the checkpoint with the best validation accuracy, mean and standard deviation over the seeds:
 
 {accuracies(rows)}
 
-How many of a training's epochs warned that a solve had not ended as it was meant to:
+Number of epochs with a warning about a solve, per training:
 
 {_warnings(rows, configs, estimators)}
 
 ![Convergence of the hidden state](documents_differences.png)
 
-*Change of the hidden state from step to step, in the last epoch of training: mean over the seeds, and from the smallest
-to the largest.*"""
+*Change of the hidden state from step to step, in the last epoch of training: mean over the seeds, with bands from the
+smallest to the largest value.*"""
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """The paper's findings on these runs."""
+    """Compares these runs with the paper's findings."""
     found = []
     for config in dict.fromkeys(row["config"] for row in rows):
         graph = Path(config).stem

@@ -1,4 +1,4 @@
-"""Whether recurrent back-propagation is unstable in the setting of the paper's released code (section 4.2)."""
+"""The stability of recurrent back-propagation in the setting of the paper's released code (section 4.2)."""
 
 from pathlib import Path
 
@@ -25,13 +25,13 @@ MEASURED = ["loss", "test_accuracy", "warnings", "minutes", "version"]
 
 @watched
 def run(keys: Row) -> Measured:
-    """Trains a network whose features are in the first state alone, and tests it.
+    """Trains a network whose features enter the first state only, and tests it.
 
     Args:
         keys: Path of a config, further arguments of the command line, estimator and seed.
 
     Returns:
-        What ``MEASURED`` names: the last training loss, and the accuracy after the training in percent.
+        The values of ``MEASURED``: the last training loss, and the test accuracy after training in percent.
     """
     curve = Curve("train/loss")
     cli = fit(keys, f"--data.split_seed={keys['seed']}", callbacks=[curve])
@@ -44,20 +44,20 @@ def section(rows: list[Row], folder: Path) -> str:
 
     Args:
         rows: The runs.
-        folder: Where pictures would go.
+        folder: The folder of the pictures; there are none.
     """
     lines = []
     for name in dict.fromkeys(row["estimator"] for row in rows):
         losses, accuracies = (values_of(rows, name, figure) for figure in ("loss", "test_accuracy"))
         lines.append([called(name), mean_and_spread(losses, 4), f"{mean_and_spread(accuracies)} %", len(losses)])
-    return f"""The released code has the features in the first state, and not in every step as the section on documents
-does. The network is the same otherwise. Mean and standard deviation over the seeds, after the last epoch:
+    return f"""In the released code the features enter the first state only, and not every step as in the section on
+documents. The network is otherwise the same. Mean and standard deviation over the seeds, after the last epoch:
 
 {markdown(["gradient", "training loss", "test accuracy", "seeds"], lines)}"""
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """The paper's findings on these runs."""
+    """Compares these runs with the paper's findings."""
     found = []
     for kind, start in STARTS.items():
         pair = {called(name): values_of(rows, name, "loss") for name in (f"NeumannRBP:{STEPS}", f"{kind}:{STEPS}")}

@@ -20,7 +20,7 @@ from experiments.runs import Row, label, mean_and_spread
 NAME = "Hyperparameters"
 WHERE = "hyperparameters of a training"
 STEPS = [10, 50, 100]
-# The adjoint equation is set up at a minibatch, so that a product costs as much as a step of the training does.
+# The adjoint equation is set up on a minibatch, so that a product costs as much as a step of the training.
 FULL = Scale(["configs/paper/hypergrad.yaml"], truncated(STEPS), "--model.linearization_batches=1", seeds=3)
 QUICK = Scale(
     ["configs/hypergrad.yaml"],
@@ -32,7 +32,7 @@ MEASURED = ["loss", "test_accuracy", "seconds", "peak_bytes", "curve", "warnings
 
 
 class WatchMemory(Watch):
-    """Measures the memory of the last outer step as well."""
+    """Also measures the memory of the last outer step."""
 
     peak: PeakMemory
 
@@ -41,18 +41,18 @@ class WatchMemory(Watch):
         self._measuring = ExitStack()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
-        """Begins to measure."""
+        """Starts measuring."""
         super().on_train_batch_start(trainer, pl_module, *arguments)
         if trainer.current_epoch == trainer.max_epochs - 1:  # type: ignore[operator]
             self.peak = self._measuring.enter_context(PeakMemory(pl_module.device))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
-        """Ends it."""
+        """Stops measuring."""
         self._measuring.close()
         super().on_train_batch_end(trainer, pl_module, *arguments)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends it as well."""
+        """Stops measuring."""
         self._measuring.close()
 
 
@@ -64,9 +64,9 @@ def run(keys: Row) -> Measured:
         keys: Path of a config, further arguments of the command line, estimator and seed.
 
     Returns:
-        What ``MEASURED`` names: outer loss of the last outer step, percent of the test images that its network
-        classifies right, median seconds of an outer step but the first and the last, peak of the
-        memory of the last one, and the curve of outer losses.
+        The values of ``MEASURED``: outer loss of the last outer step, test accuracy of its network in percent, median
+        seconds of an outer step without the first and the last, peak memory of the last one, and the curve of outer
+        losses.
     """
     curve, watch = Curve("train/outer_loss"), WatchMemory()
     cli = fit(keys, f"--data.split_seed={keys['seed']}", callbacks=[curve, watch])
@@ -88,7 +88,7 @@ def _table(rows: list[Row], estimators: list[str]) -> str:
         memory = mean_and_spread([value / 2**20 for value in values_of(rows, name, "peak_bytes")], 1)
         seeds = len(values_of(rows, name, "loss"))
         lines.append([label(name), loss, f"{right} %", seconds, f"{memory} MiB", seeds])
-    columns = ["gradient", "outer loss", "test accuracy", "seconds an outer step", "peak of the memory", "seeds"]
+    columns = ["gradient", "outer loss", "test accuracy", "seconds per outer step", "peak memory", "seeds"]
     return markdown(columns, lines)
 
 
@@ -114,25 +114,25 @@ def section(rows: list[Row], folder: Path) -> str:
 
     Args:
         rows: The runs.
-        folder: Where the pictures go.
+        folder: The folder of the pictures.
     """
     bands(curves_at(STEPS, rows), folder / "hyperparameters_curves.png", "outer steps, in percent", "outer loss", "log")
     _draw_cost(rows, folder / "hyperparameters_cost.png")
     estimators = list(dict.fromkeys(row["estimator"] for row in rows))
-    return f"""A learning rate and a momentum of each tensor are learned by the hypergradient through a training by SGD.
-The adjoint equation is set up at one minibatch. Mean and standard deviation over the seeds:
+    return f"""A learning rate and a momentum per tensor are learned with the hypergradient of a training by SGD. The
+adjoint equation is set up on one minibatch. Mean and standard deviation over the seeds:
 
 {_table(rows, estimators)}
 
 ![Learning curves against truncation steps](hyperparameters_curves.png)
 
-*Mean over the seeds; the bands are from the smallest to the largest.*
+*Mean over the seeds, with bands from the smallest to the largest value.*
 
 ![Time and memory against truncation steps](hyperparameters_cost.png)"""
 
 
 def _slope(rows: list[Row], name: str, measured: str) -> float:
-    """What a truncation step adds, by least squares."""
+    """The cost of a truncation step, by least squares."""
     points = np.array([(steps, value) for steps in STEPS for value in values_of(rows, f"{name}:{steps}", measured)])
     return float(np.polyfit(points[:, 0], points[:, 1], 1)[0])
 
@@ -144,7 +144,7 @@ def _cost(rows: list[Row]) -> list[Finding]:
     figure = f"a step adds {1000 * seconds['NeumannRBP']:.2f} ms to NeumannRBP and {1000 * seconds['TBPTT']:.2f} ms to "
     figure += f"TBPTT, ratio {ratio:.2f}"
     known = min(seconds.values()) > 0
-    verdict = ("agrees" if 0.5 <= ratio <= 2 else "disagrees") if known else "cannot be told"
+    verdict = ("agrees" if 0.5 <= ratio <= 2 else "disagrees") if known else "inconclusive"
     found = [Finding(TIME, WHERE, verdict, figure)]
     for name, claim, grows in (("NeumannRBP", MEMORY, False), ("TBPTT", TAPE, True)):
         low, high = (np.mean(values_of(rows, f"{name}:{steps}", "peak_bytes")) for steps in (few, many))
@@ -152,7 +152,7 @@ def _cost(rows: list[Row]) -> list[Finding]:
         if grows:
             middle = np.mean(values_of(rows, f"{name}:{STEPS[1]}", "peak_bytes"))
             straight = low + (high - low) * (STEPS[1] - few) / (many - few)
-            figure += f"; for {STEPS[1]} {middle / 2**20:.1f} MiB, on a straight line {straight / 2**20:.1f} MiB"
+            figure += f"; {middle / 2**20:.1f} MiB for {STEPS[1]}, where a straight line has {straight / 2**20:.1f} MiB"
             agrees = high > 1.5 * low and abs(middle / straight - 1) < 0.1
         else:
             agrees = high < 1.1 * low
@@ -161,7 +161,7 @@ def _cost(rows: list[Row]) -> list[Finding]:
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """The paper's findings on these runs."""
+    """Compares these runs with the paper's findings."""
     losses = {name: values_of(rows, name, "loss") for name in dict.fromkeys(row["estimator"] for row in rows)}
     found = _cost(rows)
     for steps in STEPS:

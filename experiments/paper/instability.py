@@ -1,4 +1,4 @@
-"""Where recurrent back-propagation is less stable than its truncated series, which the paper reports (section 4)."""
+"""The instability of recurrent back-propagation that the paper reports (section 4), compared with a Neumann series."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from rbp_lightning.solvers import FixedPointSolver
 NAME = "Instability"
 RADII = (0.5, 0.9, 0.99, 1.01, 1.1)
 SIZE = 100
-"""Elements of the state of the maps."""
+"""Size of the maps' state."""
 
 STEPS = (10, 20, 40)
 
 
 class UnscaledStart(Richardson):
-    """Richardson's iteration from a draw of U[0, 1] as it is, however small g is, as in the paper's released code."""
+    """Richardson iteration from a draw of U[0, 1] whatever the size of g, as in the paper's released code."""
 
     def _first(self, gradient: Vector, batch_dims: int) -> Vector:
         drawn = torch.Generator().manual_seed(self.seed)
@@ -30,7 +30,7 @@ class UnscaledStart(Richardson):
 
 
 class UnscaledRBP(Implicit):
-    """``RBP`` from a start in U[0, 1] that is not in units of g.
+    """``RBP`` from a draw of U[0, 1] that is not scaled by g.
 
     Args:
         steps: Number of products with J^T.
@@ -49,13 +49,13 @@ FULL = Scale(["configs/paper/hopfield.yaml"], ESTIMATORS, f"{SMALL} --trainer.ma
 QUICK = Scale(["configs/paper/hopfield.yaml"], ESTIMATORS, f"{SMALL} --trainer.max_epochs=20", seeds=2)
 ERRORS = [f"error_{radius:g}" for radius in RADII]
 MAPS = {name: f"maps of radius {radius:g}" for name, radius in zip(ERRORS, RADII, strict=True) if 0.9 <= radius < 1}
-"""Those near a spectral radius of 1 where the series converges."""
+"""Those with a spectral radius close to 1 for which the series converges."""
 
 MEASURED = [*ERRORS, "loss", "warnings", "minutes", "version"]
 
 
 def map_with_radius(radius: float, seed: int) -> tuple[Tensor, Tensor]:
-    """A linear map h <- J h + x: its J, and the gradient of a mean over the state at its fixed point.
+    """A linear map h <- J h + x: its J, and the gradient of a mean over the state.
 
     Args:
         radius: Spectral radius of J, which is not symmetric.
@@ -80,10 +80,10 @@ def adjoint_error(estimator: Implicit, radius: float, seed: int) -> float:
     """
     matrix, gradient = map_with_radius(radius, seed)
     inputs = torch.zeros(SIZE, dtype=torch.float64, requires_grad=True)
-    with ignoring():  # of numbers of steps that are the same for all
+    with ignoring():  # the numbers of steps are fixed
         state = attach_gradient(lambda h: matrix @ h + inputs, torch.zeros_like(inputs), estimator).state
         (state @ gradient).backward()
-    assert inputs.grad is not None  # the adjoint itself
+    assert inputs.grad is not None  # it equals the adjoint
     orthogonal, triangular = torch.linalg.qr(torch.eye(SIZE, dtype=torch.float64) - matrix.T)
     exact = torch.linalg.solve_triangular(triangular, (orthogonal.T @ gradient)[:, None], upper=True)[:, 0]
     return float((inputs.grad - exact).norm() / exact.norm())
@@ -98,13 +98,13 @@ def _estimator(name: str) -> Implicit:
 
 @watched
 def run(keys: Row) -> Measured:
-    """Measures an estimator's adjoint on maps of several spectral radii, and trains a small memory by it.
+    """Measures an estimator's adjoint on maps of several spectral radii, and trains a small memory with it.
 
     Args:
         keys: Path of a config, further arguments of the command line, estimator and seed.
 
     Returns:
-        What ``MEASURED`` names: relative errors of the adjoint, and the last training loss.
+        The values of ``MEASURED``: relative errors of the adjoint, and the last training loss.
     """
     estimator, seed = _estimator(keys["estimator"]), int(keys["seed"])
     errors = {name: adjoint_error(estimator, radius, seed) for name, radius in zip(ERRORS, RADII, strict=True)}
@@ -114,15 +114,15 @@ def run(keys: Row) -> Measured:
 
 
 def called(name: str) -> str:
-    """How ``NAME:STEPS`` is called in tables."""
+    """The name of ``NAME:STEPS`` in tables."""
     return label(name.replace(UNSCALED, "unscaled RBP"))
 
 
 def _power(values: list[float]) -> str:
-    """Geometric mean, and the factor that the standard deviation of the logarithm stands for."""
+    """Formats the geometric mean, with the geometric standard deviation in brackets."""
     logs = torch.tensor(values).log()
     spread = float(logs.std().exp()) if len(values) > 1 else 1.0
-    return f"{float(logs.mean().exp()):.1e} (by {spread:.1f})"
+    return f"{float(logs.mean().exp()):.1e} ({spread:.1f})"
 
 
 def section(rows: list[Row], folder: Path) -> str:
@@ -130,7 +130,7 @@ def section(rows: list[Row], folder: Path) -> str:
 
     Args:
         rows: The runs.
-        folder: Where pictures would go.
+        folder: The folder of the pictures; there are none.
     """
     lines = []
     for name in dict.fromkeys(row["estimator"] for row in rows):
@@ -138,16 +138,16 @@ def section(rows: list[Row], folder: Path) -> str:
         errors = [_power(values_of(rows, name, error)) for error in ERRORS]
         lines.append([called(name), *errors, mean_and_spread(losses, 4), len(losses)])
     header = ["gradient", *(f"radius {radius:g}" for radius in RADII), "training loss", "seeds"]
-    return f"""Relative error of the adjoint of linear maps of {SIZE} elements, whose gradient is that of a mean, by
-spectral radius: geometric mean over the seeds, and the factor of a standard deviation. The unscaled start is drawn from
-U[0, 1], as in the paper; `RBP` takes the draw in units of the gradient. Then the training loss of a memory of ten
-digits of 8 x 8 that is trained by the same estimator.
+    return f"""Relative error of the adjoint of linear maps with {SIZE} elements, where the loss is a mean, by spectral
+radius: geometric mean over the seeds, with the geometric standard deviation in brackets. The unscaled start is drawn
+from U[0, 1], as in the paper; `RBP` scales the draw by the gradient. The training loss is that of a memory of ten
+8 x 8 digits, trained with the same estimator.
 
 {markdown(header, lines)}"""
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """The paper's findings on these runs."""
+    """Compares these runs with the paper's findings."""
     found = []
     for steps in STEPS:
         for kind, start in ((UNSCALED, "unscaled start"), ("RBP", "scaled start")):

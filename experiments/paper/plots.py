@@ -1,4 +1,4 @@
-"""Curves of several seeds."""
+"""Plots of curves over several seeds."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from experiments.runs import ESTIMATORS, Row
 
 
 def curves_at(steps: list[int], rows: list[Row]) -> dict[str, dict[str, list[str]]]:
-    """The curves of runs, a panel for each number of truncation steps; that of ``BPTT``, which has none, is in each.
+    """The curves of runs, with a panel for each number of truncation steps; ``BPTT``, which has none, is in each.
 
     Args:
-        steps: The numbers.
+        steps: The numbers of truncation steps.
         rows: The runs, with a cell ``"curve"``.
     """
     return {
@@ -27,15 +27,15 @@ def curves_at(steps: list[int], rows: list[Row]) -> dict[str, dict[str, list[str
 def bands(
     panels: dict[str, dict[str, list[str]]], path: Path, horizontal: str, vertical: str, scale: str, steps: bool = False
 ) -> None:
-    """Draws the mean of curves with a band from the smallest to the largest, a panel beside the other, into a PNG file.
+    """Plots means of curves, with bands from the smallest to the largest, in panels side by side, to a PNG file.
 
     Args:
-        panels: Of each panel, by its title, the curves of each line, by its name, as cells of the CSV file.
+        panels: For each panel, by title, the curves of each line, by name, as cells of the CSV file.
         path: The PNG file.
         horizontal: Label of the horizontal axis.
         vertical: Label of the vertical axis.
-        scale: Scale of the vertical axis, as matplotlib names it.
-        steps: Whether the horizontal axis counts the points rather than percents of the run.
+        scale: Scale of the vertical axis, as in matplotlib.
+        steps: Whether the horizontal axis counts points instead of percent of the run.
     """
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
     for panel, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):

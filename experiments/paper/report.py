@@ -1,4 +1,4 @@
-"""The experiments of the paper again."""
+"""The paper's experiments, repeated."""
 
 import logging
 import os
@@ -28,22 +28,22 @@ DOMAINS: dict[Domain, ModuleType] = {
     "first_state": first_state,
 }
 
-LEGEND = """The paper is Liao et al., ICML 2018. Two estimators differ where their means are more than 0.1% apart and a
-paired t-test over the seeds says so, at a level of 5%, uncorrected for the number of comparisons; *cannot be told* is
-where they do not differ. Of time and memory, *agrees* is a ratio of the slopes between 0.5 and 2, a growth of less than
-10% where there should be none, and a point within 10% of the straight line. Times are those of the machine as it was,
-with whatever else ran on it."""
+LEGEND = """The paper is Liao et al., ICML 2018. Two estimators differ if their means are more than 0.1% apart and a
+paired t-test over the seeds is significant at 5%, without correction for the number of comparisons; otherwise the
+comparison is *inconclusive*. For time and memory, *agrees* means a ratio of the slopes between 0.5 and 2, a growth of
+less than 10% where there should be none, and a point within 10% of the straight line. Other programs ran on the machine
+while times were measured."""
 
 
 def rows_of(name: Domain, quick: bool, seeds: int | None, folder: Path, run: bool = True) -> list[Row]:
-    """Does the runs of a domain that are missing.
+    """Executes the missing runs of a domain.
 
     Args:
         name: The domain.
-        quick: Whether less is run.
-        seeds: How many seeds; ``None`` for as many as the domain is run with.
-        folder: Where the CSV file is.
-        run: Whether to do them; if not, the runs are those of the file, whatever they were made with.
+        quick: Whether to use small sizes and short trainings.
+        seeds: Number of seeds; ``None`` for the domain's own number.
+        folder: The folder of the CSV file.
+        run: Whether to execute them; if not, all runs of the file are returned, whatever their settings.
     """
     domain, path = DOMAINS[name], folder / f"{name}.csv"
     scale = domain.QUICK if quick else domain.FULL
@@ -60,8 +60,8 @@ def report(found: dict[Domain, list[Row]], command: str, folder: Path) -> str:
 
     Args:
         found: The runs of each domain.
-        command: What they were made by.
-        folder: Where the pictures go.
+        command: The command line of the report.
+        folder: The folder of the pictures.
     """
     minutes = sum(float(row["minutes"]) for rows in found.values() for row in rows)
     machine = f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} {platform.machine()} cores"
@@ -69,7 +69,7 @@ def report(found: dict[Domain, list[Row]], command: str, folder: Path) -> str:
     lines = [
         "# The paper's experiments again",
         "",
-        f"`{command}`: {sum(map(len, found.values()))} runs took {minutes:.0f} minutes in all, on {machine}.",
+        f"{sum(map(len, found.values()))} runs, {minutes:.0f} minutes in all. Written by `{command}` on {machine}.",
         "",
     ]
     versions = {name: ", ".join(dict.fromkeys(row["version"] for row in rows)) for name, rows in found.items()}
@@ -89,7 +89,7 @@ def report(found: dict[Domain, list[Row]], command: str, folder: Path) -> str:
         how = ", ".join(f"`{' '.join(part for part in parts if part)}`" for parts in configs)
         how += f"; version {versions[name]}."
         lines += [f"## {DOMAINS[name].NAME}", "", how, "", DOMAINS[name].section(rows, folder), ""]
-    lines += ["## The comparisons, one by one", "", LEGEND, "", table(findings), ""]
+    lines += ["## All comparisons", "", LEGEND, "", table(findings), ""]
     return "\n".join(lines)
 
 
@@ -100,23 +100,23 @@ def paper(
     out: Path | None = None,
     run: bool = True,
 ) -> None:
-    """The experiments of the paper again.
+    """The paper's experiments, repeated.
 
-    Runs associative memory, document classification and hyperparameter optimisation by the five estimators and several
-    seeds, and recurrent back-propagation where it may be unstable, and writes a report with tables, pictures, and each
-    claim of the paper beside what was found. Finished
-    runs are kept in CSV files, one a domain, and not done again unless the config changed, so that what was interrupted
-    goes on where it was. Delete them when the code did change.
+    Runs associative memory, document classification and hyperparameter optimisation with the five estimators and
+    several seeds, and recurrent back-propagation in settings where it may be unstable. Writes a report with tables,
+    pictures, and each claim of the paper next to the result. Finished runs are kept in a CSV file per domain, and
+    repeated only if the config changed, so an interrupted command continues where it stopped. If the code changed,
+    delete the files.
 
     Args:
-        domains: What to run.
-        quick: Whether to take small sizes and short trainings, within 10 minutes.
-        seeds: How many seeds, from 0, of each domain; None for as many as it is meant to be run with.
+        domains: The experiments to run.
+        quick: Whether to use small sizes and short trainings, within 10 minutes.
+        seeds: Number of seeds of each domain, counted from 0; None for the domain's own number.
         out: Folder of the report; None for logs/paper, or logs/paper_quick.
-        run: Whether to do what is missing; false reports the runs that the files have, of whatever version.
+        run: Whether to execute missing runs; false reports the runs in the files, of whatever version.
 
     Raises:
-        UserError: If nothing could be run.
+        UserError: If no experiment could be run.
     """
     options = [f"--domains={domains}"] * (domains != list(DOMAINS)) + ["--quick=true"] * quick
     options += [f"--seeds={seeds}"] * (seeds is not None) + [f"--out={out}"] * (out is not None)
@@ -127,7 +127,7 @@ def paper(
     for name in domains:
         try:
             found[name] = rows_of(name, quick, seeds, folder, run)
-        except UserError as reason:  # a data set that is not there
+        except UserError as reason:  # its data set is missing
             print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No experiment could be run.")

@@ -1,4 +1,4 @@
-"""How the experiments of the three domains are run."""
+"""Runs of the paper's experiments."""
 
 import gc
 import time
@@ -19,18 +19,18 @@ from rbp_lightning.cli import RBPLightningCLI
 from rbp_lightning.version import __version__
 
 Measured = dict[str, Any]
-"""Figures of a run, and curves as text."""
+"""The values of a run, and its curves as text."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is run of a domain.
+    """The extent of a domain's experiment.
 
     Attributes:
         configs: Paths of the configs.
         estimators: As ``NAME`` or ``NAME:STEPS``.
         overrides: Further arguments of the command line, separated by spaces.
-        seeds: How many seeds, unless told otherwise.
+        seeds: Default number of seeds.
     """
 
     configs: list[str]
@@ -39,10 +39,10 @@ class Scale:
     seeds: int
 
     def wanted(self, seeds: int) -> list[Row]:
-        """What identifies each run; estimators take turns, so that their times are of the same hour.
+        """The columns that identify each run; estimators take turns, so that their times are comparable.
 
         Args:
-            seeds: How many seeds, from 0.
+            seeds: Number of seeds, counted from 0.
         """
         return [
             {**config_keys(config, self.overrides), "estimator": name, "seed": str(seed)}
@@ -53,17 +53,17 @@ class Scale:
 
 
 def truncated(steps: list[int]) -> list[str]:
-    """The estimators at several truncation steps; ``BPTT`` has none."""
+    """The estimators with several numbers of truncation steps; ``BPTT`` has none."""
     return ["BPTT", *(f"{name}:{count}" for count in steps for name in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"))]
 
 
 def values_of(rows: list[Row], estimator: str, name: str) -> list[float]:
-    """A figure of an estimator's runs, one for each seed.
+    """The values in a column for an estimator, one for each seed.
 
     Args:
         rows: The runs of one config.
         estimator: As ``NAME`` or ``NAME:STEPS``.
-        name: The figure's name.
+        name: Name of the column.
     """
     return [float(row[name]) for row in rows if row["estimator"] == estimator]
 
@@ -84,7 +84,7 @@ def fit(keys: Row, *arguments: str, callbacks: list[Callback]) -> RBPLightningCL
 
 
 def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
-    """Has a run print nothing, and adds how often it warned of a failure, how many minutes it took, and the version."""
+    """Silences a run, and adds its number of warnings of failures, its minutes, and the version."""
 
     @wraps(run)
     def wrapped(keys: Row) -> Measured:
@@ -92,7 +92,7 @@ def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
         with warnings.catch_warnings(record=True) as caught, redirect_stdout(StringIO()):
             warnings.simplefilter("always")
             measured = run(keys)
-        gc.collect()  # a Trainer and its data hold each other
+        gc.collect()  # a Trainer and its data are a reference cycle
         told = sum(issubclass(warning.category, ConvergenceWarning) for warning in caught)
         minutes = round((time.perf_counter() - begin) / 60, 3)
         return {**measured, "warnings": told, "minutes": minutes, "version": __version__}
@@ -101,10 +101,10 @@ def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
 
 
 class Curve(Callback):
-    """Keeps a metric of each training epoch, and its time.
+    """Keeps a metric of each training epoch, and the epoch's time.
 
     Args:
-        metric: Its name.
+        metric: Name of the metric.
     """
 
     def __init__(self, metric: str) -> None:
@@ -122,7 +122,7 @@ class Curve(Callback):
         self.values.append(float(trainer.callback_metrics[self.metric]))
 
     def text(self, most: int = 100) -> str:
-        """The values, evenly thinned out to about a number of them."""
+        """The values as text, evenly thinned out to about ``most`` of them."""
         return curve_text(self.values[:: max(1, len(self.values) // most)])
 
 

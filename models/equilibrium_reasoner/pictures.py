@@ -122,20 +122,23 @@ class ThinkingPictures(FirstBatchPictures):
     ``<stage>/thinking_<size>``.
     """
 
-    def draw(self, module: Any, outputs: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
-        """Draws the first puzzle."""
-        targets = batch["targets"][0] if "targets" in batch else None
-        is_grid = batch["inputs"].dim() == 4
-        most = module.budgets[-1]
-        steps = np.unique(np.linspace(1, most, min(most, FRAMES if is_grid else ROWS), dtype=int)).tolist()
+    def content(self, module: Any, outputs: Any, batch: dict[str, Tensor]) -> tuple[list[int], list[Tensor]]:
+        """Solves the first puzzle, and returns steps and the answers after them."""
+        most, frames = module.budgets[-1], FRAMES if batch["inputs"].dim() == 4 else ROWS
+        steps = np.unique(np.linspace(1, most, min(most, frames), dtype=int)).tolist()
         with torch.inference_mode():
-            answers = [scores[0].argmax(0) for _, scores, _ in module.think(batch["inputs"][:1], steps)]
+            return steps, [scores[0].argmax(0) for _, scores, _ in module.think(batch["inputs"][:1], steps)]
+
+    def draw(self, content: Any, batch: dict[str, Tensor], folder: Path) -> tuple[str, Pixels]:
+        """Draws the first puzzle."""
+        steps, answers = content
+        targets = batch["targets"][0] if "targets" in batch else None
         frames = [coloured(answer, targets) for answer in answers]
         # Frames after the last change show nothing new.
         changes = [index for index in range(1, len(answers)) if not torch.equal(answers[index], answers[index - 1])]
         frames, steps = frames[: max(changes, default=0) + 1], steps[: max(changes, default=0) + 1]
         size = int(batch["size"][0])
-        if is_grid:
+        if batch["inputs"].dim() == 4:
             animation = folder / f"thinking_{size}.gif"
             animation.parent.mkdir(parents=True, exist_ok=True)
             first, *others = [

@@ -79,7 +79,7 @@ class NamedCheckpoint:
 
         Args:
             config: The model's configuration in plain types, ``class_path`` and ``init_args``.
-            explicit: Dotted names, without ``init_args``, of the given values to keep.
+            explicit: Names, as from ``option_name``, of the given values to keep.
 
         Returns:
             The configuration; ``None`` if nothing changed. Every string in it comes from ``config`` or is a choice that

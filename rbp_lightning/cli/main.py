@@ -25,6 +25,7 @@ from rbp_lightning.cli.processes import leave_process_group
 from rbp_lightning.cli.replaced_callbacks import warn_of_replaced_callbacks
 from rbp_lightning.cli.run_folder import keep_results
 from rbp_lightning.cli.save_config import SaveConfigWithLogs
+from rbp_lightning.cli.saved_arguments import option_name
 from rbp_lightning.cli.summary import print_once, print_results, print_training
 from rbp_lightning.cli.trainer import RunTrainer, check_trainer
 from rbp_lightning.diagnostics.policy import FailurePolicy
@@ -251,11 +252,11 @@ def _model_options(words: Sequence[str]) -> list[str]:
     """Names of the model's arguments among the words of a command line.
 
     Example:
-        >>> _model_options(["test", "--model.cell.init_args.dims=2", "--model.bound", "0.9", "--model=Net"])
+        >>> _model_options(["test", "--model.cell.init_args.dims=2", "--model.dict_kwargs.bound", "0.9", "--model=Net"])
         ['cell.dims', 'bound']
     """
     options = [word.partition("=")[0] for word in words]
-    return [option[len("--model.") :].replace("init_args.", "") for option in options if option.startswith("--model.")]
+    return [option_name(option[len("--model.") :]) for option in options if option.startswith("--model.")]
 
 
 class _Flag(argparse.Action):

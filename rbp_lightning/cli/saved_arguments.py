@@ -23,7 +23,7 @@ class SavedArguments:
 
     Args:
         source: The checkpoint's name in messages.
-        explicit: Dotted names, without ``init_args``, of the given values to keep.
+        explicit: Names, as from ``option_name``, of the given values to keep.
         trusted: Whether to take classes, paths and strings from the checkpoint as well.
 
     Attributes:
@@ -50,20 +50,20 @@ class SavedArguments:
         """
         owner = imported_class(given["class_path"])
         merged = dict(given)
-        for key, prefix in (("init_args", "init_args."), ("dict_kwargs", "")):
+        for key in ("init_args", "dict_kwargs"):
             there, here = ({} if part.get(key) is None else part[key] for part in (saved, given))
             if not isinstance(there, dict) or there.keys() - here.keys():
                 return self._other(name, given, saved)
             for argument, value in there.items():
                 annotation = parameter_type(owner, argument) if owner is not None else None
-                where = f"{name}.{prefix}{argument}" if name else argument
+                where = argument if key == "init_args" and not name else f"{name}.{key}.{argument}".lstrip(".")
                 here = {**here, argument: self._over(here[argument], value, annotation, where)}
             if here:
                 merged[key] = here
         return merged
 
     def _over(self, given: Any, saved: Any, annotation: Any, name: str) -> Any:
-        if _same(given, saved) or (_option(name) in self.explicit and not _holds_dict(given)):
+        if _same(given, saved) or (option_name(name) in self.explicit and not _holds_dict(given)):
             return given
         if isinstance(given, dict) and isinstance(saved, dict):
             if _names_one_class(given, saved):
@@ -83,7 +83,7 @@ class SavedArguments:
         if self.trusted:
             self.overridden.append((name, saved, given))
             return saved
-        option = _option(name)
+        option = name.replace(".init_args", "")
         raise UserError(
             f"{self.source} has model.{option}={shown(saved)}, the command line {shown(given)}: a checkpoint may not "
             f"choose classes, paths or strings. Set --model.{option} to the value it was trained with or, if you trust "
@@ -116,9 +116,17 @@ def _names_one_class(given: dict[str, Any], saved: dict[str, Any]) -> bool:
     return bool(here == there) or (imported_class(here) is not None and imported_class(here) is imported_class(there))
 
 
-def _option(name: str) -> str:
-    """The dotted name of an argument as the command line has it, without ``init_args``."""
-    return name.replace(".init_args", "")
+def option_name(name: str) -> str:
+    """The dotted name of an argument without ``init_args`` and ``dict_kwargs``.
+
+    Args:
+        name: The dotted name.
+
+    Example:
+        >>> option_name("cell.init_args.dims")
+        'cell.dims'
+    """
+    return ".".join(part for part in name.split(".") if part not in ("init_args", "dict_kwargs"))
 
 
 def _same(given: Any, saved: Any) -> bool:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rbp_lightning.pytree import Vector
 
@@ -35,15 +36,20 @@ def limit_order(order: int, vector: Vector) -> list[Tensor]:
 def refuse_order(order: int) -> None:
     """Raises the error for a derivative of a higher order, with the remedy.
 
+    In forward mode PyTorch computes the tangent of each gradient, a derivative of one order more, even if it is unused.
+
     Args:
         order: The highest supported order.
 
     Raises:
         NotImplementedError: Always.
     """
+    remedy = "do not pass create_graph=True"
+    if forward_ad._current_level >= 0:
+        remedy = "compute the gradient outside of forward_ad.dual_level, in which it has a tangent of one order more"
     raise NotImplementedError(
         f"The gradient of a fixed point has no derivative of order {order + 1} here: pass order={order + 1} to the "
-        "estimator or the layer where it solves, or do not pass create_graph=True."
+        f"estimator or the layer where it solves, or {remedy}."
     )
 
 

@@ -73,6 +73,7 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
         solve.at_check = at_check
         solve.growth_fails &= options.growth_fails
         solve.save_at = [tape_start(estimator, step, taped) for step in options.states_at]
+        solve.save_next = solve.save_at != list(options.states_at)
         attach = _attach(estimator, solve, record, request)
     if request is None:
         image = attach(solve.function, solve.start)

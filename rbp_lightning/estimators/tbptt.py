@@ -16,9 +16,10 @@ from rbp_lightning.solvers.fixed_steps import FixedSteps
 class TBPTT(GradientEstimator):
     """Truncated back-propagation through time: differentiates only the last steps (paper, section 2.2).
 
-    At the fixed point ``TBPTT(K + 1)`` equals ``NeumannRBP(K)``, but its memory grows linearly with K. With a
-    tolerance, the returned state is the argument of the last step, which measures its residual. An estimated truncation
-    error above the policy's ``truncation_tol`` is reported.
+    At the fixed point ``TBPTT(K + 1)`` equals ``NeumannRBP(K)``, but its memory grows linearly with K. The
+    differentiated steps are plain ones, whatever the solver. With a tolerance, the returned state is the argument of
+    the last step, which measures its residual. An estimated truncation error above the policy's ``truncation_tol`` is
+    reported.
 
     Args:
         steps: Number of differentiated steps, from 1 to the solver's ``max_steps``; they count towards ``max_steps``.

@@ -30,6 +30,9 @@ class Stepper(Protocol):
     def after_check(self, step: int, schedule: CheckSchedule, vector: Vector, image: Vector, memory: Any) -> Any:
         """The new memory after a convergence check."""
 
+    def propagated(self, vector: Vector, product: Step, memory: Any) -> Vector | None:
+        """The product with the last change, if the next change is that; ``None`` otherwise."""
+
 
 def iterate_adjoint(
     operator: AdjointMap,
@@ -45,6 +48,10 @@ def iterate_adjoint(
 
     The change J^T z + g - z is the residual of the adjoint equation at z, which is therefore returned once it has
     converged. If ``tol`` is 0, the reported residual is that of the last z but one.
+
+    Where the stepper allows it, the next change is a product with the last one. Its rounding error is relative to the
+    change, whereas that of a product with z is relative to z, which is much larger near the end. The residual of a
+    check is always that of a product with z.
 
     Args:
         operator: Products with J^T.
@@ -65,9 +72,13 @@ def iterate_adjoint(
     apply = _step(operator, gradient)
     if graph_steps and isinstance(operator, JacobianOperator):
         apply = _step_in_graphs(operator, gradient, graph_steps)
+    propagating = stepper if isinstance(operator, JacobianOperator) else None  # which is linear
     for step in range(1, steps + 1):
-        previous, adjoint = adjoint, apply(adjoint)
         check = tol > 0 and schedule.should_check(step)
+        change = None
+        if propagating is not None and not check and step < steps:
+            change = propagating.propagated(adjoint, operator.vjp, memory)
+        previous, adjoint = adjoint, apply(adjoint) if change is None else add(adjoint, change)
         if check or step == steps:
             residual = relative(subtract(adjoint, previous), previous)
         if check and schedule.is_finished(step, residual):

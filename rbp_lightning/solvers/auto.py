@@ -1,6 +1,7 @@
 """Picard iteration that switches to extrapolation when that is faster."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,8 @@ ONE_MODE = 0.8
 
 SHARE = 0.5
 """An extrapolation has failed if it lowers the logarithm of the residual by less than this fraction of what plain steps
-were predicted to, such as when changes grow before they decline."""
+were predicted to, such as when changes grow before they decline. Plain steps after it have failed if they lower it by
+less than this fraction of what the cycles did."""
 
 MOST_GROWING = 0.5
 """If the change of at least this fraction of the samples grows, the steps stay plain."""
@@ -43,10 +45,12 @@ class Progress:
         epsilon: Relative precision of the update.
         before: Leaves of the previous iterate.
         cycle: The extrapolation; ``None`` while the steps are plain.
-        decline: Decrease of the logarithm of the residual per plain step, before the first cycle.
+        decline: Decrease of the logarithm of the residual per plain step, before the first of the cycles.
+        began: Step and largest residual at the check before the first of the cycles.
         residual: Largest residual at the last check.
         checked_at: The step of the last check.
         failed: Whether an extrapolation has lowered the residual less than plain steps were predicted to.
+        slow: Decline of plain steps below which cycles begin again; infinite until an extrapolation fails.
     """
 
     batch_dims: int
@@ -54,9 +58,11 @@ class Progress:
     before: Vector
     cycle: Cycle | None = None
     decline: float = 0.0
+    began: tuple[int, float] = (0, math.inf)
     residual: float = math.inf
     checked_at: int = 0
     failed: bool = False
+    slow: float = math.inf
 
 
 class Auto(FixedPointSolver):
@@ -65,9 +71,10 @@ class Auto(FixedPointSolver):
     Each convergence check predicts the number of remaining plain steps from the decline of the residual. Up to 10, the
     steps stay plain. With more, it extrapolates if one mode dominates the error, which the angle between the last two
     changes shows; the first cycle then has 4 steps. From 50 on it always extrapolates, in cycles of ``cycle`` steps.
-    The steps stay plain if the change of half of the samples grows, as for an update that is not a contraction, and
-    become plain again after an extrapolation that lowers the residual far less than plain steps were predicted to. The
-    decision is made for the whole batch, but each sample has its own weights.
+    The steps stay plain if the change of half of the samples grows, as for an update that is not a contraction. They
+    become plain again after an extrapolation that lowers the residual far less than plain steps were predicted to,
+    until they turn out to lower it far less than the cycles did, as where fast modes die first. The decision is made
+    for the whole batch, but each sample has its own weights.
 
     The iterates therefore depend on the schedule of the checks, but the convergence test does not. It cannot be
     unrolled by ``BPTT``; combine it with an implicit estimator.
@@ -123,7 +130,7 @@ class Auto(FixedPointSolver):
             memory.before = ()
             return memory.cycle.step(vector, image), memory
         plain = memory.cycle.before_extrapolation(image)
-        memory.cycle = None
+        memory.before, memory.cycle, memory.failed = vector, None, False
         return plain, memory
 
     def after_check(
@@ -131,22 +138,32 @@ class Auto(FixedPointSolver):
     ) -> Progress:
         """Decides whether to extrapolate, and moves the next check to an extrapolation."""
         left, cycle = schedule.steps_left, memory.cycle
-        if cycle is None and self.tol > 0 and FEW_STEPS < left < math.inf and not memory.failed:
-            cosine, growing = _changes(memory.before, vector, image, memory.batch_dims)
-            one_mode = cosine >= ONE_MODE
-            if growing < MOST_GROWING and (one_mode or left >= MANY_STEPS):
-                length = SHORT_CYCLE if one_mode else self.cycle
-                cycle = memory.cycle = Cycle(memory.batch_dims, memory.epsilon, length, self.cycle)
-                memory.decline = math.log(schedule.largest / self.tol) / left
+        if cycle is None and self.tol > 0 and FEW_STEPS < left < math.inf:
+            decline = math.log(schedule.largest / self.tol) / left
+            if decline < memory.slow:
+                cosine, growing = _changes(memory.before, vector, image, memory.batch_dims)
+                one_mode = cosine >= ONE_MODE
+                if growing < MOST_GROWING and (one_mode or left >= MANY_STEPS):
+                    length = SHORT_CYCLE if one_mode and memory.slow == math.inf else self.cycle
+                    cycle = memory.cycle = Cycle(memory.batch_dims, memory.epsilon, length, self.cycle)
+                    memory.decline, memory.began = decline, (step, schedule.largest)
         if cycle is not None:
             if cycle.begins_with_extrapolation:
                 expected = memory.residual * math.exp(-SHARE * memory.decline * (step - memory.checked_at))
                 memory.failed = not schedule.largest < expected
+                if memory.failed:
+                    began, residual = memory.began
+                    reached = (math.log(residual) - math.log(schedule.largest)) / (step - began)
+                    memory.slow = SHARE * reached
             if not memory.failed:
                 cycle.adapt(left)
                 cycle.plan(step, schedule)
         memory.residual, memory.checked_at = schedule.largest, step
         return memory
+
+    def propagated(self, vector: Vector, product: Callable[[Vector], Vector], memory: Progress) -> Vector | None:
+        """Within a cycle, the product with the last change."""
+        return None if memory.cycle is None else memory.cycle.propagate(vector, product)
 
 
 @torch.no_grad()

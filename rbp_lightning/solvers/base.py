@@ -1,6 +1,7 @@
 """The interface of forward solvers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from rbp_lightning.check_schedule import CheckSchedule
@@ -103,3 +104,19 @@ class FixedPointSolver(ABC):
             The new memory.
         """
         return memory
+
+    def propagated(self, vector: Vector, product: Callable[[Vector], Vector], memory: Any) -> Vector | None:
+        """The next change F(h) - h of a linear F, if h is F of the last iterate; called before F is applied.
+
+        It is then a product with the last change. A solver that combines changes should return it, and use it in the
+        next ``step``: its rounding error is relative to the change, that of F(h) - h to h.
+
+        Args:
+            vector: Leaves of the iterate h.
+            product: Computes F(v) - F(0).
+            memory: The memory that ``init`` or the last step returned.
+
+        Returns:
+            Leaves of the change; ``None`` to compute it from F(h), such as where h is a combination of iterates.
+        """
+        return None

@@ -43,27 +43,31 @@ class FixedSteps:
         self.batch_dims, self.solver, self.max_steps = batch_dims, solver, max_steps
         self.test = ConvergenceTest(0.0, 0.0, batch_dims, precision(self.start), solver.per_leaf)
 
-    def iterate(self, count: int) -> Vector:
+    def iterate(self, count: int, steps_after: int = 0) -> Vector:
         """Runs the solver from the initial state.
 
         Args:
             count: Number of applications of F.
+            steps_after: Number of plain steps that the caller takes afterwards.
 
         Returns:
-            Leaves of the last F(h); those of the initial state if ``count`` is 0.
+            Leaves of the last F(h), or, if the caller takes more steps, of the iterate at which they start, as for
+            ``Solve``.
         """
         vector: Vector = self.start
-        found: Vector = vector
+        found = accepted = vector
         memory = self.solver.init(vector, self.batch_dims)
         for step in range(1, count + 1):
             probe = self.solver.is_probe(memory)
             image = self._apply(vector, probe)
             if not probe:
-                found = image
-            if step < count:
+                found, accepted = image, vector
+            if step < count or steps_after > 0:
                 with outside_autocast(vector[0].device.type):
                     vector, memory = self.solver.step(vector, image, memory)
-        return found
+        if steps_after == 0:
+            return found
+        return accepted if self.solver.is_probe(memory) else vector
 
     def without_tape(self, steps_after: int) -> Vector:
         """Runs the solver without gradients, except for the last steps, which the caller takes.
@@ -75,7 +79,7 @@ class FixedSteps:
             Detached leaves of the iterate at which these steps start.
         """
         with torch.no_grad():
-            image = self.iterate(self.max_steps - steps_after)
+            image = self.iterate(self.max_steps - steps_after, steps_after)
         return [leaf.detach() for leaf in image]
 
     def last_steps(self, vector: Vector, count: int) -> Vector:

@@ -1,6 +1,7 @@
 """Reduced rank extrapolation."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,9 @@ class Cycle:
         checked: Whether an extrapolation has been checked, so that predictions take extrapolations into account.
         count: Number of steps taken in this cycle.
         history: F(h) - h of each step; ``None`` before the first one.
+        first: F(h) of the first step, if the next changes are propagated.
+        propagated: F(h) - h of the next step, if it is known already.
+        last: F(h) - h of the last step, if it was.
         plain: Replaces an extrapolation that turns out to be worse: F(h) and F(h) - h of the step before it, and the
             squared norm of the latter; ``None`` if there was no extrapolation yet.
     """
@@ -41,6 +45,9 @@ class Cycle:
     checked: bool = False
     count: int = 0
     history: History | None = None
+    first: Tensor | None = None
+    propagated: Vector | None = None
+    last: Vector | None = None
     plain: tuple[Tensor, Tensor, Tensor] | None = None
 
     def step(self, vector: Vector, image: Vector) -> Vector:
@@ -53,17 +60,20 @@ class Cycle:
         if self.waiting > 0:
             self.waiting -= 1
             return image
-        before, following = ravel(vector, self.batch_dims), ravel(image, self.batch_dims)
+        following = ravel(image, self.batch_dims)
         if self.history is None:
             self.history = History(following, self.longest)
-        if self.plain is None:
-            self.history.put_difference(self.count, following, before)
+        if self.propagated is not None:
+            self.history.put(self.count, ravel(self.propagated, self.batch_dims))
+        elif self.plain is None:
+            self.history.put_difference(self.count, following, ravel(vector, self.batch_dims))
         else:
-            change, (plain, plain_change, plain_square) = following - before, self.plain
+            change, (plain, plain_change, plain_square) = following - ravel(vector, self.batch_dims), self.plain
             better = (vecdot(change, change) < plain_square)[..., None]
             following = torch.where(better, following, plain)
             self.history.put(0, torch.where(better, change, plain_change))
             image, self.plain = unravel(following, image), None
+        self.last, self.propagated = self.propagated, None
         self.count += 1
         if self.count < self.length:
             return image
@@ -71,8 +81,31 @@ class Cycle:
         gram = changes @ changes.mT
         # A copy, because the next cycle overwrites the last change.
         self.plain, self.count = (following, changes[..., -1, :].clone(), gram[..., -1, -1]), 0
-        regularization = REGULARIZATION * max(self.epsilon, precision(image))
-        return unravel(_extrapolated(following, changes, gram, regularization), image)
+        # The rounding errors of the decomposition grow with its order: one mode makes the Gram matrix singular.
+        regularization = max(REGULARIZATION, self.length) * max(self.epsilon, precision(image))
+        weights = affine_weights(gram, -1, regularization)
+        before_each = weights.cumsum(-1) - weights
+        if self.first is None:
+            extrapolated = following - _combined(before_each, changes)
+        else:  # F of the last step has the rounding errors of all sums since the first one
+            extrapolated = self.first + _combined(1 - before_each[..., 1:], changes[..., 1:, :])
+            self.first = None
+        return unravel(extrapolated, image)
+
+    def propagate(self, vector: Vector, product: Callable[[Vector], Vector]) -> Vector | None:
+        """The next change as a product with the last one of this cycle; ``None`` before its first step.
+
+        Args:
+            vector: Leaves of h.
+            product: Computes F(v) - F(0) for a linear F.
+        """
+        if self.history is None or self.count == 0:
+            return None
+        if self.count == 1:
+            self.first = ravel(vector, self.batch_dims)
+        last = self.last or unravel(self.history.first(self.count)[..., -1, :], vector)
+        self.propagated = product(last)
+        return self.propagated
 
     def before_extrapolation(self, image: Vector) -> Vector:
         """F(h) of the last plain step before an extrapolation.
@@ -175,9 +208,10 @@ class ReducedRankExtrapolation(FixedPointSolver):
         memory.plan(step, schedule)
         return memory
 
+    def propagated(self, vector: Vector, product: Callable[[Vector], Vector], memory: Cycle) -> Vector | None:
+        """Within a cycle, the product with the last change."""
+        return memory.propagate(vector, product)
 
-def _extrapolated(following: Tensor, changes: Tensor, gram: Tensor, regularization: float) -> Tensor:
-    """The sum of c_j F(h_j), computed from the last F(h_q): F(h_j) = F(h_q) - u_(j+1) - ... - u_q."""
-    weights = affine_weights(gram, -1, regularization)
-    coefficients = weights.cumsum(-1) - weights
-    return following - (coefficients[..., None, :] @ changes).squeeze(-2)
+
+def _combined(coefficients: Tensor, changes: Tensor) -> Tensor:
+    return (coefficients[..., None, :] @ changes).squeeze(-2)

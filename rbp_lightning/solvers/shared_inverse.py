@@ -11,6 +11,7 @@ from rbp_lightning.pytree import Vector, norm, ravel, unravel, where
 from rbp_lightning.solvers.broyden import Broyden, InverseJacobian
 from rbp_lightning.solvers.frozen_samples import FrozenSamples
 from rbp_lightning.solvers.solve import Solve
+from rbp_lightning.steps_ahead import Step
 
 
 class SharedInverse(LinearSolver):
@@ -109,3 +110,6 @@ class _Refinement:
     ) -> InverseJacobian:
         """Does nothing."""
         return memory
+
+    def propagated(self, vector: Vector, product: Step, memory: InverseJacobian) -> None:
+        """Each product is with z."""

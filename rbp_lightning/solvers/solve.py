@@ -48,8 +48,9 @@ class Solve:
         at_check: Called with the number of each checked step and the largest residual.
         at_end: Called with the solver's memory after the last step.
         step_hook: Called with the number of each step and F(h); returns the value to continue with.
-        save_at: Numbers of the steps whose F(h) is saved.
-        saved: The saved F(h), by the number of the step; the solve may end before some of them.
+        save_at: Numbers of the steps after which a state is saved.
+        save_next: Whether the saved states are the solver's next iterates, from which more steps are taken, or F(h).
+        saved: The saved states, by the number of the step; the solve may end before some of them.
         last_taped: The last argument of F, and F of it, with their graph.
         measured: Leaves of the iterate whose residual was computed last.
     """
@@ -82,6 +83,7 @@ class Solve:
         self.at_end: Callable[[Any], None] | None = None
         self.step_hook: Callable[[int, Vector], Vector] | None = None
         self.save_at: Collection[int] = ()
+        self.save_next = False
         self.saved: dict[int, Vector] = {0: self.start}
         self.last_taped: tuple[Vector, Vector] = self.start, self.start
         self.measured: Vector = self.start
@@ -122,6 +124,10 @@ class Solve:
         They are the iterate whose residual is reported, since another step could increase the residual if F is not a
         contraction in the norm. If ``tol`` is 0, they are F(h).
 
+        A solve whose last step is recorded ends with the same iterate as one without gradients, since it records that
+        step and not an additional one. Two cases differ: a solve that converges records one more step, if that does not
+        raise the residual above ``tol``; and ``TBPTT`` records several steps, which are plain ones for every solver.
+
         Args:
             image: Leaves of the last F(h).
         """
@@ -133,24 +139,25 @@ class Solve:
 
         Args:
             max_steps: Maximum number of applications of F.
-            steps_after: Number of steps that the caller takes afterwards; the last two steps of all show whether the
-                residual grows.
+            steps_after: Number of plain steps that the caller takes afterwards; the last two steps of all show whether
+                the residual grows.
             first_taped: Whether to enable gradients in the first application of F. Values that F caches, such as in
                 torch.nn.utils.parametrize.cached, are then cached with their graph.
 
         Returns:
-            Leaves of the last F(h).
+            Leaves of the last F(h), or, if the caller takes more steps before every sample has converged, of the
+            iterate to which the solver would apply F next; where that is a probe, of the last iterate.
         """
         vector: Vector = self.start
-        found = image = vector
+        found = image = accepted = vector
         solver = self.solver
         plain = type(solver).step is Picard.step  # h <- F(h)
         memory = None if plain else solver.init(vector, self.batch_dims)
         if self.frozen.mask is not None and self.frozen.all():
             max_steps = min(max_steps, 1)  # more steps would change nothing
         observed_from = max_steps - 1 + steps_after if steps_after < 2 else max_steps + 1
+        probe = not plain and solver.is_probe(memory)
         for step in range(1, max_steps + 1):
-            probe = not plain and solver.is_probe(memory)
             if step == 1:
                 applied, image = self._first_step(vector, first_taped)
                 schedule = CheckSchedule(solver.check_every, solver.tol, self.test.epsilon)
@@ -162,9 +169,7 @@ class Solve:
                 self.last_taped = vector, image
                 image = self.step_hook(step, image)
             if not probe:
-                found = image
-                if step in self.save_at:
-                    self.saved[step] = image
+                found, accepted = image, vector
                 if step == 1 or step >= schedule.next_check:
                     if step > 1:
                         schedule.next_check = step
@@ -178,13 +183,22 @@ class Solve:
                             memory = solver.after_check(step, schedule, vector, image, memory)
                 elif self.record or step >= observed_from or solver.probes:
                     self._observe(step, applied, image)
-            if step == max_steps:
+            if step == max_steps and steps_after == 0:
                 break
+            if not probe and not self.save_next and step in self.save_at:
+                self.saved[step] = image
             if plain:
                 vector = image
             else:
                 with outside_autocast(vector[0].device.type):
                     vector, memory = solver.step(vector, image, memory)
+                probe = solver.is_probe(memory)
+            if not probe and self.save_next and step in self.save_at:
+                self.saved[step] = vector
+        else:
+            found = accepted if probe else vector
+            if probe:
+                self.test.forget_last()  # the last iterate is observed again
         if self.step_hook is None:
             self.last_taped = vector, found
         if self.at_end is not None:
@@ -206,8 +220,8 @@ class Solve:
             steps_after: Number of steps that the caller takes.
 
         Returns:
-            Detached leaves of the iterate at which these steps start: the last F(h), or, for several steps, the
-            converged iterate.
+            Detached leaves of the iterate at which these steps start: the solver's next iterate, or, after convergence,
+            the last F(h) for one step, and the converged iterate for several.
         """
         with torch.no_grad():
             image = self.iterate(max(self.max_steps - steps_after, 0), steps_after, first_taped=True)

@@ -2,13 +2,13 @@
 
 import functools
 import inspect
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import docstring_parser
 import pytest
+import torch
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import import_time as timing_of_imports
@@ -19,6 +19,7 @@ from benchmarks.timing import interleaved, ratios
 from experiments import __main__ as experiments
 from experiments.tables import laid_out
 from tests.cli.runs import Run, Zygote
+from tests.markdown import numbers, row_of, rows_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,12 +58,13 @@ def test_help_lists_the_arguments(ask) -> None:
     status, printed = ask(experiments, "paper", "--help")
     assert status == 0
     assert "--seeds SEEDS" in printed
-    assert "How many seeds" in printed
 
 
 def test_invalid_options_are_refused_in_one_line(ask) -> None:
     status, printed = ask(benchmarks, "peers", "--repeats=1")
-    assert (status, printed) == (1, "error: --repeats=1 gives no spread: it must be at least 2.\n")
+    assert status == 1
+    assert printed.startswith("error: --repeats=1")
+    assert len(printed.splitlines()) == 1
     status, printed = ask(benchmarks, "peers", "--cases=[nonsense]")
     assert status == 2
     assert "'Hopfield network'" in printed
@@ -72,15 +74,9 @@ def test_invalid_options_are_refused_in_one_line(ask) -> None:
 def test_python_m_benchmarks_runs(zygote: Zygote, tmp_path: Path) -> None:
     program = tmp_path / "python_m.py"
     program.write_text("import runpy; runpy.run_module('benchmarks', run_name='__main__', alter_sys=True)")
-    run = Run(
-        zygote,
-        tmp_path,
-        ["peers", '--cases=["tanh, radius 0.38"]', "--repeats=2", "--errors=[0.01]", "--out=."],
-        {},
-        program,
-    )
+    run = Run(zygote, tmp_path, ["propagation", "--repeats=1", "--width=2"], {}, program)
     assert run.end(300) == 0, run.error()
-    assert run.printed().endswith((tmp_path / "peers.md").read_text())
+    assert "SparseMatrix" in run.printed()
 
 
 def test_measurements_are_interleaved_and_ratios_are_paired() -> None:
@@ -93,9 +89,10 @@ def test_measurements_are_interleaved_and_ratios_are_paired() -> None:
 
 def test_the_table_of_propagation(capsys: pytest.CaptureFixture[str]) -> None:
     propagation(repeats=2, width=3)
-    rows = re.findall(r"^\| (.*) \| [\d.]+ \| [\d.]+ \|$", capsys.readouterr().out, re.MULTILINE)
+    _, *rows = rows_of(capsys.readouterr().out)
     assert len(rows) == 5
-    assert rows[0] == "SparseMatrix"
+    assert all(float(one) > 0 for row in rows for one in row[1:])
+    assert rows[0] == ["SparseMatrix", "1.0", "1.0"]  # times are multiples of its own
 
 
 @pytest.mark.slow
@@ -103,10 +100,9 @@ def test_the_table_of_import_times(capsys: pytest.CaptureFixture[str], monkeypat
     # Only one interpreter is timed; the others reuse its result.
     monkeypatch.setattr(timing_of_imports, "seconds", functools.cache(timing_of_imports.seconds))
     timing_of_imports.import_time(repeats=2)
-    found = re.findall(r"^\| .* \| ([\d.]+) \(-?[\d.]+–[\d.]+\) \|$", capsys.readouterr().out, re.MULTILINE)  # noqa: RUF001
-    base, added = map(float, found)
-    assert base > 0
-    assert added > 0
+    _, base, added = rows_of(capsys.readouterr().out)
+    assert numbers(base[1])[0] > 0
+    assert numbers(added[1])[0] > 0
 
 
 @pytest.mark.slow
@@ -115,10 +111,11 @@ def test_the_table_of_the_monitor(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
-    monitor(["configs/hopfield.yaml"], steps=60, out=tmp_path)
+    for name, steps in {"LOOK": 2, "PLOT": 4}.items():
+        monkeypatch.setattr(f"benchmarks.monitor.{name}", steps)
+    monitor(["configs/hopfield.yaml"], steps=12, out=tmp_path)
     printed = capsys.readouterr().out
-    row = r"^\| configs/hopfield.yaml \| [\d.]+ \| [\d.]+ \| -?[\d.]+ % \| -?[\d.]+ % \|$"
-    assert re.search(row, printed, re.MULTILINE)
+    assert all(numbers(cell) for cell in row_of(printed, "configs/hopfield.yaml")[1:])
     assert laid_out("monitor.csv", [tmp_path]) in printed
 
 
@@ -126,6 +123,7 @@ def test_reversible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reversible([2, 4], out=tmp_path)
     printed = capsys.readouterr().out
     assert laid_out("reversible.csv", [tmp_path]) in printed
-    errors = re.findall(r"^\| worst error of a state run backwards, (\w+) \| (\S+) \| (\S+) \|$", printed, re.MULTILINE)
-    assert [name for name, *_ in errors] == ["float32", "float64"]
-    assert all(0 < float(few) < float(many) < 1e-3 for _, few, many in errors)
+    for dtype in (torch.float32, torch.float64):
+        few, many = map(float, row_of(printed, "state", str(dtype).removeprefix("torch."))[1:])
+        # Each of the four steps divides twice by 1/2, and rounding errors with it.
+        assert 0 < few < many < 2**8 * torch.finfo(dtype).eps

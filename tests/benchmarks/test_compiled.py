@@ -1,7 +1,6 @@
 """The benchmark of compiled steps."""
 
 import csv
-import re
 import shutil
 from pathlib import Path
 
@@ -15,20 +14,22 @@ from benchmarks.peers.cases import make_case
 from benchmarks.peers.measure import exact_gradient
 from benchmarks.peers.networks import tanh
 from rbp_lightning import UserError
-
-NUMBER = r"[\d.]+(?:e[+-]\d+)?"
-SPREAD = rf"{NUMBER} \(-?{NUMBER}–-?{NUMBER}\)"  # noqa: RUF001
+from tests.markdown import numbers, row_of
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by the compiler
-def test_the_tables_of_compiled_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tables_of_compiled_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("compare", "solves"):
+        monkeypatch.setattr(f"benchmarks.compiled.{module}.ENOUGH", 60)  # for a spectral radius of 0.38
     compiled(["tanh, radius 0.38"], backend="aot_eager", repeats=2, out=tmp_path)
     printed = capsys.readouterr().out
     assert (tmp_path / "compiled.md").read_text() == printed
     with (tmp_path / "compiled.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert row["eager"] == "1.00 (1.00–1.00)"  # noqa: RUF001
-    assert all(re.fullmatch(SPREAD, row[name]) for name in ("F compiled", "ten steps compiled"))
+    assert numbers(row["eager"])[0] == 1  # ratios to itself
+    assert all(numbers(row[name])[0] > 0 for name in ("F compiled", "ten steps compiled"))
     assert float(row["gradients differ by"]) < 1e-5
     # The first step, steps without a tape, the taped step, and ten steps without a tape.
     assert int(row["graphs compiled"]) == 4
@@ -53,9 +54,9 @@ def test_missing_compilers_and_devices_are_reported(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"--backend=inductor needs a C\+\+ compiler: .* aot_eager"):
+    with pytest.raises(UserError, match=r"--backend=inductor.* aot_eager"):
         compiled()
-    with pytest.raises(UserError, match="--device=cuda needs a CUDA device"):
+    with pytest.raises(UserError, match="--device=cuda"):
         compiled(device="cuda")
     with pytest.raises(UserError, match="--repeats=1"):
         compiled(repeats=1)
@@ -69,5 +70,5 @@ def test_the_table_of_limits_on_a_cuda_device(tmp_path: Path, capsys: pytest.Cap
     prepared = [tensor.detach() for tensor in case.prepare(*case.parameters)]
     assert step_limits(case.step, case.start, prepared, calls=10).kernels >= 3  # a product, a sum, a tanh
     compiled(["tanh, radius 0.38"], device="cuda", backend="aot_eager", repeats=2, out=tmp_path)
-    assert "| kernels, eager |" in capsys.readouterr().out
+    assert row_of(capsys.readouterr().out, "kernels", "eager")
     assert (tmp_path / "limits.csv").is_file()

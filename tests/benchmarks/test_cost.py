@@ -13,6 +13,7 @@ from benchmarks.host_syncs import CountSyncs, syncs_of_rbp
 from benchmarks.peers.networks import Case, tanh
 from benchmarks.step_parts import Parts, timed_parts, timed_whole
 from rbp_lightning import RBP, NeumannRBP, Picard, UserError
+from tests.markdown import rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 
@@ -89,8 +90,8 @@ def test_a_solve_and_its_gradient_synchronise_once_in_ten_steps_and_at_the_end()
 def test_the_tables_of_cost_are_written(tmp_path: Path, capsys) -> None:
     cost.cost(["tanh, radius 0.38"], steps=[3, 6], products=[2, 4], repeats=2, out=tmp_path)
     printed = capsys.readouterr().out
-    for row in ("| tanh, radius 0.38 |", "| tanh, radius 0.38, NeumannRBP(4) |", f"| {cost.SLOW} |"):
-        assert row in printed
+    for row in (["tanh, radius 0.38"], ["tanh, radius 0.38, NeumannRBP(4)"], [cost.SLOW]):
+        assert row in [cells[:1] for cells in rows_of(printed)]
     with (tmp_path / "cost.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 * 2  # steps, NeumannRBP(2) and (4) and RBP, repeats
@@ -110,7 +111,7 @@ def test_a_case_without_its_data_is_skipped(tmp_path: Path, capsys: pytest.Captu
     ("arguments", "message"),
     [
         ({"repeats": 1}, "--repeats=1"),
-        ({"steps": [1, 5]}, "--steps=.* of at least 2"),
+        ({"steps": [1, 5]}, r"--steps=\[1, 5\]"),
         ({"products": [5, 5]}, "--products=.*two different numbers"),
     ],
 )

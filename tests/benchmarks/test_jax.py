@@ -21,15 +21,13 @@ def test_an_interpreter_without_jax_is_reported_in_one_line(tmp_path: Path) -> N
     bare = tmp_path / "python"  # this interpreter without any installed package
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
     bare.chmod(0o755)
-    message = (
-        r"python': ModuleNotFoundError: No module named 'jax': `make bench-jax` makes an environment that has all\.$"
-    )
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"'jax'.*make bench-jax") as raised:
         jax(bare, out=tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_missing_interpreter_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not run \(No such file or directory\): `make bench-jax`"):
+    with pytest.raises(UserError, match=r"python.*make bench-jax"):
         jax(tmp_path / "python", out=tmp_path)
 
 
@@ -77,5 +75,5 @@ def test_the_tables_of_jax_are_written(tmp_path: Path, capsys: pytest.CaptureFix
         rows = list(csv.DictReader(file))
     assert [row["failure"] for row in rows] == [""] * len(rows)
     assert all(float(row["error"]) <= 1e-2 and float(row["ratio"]) > 0 for row in rows)
-    assert "| seconds to compile | tanh, radius 0.38 |" in printed
+    assert "tanh, radius 0.38" in printed
     assert (tmp_path / "jax.md").read_text() in printed

@@ -1,6 +1,7 @@
 """Second derivatives through implicit gradients of other packages, as docs/compare.md reports them."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from benchmarks.peers.derivatives import LOSSES, TO_ORDER_2, case_of, derivative
 from benchmarks.peers.methods import BY_HAND, OURS, Method
 from benchmarks.peers.peers import torchdeq, torchopt, xitorch
 from benchmarks.peers.silva import SILVA, silva
+from tests.markdown import rows_of
 
 UNROLLED = BY_HAND["unrolled by hand"]
 
@@ -80,12 +82,13 @@ def test_silva_is_right_with_taped_steps(gradient: str) -> None:
     assert ratios(silva("picard", gradient)) == pytest.approx([1, 1, 1], abs=1e-6)
 
 
-def test_the_table_of_second_derivatives(capsys: pytest.CaptureFixture[str]) -> None:
-    derivatives()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| second derivative of | h | h² | h + w² |"
-    refused = " | ".join(["NotImplementedError"] * len(LOSSES))
-    assert lines[2 + list(OURS).index("RBP")] == f"| RBP | {refused} |"
+def test_the_table_of_second_derivatives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    derivatives(tmp_path)
+    names, *rows = rows_of(capsys.readouterr().out)
+    assert names[1:] == list(LOSSES)
+    found = {name: row for name, *row in rows}
+    assert found["RBP"] == ["NotImplementedError"] * len(LOSSES)
+    assert [float(ratio) for ratio in found["RBP, order=2"]] == [1.0] * len(LOSSES)
 
 
 def test_the_closed_form_for_a_loss_of_the_weight_only() -> None:

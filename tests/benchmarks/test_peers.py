@@ -2,6 +2,8 @@
 
 import csv
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,29 +14,40 @@ from benchmarks.peers.cases import ALL_CASES, CaseName, make_case
 from benchmarks.peers.compare import chosen, peers
 from benchmarks.peers.measure import Calibrated, Setting, calibrate, exact_gradient, gradient, loosest, radius_of
 from benchmarks.peers.methods import BY_HAND, OURS, terms
-from benchmarks.peers.networks import tanh, training
+from benchmarks.peers.networks import Case, tanh, training
 from rbp_lightning import UserError
+from tests.markdown import rows_of
+
+Make = Callable[[torch.dtype], Case]
+
+TANH = tanh(0.4)
+
+
+@cache
+def solved_exactly(make: Make) -> torch.Tensor:
+    """The exact gradient of a case in float64."""
+    return exact_gradient(make(torch.float64))
 
 
 def test_the_table_and_all_ratios_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    peers(["tanh, radius 0.38"], errors=[1e-2, 1e-3], repeats=2, out=tmp_path)
+    peers(["tanh, radius 0.38"], errors=[1e-2], repeats=2, out=tmp_path)
     with (tmp_path / "peers.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for name in (*BY_HAND, *OURS):
         mine = [row for row in rows if row["method"] == name]
-        assert [row["target"] for row in mine] == ["0.01", "0.01", "0.001", "0.001"]
+        assert [row["target"] for row in mine] == ["0.01"] * 2
         assert all(float(row["error"]) <= float(row["target"]) and float(row["ratio"]) > 0 for row in mine)
     assert {float(row["ratio"]) for row in rows if row["method"] == "Picard + RBP by hand"} == {1.0}
     table = (tmp_path / "peers.md").read_text()
     assert table in capsys.readouterr().out
-    assert "| NeumannRBP |" in table
+    assert "NeumannRBP" in [row[0] for row in rows_of(table)]
     Image.open(tmp_path / "peers.png").verify()
 
 
 def test_methods_are_compared_by_name() -> None:
     assert list(chosen(["RBP"])) == ["Picard + RBP by hand", "RBP"]
     assert set(OURS) < set(chosen([]))
-    with pytest.raises(UserError, match=r"--methods: there is no RPB here, but .*RBP"):
+    with pytest.raises(UserError, match=r"--methods.*RPB.*RBP"):
         chosen(["RPB"])
 
 
@@ -72,12 +85,11 @@ def test_a_case_is_the_same_in_every_precision(name: CaseName, request: pytest.F
     torch.testing.assert_close(*steps, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [tanh(0.4), training])
+@pytest.mark.parametrize("make", [TANH, training], ids=["tanh", "training"])
 @pytest.mark.parametrize("name", [*BY_HAND, *OURS])
-def test_every_method_converges_to_the_exact_gradient(make, name: str) -> None:
-    case = make(torch.float64)
+def test_every_method_converges_to_the_exact_gradient(make: Make, name: str) -> None:
+    case, exact = make(torch.float64), solved_exactly(make)
     found = gradient(case, {**BY_HAND, **OURS}[name](case, 1e-9, 0.9))
-    exact = exact_gradient(case)
     assert float((found - exact).norm() / exact.norm()) < 1e-6
 
 
@@ -85,7 +97,7 @@ def test_a_method_that_fails_or_is_too_inaccurate_is_reported() -> None:
     def broken(case, tol, radius):
         raise ValueError("no such thing")
 
-    case = tanh(0.4)(torch.float32)
+    case = TANH(torch.float32)
     assert calibrate(case, torch.ones(1), "broken", broken, 0.4, [1e-3]) == ["fails: ValueError: no such thing"]
     assert loosest(lambda tol: 3 + tol, 1e-3) == "error 3e+00 at best"
     assert loosest(lambda tol: max(tol, 2e-6), 1e-6) == "error 2e-06 at best"
@@ -99,7 +111,7 @@ def test_the_loosest_tolerance_that_meets_an_error_is_found() -> None:
 
 
 def test_a_method_is_calibrated_for_several_errors() -> None:
-    case, exact = tanh(0.4)(torch.float32), exact_gradient(tanh(0.4)(torch.float64))
+    case, exact = TANH(torch.float32), solved_exactly(TANH)
     found = calibrate(case, exact, "by hand", BY_HAND["Picard + RBP by hand"], 0.4, [1e-3, 1e-5])
     assert all(isinstance(one, Calibrated) for one in found)
     assert all(one.error <= target for one, target in zip(found, [1e-3, 1e-5], strict=True))

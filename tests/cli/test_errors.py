@@ -28,42 +28,36 @@ OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.lo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--estimator.step=3"], "--estimator: CGRBP has no option 'step'. Did you mean 'steps'? Its options: "),
-        (["--estimator=BPTT", "--estimator.steps=3"], "BPTT has no option 'steps'."),
+        (["--estimator.step=3"], "CGRBP has no option 'step'. Did you mean 'steps'?"),
+        (["--estimator=BPTT", "--estimator.steps=3"], "BPTT has no option 'steps'"),
         (["--estimator.solver.toll=3"], "Picard has no option 'toll'. Did you mean 'tol'?"),
         (["--data.level_=3"], "ImagePatterns has no option 'level_'. Did you mean 'level'?"),
-        (
-            ["--trainer.max_epoch=3"],
-            "unrecognized arguments: --trainer.max_epoch=3. Did you mean '--trainer.max_epochs'?",
-        ),
+        (["--trainer.max_epoch=3"], "--trainer.max_epoch=3. Did you mean '--trainer.max_epochs'?"),
         (["--estimatr=RBP"], "Did you mean '--estimator'?"),
-        (["--nonsense=3"], "unrecognized arguments: --nonsense=3. See --help"),
+        (["--nonsense=3"], "--nonsense=3. See --help"),
         (["--seed=3"], "Did you mean '--seed_everything'?"),
         (["--epochs=3"], "Did you mean '--trainer.max_epochs' or '--trainer.min_epochs'?"),
         (["--devices=1"], "Did you mean '--trainer.devices'?"),
         (["--lr=0.1"], "Did you mean '--lr_scheduler'?"),
         (["--config=misspelt.yaml"], "option 'trainer.max_epoch'. Did you mean '--trainer.max_epochs'?"),
         (["--config=broken.yaml"], "did not find expected node content"),
-        (["--estimator.steps=-1"], "NormalCG: steps=-1 must be a whole number of at least 1."),
-        (["--estimator.steps=many"], "--estimator.steps: expected int. Got value: many."),
+        (["--estimator.steps=-1"], "steps=-1 must be a whole number of at least 1"),
+        (["--estimator.steps=many"], "--estimator.steps: expected int"),
         (["--estimator.solver.tol=-1"], "Picard: tol=-1.0 must be a number in [0, "),
-        (["--estimator.solver.max_steps=0"], "Picard: max_steps=0 must be a whole number of at least 1."),
+        (["--estimator.solver.max_steps=0"], "Picard: max_steps=0 must be a whole number of at least 1"),
         (["--model.gain=0"], "gain=0.0 must be a number in (0, "),
-        (["--data.source=cifar"], "Literal['digits', 'mnist', 'folder']"),
-        (["--data.source=mnist", "--data.data_dir=nowhere"], "Put what is missing into nowhere/mnist/raw"),
+        (["--data.source=cifar"], "'digits', 'mnist', 'folder'"),
+        (["--data.source=mnist", "--data.data_dir=nowhere"], "into nowhere/mnist/raw"),
         (["--model.num_pixels=100"], "set num_pixels to 64"),
-        (["--checkpoint.mode=most"], "Literal['min', 'max']"),
-        (["--checkpoint.monitor=val/los"], "could not find the monitored key"),
+        (["--checkpoint.mode=most"], "'min', 'max'"),
+        (["--checkpoint.monitor=val/los"], "val/los"),
         (["--trainer.accelerator=foo"], "foo"),
         (["--trainer.strategy=foo"], "foo"),
         (["--trainer.logger.save_dir=/proc/x"], "cannot write to /proc/x/hopfield"),
-        (["--data.source=mnist", "--data.data_dir=/proc/x"], "Put what is missing into /proc/x/mnist/raw"),
-        (["--optimizer=Adam", "--optimizer.lr=-1"], "Invalid learning rate: -1.0"),
-        (["--lr_scheduler=StepLR", "--lr_scheduler.step_size=3"], "--lr_scheduler is ignored without --optimizer"),
-        (
-            ["--trainer.max_epochs=-1"],
-            "the learning rate decay needs to know the run's length: set max_epochs or max_steps.",
-        ),
+        (["--data.source=mnist", "--data.data_dir=/proc/x"], "into /proc/x/mnist/raw"),
+        (["--optimizer=Adam", "--optimizer.lr=-1"], "learning rate: -1.0"),
+        (["--lr_scheduler=StepLR", "--lr_scheduler.step_size=3"], "without --optimizer"),
+        (["--trainer.max_epochs=-1"], "set max_epochs or max_steps"),
         (["--ckpt_path=none.ckpt"], "ckpt_path='none.ckpt' is not a file"),
         (["--config=none.yaml"], "none.yaml"),
         (["--trainer.devices=abc"], "devices"),
@@ -91,22 +85,24 @@ def test_an_invalid_option_gives_one_clear_error(cli, arguments, message) -> Non
 def test_an_unknown_command_is_refused_with_a_suggestion(cli) -> None:
     status, _, err = cli("ft", *TINY)
     assert status == 2
-    assert err.startswith("error: there is no command 'ft'. Did you mean 'fit'? Known: sweep, fit, validate,")
+    assert "'ft'. Did you mean 'fit'?" in err
+    assert {"sweep", "fit", "validate", "test", "predict", "audit"} <= set(re.findall(r"\w+", err))
 
 
 def test_a_missing_cell_is_reported_with_the_known_ones(cli) -> None:
     for name in ("EquilibriumReasoner", "models.EquilibriumReasoner"):
         status, _, err = cli("fit", f"--model={name}", "--data=PrefixSums")
         assert status == 2
-        cells = "AttentionCell, ConvolutionalCell, TwoLevelCell"
-        assert err.startswith("error: --model: the following arguments are required: cell. --model.cell is one of")
-        assert err.endswith(f"{cells}.\n")
+        (told,) = err.splitlines()
+        assert all(cell in told for cell in ("--model.cell", "AttentionCell", "ConvolutionalCell", "TwoLevelCell"))
 
 
 def test_missing_data_are_reported_with_the_option(cli) -> None:
     status, _, err = cli("fit", "--model=HopfieldMemory")
     assert status == 1
-    assert "error: HopfieldMemory has no train_dataloader: name its data, --data=NAME;" in err
+    (told,) = err.splitlines()
+    assert "HopfieldMemory" in told
+    assert "--data=NAME" in told
     assert not list(Path().iterdir())
 
 
@@ -119,7 +115,8 @@ def test_a_missing_package_of_a_logger_is_one_line(cli, logger, module) -> None:
     status, _, err = cli("fit", *TINY, f"--trainer.logger={logger}")
     assert status == 1
     (told,) = [line for line in err.splitlines() if "error: " in line]
-    assert re.fullmatch(rf"error: {logger} needs (\S+), which is not installed: pip install '\1', or use .*", told)
+    assert logger in told
+    assert "pip install" in told
 
 
 def error_of(cli, config: bytes | str, *arguments: str) -> str:
@@ -293,7 +290,7 @@ def test_an_unknown_class_is_answered_with_the_known_ones(cli, arguments, meant,
     told = err.splitlines()[-1]
     assert (f"Did you mean {meant!r}?" in told) == (meant is not None)
     # Other tests in this process may define so many classes that the help is named instead.
-    if ".help lists the known ones." in told:
+    if ".help lists" in told:
         return
     named = told.partition("Known: ")[2].removesuffix(".").split(", ")
     assert set(known.split(", ")) <= set(named)
@@ -303,13 +300,13 @@ def test_an_unknown_class_is_answered_with_the_known_ones(cli, arguments, meant,
 def test_a_long_list_of_classes_refers_to_the_help(cli) -> None:
     status, _, err = cli("fit", f"--config={CONFIG}", "--trainer.callbacks=[EquilibriumMonitr]")
     assert status == 2
-    assert "Did you mean 'EquilibriumMonitor'? --trainer.callbacks.help lists the known ones." in err
+    assert "Did you mean 'EquilibriumMonitor'? --trainer.callbacks.help" in err
 
 
 def test_a_command_without_a_config_suggests_one(cli) -> None:
     status, _, err = cli("fit")
     assert status == 2
-    assert err.splitlines()[-1].endswith("--config configs/hopfield.yaml.")
+    assert "--config configs/hopfield.yaml" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -414,4 +411,5 @@ def test_an_empty_standard_input_is_reported(cli, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
     status, _, err = cli("fit", "--model", "-")
     assert status == 2
-    assert "--model: nothing was given" in err
+    assert "--model" in err
+    assert "Traceback" not in err

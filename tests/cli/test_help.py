@@ -20,11 +20,10 @@ def test_estimator_help_without_a_name_lists_the_estimators(cli, columns, monkey
     for arguments in (["--estimator.help"], [f"--config={CONFIG}", "--estimator.help", "--estimator=RBP"]):
         status, out, _ = cli("fit", *arguments)
         assert status == 0
-        rows, _, hint = out.rstrip().rpartition("\n\n")
-        assert hint == "For the options of one of them: --estimator.help NAME"
-        assert set(ESTIMATORS) <= set(re.findall(r"^(\w+)  ", rows, re.MULTILINE))
-        assert re.search(r"^BPTT +\w+", rows, re.MULTILINE)
-        assert max(map(len, rows.splitlines())) <= columns
+        described = dict(re.findall(r"^(\w+) +(\S.*)$", out, re.MULTILINE))
+        assert set(ESTIMATORS) <= set(described)
+        assert "--estimator.help" in out  # how to list the options of one
+        assert max(map(len, out.splitlines())) <= columns
 
 
 @pytest.mark.parametrize(
@@ -46,15 +45,15 @@ def test_help_lists_the_classes_of_an_argument(cli, option, names) -> None:
 def test_help_of_each_estimator_lists_its_arguments(cli, name) -> None:
     status, out, _ = cli("fit", f"--estimator.help={name}")
     assert status == 0
-    assert "--estimator.solver SOLVER" in out
-    assert ("--estimator.steps STEPS" in out) == (name != "BPTT")
+    assert "--estimator.solver " in out
+    assert ("--estimator.steps " in out) == (name != "BPTT")
 
 
 def test_help_names_the_subcommands_without_importing_pytorch() -> None:
     program = [sys.executable, "-X", "importtime", ROOT / "train.py", "--help"]
     answered = subprocess.run(program, capture_output=True, text=True, timeout=300, check=True)
     for subcommand in ("fit", "sweep", "validate", "test", "predict", "audit"):
-        assert re.search(rf"^  {subcommand} +[A-Z]", answered.stdout, re.MULTILINE)
+        assert re.search(rf"^ +{subcommand} +\w", answered.stdout, re.MULTILINE)
     assert max(map(len, answered.stdout.splitlines())) <= 80
     assert re.search(r"\| +rbp_lightning$", answered.stderr, re.MULTILINE)
     assert not re.search(r"\| +(torch|lightning|numpy|models)$", answered.stderr, re.MULTILINE)
@@ -64,8 +63,9 @@ def test_missing_packages_are_reported_with_the_remedy() -> None:
     program = [sys.executable, "-S", ROOT / "train.py", "fit"]  # it leaves the installed packages out
     ended = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error: {sys.executable} has no package torch. ")
-    assert "`make demo`" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    for named in (sys.executable, "torch", "make demo"):
+        assert named in ended.stderr
 
 
 def test_no_arguments_print_the_help(cli) -> None:
@@ -86,12 +86,12 @@ def test_subcommand_help_fits_the_terminal_and_starts_with_this_project_s_option
     options = re.findall(r"^  (?:-\w \w+, )?(--[\w.]+)(?: [A-Z{[]|,|  |$)", out, re.MULTILINE)
     assert len(options) == len(set(options)) > 50
     audit = ["--error", "--steps"] if subcommand == "audit" else []
-    first = [*audit, "--estimator", "--policy.diverged", "EquilibriumMonitor", "--checkpoint.monitor", "--ckpt_path"]
-    places = [out.index(option) for option in (*first, "--model NAME", "--config CONFIG", "--trainer.devices")]
+    first = [*audit, "--estimator", "--policy.diverged", "--checkpoint.monitor", "--ckpt_path"]
+    places = [options.index(option) for option in (*first, "--model", "--config", "--trainer.devices")]
     assert places == sorted(places)
-    for option in ("--debug", "--checkpoint.mode", "--estimator.help", "--optimizer", "--trainer.max_epochs"):
-        assert option in out
-    assert not re.search(r"known subclasses|:\w+:`|``", out)
+    assert {"--debug", "--checkpoint.mode", "--optimizer", "--trainer.max_epochs"} <= set(options)
+    assert "--estimator.help" in out
+    assert not re.search(r":\w+:`|``", out)  # markup of docstrings
 
 
 def test_the_version_is_printed(cli) -> None:

@@ -16,16 +16,22 @@ SHORT = {
 }
 SHORT["fit"] += ["--trainer.log_every_n_steps=1"]  # Lightning warns if an epoch is shorter than this
 SHORT["fit"] += ["--trainer.num_sanity_val_steps=0"]  # the epoch ends with a validation
-FIRST = {yaml.safe_load(config.read_text())["model"]["class_path"]: config for config in reversed(CONFIGS)}
+SETTINGS = {config: yaml.safe_load(config.read_text()) for config in reversed(CONFIGS)}
+FIRST = {settings["model"]["class_path"]: config for config, settings in SETTINGS.items()}
 """The first config of each model, which is also validated and tested, and draws plots."""
-RUNS = [(one, name) for one in CONFIGS for name in SHORT if name in ("fit", "predict") or one in FIRST.values()]
+PAIRS = {
+    (settings["model"]["class_path"], settings["data"]["class_path"]): config for config, settings in SETTINGS.items()
+}
+"""The first config of each model on each data module, which also predicts."""
+SUBCOMMANDS = {"fit": CONFIGS, "validate": FIRST.values(), "test": FIRST.values(), "predict": PAIRS.values()}
+RUNS = [(config, name) for config in CONFIGS for name, run in SUBCOMMANDS.items() if config in run]
 
 
 @pytest.mark.parametrize(
     ("config", "subcommand"), RUNS, ids=[f"{config.relative_to(ROOT / 'configs')}-{name}" for config, name in RUNS]
 )
 def test_a_config_runs_without_warnings(config: Path, subcommand: str, cli, monkeypatch, request) -> None:
-    settings = yaml.safe_load(config.read_text())
+    settings = SETTINGS[config]
     images = settings["data"]["class_path"].endswith("ImagePatterns")
     puzzles = settings["model"]["class_path"].endswith("EquilibriumReasoner")
     random_search = "RandomSearch" in config.read_text()

@@ -88,12 +88,7 @@ CASES = {
     "CitationGraph-parts": Case(partial(RANDOM, num_parts=3), nodes, "split_seed"),
     "CitationGraph-random-parts": Case(partial(RANDOM, num_parts=3, partition="random"), nodes, "split_seed"),
     "CitationGraph-Cora": Case(partial(CitationGraph, split="per_class", pca=4), nodes, "split_seed", real=True),
-    "ImagePatterns": Case(
-        partial(ImagePatterns, held_out=10, train_draws=3, eval_draws=2), patterns, "corruption_seed"
-    ),
-    "ImagePatterns-MNIST": Case(
-        partial(ImagePatterns, source="mnist", held_out=10, train_draws=3), patterns, "corruption_seed", real=True
-    ),
+    "ImagePatterns": Case(PATTERNS, patterns, "corruption_seed"),
     "LabelledImages": Case(LABELLED, images, "data_seed"),
     "LabelledImages-augmented": Case(partial(LABELLED, shift=1, rotation=10, scaling=0.1), images, "data_seed"),
     "MNISTSplits": Case(SPLITS, images, "split_seed"),
@@ -313,7 +308,7 @@ def test_missing_files_are_named_with_their_folder(name, tmp_path, monkeypatch) 
 
     monkeypatch.setattr("pooch.retrieve", offline)
     for load in (lambda data: data.prepare_data(), lambda data: data.setup("fit")):
-        with pytest.raises(UserError, match=rf"^Missing .*Put what is missing into {tmp_path}.*data_dir") as error:
+        with pytest.raises(UserError, match=rf"^Missing .* into {tmp_path}.*data_dir") as error:
             load(CASES[name].make(data_dir=str(tmp_path)))
         assert "\n" not in str(error.value)
 

@@ -81,10 +81,10 @@ class Entry:
 ESTIMATORS = {
     "BPTT": Entry(BPTT, BPTT(EXACT), BPTT(), implicit=False),
     "CheckpointedBPTT": Entry(CheckpointedBPTT, CheckpointedBPTT(EXACT), CheckpointedBPTT(), implicit=False),
-    "TBPTT": Entry(TBPTT, TBPTT(450, EXACT), TBPTT(5), implicit=False),
+    "TBPTT": Entry(TBPTT, TBPTT(250, EXACT), TBPTT(5), implicit=False),  # 0.9^250 is 4e-12
     "RBP": Entry(RBP, RBP(1000, 1e-14, solver=EXACT), RBP(5)),
-    "NeumannRBP": Entry(NeumannRBP, NeumannRBP(450, EXACT), NeumannRBP(5)),
-    "PhantomGradient": Entry(PhantomGradient, PhantomGradient(450, 0.9, EXACT), PhantomGradient(8, 0.9)),
+    "NeumannRBP": Entry(NeumannRBP, NeumannRBP(250, EXACT), NeumannRBP(5)),
+    "PhantomGradient": Entry(PhantomGradient, PhantomGradient(250, 0.9, EXACT), PhantomGradient(8, 0.9)),
     "SHINE": Entry(SHINE, SHINE(1000, 1e-14, solver=Broyden(1000, 1e-15)), SHINE(9), solver=Broyden),
     "CGRBP": Entry(CGRBP, CGRBP(100, 1e-14, solver=EXACT), CGRBP(5)),
     "AdaptiveNeumann": Entry(AdaptiveNeumann, AdaptiveNeumann(1e-12, solver=EXACT), AdaptiveNeumann(1e-2)),
@@ -211,7 +211,7 @@ def test_a_state_can_be_used_twice_and_in_another_solve(entry: Entry) -> None:
 
 
 @EVERY_ESTIMATOR
-@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e20])
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_scaling_the_loss_scales_the_gradient(entry: Entry, scale: float) -> None:
     cell = tanh_cell(0, norm=0.9)
     with ignoring():
@@ -220,17 +220,17 @@ def test_scaling_the_loss_scales_the_gradient(entry: Entry, scale: float) -> Non
 
 
 @EVERY_ESTIMATOR
-@pytest.mark.parametrize("scale", [1e-24, 1.0, 1e24])
+@pytest.mark.parametrize("scale", [1e-24, 1e24])
 def test_float32_gradients_do_not_depend_on_the_scale_of_the_loss(entry: Entry, scale: float) -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     with ignoring():
         (scale * entry.short(lambda h: weight * h + 1, torch.zeros(3)).state).sum().backward()
-    allowed = 0.3 if entry.short.__class__ is not ExactAdjoint else 1e-4  # few steps are not accurate
-    assert float(weight.grad) / scale == pytest.approx(12, rel=allowed)
+    # Five steps at the rate 1/2 leave 2^-5; all other entries are more accurate.
+    assert float(weight.grad) / scale == pytest.approx(12, rel=2**-5 * 1.001)
 
 
 @EVERY_IMPLICIT_ESTIMATOR
-@pytest.mark.parametrize("small", [0.0, 1e-36, 5e-39, 1e-40, 1e-45])
+@pytest.mark.parametrize("small", [0.0, 1e-36, 1e-40])
 def test_a_sample_with_a_vanishing_gradient_does_not_change_others(entry: Entry, small: float) -> None:
     weight = torch.tensor(0.5, requires_grad=True)
     with ignoring():
@@ -472,7 +472,7 @@ def test_a_nested_solve_does_not_hide_the_outer_one_s_error(nested: bool) -> Non
         return weight * h + 0.1 * inner
 
     fixed_point = estimator(update, torch.zeros(2))
-    with pytest.warns(ConvergenceWarning, match="Implicit: The adjoint solve took 1 steps to a relative residual"):
+    with pytest.warns(ConvergenceWarning, match="Implicit: .*adjoint solve took 1 steps"):
         fixed_point.state.sum().backward()
     assert float(fixed_point.adjoint.residual) == pytest.approx(0.95**2, rel=1e-3)
 
@@ -488,7 +488,7 @@ def test_nested_solves_get_the_gradient_of_the_joint_problem(entry: Entry) -> No
         fixed_point = estimator(update, outer.start, batch_dims=1)
         return list(torch.autograd.grad(loss_of(fixed_point.state), outer.tensors + inner.tensors)), fixed_point
 
-    if entry.kind in (TBPTT, NeumannRBP, PhantomGradient):  # nesting 450 steps in each of 450 would be slow
+    if entry.kind in (TBPTT, NeumannRBP, PhantomGradient):  # nesting 250 steps in each of 250 would be slow
         solver = Picard(40, 1e-12)
         few = {"damping": 1.0} if entry.kind is PhantomGradient else {}
         estimator = entry.kind(30, solver=solver, **few)
@@ -511,7 +511,7 @@ def test_threads_may_share_an_estimator(entry: Entry) -> None:
 
     def work(index: int) -> None:
         with ignoring():
-            found[index] = [gradients(entry.short, jobs[index]) for _ in range(5)]
+            found[index] = [gradients(entry.short, jobs[index]) for _ in range(2)]
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(jobs))]
     for thread in threads:
@@ -540,7 +540,7 @@ def test_warm_starts_do_not_change_the_gradient(entry: Entry) -> None:
             assert relative_error(found, exact) < 1e-9
             steps.append(fixed_point.steps)
     assert steps[0] > (50 if entry.solver is Picard else 20)
-    if entry.kind is not TBPTT:  # which always tapes 450 steps
+    if entry.kind is not TBPTT:  # which always tapes 250 steps
         assert max(steps[1:]) <= 12
 
 
@@ -555,8 +555,10 @@ def test_a_warm_start_from_inference_mode_can_be_used_in_training(entry: Entry) 
         found = torch.autograd.grad(loss_of(state), cell.tensors)
         with torch.inference_mode():  # and the reverse
             entry.short(cell.update, cell.start, batch_dims=1, warm_start=warm_start)
-    if not issubclass(entry.kind, BPTT):
-        assert relative_error(list(found), expected) < 0.05
+    # The forward tolerance of 1e-6, amplified by 1 / (1 - 0.8). BPTT's gradient is that of the steps taken, and SHINE's
+    # inverse is made from them.
+    if not issubclass(entry.kind, BPTT | SHINE):
+        assert relative_error(list(found), expected) < 5e-6
 
 
 # --- modules in an update
@@ -882,7 +884,6 @@ def test_memory_of_tbptt_grows_with_its_taped_steps_only() -> None:
 @pytest.mark.parametrize("observed", [False, True])
 def test_no_state_is_kept_alive_by_a_reference_cycle(entry: Entry, backward: bool, observed: bool) -> None:
     alive: list[weakref.ref[Tensor]] = []
-    gc.collect()
     gc.disable()  # reference counting alone must free the states
     try:
         cell = tanh_cell(0)
@@ -911,30 +912,26 @@ def test_no_state_is_kept_alive_by_a_reference_cycle(entry: Entry, backward: boo
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # raised by PyTorch
-@EVERY_ESTIMATOR
-def test_a_compiled_update_gets_the_dense_gradient(entry: Entry) -> None:
+@pytest.mark.parametrize("name", ["BPTT", "CheckpointedBPTT", "TBPTT", "NeumannRBP", "CGRBP"])
+def test_a_compiled_update_gets_the_dense_gradient(name: str) -> None:
     cell = tanh_cell(0)
     exact = dense(cell).gradients
     weight, drive = cell.tensors
     compiled = torch.compile(lambda h, weight, drive: torch.tanh(h @ weight + drive), backend="aot_eager")
     cell.update = lambda h: compiled(h, weight, drive)
-    if entry.kind is AdaptiveNeumann:
-        pytest.skip("uses forward mode for compiled steps like CGRBP")
     with ignoring():
-        assert relative_error(gradients(entry.exact, cell), exact) < 1e-9
+        assert relative_error(gradients(ESTIMATORS[name].exact, cell), exact) < 1e-9
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's warnings would be errors
-def test_a_compiled_update_can_be_used_by_several_estimators(tmp_path, monkeypatch) -> None:
+def test_a_compiled_update_can_be_used_by_several_estimators() -> None:
     """A backward pass without retain_graph must not free tensors that the compiled step shares."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     torch.manual_seed(0)
     weights, inputs = [0.1 * torch.randn(16, 32), 0.1 * torch.randn(32, 16)], torch.randn(8, 16)
     weights = [weight.requires_grad_() for weight in weights]
 
-    @torch.compile
+    @torch.compile(backend="aot_eager")
     def update(h: Tensor) -> Tensor:
         return 0.5 * torch.tanh(nn.functional.gelu(h @ weights[0]) @ weights[1] + inputs)
 

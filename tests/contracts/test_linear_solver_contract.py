@@ -56,6 +56,7 @@ class Entry:
         uses_start: Whether it uses the initial z that it is given.
         has_tol: Whether it has a tolerance.
         symmetric: Whether it requires a symmetric Jacobian, and reports others.
+        slow: An accurate solver up to a spectral radius of 0.99, if ``exact`` has a fixed number of steps for 0.95.
     """
 
     exact: LinearSolver
@@ -63,6 +64,7 @@ class Entry:
     uses_start: bool = False
     has_tol: bool = True
     symmetric: bool = False
+    slow: LinearSolver | None = None
 
 
 SOLVERS = {
@@ -72,9 +74,12 @@ SOLVERS = {
     "Richardson from U[0, 1]": Entry(
         Richardson(4000, 1e-13, "uniform"), lambda steps: Richardson(steps, 0.0, "uniform"), uses_start=True
     ),
-    "NeumannSeries": Entry(NeumannSeries(2100), NeumannSeries, has_tol=False),
+    "NeumannSeries": Entry(NeumannSeries(500), NeumannSeries, has_tol=False, slow=NeumannSeries(2100)),
     "DampedNeumannSeries": Entry(
-        DampedNeumannSeries(2300, 0.9), lambda steps: DampedNeumannSeries(steps, 0.9), has_tol=False
+        DampedNeumannSeries(550, 0.9),
+        lambda steps: DampedNeumannSeries(steps, 0.9),
+        has_tol=False,
+        slow=DampedNeumannSeries(2300, 0.9),
     ),
     "SharedInverse": Entry(
         SharedInverse(300, 1e-13, 10.0, 10), lambda steps: SharedInverse(steps, 0.0, 10.0, 10), uses_start=True
@@ -87,7 +92,9 @@ SOLVERS = {
     "GMRES": Entry(GMRES(300, 1e-13), lambda steps: GMRES(steps, 0.0), uses_start=True),
     "Dense": Entry(Dense()),
     "AdaptiveNeumannSeries": Entry(AdaptiveNeumannSeries(1e-10, 4000)),
-    "StochasticNeumannSeries": Entry(StochasticNeumannSeries(2100), StochasticNeumannSeries, has_tol=False),
+    "StochasticNeumannSeries": Entry(
+        StochasticNeumannSeries(500), StochasticNeumannSeries, has_tol=False, slow=StochasticNeumannSeries(2100)
+    ),
     "Nystrom": Entry(Nystrom(100, 1e-13), has_tol=False, symmetric=True),
     "NudgedAdjoint": Entry(
         NudgedAdjoint(1e-5, solver=Picard(4000, 5e-9)),
@@ -170,7 +177,7 @@ def test_the_solution_equals_that_by_qr(entry: Entry, problem: Problem) -> None:
     operator, jacobian = operator_at(problem)
     gradient = random_gradient()
     with recorded_failures() as reported:
-        solution = entry.exact.solve(operator, [gradient])
+        solution = (entry.slow or entry.exact).solve(operator, [gradient])
     if is_unsuitable(entry, jacobian, solution, reported):
         return
     assert float(errors(solution.vector[0], exact_adjoint(jacobian, gradient)).max()) < 1e-8
@@ -221,8 +228,7 @@ def test_the_reported_residual_and_error_bound_the_true_ones(
 
 
 @EVERY_SOLVER
-@pytest.mark.parametrize("before", [0, 5])
-@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize(("before", "warm"), [(0, True), (5, False)])
 def test_products_are_counted(entry: Entry, before: int, warm: bool) -> None:
     operator, _ = linear(symmetric(0.9))
     for _ in range(before):
@@ -295,7 +301,7 @@ def test_a_sample_with_a_zero_gradient_does_not_change_others(entry: Entry) -> N
 
 
 @EVERY_SOLVER
-@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e20])
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
 def test_the_relative_error_does_not_depend_on_the_scale_of_the_gradient(entry: Entry, scale: float) -> None:
     operator, jacobian = linear(symmetric(0.9))
     gradient = random_gradient()
@@ -341,7 +347,7 @@ def test_too_few_steps_end_in_max_steps(solver: LinearSolver) -> None:
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-8])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(radius=st.floats(0.1, 0.99), seed=st.integers(0, 1000), check_every=st.sampled_from([1, 10]))
 @pytest.mark.parametrize(
     "kind", ["Richardson", "NormalCG", "ConjugateGradient", "BiCGSTAB", "GMRES", "GMRES(4)", "AdaptiveNeumannSeries"]
@@ -366,7 +372,9 @@ def test_a_tolerance_is_met_in_every_sample(kind: str, tol: float, radius: float
     assert solution.status is Status.CONVERGED
     assert float(true_residual(jacobian, gradient, solution.vector[0]).max()) <= tol * (1 + 1e-6) * 2
     if kind == "AdaptiveNeumannSeries":
-        assert float(errors(solution.vector[0], exact_adjoint(jacobian, gradient)).max()) <= tol
+        bounded = ~solution.error_bound.isnan()  # for other samples it falls back to a Krylov method
+        assert bool((errors(solution.vector[0], exact_adjoint(jacobian, gradient))[bounded] <= tol).all())
+        assert radius > 0.8 or bool(bounded.all())
 
 
 @pytest.mark.parametrize("tol", [1e-6, 1e-9])

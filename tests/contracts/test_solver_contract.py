@@ -34,6 +34,8 @@ from rbp_lightning import (
     observing,
 )
 from rbp_lightning.estimators import describe
+from rbp_lightning.estimators.options import Options
+from rbp_lightning.estimators.traced_solve import traced_solve
 from tests.zoo import ALL, CONTRACTIONS, Problem, drive, named, solve_dense, symmetric, zeros
 
 
@@ -153,6 +155,30 @@ def test_status_and_state_do_not_depend_on_check_every(
         assert one.steps == other.steps
 
 
+@EVERY_SOLVER
+@pytest.mark.parametrize("tol", [0.0, 1e-9])
+def test_a_solve_that_runs_out_of_steps_ends_alike_with_and_without_gradients(solver: str, tol: float) -> None:
+    problem, at, close = named("linear 0.9"), [1, 3, 6], {"rtol": 1e-11, "atol": 1e-14}
+    for max_steps in range(1, 8):
+        made = SOLVERS[solver].make(max_steps=max_steps, tol=tol)
+        plain = run(made, problem.update, problem.start, states_at=at)
+        assert plain.steps == max_steps
+        for estimator, order in itertools.product((NeumannRBP(0, made), TBPTT(1, made)), (1, 2)):
+            with ignoring():
+                taped = estimator(problem.update, problem.start, batch_dims=1, states_at=at, order=order)
+            torch.testing.assert_close([taped.state, *taped.states], [plain.state, *plain.states], **close)
+            torch.testing.assert_close(taped.residual, plain.residual, **close)
+            assert taped.sample_status.tolist() == plain.sample_status.tolist()
+        if tol > 0:
+            change = (problem.update(plain.state) - plain.state).norm(dim=1)
+            torch.testing.assert_close(change, plain.absolute_residual, **close)
+            continue
+        for enabled in (False, True):
+            with torch.set_grad_enabled(enabled):
+                traced = traced_solve(NeumannRBP(0, made), problem.update, problem.start, Options(batch_dims=1))
+            torch.testing.assert_close(traced.state, plain.state, **close)
+
+
 @pytest.mark.parametrize("tol", [0.0, 1e-6])
 @pytest.mark.parametrize("check_every", [1, 10, 20])
 def test_leaving_an_unstable_fixed_point_is_not_divergence(tol: float, check_every: int) -> None:
@@ -169,7 +195,7 @@ def test_leaving_an_unstable_fixed_point_is_not_divergence(tol: float, check_eve
 def test_every_application_of_the_update_is_counted(solver: str, estimator: type[GradientEstimator]) -> None:
     if estimator is BPTT and not SOLVERS[solver].tapes:
         pytest.skip("cannot be unrolled")
-    for problem, tol, taped in itertools.product(ALL, (0.0, 1e-6), (False, True)):
+    for problem, (tol, taped) in itertools.product(ALL, ((0.0, True), (1e-6, False), (1e-6, True))):
         calls = []
 
         def update(h: Tensor, problem: Problem = problem, calls: list[int] = calls) -> Tensor:
@@ -247,8 +273,9 @@ def test_autocast_does_not_reduce_the_precision_of_a_solver(solver: str) -> None
             made = SOLVERS[solver].make(max_steps=1000, tol=1e-5)
             found.append(run(made, lambda h: slopes * h + 1, torch.zeros(4, 32), taped=True))
     exact = (1 / (1 - slopes.double())).expand(4, -1)
+    allowed = 1e-5 / (1 - 0.97)  # the error of a residual of 1e-5
     assert relative_error(found[1].state.detach(), exact) < max(
-        3 * relative_error(found[0].state.detach(), exact), 1e-4
+        3 * relative_error(found[0].state.detach(), exact), allowed
     )
 
 

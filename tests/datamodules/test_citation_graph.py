@@ -105,11 +105,11 @@ def test_a_split_by_class_has_its_sizes_and_follows_the_seed(labels, per_class, 
 
 def test_a_split_with_more_nodes_than_there_are_is_refused() -> None:
     y = torch.tensor([0, 0, 0, 1, 1, -1])
-    with pytest.raises(UserError, match=r"per_class=3, .*smallest of 2 classes has 2 labelled nodes"):
+    with pytest.raises(UserError, match=r"per_class=3.* 2 labelled nodes"):
         split_by_class(y, 3, 1, 1, 0)
-    with pytest.raises(UserError, match="num_val=2 and num_test=2 are more than there are"):
+    with pytest.raises(UserError, match="num_val=2 and num_test=2"):
         split_by_class(y, 1, 2, 2, 0)
-    with pytest.raises(UserError, match="leaves train_mask without nodes"):
+    with pytest.raises(UserError, match="train_mask"):
         split_by_ratio(y, 0.01, 0.5, 0)
 
 
@@ -142,7 +142,7 @@ def test_a_user_s_dataset_is_used_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (partial(RandomGraph, num_graphs=2), "RandomGraph holds 2 graphs: give a dataset that holds one"),
+        (partial(RandomGraph, num_graphs=2), "RandomGraph holds 2 graphs"),
         (WithoutLabels, "WithoutLabels: y is missing"),
         (KarateClub, "has no val_mask: set split to ratio or per_class"),
     ],
@@ -169,8 +169,8 @@ def test_the_seed_selects_one_of_several_public_splits() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "Citeser"}, "name='Citeser' must be one of Cora, CiteSeer, PubMed"),
-        ({"split": "random"}, "split='random' must be one of public, ratio, per_class"),
+        ({"name": "Citeser"}, "name='Citeser'.*Cora, CiteSeer, PubMed"),
+        ({"split": "random"}, "split='random'.*public, ratio, per_class"),
         ({"train_ratio": 0.0}, r"train_ratio=0\.0"),
         ({"train_ratio": 0.5, "val_ratio": 0.5}, "leave no test nodes"),
         ({"per_class": 0}, "per_class=0"),
@@ -187,7 +187,7 @@ def test_invalid_arguments_are_refused(arguments, message) -> None:
 
 
 def test_too_many_parts_or_components_are_refused() -> None:
-    with pytest.raises(UserError, match="num_parts=31 is more than the graph's 30 nodes"):
+    with pytest.raises(UserError, match=r"num_parts=31.* 30 nodes"):
         CitationGraph(dataset=RandomGraph, num_parts=31).setup("fit")
     with pytest.raises(UserError, match="pca=5 must be below"):
         CitationGraph(dataset=RandomGraph, pca=5).setup("fit")
@@ -304,7 +304,7 @@ def test_other_dtypes_and_layouts_are_converted(changes) -> None:
     assert graph.x.layout == torch.strided
 
 
-EDGES = r"pass \[2, num_edges\], a row of sources and a row of targets"
+EDGES = r"pass \[2, num_edges\]"
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ EDGES = r"pass \[2, num_edges\], a row of sources and a row of targets"
         ({"x": lambda x: x / 0}, "x holds NaN, infinity or complex"),
         ({"x": lambda x: x.cfloat()}, "x holds NaN, infinity or complex"),
         ({"x": lambda x: x[:-1]}, r"edge_index holds node 29, but the 29 nodes of x|y has the shape \[30\]"),
-        ({"y": lambda y: y[:-1]}, r"y has the shape \[29\]: pass \[30\], a class for each node"),
+        ({"y": lambda y: y[:-1]}, r"y has the shape \[29\]: pass \[30\]"),
         ({"y": lambda y: y[:, None]}, r"y has the shape \[30, 1\]: pass \[30\]"),
         ({"y": lambda y: y.float()}, r"y has the dtype torch\.float32: convert it to integers"),
         ({"y": lambda y: y > 0}, r"y has the dtype torch\.bool: convert it to integers"),
@@ -332,8 +332,8 @@ EDGES = r"pass \[2, num_edges\], a row of sources and a row of targets"
         ({"edge_index": lambda edges: edges.tolist()}, "edge_index is a list: pass a tensor"),
         ({"edge_index": lambda edges: edges + 1}, "holds node 30, .*0 to 29: renumber"),
         ({"edge_index": lambda edges: edges - 1}, "edge_index holds node -1, but"),
-        ({"val_mask": lambda mask: mask.nonzero()[:, 0]}, r"val_mask has the shape \[10\]: pass \[30\], a bool"),
-        ({"val_mask": lambda mask: mask.int()}, r"val_mask has the dtype torch\.int32: pass a bool for each node"),
+        ({"val_mask": lambda mask: mask.nonzero()[:, 0]}, r"val_mask has the shape \[10\]: pass \[30\]"),
+        ({"val_mask": lambda mask: mask.int()}, r"val_mask has the dtype torch\.int32: pass a bool"),
         ({"val_mask": lambda mask: mask.tolist()}, "val_mask is a list: pass a tensor"),
         ({"val_mask": lambda mask: mask[None]}, r"val_mask has the shape \[1\]: pass \[30\]"),
         ({"val_mask": lambda mask: mask[:, None, None]}, r"val_mask has the shape \[30, 1, 1\]: pass \[30\]"),
@@ -349,10 +349,10 @@ def test_a_malformed_graph_is_refused(changes, message) -> None:
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
-        (random_graph, "dataset makes a Data: make a PyG dataset"),
+        (random_graph, "dataset makes a Data"),
         (lambda: None, "dataset makes a NoneType"),
         (lambda: [], "list holds 0 graphs"),
-        (lambda: [HeteroData()], "list holds a HeteroData: give a dataset that holds a Data"),
+        (lambda: [HeteroData()], "holds a HeteroData"),
         (lambda: [Data(x=torch.ones(3, 2), y=torch.arange(3), num_nodes=4)], "x has 3 rows, but num_nodes=4"),
         (lambda: [Data(x=torch.ones(3, 2), y=torch.arange(3))], "list: edge_index is missing"),
     ],
@@ -363,7 +363,7 @@ def test_anything_but_a_dataset_of_one_graph_is_refused(dataset, message) -> Non
 
 
 def test_an_object_in_place_of_a_function_is_refused() -> None:
-    with pytest.raises(UserError, match="dataset must be a function that makes the dataset"):
+    with pytest.raises(UserError, match="dataset must be a function"):
         CitationGraph(dataset=KarateClub())
 
 

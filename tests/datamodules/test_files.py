@@ -55,7 +55,7 @@ def test_a_download_with_a_wrong_checksum_is_refused_and_removed(tmp_path, serve
 
 
 def test_without_a_network_the_error_names_the_remedy(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"^Missing file: .*Put what is missing into .*data, or set data_dir or "):
+    with pytest.raises(UserError, match=r"^Missing file.* into .*data.* data_dir"):
         obtain({"file": SUM}, [tmp_path / "data"], ["http://127.0.0.1:9"])
 
 
@@ -70,12 +70,12 @@ def test_all_missing_files_are_named_with_their_folder(tmp_path, monkeypatch) ->
     with pytest.raises(UserError) as error:
         mnist_files([*others, first], str(tmp_path))
     assert all(name in str(error.value) for name in SHA256)
-    assert f"missing into {tmp_path}/mnist/raw" in str(error.value)
+    assert f"into {tmp_path}/mnist/raw" in str(error.value)
     assert str(error.value).count("\n") == 0
 
 
 def test_files_without_a_url_are_reported_without_a_download(tmp_path) -> None:
-    with pytest.raises(UserError, match=rf"^Missing file: not found in {tmp_path}\. Put"):
+    with pytest.raises(UserError, match=rf"^Missing file.*{tmp_path}"):
         obtain({"file": SUM}, [tmp_path], [])
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path) -> None:
 def test_a_file_above_the_size_limit_is_refused(tmp_path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     assert read_bytes(tmp_path / "file", len(CONTENT)) == CONTENT
-    with pytest.raises(UserError, match=f"{tmp_path}/file has more than {len(CONTENT) - 1} bytes"):
+    with pytest.raises(UserError, match=f"{tmp_path}/file.* {len(CONTENT) - 1} bytes"):
         read_bytes(tmp_path / "file", len(CONTENT) - 1)
 
 

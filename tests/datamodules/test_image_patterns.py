@@ -169,7 +169,7 @@ def test_photos_are_rotated_by_their_exif_orientation(tmp_path, suffix, orientat
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "F", "CMYK"])
 def test_images_that_would_be_misread_are_refused(tmp_path, mode) -> None:
     Image.new(mode, (6, 6)).save(tmp_path / ("a.tiff" if mode in ("F", "CMYK") else "a.png"))
-    with pytest.raises(UserError, match=r"8-bit grey or RGB is wanted"):
+    with pytest.raises(UserError, match=r"a\.(png|tiff).*8-bit"):
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=1)
 
 
@@ -193,7 +193,7 @@ def test_unusable_folders_and_files_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="not a folder"):
         loaded(source="folder", data_dir=str(tmp_path / "none"), num_patterns=1)
     Image.new("L", (64, 64), 255).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="has 1: set num_patterns"):
+    with pytest.raises(UserError, match=r"1.*set num_patterns"):
         loaded(source="folder", data_dir=str(tmp_path), num_patterns=2)
     content = (tmp_path / "a.png").read_bytes()
     (tmp_path / "a.png").write_bytes(content[: len(content) // 2])
@@ -226,7 +226,7 @@ def test_arguments_are_checked_at_once(arguments) -> None:
 
 
 def test_size_is_refused_for_other_sources_than_a_folder() -> None:
-    with pytest.raises(UserError, match="size=16 is only for source='folder': leave it out"):
+    with pytest.raises(UserError, match=r"size=16.*source='folder'"):
         ImagePatterns(size=16)
     with pytest.raises(UserError, match="ImagePatterns: size=0 must be"):
         ImagePatterns(source="folder", data_dir=".", size=0)

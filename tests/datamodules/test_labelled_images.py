@@ -79,10 +79,10 @@ def test_cifar_is_read_from_its_archive(archive, monkeypatch) -> None:
 
 
 def test_an_archive_that_is_not_the_published_one_is_refused(archive) -> None:
-    with pytest.raises(UserError, match=rf"{ARCHIVE} is corrupt \(its SHA-256 is not c4a38c"):
+    with pytest.raises(UserError, match=rf"{ARCHIVE} is corrupt"):
         loaded(source="cifar10", data_dir=str(archive.parent))
     archive.write_bytes(archive.read_bytes()[:-200])
-    with pytest.raises(UserError, match=rf"{ARCHIVE} is not an archive of CIFAR-10's binary files"):
+    with pytest.raises(UserError, match=rf"{ARCHIVE} is not an archive"):
         read_cifar(archive)
 
 
@@ -92,14 +92,14 @@ def test_missing_files_are_named_with_the_remedy(source, name, tmp_path, monkeyp
         raise OSError("no network")
 
     monkeypatch.setattr("pooch.retrieve", offline)
-    with pytest.raises(UserError, match=rf"^Missing {name}.*Put what is missing into {tmp_path}.* set data_dir"):
+    with pytest.raises(UserError, match=rf"^Missing {name}.* into {tmp_path}.*data_dir"):
         LabelledImages(source=source, data_dir=str(tmp_path)).prepare_data()
 
 
 def test_too_many_images_are_refused() -> None:
     assert len(loaded(num_train=1000, num_val=500, num_test=297).splits["train"]["labels"]) == 1000
     for counts in ({"num_train": 1000, "num_val": 500, "num_test": 298}, {"num_val": 1600}, {"num_test": 1800}):
-        with pytest.raises(UserError, match=r"is more than the 1797 images of source='digits': lower"):
+        with pytest.raises(UserError, match=rf"{next(iter(counts))}.* 1797 images"):
             loaded(**counts)
 
 

@@ -87,9 +87,9 @@ def test_the_target_of_a_maze_is_its_only_shortest_path(cells, loops) -> None:
 
 
 def test_a_size_with_too_few_mazes_is_refused() -> None:
-    with pytest.raises(UserError, match=r"100 tries found 48 different mazes of 2 x 2 cells .* ask for 60"):
+    with pytest.raises(UserError, match=r"48 different mazes.* ask for 60"):
         Mazes(cells=2, num_train=50, num_val=5, num_test=5).setup("fit")
-    with pytest.raises(UserError, match="cells=1 must be a whole number of at least 2"):
+    with pytest.raises(UserError, match=r"cells=1 .*at least 2"):
         Mazes(cells=1)
 
 
@@ -108,7 +108,7 @@ def test_starts_in_dead_ends_are_drawn_uniformly() -> None:
 
 
 def test_loops_without_a_dead_end_have_no_such_start() -> None:
-    with pytest.raises(UserError, match="100 tries found 0 different mazes of 2 x 2 cells"):
+    with pytest.raises(UserError, match="0 different mazes"):
         Mazes(cells=2, loops=1.0, dead_end_start=True, num_train=1, num_val=1, num_test=1).setup("fit")
 
 
@@ -130,7 +130,7 @@ def test_training_alternates_between_sizes() -> None:
 
 
 def test_several_training_sizes_need_reloaded_dataloaders() -> None:
-    with pytest.raises(UserError, match=r"takes the sizes \[2, 4, 3\] in turn, so set the Trainer's reload_data"):
+    with pytest.raises(UserError, match=r"\[2, 4, 3\].*reload_dataloaders_every_n_epochs"):
         sizes_in_training(4)
 
 

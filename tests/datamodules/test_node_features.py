@@ -115,7 +115,7 @@ def test_a_partly_written_cache_is_never_read(tmp_path) -> None:
 
 
 def test_too_many_components_are_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match="pca=12 must be below the number of nodes and of features, 12"):
+    with pytest.raises(UserError, match="pca=12 must be below"):
         principal_components(features(), 12, tmp_path)
 
 
@@ -125,5 +125,5 @@ def test_the_cache_distinguishes_shapes_of_the_same_bytes(tmp_path) -> None:
 
 
 def test_constant_features_are_refused(tmp_path) -> None:
-    with pytest.raises(UserError, match="pca=3: the features have no principal components"):
+    with pytest.raises(UserError, match="pca=3"):
         principal_components(torch.zeros(40, 12), 3, tmp_path)

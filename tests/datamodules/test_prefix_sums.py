@@ -22,7 +22,7 @@ def test_no_more_than_all_strings_of_a_length_can_be_drawn() -> None:
     data.setup("fit")
     strings = torch.cat([sizes[5]["inputs"] for sizes in data.splits.values()])
     assert len(strings.unique(dim=0)) == 32
-    with pytest.raises(UserError, match=r"there are 32 strings of 5 bits, but num_train, .* ask for 33 of them"):
+    with pytest.raises(UserError, match=r"32 strings.* ask for 33"):
         PrefixSums(length=5, num_train=21, num_val=4, num_test=8).setup("fit")
 
 
@@ -38,9 +38,9 @@ def test_bits_have_mean_one_half_and_are_independent() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"val_lengths": []}, r"val_lengths=\[\] must be a list of sizes"),
-        ({"test_lengths": [16, 0]}, "test_lengths=0 must be a whole number of at least 1"),
-        ({"test_lengths": [16, 16]}, r"test_lengths=\[16, 16\] must be a list of different sizes"),
+        ({"val_lengths": []}, r"val_lengths=\[\] must be a list"),
+        ({"test_lengths": [16, 0]}, "test_lengths=0 .*at least 1"),
+        ({"test_lengths": [16, 16]}, r"test_lengths=\[16, 16\].*different"),
     ],
 )
 def test_lengths_are_checked_at_once(arguments, message) -> None:

@@ -58,9 +58,9 @@ def test_the_target_of_a_puzzle_is_its_only_solution(side, empty) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(UserError, match=r"60 tries found 0 different puzzles of 4 x 4 cells with 15 of them empty"):
+    with pytest.raises(UserError, match=r"0 different puzzles.* 15 of them empty"):
         Sudoku(empty=15, num_train=1, num_val=1, num_test=1).setup("fit")
-    with pytest.raises(UserError, match="side=5 must be one of 4, 6, 9"):
+    with pytest.raises(UserError, match=r"side=5 .*4, 6, 9"):
         Sudoku(side=5)
-    with pytest.raises(UserError, match="empty=16 must be a whole number of at most 15"):
+    with pytest.raises(UserError, match=r"empty=16 .*at most 15"):
         Sudoku(empty=16)

@@ -42,18 +42,18 @@ def test_puzzles_are_read_from_the_file(tmp_path: Path) -> None:
 def test_common_formats_are_read_without_duplicates_and_solved_puzzles(lines: list[str], tmp_path: Path) -> None:
     (tmp_path / "four.csv").write_text("\n".join(lines))
     data = SudokuFile("four.csv", str(tmp_path), side=4, num_train=1, num_val=1, num_test=1)
-    with pytest.raises(UserError, match=r"has 1 different puzzles of 4 x 4 cells, but .* ask for 3: lower these"):
+    with pytest.raises(UserError, match=r"has 1 different puzzles.* ask for 3"):
         data.setup("fit")
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (["a,b", f"{SOLUTION[:-1]}0"], r"Line 2 of .*four\.csv has 1 fields of 16 digits or dots"),
+        (["a,b", f"{SOLUTION[:-1]}0"], r"Line 2 of .*four\.csv has 1 fields"),
         (["a,b", f"{SOLUTION[:-1]}0,{SOLUTION[:-1]}x"], r"Line 2 of .* has 1 fields"),
-        ([f"2{'0' * 15},{SOLUTION}"], r"Line 1 of .*: the second grid is not a solution of the first"),
-        ([f"{'0' * 16},{SOLUTION[:-1]}2"], r"Line 1 of .*: the second grid is not a solution"),
-        ([f"{'0' * 16},{SOLUTION[:-1]}0"], r"Line 1 of .*: the second grid is not a solution"),
+        ([f"2{'0' * 15},{SOLUTION}"], r"Line 1 of .*not a solution"),
+        ([f"{'0' * 16},{SOLUTION[:-1]}2"], r"Line 1 of .*not a solution"),
+        ([f"{'0' * 16},{SOLUTION[:-1]}0"], r"Line 1 of .*not a solution"),
     ],
 )
 def test_damaged_lines_are_refused(lines: list[str], message: str, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_damaged_lines_are_refused(lines: list[str], message: str, tmp_path: Pat
 
 
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"Missing sudoku\.csv: not found in {tmp_path}"):
+    with pytest.raises(UserError, match=rf"Missing sudoku\.csv.*{tmp_path}"):
         SudokuFile(data_dir=str(tmp_path)).setup("fit")
     (tmp_path / "sudoku.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"sudoku\.csv is not a CSV file of Sudoku puzzles"):
+    with pytest.raises(UserError, match=r"sudoku\.csv is not a CSV file"):
         SudokuFile(data_dir=str(tmp_path)).setup("fit")

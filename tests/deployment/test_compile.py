@@ -60,8 +60,6 @@ def test_every_solver_takes_the_same_steps_in_one_graph(solver: FixedPointSolver
     [
         BPTT(Damped(Picard(3, tol=0))),
         TBPTT(2, Picard(4, tol=0)),
-        NeumannRBP(0, Picard(4, tol=0)),
-        NeumannRBP(3, Picard(4, tol=0)),
         RBP(3, tol=0, solver=Picard(4, tol=0)),
     ],
     ids=name,

@@ -36,7 +36,7 @@ def test_a_nonfinite_gradient_is_handled_by_the_policy(kind: type, action: Any) 
         return fit_rates([0.1, float("inf"), 0.2], estimator, policy, module=NotFinite(), log_every_n_steps=1)
 
     if action == "raise":
-        with pytest.raises(ConvergenceError, match=r"the gradient of weight is wrong.*not finite"):
+        with pytest.raises(ConvergenceError, match=r"gradient of weight.*not finite"):
             run()
     elif action == "ignore":
         assert not convergence_warnings(run)
@@ -61,7 +61,7 @@ def test_sparse_gradients_are_checked() -> None:
             return torch.optim.SparseAdam(self.table.parameters())
 
     fit_rates([0.1, 0.2], neumann(), FailurePolicy(diverged="raise"), module=Embedded())
-    with pytest.raises(ConvergenceError, match=r"the gradient of table\.weight is wrong"):
+    with pytest.raises(ConvergenceError, match=r"gradient of table\.weight"):
         fit_rates([0.1, float("inf")], neumann(), FailurePolicy(diverged="raise"), module=Embedded())
 
 

@@ -147,7 +147,7 @@ def test_a_spectral_radius_of_1_or_more_is_handled_by_the_policy() -> None:
         if rate < 1:
             fit_rates([rate], *callbacks, module=Rotating())
             continue
-        with pytest.raises(ConvergenceError, match=r"spectral radius of the Jacobian at the fixed point is 1(\.2)? "):
+        with pytest.raises(ConvergenceError, match=r"spectral radius .* 1(\.2)? "):
             fit_rates([rate], *callbacks, module=Rotating())
 
 

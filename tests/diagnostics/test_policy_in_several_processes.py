@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from tests.cli.runs import Run, Zygote
-from tests.training import PROCESSES, fit_rates, neumann, run_script
-
-pytestmark = pytest.mark.slow
+from tests.training import PROCESSES, fit_rates, neumann
 
 SCRIPT = """
     import sys, torch
@@ -39,13 +37,19 @@ SCRIPT = """
 """
 
 
-@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_skip_the_same_steps(processes: int, zygote: Zygote, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
+def run_script(zygote: Zygote, folder: Path, action: str, processes: int) -> tuple[int | None, str]:
+    """Trains in several processes; returns the exit status and what was printed to standard error."""
+    script = folder / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    run = Run(zygote, tmp_path, ["skip", "ddp_fork", str(processes)], {}, script)
-    assert run.end() == 0, run.error()[-2000:]
+    run = Run(zygote, folder, [action, "ddp_fork", str(processes)], {}, script)
+    return run.end(), run.error()
+
+
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+def test_processes_skip_the_same_steps(zygote: Zygote, tmp_path: Path) -> None:
+    processes = PROCESSES + 1
+    status, error = run_script(zygote, tmp_path, "skip", processes)
+    assert status == 0, error[-2000:]
     for accumulated in (1, 2):
         one, *others = (torch.load(tmp_path / f"{accumulated} of {rank}.pt") for rank in range(processes))
         assert all(torch.equal(one, other) for other in others)
@@ -55,8 +59,8 @@ def test_processes_skip_the_same_steps(processes: int, zygote: Zygote, tmp_path:
         torch.testing.assert_close(one, expected.detach())
 
 
-def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
-    finished = run_script(SCRIPT, tmp_path, "raise", "ddp", str(PROCESSES))
-    assert finished.returncode != 0
-    assert "ConvergenceError" in finished.stderr
+def test_an_error_in_one_process_ends_all(zygote: Zygote, tmp_path: Path) -> None:
+    status, error = run_script(zygote, tmp_path, "raise", PROCESSES)
+    assert status not in (0, None)
+    assert "ConvergenceError" in error
     assert not list(tmp_path.glob("*.pt"))

@@ -72,7 +72,7 @@ def test_a_bad_batch_invalidates_an_accumulated_step_and_no_other() -> None:
 
 def test_too_many_skips_in_a_row_are_an_error() -> None:
     rates, module = [GROWING, GROWING, GOOD, GROWING, GROWING, GROWING, GOOD], Rates()
-    with pytest.raises(ConvergenceError, match=r"skipped 3 times in a row \(max_skips=3\).*diverged"):
+    with pytest.raises(ConvergenceError, match=r"max_skips=3.*diverged"):
         fit_rates(rates, neumann(), skipping(max_skips=3), module=module)
     assert module.trainer.fit_loop.epoch_loop.batch_idx == 5
 

@@ -10,7 +10,7 @@ from rbp_lightning import BPTT, CGRBP, RBP, ExactAdjoint, GradientEstimator, Neu
 MAKERS = {
     "RBP": lambda solver: RBP(3000, 1e-6, solver=solver),
     "CGRBP": lambda solver: CGRBP(1000, 1e-6, solver=solver),
-    "NeumannRBP": lambda solver: NeumannRBP(1500, solver),
+    "NeumannRBP": lambda solver: NeumannRBP(300, solver),
     "BPTT": BPTT,
     "ExactAdjoint": lambda solver: ExactAdjoint(solver=solver),
 }
@@ -35,8 +35,8 @@ def errors(estimator: GradientEstimator, ratio: float, rates: tuple[float, float
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=10, deadline=None)
-@given(exponent=st.floats(-8, 8), rates=st.tuples(st.floats(0.1, 0.97), st.floats(0.1, 0.97)))
+@settings(max_examples=6, deadline=None)
+@given(exponent=st.floats(-8, 8), rates=st.tuples(st.floats(0.1, 0.95), st.floats(0.1, 0.95)))
 def test_every_leaf_and_its_gradient_converge(name: str, exponent: float, rates: tuple[float, float]) -> None:
     states, slopes = errors(MAKERS[name](Picard(3000, 1e-7, atol=0.0)), 10**exponent, rates)
     assert max(states) < 1e-7 / (1 - max(rates)) * 1.01
@@ -44,7 +44,7 @@ def test_every_leaf_and_its_gradient_converge(name: str, exponent: float, rates:
 
 
 def test_per_leaf_false_uses_one_norm_over_all_leaves() -> None:
-    apart, together = (NeumannRBP(1500, Picard(3000, 1e-6, per_leaf=leaf)) for leaf in (True, False))
+    apart, together = (NeumannRBP(300, Picard(3000, 1e-6, per_leaf=leaf)) for leaf in (True, False))
     assert errors(together, 1e8, (0.5, 0.97))[0][1] > 0.1
     assert errors(apart, 1e8, (0.5, 0.97))[0][1] < 1e-4
 

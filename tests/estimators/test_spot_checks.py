@@ -47,7 +47,7 @@ def _fresh_spot_checks(monkeypatch) -> None:
 @pytest.mark.parametrize("taped", [True, False])
 def test_the_same_dropout_mask_twice_is_not_convergence(taped: bool) -> None:
     estimator = NeumannRBP(5, Picard(30, 1e-4, check_every=1))
-    for seed in range(200):
+    for seed in range(40):  # two masks are the same with a probability of 0.2
         torch.manual_seed(seed)
         with torch.set_grad_enabled(taped), ignoring():
             found = estimator(lambda h: torch.nn.functional.dropout(0.3 * h + 1, 0.9), torch.zeros(8))

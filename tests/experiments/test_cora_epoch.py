@@ -1,6 +1,5 @@
 """The comparison with an epoch of the released code on Cora."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import yaml
 
 from experiments import cora_epoch
 from rbp_lightning import UserError
-from tests.benchmarks.test_compiled import NUMBER, SPREAD
+from tests.markdown import numbers, rows_of
 
 
 @pytest.fixture
@@ -45,14 +44,15 @@ def test_the_table_has_the_steps_and_products_of_each_method(
     file = tmp_path / "cora_epoch.csv"
     cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)
     table = capsys.readouterr().out
-    numbers = rf"({NUMBER}) \| ({NUMBER}) \| {SPREAD} \| {NUMBER} \| {NUMBER} % \| [+-]{NUMBER} ± nan"
-    found = re.findall(rf"^\| (.*) \| {numbers} \| 1 \|$", table, re.MULTILINE)
+    _, *found = rows_of(table)
     assert [row[0] for row in found] == cora_epoch.METHODS
     steps, products = ([float(row[column]) for row in found] for column in (1, 2))
     assert steps[:2] == [100, 100]
     assert all(one < 100 for one in steps[2:])
     assert products == [20, 20, 20, 6, 2]
-    assert "| 1.00 (1.00–1.00) | 1.00 |" in table  # noqa: RUF001
+    faster = [numbers(row[3])[0] for row in found]
+    assert faster[0] == 1  # than itself
+    assert min(faster) > 0
     rows = file.read_text()
     cora_epoch.cora_epoch(epochs=2, block=1, seeds=1, csv=file)  # reads the file
     assert capsys.readouterr().out == table
@@ -60,5 +60,5 @@ def test_the_table_has_the_steps_and_products_of_each_method(
 
 
 def test_too_few_epochs_for_two_blocks_are_refused() -> None:
-    with pytest.raises(UserError, match="--epochs=7 gives no spread"):
+    with pytest.raises(UserError, match="--epochs=7"):
         cora_epoch.cora_epoch(epochs=7)

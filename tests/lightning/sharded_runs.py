@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,6 +19,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
 
+from models import AttentionCell, EquilibriumReasoner
 from rbp_lightning import (
     BPTT,
     CGRBP,
@@ -49,14 +51,14 @@ from rbp_lightning import (
     WarmStart,
     agreeing,
 )
-from tests.training import PROCESSES, fit
+from tests.training import PROCESSES, fit, make_trainer
 
 SIZE = 2 * PROCESSES  # of which each process has as many
 TIGHT: dict[str, Any] = {"max_steps": 400, "tol": 1e-9}
 PICARD = Picard(**TIGHT)
-TRAINED = [NeumannRBP(60, PICARD), CGRBP(60, tol=1e-9, solver=PICARD), BPTT(PICARD)]
-TRAINED += [Implicit(Auto(**TIGHT), Auto(**TIGHT)), Implicit(GMRES(60, tol=1e-9))]
+TRAINED = [NeumannRBP(60, PICARD), BPTT(PICARD), Implicit(Auto(**TIGHT), Auto(**TIGHT))]
 SOLVED = [
+    Implicit(GMRES(60, tol=1e-9)),
     RBP(400, tol=1e-9, solver=ReducedRankExtrapolation(**TIGHT)),
     TBPTT(40, PICARD),
     AdaptiveNeumann(1e-9, solver=Auto(**TIGHT)),
@@ -309,6 +311,27 @@ def monitored(rank: int) -> dict[str, Any]:
     return found
 
 
+class Reasoner(EquilibriumReasoner):
+    """A reasoner whose cell is sharded."""
+
+    def __init__(self) -> None:
+        super().__init__(AttentionCell(1, 2, num_positions=4, num_hidden=8))
+
+    def configure_model(self) -> None:
+        for part in (self.cell.queries_keys_values, self.cell.mixed):
+            fully_shard(part, mesh=self.device_mesh["data_parallel"])
+
+
+def pictures() -> list[str]:
+    """The pictures of an evaluation, for which the first puzzle of each process is solved once more."""
+    puzzle = {"inputs": torch.ones(1, 4), "targets": torch.zeros(4, dtype=torch.int64), "size": 4}
+    strategy = ModelParallelStrategy(PROCESSES, tensor_parallel_size=1, process_group_backend="gloo")
+    options = {"devices": PROCESSES, "strategy": strategy, "logger": CSVLogger(".", "pictures", "")}
+    trainer = make_trainer(NeumannRBP(0, Picard(4, tol=0)), **options)
+    trainer.validate(Reasoner(), DataLoader([puzzle] * 2 * PROCESSES, batch_size=1), verbose=False)
+    return sorted(path.name for path in Path("pictures").glob("*.png"))
+
+
 class Failing(Sharded):
     """A module whose update raises in one process during a solve."""
 
@@ -339,6 +362,7 @@ def main() -> None:
     found["failures"] = failures()
     found["late"] = late()
     found["monitored"] = monitored(rank)
+    found["pictures"] = pictures()
     Path(f"{rank}.json").write_text(json.dumps(found))
     train(Failing(), "sharded", NeumannRBP())
 

@@ -83,14 +83,15 @@ def test_gradients_under_autocast_are_close_to_those_in_float32(estimator: Gradi
     with torch.autocast("cpu", torch.bfloat16):
         rounded = loss_gradient(module, module.linear.weight)
     assert rounded.dtype is torch.float32
-    assert float((rounded - exact).norm() / exact.norm()) < 0.03
+    # A step is rounded by less than epsilon, which the adjoint equation amplifies by 1 / (1 - 0.5).
+    assert float((rounded - exact).norm() / exact.norm()) < torch.finfo(torch.bfloat16).eps / (1 - 0.5)
     before = module.linear.weight.detach().clone()
     fit(module, vectors(), estimator, precision="bf16-mixed")
     assert bool(module.linear.weight.isfinite().all())
     assert not torch.equal(module.linear.weight, before)
 
 
-@EACH_ESTIMATOR
+@pytest.mark.parametrize("estimator", [BPTT(SOLVER), NeumannRBP(20, SOLVER)], ids=["tape", "adjoint"])
 def test_compiled_modules_give_the_same_gradient_and_trained_weights(estimator: GradientEstimator) -> None:
     module = tanh()
     module.estimator = estimator
@@ -115,7 +116,7 @@ def test_a_module_keeps_its_estimator_after_a_run_until_it_gets_another() -> Non
 
 
 def test_two_estimators_are_refused() -> None:
-    with pytest.raises(UserError, match="2 gradient estimators \\(BPTT and NeumannRBP\\): keep one"):
+    with pytest.raises(UserError, match="BPTT and NeumannRBP"):
         fit(tanh(), vectors(), BPTT(), NeumannRBP())
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rbp_lightning.cli.generators import generator_states, set_generator_states
 from tests.cli.runs import Run, Zygote
-from tests.lightning.long_runs import TASKS, run
+from tests.lightning.long_runs import IN_TWO_PROCESSES, TASKS, run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),  # like the command line
@@ -64,7 +64,7 @@ def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(zygote: Zygo
     ended = [one.end(120) for one in runs]
     assert ended == [0, 0], [one.error()[-3000:] for one in runs]
     assert (tmp_path / "done0").exists()
-    for task in TASKS:
+    for task in IN_TWO_PROCESSES:
         assert_resumed(tmp_path / task, 2)
 
 

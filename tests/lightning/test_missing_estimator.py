@@ -52,9 +52,7 @@ class Hooked(Net):
 def test_a_module_without_an_estimator_raises_an_error_with_the_remedy() -> None:
     module = Net()
     for use in (lambda: module(torch.zeros(2, 4)), lambda: fit(module, vectors())):
-        with pytest.raises(
-            UserError, match=r"Net has no gradient estimator: give its Trainer one, Trainer\(callbacks="
-        ):
+        with pytest.raises(UserError, match=r"Net has no gradient estimator.*Trainer\(callbacks="):
             use()
     assert not hasattr(module, "estimator")
     assert getattr(module, "estimator", None) is None
@@ -74,7 +72,7 @@ def test_a_loaded_module_names_the_estimator_in_its_checkpoint(kind: type, weigh
     module = kind()
     fit(module, vectors(), estimator).save_checkpoint(path, weights_only=weights_only)
     loaded = kind.load_from_checkpoint(path)
-    with pytest.raises(UserError, match=r"its checkpoint records CGRBP\(steps=7, .*estimator_from_checkpoint\(path\)"):
+    with pytest.raises(UserError, match=r"CGRBP\(steps=7, .*estimator_from_checkpoint"):
         loaded(torch.zeros(2, 4))
     loaded.estimator = estimator_from_checkpoint(path)
     assert repr(loaded.estimator) == repr(estimator)
@@ -186,9 +184,7 @@ def test_nothing_in_a_checkpoint_is_executed_and_errors_name_the_problem(
     with pytest.raises(UserError, match=r"'none\.ckpt' is not a file"):
         estimator_from_checkpoint("none.ckpt")
     save({"estimator": MakesFolder()}, "folder.ckpt")
-    with pytest.raises(
-        UserError, match=r"'folder\.ckpt' holds \w+\.mkdir, which PyTorch loads only from files that you trust"
-    ):
+    with pytest.raises(UserError, match=r"'folder\.ckpt' holds \w+\.mkdir"):
         estimator_from_checkpoint("folder.ckpt")
     assert not Path("made").exists()
     save({}, "without.ckpt")
@@ -207,9 +203,7 @@ def test_a_class_is_found_once_its_module_is_imported(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "one.ckpt"
     save({"estimator": {"class_path": "estimator_of_a_user.Own", "init_args": {"steps": 3}}}, path)
-    with pytest.raises(
-        UserError, match=r"'estimator_of_a_user\.Own' is not a GradientEstimator .* import its module first"
-    ):
+    with pytest.raises(UserError, match=r"'estimator_of_a_user\.Own'.* import its module"):
         estimator_from_checkpoint(path)
     assert "estimator_of_a_user" not in sys.modules
     importlib.import_module("estimator_of_a_user")

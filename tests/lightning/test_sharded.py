@@ -81,6 +81,10 @@ def test_the_monitor_s_metrics_cover_all_processes(found: list[dict[str, Any]]) 
     assert sharded["spectral_radius"] > 0.5  # from the last process; the other ones' samples have nearly 0
 
 
+def test_a_solve_for_a_picture_runs_in_all_processes(found: list[dict[str, Any]]) -> None:
+    assert found[0]["pictures"] == ["thinking_4.png"]
+
+
 def test_an_exception_in_one_process_ends_all(finished: CompletedProcess[str], found: list[dict[str, Any]]) -> None:
     assert finished.returncode != 0
     assert "of the last process" in finished.stderr

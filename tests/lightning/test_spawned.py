@@ -1,6 +1,7 @@
 """Training in processes of a fork server, which get everything pickled and tensors in shared memory."""
 
 import pickle
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from rbp_lightning import (
     WarmStart,
 )
 from rbp_lightning.linear import NormalCG
-from tests.training import PROCESSES, run_script
+from tests.cli.runs import Run, Zygote
+from tests.training import PROCESSES
 
 ESTIMATORS = [BPTT(), TBPTT(), RBP(60), NeumannRBP(), CGRBP(), AdaptiveNeumann(), ExactAdjoint()]
 ESTIMATORS += [Implicit(NormalCG())]
@@ -45,9 +47,11 @@ SCRIPT = """
 
 
 @pytest.mark.slow
-def test_processes_of_a_fork_server_train_to_the_weights_of_one_process(tmp_path: Path) -> None:
-    finished = run_script(SCRIPT, tmp_path)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+def test_processes_of_a_fork_server_train_to_the_weights_of_one_process(zygote: Zygote, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    run = Run(zygote, tmp_path, [], {}, script)
+    assert run.end(300) == 0, run.error()[-3000:]
     one, several = (torch.load(tmp_path / f"{devices}.pt") for devices in (1, PROCESSES))
     torch.testing.assert_close(several, one, rtol=1e-3, atol=1e-4)  # RBP solves each batch to a tolerance of 1e-4
 

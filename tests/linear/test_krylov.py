@@ -252,7 +252,7 @@ def test_indefinite_and_asymmetric_jacobians_are_reported_by_conjugate_gradients
     right = [draw(BATCH, SIZE, seed=1).to(dtype)]
     indefinite = symmetric(3.0, SIZE)
     mixed = torch.stack([symmetric(0.9, SIZE), indefinite, general(0, 2.0)]).to(dtype)
-    with pytest.warns(UserWarning, match=r"J is not symmetric in 1 of 3 .* not positive in 1 of 3 .*use GMRES"):
+    with pytest.warns(UserWarning, match=r"not symmetric in 1 of 3 .* not positive in 1 of 3 .*GMRES"):
         solution = ConjugateGradient().solve(operator_of(mixed), right)
     assert not solution.converged
     assert float(solution.residual[0]) < 1e-4
@@ -281,7 +281,7 @@ def test_gmres_solves_with_any_operator() -> None:
 
 
 def test_dense_refuses_samples_that_are_too_large() -> None:
-    with pytest.raises(UserError, match=r"Dense: max_size=20, but a sample has 30 elements: use GMRES"):
+    with pytest.raises(UserError, match=r"Dense: max_size=20.* 30 elements.*GMRES"):
         Dense(20).solve(operator_of(general()), [draw(BATCH, SIZE, seed=0)])
 
 

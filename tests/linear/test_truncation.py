@@ -34,6 +34,19 @@ def test_the_estimate_is_exact_for_one_mode(kind: type, rate: float, size: int, 
     assert estimate == pytest.approx(error, rel=1e-4, abs=1e-9)
 
 
+def assert_within_theory(kind: type, error: float, estimate: float) -> None:
+    """Bounds of the estimate for positive rates of which one is at least twice the others.
+
+    Let a and b be the norms of the fast and the slow part of the sum, and R that of the remainder, which is slow. The
+    error is R / |(a, b + R)|. With the norm of the sum the estimate is R / (|(a, b)| + R), and the triangle inequality
+    gives a ratio from 1 / sqrt(2) to 1. ``TBPTT`` takes the larger of b and |g| for the norm of the sum. As the fast
+    modes add up to at most twice their part of g, it is too small by a factor of at most sqrt(1 + 2^2).
+    """
+    most = 1 if kind is NeumannRBP else 5**0.5
+    rounded = 1.01  # the last terms have a fast part of 4e-4
+    assert error / 2**0.5 / rounded <= estimate <= most * rounded * error
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31), slow=st.floats(0.6, 0.995))
 @pytest.mark.parametrize("kind", [NeumannRBP, TBPTT])
@@ -43,8 +56,7 @@ def test_the_estimate_is_within_a_factor_once_the_slow_modes_dominate(kind: type
     rates[3] = slow
     gradient = 0.1 + torch.rand(20, generator=generator, dtype=torch.float64)
     error, estimate, _ = run(kind(20, solver=SOLVER), rates, gradient)
-    # TBPTT does not know the norm of the sum, and underestimates it.
-    assert error / 1.5 <= estimate <= (2 if kind is NeumannRBP else 6) * error
+    assert_within_theory(kind, error, estimate)
 
 
 @pytest.mark.parametrize("kind", [NeumannRBP, TBPTT])
@@ -54,7 +66,7 @@ def test_a_large_error_is_estimated_even_if_the_last_term_is_small(kind: type) -
     estimator = kind(20, solver=SOLVER)
     error, estimate, fixed_point = run(estimator, rates, gradient)
     assert error > 0.5
-    assert estimate > 0.3
+    assert_within_theory(kind, error, estimate)
     assert float(fixed_point.adjoint.residual) < 0.1
 
 
@@ -87,8 +99,11 @@ def test_terms_that_alternate_in_size_are_not_taken_for_growth() -> None:
         fixed_point = NeumannRBP(steps, solver=SOLVER)(
             lambda h: weight @ h + drive, torch.zeros(2, dtype=torch.float64)
         )
-        fixed_point.state.sum().backward()
-        assert float(fixed_point.adjoint.error_estimate) < 1e-5
+        (found,) = torch.autograd.grad(fixed_point.state.sum(), drive)
+        exact = torch.linalg.inv(torch.eye(2, dtype=torch.float64) - weight.T).sum(1)
+        error = float((found - exact).norm() / exact.norm())
+        # Two steps multiply a term by 0.2, but one step by anything from 0.1 to 2.
+        assert error / 10 < float(fixed_point.adjoint.error_estimate) < 10 * error
 
 
 @pytest.mark.parametrize("kind", [NeumannRBP, TBPTT])
@@ -103,7 +118,7 @@ def test_the_estimate_is_right_for_many_modes_of_one_modulus(kind: type, size: i
         (found,) = torch.autograd.grad(fixed_point.state.sum(), added)
     exact = solve_dense(torch.eye(size, dtype=torch.float64) - weight.T, torch.ones(size, dtype=torch.float64))
     error = float((found - exact).norm() / exact.norm())
-    assert float(fixed_point.adjoint.error_estimate) == pytest.approx(error, rel=0.5)
+    assert float(fixed_point.adjoint.error_estimate) == pytest.approx(error, rel=1e-6)  # both are 0.95^21
 
 
 @pytest.mark.parametrize("estimator", [NeumannRBP(80), TBPTT(90), NeumannRBP(20), TBPTT(20)])
@@ -112,7 +127,7 @@ def test_the_estimate_is_small_once_terms_vanish_in_float32(estimator: GradientE
     weight = torch.tensor(rate, requires_grad=True)
     fixed_point = estimator(lambda h: weight * h + 1, torch.zeros(()))
     fixed_point.state.backward()
-    assert float(fixed_point.adjoint.error_estimate) <= 1e-5
+    assert float(fixed_point.adjoint.error_estimate) <= 0.5**20 * 1.001  # more than 8 epsilon, which counts as rounding
 
 
 def test_the_estimate_is_right_for_a_complex_pair() -> None:
@@ -123,7 +138,7 @@ def test_the_estimate_is_right_for_a_complex_pair() -> None:
     fixed_point.state.sum().backward()
     exact = torch.linalg.inv(torch.eye(2, dtype=torch.float64) - turn.T) @ torch.ones(2, dtype=torch.float64)
     error = float((drive.grad - exact).norm() / exact.norm())
-    assert float(fixed_point.adjoint.error_estimate) == pytest.approx(error, rel=0.1)
+    assert float(fixed_point.adjoint.error_estimate) == pytest.approx(error, rel=1e-6)  # both are 0.9^31
 
 
 @pytest.mark.parametrize("near", [0.0, 1e-4])

@@ -180,11 +180,11 @@ def test_images_and_labels_of_the_wrong_size_are_refused() -> None:
     with pytest.raises(UserError, match=r"learning_rate=0\.0"):
         EquilibriumClassifier(ConvolutionalImageCell(), learning_rate=0.0)
     model = classifier(MultiscaleImageCell)
-    with pytest.raises(UserError, match=r"num_channels=2, but the images have the shape \[3, 1, 8, 8\]: set num_ch"):
+    with pytest.raises(UserError, match=r"num_channels=2.*\[3, 1, 8, 8\]"):
         model(images_of()[:, :1])
-    with pytest.raises(UserError, match=r"images of 6 x 8 pixels give feature maps of 3 x 4 with halvings=1"):
+    with pytest.raises(UserError, match=r"6 x 8 .* 3 x 4 .*halvings=1"):
         model(images_of()[:, :, :6])
-    with pytest.raises(UserError, match=r"num_classes=3, but there is a label 3: set num_classes to 4"):
+    with pytest.raises(UserError, match=r"num_classes=3.*set num_classes to 4"):
         model.training_step({"images": images_of(), "labels": torch.tensor([0, 1, 3])}, 0)
 
 

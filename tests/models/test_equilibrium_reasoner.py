@@ -71,7 +71,7 @@ def test_attention_depends_on_all_positions_and_their_order() -> None:
     torch.testing.assert_close(cell._attention(hidden), expected)
     swapped, _ = cell.start(inputs.flip(3))
     assert not torch.allclose(swapped(state.flip(3)), update(state).flip(3))
-    with pytest.raises(UserError, match="num_positions=6, but the puzzles have 4: set it to 4"):
+    with pytest.raises(UserError, match=r"num_positions=6.*set it to 4"):
         cell.start(torch.zeros(1, 2, 2, 2))
     with pytest.raises(UserError, match="num_heads=3 does not divide num_hidden=8"):
         AttentionCell(2, 3, 6, num_hidden=8, num_heads=3)
@@ -168,11 +168,13 @@ def test_the_jacobian_penalty_is_part_of_the_loss() -> None:
             state = update(state)
     jacobian = torch.autograd.functional.jacobian(lambda h: update(h).sum(0), state)  # of all samples
     mean = float(jacobian.square().sum() / state.numel())
+    of_samples = jacobian.movedim(2, 0).reshape(len(state), state[0].numel(), -1)
+    deviation = float((of_samples @ of_samples.mT).norm()) * (2 / 40) ** 0.5 / state.numel()  # of a mean of 40 draws
     drawn = []
     for _ in range(40):
         model.training_step(batch, 0)
         drawn.append(logged["train/jacobian_penalty"])
-    assert sum(drawn) / 40 == pytest.approx(mean, rel=0.1)
+    assert sum(drawn) / 40 == pytest.approx(mean, abs=4 * deviation)
     first = model.cell.block.first.weight
     (through,) = torch.autograd.grad(model.training_step(batch, 0), first)
     model.jacobian_penalty = 0.0
@@ -265,9 +267,9 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
         ({"random_steps": [3]}, r"random_steps=\[3\] must be two numbers"),
         ({"random_steps": [5, 3]}, r"random_steps=\[5, 3\] must increase"),
         ({"eval_steps": []}, r"eval_steps=\[\] must be a list"),
-        ({"eval_steps": [0, 1]}, "eval_steps=0 must be a whole number"),
+        ({"eval_steps": [0, 1]}, "eval_steps=0"),
         ({"random_start": 1}, "random_start=1 is not of type bool"),
-        ({"segments": 0}, "segments=0 must be a whole number"),
+        ({"segments": 0}, "segments=0"),
         ({"jacobian_penalty": -1.0}, "jacobian_penalty=-1.0 must be"),
     ],
 )
@@ -278,9 +280,9 @@ def test_arguments_are_checked_at_once(arguments, message) -> None:
 
 def test_puzzles_of_the_wrong_size_are_refused() -> None:
     model, batch = reasoner(), batch_of()
-    with pytest.raises(UserError, match=r"num_inputs=2, but the puzzles have the shape \[4, 1, 7\]: set num_inputs"):
+    with pytest.raises(UserError, match=r"num_inputs=2.*\[4, 1, 7\]"):
         model(batch["inputs"][:, :1])
-    with pytest.raises(UserError, match=r"shape \[4, 7\] and classes up to 3: set num_classes"):
+    with pytest.raises(UserError, match=r"\[4, 7\].* 3: set num_classes"):
         model._loss(torch.zeros(4, 3, 7), torch.full((4, 7), 3))
     with pytest.raises(UserError, match="dims=3 must be 1"):
         ConvolutionalCell(1, 2, dims=3)

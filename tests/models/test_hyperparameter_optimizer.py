@@ -179,7 +179,7 @@ def test_a_diverging_inner_training_names_the_step_and_the_learning_rate() -> No
     model = optimizer(inner_learning_rate=0.1, loss="squared_error")
     with torch.no_grad():
         model.sgd.log_learning_rates[2] = 60.0
-    message = r"is not finite from step \d+ of 20 on, in outer step 1, .* up to 1.14e\+26 \(3.weight\): lower inner"
+    message = r"step \d+ of 20.* outer step 1.*1.14e\+26 \(3.weight\).*inner_learning_rate"
     with pytest.raises(UserError, match=message):
         fit(model, NeumannRBP(5, SOLVER))
     assert bool(torch.cat([leaf.flatten() for leaf in model.trained.parameters()]).isfinite().all())
@@ -217,7 +217,7 @@ def test_nan_in_the_outer_images_is_not_blamed_on_the_inner_training() -> None:
     data = digits()
     data.setup("fit")
     data.splits["val"]["images"][0] = float("nan")
-    with pytest.raises(UserError, match="The outer loss is nan in outer step 1, after an inner training that was fin"):
+    with pytest.raises(UserError, match="outer loss is nan in outer step 1"):
         fit(optimizer(), NeumannRBP(5, SOLVER), data=data, num_sanity_val_steps=0)
 
 
@@ -319,7 +319,7 @@ def test_a_tolerance_needs_full_batches() -> None:
     data.setup("fit")
     model = optimizer()
     model.estimator = NeumannRBP(solver=Picard(30, tol=1e-4))
-    message = r"tol=0.0001, but a training on minibatches \(batch_size=20 of 60 .* exactly max_steps=30 .* to 60\."
+    message = r"tol=0.0001.*batch_size=20 of 60.*max_steps=30"
     with pytest.raises(UserError, match=message):
         model.train_network(data.splits["train"])
     model = optimizer(batch_size=60)
@@ -330,24 +330,24 @@ def test_a_tolerance_needs_full_batches() -> None:
 
 def test_an_overflowing_hypergradient_is_an_error() -> None:
     model = optimizer(inner_learning_rate=30.0)
-    with pytest.raises(UserError, match=r"The hypergradient of .* is not finite in outer step 1: the adjoint grows"):
+    with pytest.raises(UserError, match=r"hypergradient of .* not finite in outer step 1"):
         fit(model, NeumannRBP(2000, Picard(2, tol=0)))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: optimizer(batch_size=0), "batch_size=0 must be a whole number of at least 1"),
-        (lambda: optimizer(num_classes=1), "num_classes=1 must be a whole number of at least 2"),
-        (lambda: optimizer(loss="hinge"), "loss='hinge' must be one of cross_entropy, squared_error"),
-        (lambda: optimizer(outer_objective="test"), "outer_objective='test' must be one of validation, training"),
-        (lambda: optimizer(inner_start="warm"), "inner_start='warm' must be one of restart, last"),
-        (lambda: optimizer(linearization_batches=0), "linearization_batches=0 must be a whole number of at least 1"),
-        (lambda: optimizer(linearization_batches="whole"), "linearization_batches='whole' must be one of all, fresh"),
+        (lambda: optimizer(batch_size=0), "batch_size=0"),
+        (lambda: optimizer(num_classes=1), "num_classes=1 "),
+        (lambda: optimizer(loss="hinge"), "loss='hinge'.*cross_entropy, squared_error"),
+        (lambda: optimizer(outer_objective="test"), "outer_objective='test'.*validation, training"),
+        (lambda: optimizer(inner_start="warm"), "inner_start='warm'.*restart, last"),
+        (lambda: optimizer(linearization_batches=0), "linearization_batches=0"),
+        (lambda: optimizer(linearization_batches="whole"), "linearization_batches='whole'.*all, fresh"),
         (lambda: optimizer(inner_learning_rate=0.0), "inner_learning_rate=0.0 must be a number"),
         (lambda: optimizer(inner_momentum=1.0), "momentum=1.0 must be below 1"),
         (lambda: optimizer(learning_rate=-1.0), "learning_rate=-1.0 must be a number"),
-        (lambda: optimizer(inner_curves_every=0), "inner_curves_every=0 must be a whole number"),
+        (lambda: optimizer(inner_curves_every=0), "inner_curves_every=0"),
         (
             lambda: HyperparameterOptimizer(nn.Sequential(nn.BatchNorm1d(3))),
             "has a BatchNorm1d with running statistics",
@@ -357,7 +357,7 @@ def test_an_overflowing_hypergradient_is_an_error() -> None:
         (lambda: HyperparameterOptimizer(MLP([4, 2]).requires_grad_(False)), "all 2 parameters .* are frozen"),
         (lambda: optimizer(hyperparameters=[LabelSmoothing(), LabelSmoothing()]), "label_smoothing occurs twice among"),
         (lambda: RandomSearch(spread=0.0), "spread=0.0 must be a number"),
-        (lambda: RandomSearch(trials=0), "trials=0 must be a whole number of at least 1"),
+        (lambda: RandomSearch(trials=0), "trials=0"),
     ],
 )
 def test_invalid_arguments_are_refused(make: Any, message: str) -> None:
@@ -368,10 +368,10 @@ def test_invalid_arguments_are_refused(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 5}, "num_classes=5, but there is a label 9: set num_classes to 10"),
-        ({"num_classes": 12}, r"num_classes=12, but the network's outputs have the shape \(10,\)"),
-        ({"hyperparameters": [ExampleWeights(3)]}, "num_examples=3, but there are 60 training examples"),
-        ({"network": nn.Linear(64, 10)}, r"the network does not take images of shape \(1, 8, 8\)"),
+        ({"num_classes": 5}, "num_classes=5.*set num_classes to 10"),
+        ({"num_classes": 12}, r"num_classes=12.*\(10,\)"),
+        ({"hyperparameters": [ExampleWeights(3)]}, "num_examples=3.* 60 training examples"),
+        ({"network": nn.Linear(64, 10)}, r"images of shape \(1, 8, 8\)"),
         ({"hyperparameters": [], "learn_optimizer": False}, "there is nothing to learn"),
     ],
 )
@@ -501,5 +501,5 @@ def test_random_search_takes_no_longer_than_the_optimisation(capsys) -> None:
     assert 0 < search.seconds < time.perf_counter() - begin
     (trials,) = re.findall(r"random search, (\d+) trials", capsys.readouterr().out)
     assert int(trials) >= 1
-    with pytest.raises(UserError, match=r"RandomSearch: .* is not a HyperparameterOptimizer"):
+    with pytest.raises(UserError, match=r"RandomSearch: .*HyperparameterOptimizer"):
         RandomSearch().setup(Trainer(logger=False), nn.Module(), "fit")  # type: ignore[arg-type]

@@ -357,31 +357,27 @@ def test_minibatches_shuffle_all_examples_by_the_seed() -> None:
     assert epochs(1)[0] != first
 
 
-def live_tensors() -> list[Tensor]:
-    gc.collect()
-    return [kept for kept in gc.get_objects() if type(kept) in (Tensor, nn.Parameter)]
-
-
 def bytes_in_the_last_step(kind: type, steps: int) -> int:
     """Bytes of the tensors created by an inner training that are alive in its last step."""
-    others = live_tensors()  # keeps other tests' tensors alive, so that their ids are not reused
-    known = {id(tensor) for tensor in others}
+    gc.freeze()  # leaves out the objects of other tests
     training, found = Training(0), []
     update = training.update(steps - 1)
 
     def look(step: int, loss: Tensor, state: Any) -> None:
         if step == steps:
-            found.append(sum(tensor.nbytes for tensor in live_tensors() if id(tensor) not in known))
+            gc.collect()
+            found.append(sum(kept.nbytes for kept in gc.get_objects() if type(kept) in (Tensor, nn.Parameter)))
 
     update.on_step = look
-    update_and_start = update, update.start(training.network)
-    kind(5, solver=Picard(steps, tol=0))(*update_and_start).state["parameters"]["1.weight"].sum().backward()
+    state = kind(5, solver=Picard(steps, tol=0))(update, update.start(training.network)).state
+    state["parameters"]["1.weight"].sum().backward()
+    gc.unfreeze()
     assert update.steps == steps
     return found[0]
 
 
 # An epoch has three steps; all these numbers of steps end at the same step of an epoch.
-@pytest.mark.parametrize(("kind", "steps"), [(RBP, 400), (NeumannRBP, 1000), (CGRBP, 400), (TBPTT, 400)])
+@pytest.mark.parametrize(("kind", "steps"), [(RBP, 250), (NeumannRBP, 400), (CGRBP, 250), (TBPTT, 250)])
 def test_memory_does_not_grow_with_the_inner_steps(kind: type, steps: int) -> None:
     # Each of the few convergence checks may store a residual.
     assert 0 < bytes_in_the_last_step(kind, steps) < 1.02 * bytes_in_the_last_step(kind, 100)
@@ -402,14 +398,14 @@ def test_memory_of_bptt_grows_with_the_inner_steps() -> None:
 
 def test_examples_that_do_not_fit_are_refused() -> None:
     examples = {"labels": torch.tensor([0, 3]), "index": torch.arange(2)}
-    with pytest.raises(UserError, match="num_classes=3, but there is a label 3: set num_classes to 4"):
+    with pytest.raises(UserError, match=r"num_classes=3.*set num_classes to 4"):
         ClassWeights(3).check(examples)
-    with pytest.raises(UserError, match="num_examples=5, but there are 2 training examples: set num_examples to 2"):
+    with pytest.raises(UserError, match=r"num_examples=5.*set num_examples to 2"):
         ExampleWeights(5).check(examples)
-    with pytest.raises(UserError, match="the images have 9 pixels, but sizes starts with 4: make it 9"):
+    with pytest.raises(UserError, match=r"9 pixels.*sizes starts with 4"):
         MLP([4, 2])(torch.zeros(1, 3, 3))
     objective = InnerObjective(nn.Identity(), [], "cross_entropy")
-    with pytest.raises(UserError, match=r"outputs have the shape \(1, 2, 2\): they must be \[batch, num_classes\]"):
+    with pytest.raises(UserError, match=r"\(1, 2, 2\).*\[batch, num_classes\]"):
         objective.plain({}, {"images": torch.zeros(1, 2, 2), "labels": torch.tensor([0])}, 1)
 
 

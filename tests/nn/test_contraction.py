@@ -406,7 +406,8 @@ def test_penalties_of_updates_that_ignore_part_of_the_state(penalty: Callable[..
         assert found.item() == pytest.approx(1.1 * 2**0.5)
     else:
         torch.manual_seed(0)
-        assert penalty(update, state, samples=2000).item() == pytest.approx(2 * 4 / 6, rel=0.1)
+        deviation = (2 * 4**2 * 2 / 2000) ** 0.5 / 6  # J J^T has two eigenvalues of 4
+        assert penalty(update, state, samples=2000).item() == pytest.approx(2 * 4 / 6, abs=5 * deviation)
     assert penalty(lambda h: torch.ones(2), torch.ones(2)).item() == 0
     assert penalty(lambda h: h, torch.ones(10_000)).item() == pytest.approx(
         1 if penalty is jacobian_penalty else 10, 0.1
@@ -443,7 +444,8 @@ def test_low_precision_is_summed_in_float32(penalty: Callable[..., Tensor]) -> N
         found = penalty(lambda h: 2 * h, torch.zeros(100_000, dtype=dtype))
         assert found.dtype == torch.float32
         expected = 4 if penalty is jacobian_penalty else 1.1 * 100_000**0.5
-        assert found.item() == pytest.approx(expected, rel=0.03)
+        # 5 standard deviations of the jacobian penalty are 0.022.
+        assert found.item() == pytest.approx(expected, rel=0.022 + torch.finfo(dtype).eps)
 
 
 # --- invalid arguments

@@ -68,6 +68,17 @@ def test_transient_growth_is_soon_left_to_picard_steps(diagonal: float, above: f
     assert adjoint.converged
 
 
+def test_cycles_begin_again_where_plain_steps_do_less_than_predicted() -> None:
+    """At a radius of 0.999 fast modes die first: the rest declines ten times as slowly as the first steps predict."""
+    values = torch.linspace(-0.999, 0.999, 50, dtype=torch.float64)
+    basis = torch.linalg.qr(draw(50, 50, seed=0))[0]
+    matrix, inputs = basis * values @ basis.T, 0.002 * draw(1, 20, 50, seed=2)
+    problem = Problem("slow", lambda h: torch.tanh(h @ matrix + inputs), torch.zeros(1, 20, 50).double())
+    found, plain = (solve(kind(5000, 1e-5), problem) for kind in (Auto, Picard))
+    assert found.converged
+    assert found.steps <= plain.steps / 6
+
+
 @pytest.mark.parametrize("radius", [0.3, 0.9, 0.99])
 def test_reads_few_more_values_from_the_device_than_picard(radius: float) -> None:
     """Two more values per check before extrapolation begins, and a check of each extrapolation that may be the last."""

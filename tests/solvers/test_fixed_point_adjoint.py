@@ -15,6 +15,7 @@ from rbp_lightning import (
     NewtonKrylov,
     Picard,
     ReducedRankExtrapolation,
+    Status,
     UserError,
 )
 from tests.zoo import draw, rotation, solve_dense, symmetric
@@ -41,6 +42,28 @@ def test_accelerated_solvers_find_the_adjoint_of_an_expanding_map(solver: type[F
     estimator(lambda h: h @ matrix + inputs, torch.zeros(2, 6).double(), batch_dims=1).state.sum().backward()
     exact = solve_dense(torch.eye(6).double() - matrix, torch.ones(2, 6).double())
     torch.testing.assert_close(inputs.grad, exact, rtol=1e-6, atol=1e-7)
+
+
+def products_of_a_slow_adjoint(dtype: torch.dtype, cycle: int) -> int:
+    """Products to 1e-5 with a Jacobian of spectral radius 0.999, on 20 rows of 50 units."""
+    values = torch.linspace(-0.999, 0.999, 50, dtype=torch.float64)
+    basis = torch.linalg.qr(draw(50, 50, seed=0))[0]
+    weight, slopes = basis * values @ basis.T, 1 - 0.01 * draw(20, 50, seed=1).square()
+    weight, slopes, gradient = (one.to(dtype) for one in (weight, slopes, draw(1, 20, 50, seed=2)))
+    operator = JacobianOperator.at(lambda h: slopes * (h @ weight), torch.zeros_like(gradient), 1)
+    solution = FixedPointAdjoint(ReducedRankExtrapolation(2000, 1e-5, cycle=cycle)).solve(operator, [gradient])
+    assert solution.status is Status.CONVERGED
+    return solution.products
+
+
+def test_extrapolation_in_float32_takes_about_as_many_products_as_in_float64() -> None:
+    """Changes as differences of iterates, which are much larger, would have too few correct digits in float32."""
+    single, double = (products_of_a_slow_adjoint(dtype, cycle=8) for dtype in (torch.float32, torch.float64))
+    assert single <= 1.2 * double
+
+
+def test_a_long_cycle_saves_products_though_its_gram_matrix_is_singular() -> None:
+    assert products_of_a_slow_adjoint(torch.float64, cycle=32) <= products_of_a_slow_adjoint(torch.float64, cycle=8)
 
 
 def test_implicit_solves_its_adjoint_by_auto_by_default() -> None:

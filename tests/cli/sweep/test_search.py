@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.cli.sweep.own import NET
+from tests.markdown import rows_of
 
 optuna = pytest.importorskip("optuna")
 
@@ -30,8 +31,8 @@ def test_a_search_is_stored_and_can_be_continued(cli) -> None:
     best = min((row for row in rows if row["state"] == "finished"), key=lambda row: float(row["val/loss"]))
     assert float(best["model.rate"]) == study.best_params["model.rate"]
     assert float(best["val/loss"]) == study.best_value
-    table = [line for line in Path("logs/sweep/report.md").read_text().splitlines() if line.startswith("| ")]
-    assert table[1].startswith(f"| model.rate={best['model.rate']}, {best['estimator']} | finished | ")
+    _, first, *_ = rows_of(Path("logs/sweep/report.md").read_text())
+    assert first[:2] == [f"model.rate={best['model.rate']}, {best['estimator']}", "finished"]
     # A pruned run ends early, with a checkpoint.
     pruned = next(row for row in rows if row["state"] == "pruned")
     last = Path(pruned["folder"], "checkpoints/last.ckpt")

@@ -10,15 +10,24 @@ from tests.training import ROOT
 
 SMALL = {
     "hopfield": ["--model.num_hidden=16", "--data.train_draws=2"],
-    "cora": ["--model.cell.num_hidden=8"],
-    "hypergrad": ["--estimator.solver.max_steps=30", "--model.network.sizes=[64,8,10]", "--estimator.steps=20"],
+    "cora": [
+        "--data.dataset=tests.graphs.RandomGraph",
+        "--model.cell.num_features=5",
+        "--model.cell.num_classes=3",
+        "--model.cell.num_hidden=8",
+    ],
+    "hypergrad": [
+        "--data.num_train=50",
+        "--model.hyperparameters=null",
+        "--estimator.solver.max_steps=30",
+        "--model.network.sizes=[64,8,10]",
+        "--estimator.steps=20",
+    ],
 }
 
 
-@pytest.mark.parametrize("task", ["hopfield", pytest.param("cora", marks=pytest.mark.data), "hypergrad"])
-def test_a_task_is_audited_from_the_command_line(task: str, cli, request, monkeypatch) -> None:
-    if task == "cora":
-        monkeypatch.setenv("RBP_DATA_DIR", request.getfixturevalue("data_dir"))
+@pytest.mark.parametrize("task", SMALL)
+def test_a_task_is_audited_from_the_command_line(task: str, cli) -> None:
     config = f"--config={ROOT / 'configs' / task}.yaml"
     status, out, err = cli("audit", config, *SMALL[task], "--steps=[1,20,50]", "--trainer.accelerator=cpu")
     assert status == 0, err
@@ -52,7 +61,7 @@ def test_an_audit_of_a_checkpoint_uses_its_weights(cli) -> None:
     radii = []
     last = "--ckpt_path=logs/hopfield/version_0/checkpoints/last.ckpt"
     for arguments in ([last, "--data.train_draws=2"], tiny):
-        status, _, err = cli("audit", config, "--trainer.accelerator=cpu", "--steps=[20]", *arguments)
+        status, _, err = cli("audit", config, "--trainer.accelerator=cpu", "--steps=[1]", *arguments)
         assert status == 0, err
         newest = max(Path("logs").rglob("audit.json"), key=lambda path: path.stat().st_mtime_ns)
         radii.append(json.loads(newest.read_text())["references"][0]["spectral_radius"])
@@ -62,11 +71,11 @@ def test_an_audit_of_a_checkpoint_uses_its_weights(cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batches=0"], "batches=0 must be a whole number of at least 1"),
+        (["--batches=0"], "batches=0"),
         (["--steps=[-1]"], "steps=-1 must be"),
         (["--trainer.devices=2", "--trainer.strategy=ddp"], "runs in one process"),
         (["--ckpt_path=none.ckpt"], "is not a file"),
-        (["--sweep=3"], "unrecognized arguments: --sweep=3"),
+        (["--sweep=3"], "--sweep=3"),
     ],
 )
 def test_invalid_options_are_refused_in_one_line(arguments: list[str], message: str, cli) -> None:
