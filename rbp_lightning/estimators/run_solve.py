@@ -75,6 +75,8 @@ def run_solve(estimator: Estimator, update: Update, initial_state: State, option
         solve.save_at = [tape_start(estimator, step, taped) for step in options.states_at]
         solve.save_next = solve.save_at != list(options.states_at)
         attach = _attach(estimator, solve, record, request)
+        if at_check is not None and solve.test.last is not None:
+            at_check(solve.steps, float(solve.test.last.residual.max()))
     if request is None:
         image = attach(solve.function, solve.start)
     else:

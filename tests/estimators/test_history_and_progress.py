@@ -28,21 +28,29 @@ def test_the_history_holds_the_residuals_of_every_step(solver: FixedPointSolver,
     assert len(NeumannRBP(0, solver)(update, torch.zeros(2, 2), batch_dims=1).history) < found.steps
 
 
-def test_a_progress_bar_ends_with_its_solve(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("max_steps", [13, 300])
+@pytest.mark.parametrize("taped", [False, True])
+def test_a_progress_bar_ends_with_the_residual_of_its_solve(
+    max_steps: int, taped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = torch.zeros(3, dtype=torch.float64)
+    with torch.set_grad_enabled(taped), ignoring():
+        found = NeumannRBP(0, Picard(max_steps, 1e-6))(lambda h: 0.9 * h + 1, start, progress=True)
+    assert found.converged == (max_steps == 300)
+    shown = capsys.readouterr().out
+    assert "NeumannRBP" in shown
+    step, residual = numbers(shown.splitlines()[-1])[:2]
+    assert step == found.steps
+    assert residual == pytest.approx(float(found.residual), rel=0.05)
+
+
+def test_a_progress_bar_ends_with_an_error_of_its_update() -> None:
     def failing(h: torch.Tensor) -> torch.Tensor:
         raise ValueError("raised by the update")
 
-    with torch.no_grad(), ignoring():
-        found = NeumannRBP(0, Picard(13, 1e-9))(lambda h: 0.9 * h + 1, torch.zeros(3), progress=True)
-        with pytest.raises(ValueError, match="raised by the update"):
-            NeumannRBP(0)(failing, torch.zeros(3), progress=True)
+    with torch.no_grad(), pytest.raises(ValueError, match="raised by the update"):
+        NeumannRBP(0)(failing, torch.zeros(3), progress=True)
     for thread in threading.enumerate():
         if "Refresh" in type(thread).__name__:
             thread.join(5)  # the thread ends at its next refresh
             assert not thread.is_alive()
-    shown = capsys.readouterr().out
-    assert "NeumannRBP" in shown
-    shown_numbers = numbers(shown)
-    residual = {one.step: float(one.relative) for one in found.history}
-    (step,) = residual.keys() & shown_numbers
-    assert any(one == pytest.approx(residual[step], rel=0.05) for one in shown_numbers)
