@@ -139,7 +139,7 @@ def errors(problem: Problem, steps: list[int], inner_steps: int) -> dict[str, li
 
 
 def bias(problem: Problem, lengths: list[int]) -> list[dict[str, float]]:
-    """Relative errors of NeumannRBP's hypergradients to BPTT's, and the norm of these, by number of inner steps.
+    """Errors of NeumannRBP's hypergradients relative to BPTT's, and the norm of these, by number of inner steps.
 
     Args:
         problem: The problem.

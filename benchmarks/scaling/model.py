@@ -119,12 +119,11 @@ def working_bytes(job: Job, machine: Machine) -> float:
     return 4 * (max(machine.states * job.state, job.parameters) + gathered)
 
 
-def kept_bytes(job: Job, optimizer: int = 2) -> float:
-    """Bytes that stay allocated between training steps, in float32: parameters and optimiser states.
+def kept_bytes(job: Job) -> float:
+    """Bytes that stay allocated between training steps, in float32: parameters and the two averages of Adam for each.
 
     Args:
         job: The training step.
-        optimizer: Numbers that the optimiser keeps per parameter; two for Adam.
     """
     shards = job.ranks if job.sharing.startswith("fsdp") else 1
-    return 4 * job.parameters * (1 + optimizer) / shards
+    return 4 * 3 * job.parameters / shards

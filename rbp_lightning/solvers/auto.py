@@ -175,7 +175,7 @@ def _changes(before: Vector, vector: Vector, image: Vector, batch_dims: int) -> 
     states = [ravel(state, batch_dims) for state in (before, vector, image)]
     one, other = states[1] - states[0], states[2] - states[1]
     square, product, following = vecdot(one, one), vecdot(one, other), vecdot(other, other)
-    cosine = product.abs() / (square * following).sqrt()
+    cosine = product.abs() / (square.sqrt() * following.sqrt())  # the product of the squares could underflow
     known, growing = ~cosine.isnan(), following > square
     counts = [flag.sum().to(cosine.dtype) for flag in (known, growing, torch.ones_like(known))]
     sums = total(torch.stack([cosine.nansum(), *counts]))

@@ -112,4 +112,4 @@ class _Refinement:
         return memory
 
     def propagated(self, vector: Vector, product: Step, memory: InverseJacobian) -> None:
-        """Each product is with z."""
+        """Nothing, since each product is with z."""

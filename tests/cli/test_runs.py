@@ -150,6 +150,7 @@ def test_a_run_without_a_logger_writes_nothing_to_the_current_folder(cli) -> Non
     status, out, err = cli("fit", *TINY, "--trainer.logger=false", "--trainer.callbacks=null")
     assert status == 0, err
     assert "ckpt" not in out
+    assert "trainer.default_root_dir" in out  # keeps checkpoints
     assert files("*") == ["config.yaml"]
     assert Path("config.yaml").read_text() == "the user's"
     assert cli("fit", *TINY, "--trainer.logger=false", "--trainer.default_root_dir=run")[0] == 0

@@ -226,7 +226,8 @@ def test_float32_gradients_do_not_depend_on_the_scale_of_the_loss(entry: Entry, 
     with ignoring():
         (scale * entry.short(lambda h: weight * h + 1, torch.zeros(3)).state).sum().backward()
     # Five steps at the rate 1/2 leave 2^-5; all other entries are more accurate.
-    assert float(weight.grad) / scale == pytest.approx(12, rel=2**-5 * 1.001)
+    allowed = 1e-4 if entry.kind is ExactAdjoint else 2**-5 * 1.001
+    assert float(weight.grad) / scale == pytest.approx(12, rel=allowed)
 
 
 @EVERY_IMPLICIT_ESTIMATOR
@@ -555,10 +556,10 @@ def test_a_warm_start_from_inference_mode_can_be_used_in_training(entry: Entry) 
         found = torch.autograd.grad(loss_of(state), cell.tensors)
         with torch.inference_mode():  # and the reverse
             entry.short(cell.update, cell.start, batch_dims=1, warm_start=warm_start)
-    # The forward tolerance of 1e-6, amplified by 1 / (1 - 0.8). BPTT's gradient is that of the steps taken, and SHINE's
-    # inverse is made from them.
-    if not issubclass(entry.kind, BPTT | SHINE):
-        assert relative_error(list(found), expected) < 5e-6
+    # The forward tolerance of 1e-6, amplified by 1 / (1 - 0.8). BPTT's gradient is that of the steps taken; SHINE's
+    # inverse is made from them, and refined.
+    if not issubclass(entry.kind, BPTT):
+        assert relative_error(list(found), expected) < (0.05 if entry.kind is SHINE else 5e-6)
 
 
 # --- modules in an update

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rbp_lightning import Auto, FixedPointAdjoint, JacobianOperator, NeumannRBP, Picard, ignoring
-from tests.zoo import CONTRACTIONS, Problem, draw, named, symmetric
+from tests.zoo import CONTRACTIONS, Problem, draw, named, rotation, symmetric
 
 
 class DeviceReads(TorchDispatchMode):
@@ -48,6 +48,17 @@ def test_one_slow_mode_is_extrapolated_even_if_few_steps_remain() -> None:
     slow = torch.tensor([[0.7, 0.1, 0.1]]).double()
     problem = Problem("one mode", lambda h: slow * h + 1, torch.zeros(1, 3).double())
     assert solve(Auto(100, 1e-6), problem).steps < solve(Picard(100, 1e-6), problem).steps / 2
+
+
+def test_the_scale_of_the_state_does_not_matter() -> None:
+    """In float32 a product of four changes of 1e-12 is 0."""
+    matrix, inputs = rotation(0.65).float(), draw(1, 6, seed=0).float()
+    found = [
+        solve(Auto(100, 1e-6, atol=0.0), Problem("", lambda h, scale=scale: h @ matrix + scale * inputs, 0 * inputs))
+        for scale in (1.0, 2.0**-40)
+    ]
+    assert found[0].steps == found[1].steps
+    assert torch.equal(found[0].state, 2.0**40 * found[1].state)
 
 
 def test_growth_away_from_an_unstable_fixed_point_is_followed() -> None:
