@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cli.runs import Run, Zygote
+
 ROOT = Path(__file__).parents[1]
 
 START = (ROOT / "docs" / "start.md").read_text()
@@ -130,20 +132,22 @@ def imported() -> tuple[set[str], set[str]]:
     return set(beyond.split()), set(ours.split())
 
 
-@pytest.mark.slow
-def test_without_matplotlib_everything_but_the_plots_works(tmp_path: Path) -> None:
+def test_without_matplotlib_everything_but_the_plots_works(zygote: Zygote, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
-    script = (
-        "import lightning.pytorch, sys\n"  # it imports torchmetrics, which imports matplotlib if that is installed
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
         "for name in [name for name in sys.modules if name.startswith('matplotlib')]: del sys.modules[name]\n"
         "sys.modules['matplotlib'] = None\n"
+        "sys.path.insert(0, '')\n"
         "from mine import Points, Regression\n"
         "from rbp_lightning import AuditTrainer, EquilibriumMonitor, NeumannRBP\n"
         "options = {'accelerator': 'cpu', 'max_epochs': 1, 'enable_progress_bar': False, 'logger': True}\n"
         "AuditTrainer(callbacks=[NeumannRBP(), EquilibriumMonitor(1, 1)], **options).fit(Regression(), Points())\n"
         "AuditTrainer(callbacks=[NeumannRBP()], **options).audit(Regression(), datamodule=Points(), steps=[1, 5])\n"
     )
-    printed = run(sys.executable, "-c", script, folder=tmp_path, PYTHONPATH=str(ROOT))
-    assert "not drawn, install matplotlib" in printed
+    process = Run(zygote, tmp_path, [], {}, program)
+    assert process.end() == 0, process.error()[-3000:]
+    assert "not drawn, install matplotlib" in process.printed()
     assert list(tmp_path.rglob("audit.csv"))
     assert not list(tmp_path.rglob("audit.png"))

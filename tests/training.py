@@ -1,9 +1,6 @@
 """Small LightningModules, and helpers to train them and read their logs."""
 
 import os
-import subprocess
-import sys
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -114,18 +111,3 @@ def read_events(trainer: Trainer) -> EventAccumulator:
     """The complete event file of a Trainer's first logger."""
     unlimited = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
     return EventAccumulator(trainer.loggers[0].log_dir, size_guidance=unlimited).Reload()
-
-
-def run_script(script: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a Python script, which can import the tests, in a folder."""
-    path = folder / "script.py"
-    path.write_text(textwrap.dedent(script))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, str(path), *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )

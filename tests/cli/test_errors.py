@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from rbp_lightning.cli.mistakes import find_mistake
 from rbp_lightning.cli.trainer import check_trainer
 from tests.cli.options import CONFIG, TINY
 from tests.cli.own import OPTIONS
+from tests.cli.runs import Run
 
 OWN = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", "--trainer.logger=false", *OPTIONS]
 
@@ -391,20 +391,24 @@ def test_errors_of_lightning_are_one_line(cli) -> None:
     assert err.splitlines()[-1].startswith("error: ")
 
 
-@pytest.mark.slow
-def test_the_exit_status_and_traceback_of_a_process(tmp_path) -> None:
+def test_the_exit_status_and_traceback_of_a_process(zygote, tmp_path) -> None:
     """With a user's package named ``models``, which takes precedence over this project's."""
-    root = Path(__file__).parents[2]
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("from models.own import Inputs, Net\n")
-    (tmp_path / "models" / "own.py").write_text((root / "tests" / "cli" / "own.py").read_text())
-    command = [sys.executable, "-m", "rbp_lightning", "fit", "--model=models.Net", "--data=models.Inputs", *OPTIONS]
-    finished = subprocess.run(
-        [*command, "--model.fail=hook"], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(root)}
+    (tmp_path / "models" / "own.py").write_text(Path(__file__).with_name("own.py").read_text())
+    program = tmp_path / "python_m.py"
+    program.write_text(
+        "import runpy, sys\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] in ('models', 'datamodules')]:\n"
+        "    del sys.modules[name]  # which the process was forked with\n"
+        "sys.path.insert(0, '')  # as python -m does\n"
+        "runpy.run_module('rbp_lightning', run_name='__main__', alter_sys=True)\n"
     )
-    assert finished.returncode == 1
-    assert re.search(r'models/own.py", line \d+, in training_step', finished.stderr)
-    assert finished.stderr.splitlines()[-1].startswith("FileNotFoundError")
+    options = ["fit", "--model=models.Net", "--data=models.Inputs", *OPTIONS, "--model.fail=hook"]
+    run = Run(zygote, tmp_path, options, {}, program)
+    assert run.end() == 1
+    assert re.search(r'models/own.py", line \d+, in training_step', run.error())
+    assert run.error().splitlines()[-1].startswith("FileNotFoundError")
 
 
 def test_an_empty_standard_input_is_reported(cli, monkeypatch) -> None:

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarnin
 
 def test_residuals_spectrum_and_steps_are_drawn(tmp_path: Path) -> None:
     for number, estimator in enumerate((NeumannRBP(20, SOLVER), BPTT(SOLVER))):
-        trainer, events = fit_logged(Known(), drives(9), tmp_path / str(number), estimator, EquilibriumMonitor(1, 2))
+        trainer, events = fit_logged(Known(), drives(3), tmp_path / str(number), estimator, EquilibriumMonitor(1, 1))
         for name in ("forward_solve", "adjoint_solve", "spectrum"):
             images = events.Images(f"monitor/{name}")
-            assert [image.step for image in images] == [0, 1, 2]
+            assert [image.step for image in images] == [0]
             assert images[0].width > 300
             with (
                 Image.open(Path(trainer.log_dir) / f"{name}.png") as picture,

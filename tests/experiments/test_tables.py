@@ -24,6 +24,9 @@ from tests.markdown import numbers, row_of, rows_of
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # solves are cut short
 
 
+NO_CALLBACKS = " --trainer.callbacks=null"  # the monitor has its own tests
+
+
 @pytest.fixture
 def twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs a short experiment twice, the second time from its file; returns its table."""
@@ -46,7 +49,7 @@ def twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., s
 @pytest.mark.data
 @pytest.mark.usefixtures("cora")
 def test_warm_starts_reduce_the_steps(twice: Callable[..., str], tmp_path: Path) -> None:
-    overrides = "--trainer.max_epochs=3 --trainer.check_val_every_n_epoch=3 --model.cell.num_hidden=16"
+    overrides = "--trainer.max_epochs=3 --trainer.check_val_every_n_epoch=3 --model.cell.num_hidden=16" + NO_CALLBACKS
     table = twice(warm_start, overrides, seeds=1)
     steps = [numbers(row[1])[0] for row in rows_of(table)[1:]]
     assert len(steps) == 3
@@ -69,7 +72,7 @@ def test_the_table_of_hypergradients(twice: Callable[..., str], tmp_path: Path) 
 def test_the_table_of_reasoning_has_a_column_per_size_and_a_row_per_variant(twice, tmp_path: Path) -> None:
     few = "--trainer.limit_train_batches=2 --trainer.max_epochs=1 --trainer.log_every_n_steps=1 "
     few += "--data.num_train=256 --data.num_val=2 --data.num_test=2 --trainer.check_val_every_n_epoch=1 "
-    few += "--model.eval_steps=[2,4] --trainer.callbacks=null"  # the monitor has its own tests
+    few += "--model.eval_steps=[2,4]" + NO_CALLBACKS
     options = {"task": "configs/mazes.yaml", "estimators": ["JFB"], "also": ["loops=0.1"], "seeds": 2}
     sizes, *table = rows_of(twice(reasoning, few, **options))
     assert re.findall(r"size (\d+)", " ".join(sizes)) == ["5", "9", "15", "29"]
@@ -88,7 +91,7 @@ def test_the_table_of_reasoning_has_a_column_per_size_and_a_row_per_variant(twic
 @pytest.mark.slow
 def test_the_table_of_classification(twice) -> None:
     few = "--trainer.max_epochs=1 --trainer.check_val_every_n_epoch=1 --trainer.log_every_n_steps=1 "
-    few += "--data.num_train=128 --data.num_val=20 --data.num_test=20 --model.cell.num_hidden=4"
+    few += "--data.num_train=128 --data.num_val=20 --data.num_test=20 --model.cell.num_hidden=4" + NO_CALLBACKS
     table = twice(classification, few, estimators=["JFB", "BPTT"], seeds=1)
     _, *found = rows_of(table)
     assert [(row[0], row[-1]) for row in found] == [("JFB", "1"), ("BPTT", "1")]

@@ -91,7 +91,10 @@ def test_gradients_under_autocast_are_close_to_those_in_float32(estimator: Gradi
     assert not torch.equal(module.linear.weight, before)
 
 
-@pytest.mark.parametrize("estimator", [BPTT(SOLVER), NeumannRBP(20, SOLVER)], ids=["tape", "adjoint"])
+@pytest.mark.parametrize(
+    "estimator", [BPTT(Picard(8, tol=0)), NeumannRBP(8, Picard(8, tol=0))], ids=["tape", "adjoint"]
+)
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # so few steps compile fast
 def test_compiled_modules_give_the_same_gradient_and_trained_weights(estimator: GradientEstimator) -> None:
     module = tanh()
     module.estimator = estimator

@@ -2,21 +2,15 @@
 
 import json
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from tests.training import PROCESSES, run_script
+from tests.cli.runs import Run, Zygote
+from tests.lightning.test_long_runs import free_port
+from tests.training import PROCESSES
 
 pytestmark = pytest.mark.slow
-
-SCRIPT = """
-    from tests.lightning.sharded_runs import main
-
-    if __name__ == "__main__":
-        main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +19,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path) -> CompletedProcess[str]:
-    return run_script(SCRIPT, folder)
+def finished(zygote: Zygote, folder: Path) -> list[int | None]:
+    """The exit status of each process."""
+    script = Path(__file__).with_name("sharded_runs.py")
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    runs = [Run(zygote, folder, [], {**shared, "LOCAL_RANK": str(rank)}, script) for rank in range(PROCESSES)]
+    ended = [run.end(300) for run in runs]
+    (folder / "errors").write_text("\n".join(run.error() for run in runs))
+    return ended
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path, finished: CompletedProcess[str]) -> list[dict[str, Any]]:
+def errors(folder: Path, finished: list[int | None]) -> str:
+    """What the processes have written to their standard error."""
+    return (folder / "errors").read_text()
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, errors: str) -> list[dict[str, Any]]:
     """The results of each process."""
     paths = [folder / f"{rank}.json" for rank in range(PROCESSES)]
-    assert all(path.exists() for path in paths), finished.stderr[-5000:]
+    assert all(path.exists() for path in paths), errors[-5000:]
     return [json.loads(path.read_text()) for path in paths]
 
 
-def test_no_process_hangs(finished: CompletedProcess[str]) -> None:
-    assert "Timeout (" not in finished.stderr, finished.stderr[-5000:]
+def test_no_process_hangs(errors: str) -> None:
+    assert "Timeout (" not in errors, errors[-5000:]
 
 
 @pytest.mark.parametrize("kind", ["weights", "gradients", "warm", "tensor_parallel", "two_dimensional"])
@@ -85,6 +91,6 @@ def test_a_solve_for_a_picture_runs_in_all_processes(found: list[dict[str, Any]]
     assert found[0]["pictures"] == ["thinking_4.png"]
 
 
-def test_an_exception_in_one_process_ends_all(finished: CompletedProcess[str], found: list[dict[str, Any]]) -> None:
-    assert finished.returncode != 0
-    assert "of the last process" in finished.stderr
+def test_an_exception_in_one_process_ends_all(finished: list[int | None], errors: str, found: list[Any]) -> None:
+    assert all(finished)
+    assert "of the last process" in errors

@@ -29,6 +29,7 @@ ESTIMATORS = [BPTT(), TBPTT(), RBP(60), NeumannRBP(), CGRBP(), AdaptiveNeumann()
 ESTIMATORS += [Implicit(NormalCG())]
 
 SCRIPT = """
+    import multiprocessing
     import torch
     from lightning.pytorch import seed_everything
     from lightning.pytorch.strategies import DDPStrategy
@@ -36,6 +37,7 @@ SCRIPT = """
     from tests.training import PROCESSES, Tanh, fit, vectors
 
     if __name__ == "__main__":
+        multiprocessing.set_forkserver_preload(["tests.training"])  # imported once
         forked = DDPStrategy(start_method="forkserver", process_group_backend="gloo")
         for devices, batch_size, options in ((1, 4 * PROCESSES, {}), (PROCESSES, 4, {"strategy": forked})):
             seed_everything(0, verbose=False)

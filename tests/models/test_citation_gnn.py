@@ -2,7 +2,6 @@
 
 import copy
 import os
-import subprocess
 import sys
 import warnings
 from functools import partial
@@ -33,6 +32,7 @@ from rbp_lightning import BPTT, CGRBP, RBP, NeumannRBP, Picard, UserError, WarmS
 from rbp_lightning.cli import main
 from tests.cli.runs import Run
 from tests.graphs import RandomGraph, random_graph
+from tests.lightning.test_long_runs import free_port
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"num_features": 5, "num_classes": 3, "num_hidden": 8}
@@ -448,7 +448,7 @@ def test_real_graphs_are_learned(name, share, options, data_dir, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_training_a_whole_graph_in_several_processes_warns(tmp_path) -> None:
+def test_training_a_whole_graph_in_several_processes_warns(zygote, tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
@@ -457,14 +457,13 @@ def test_training_a_whole_graph_in_several_processes_warns(tmp_path) -> None:
         "print('threads:', *(path.read_text().strip() for path in Path('/proc/self/task').glob('*/comm')))\n"
     )
     arguments = [*fit_arguments(tmp_path), "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(script), *arguments]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    assert "set --data.num_parts to 2 or a multiple" in finished.stderr
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    runs = [Run(zygote, tmp_path, arguments, {**shared, "LOCAL_RANK": str(rank)}, script) for rank in (0, 1)]
+    assert [run.end(300) for run in runs] == [0, 0], [run.error()[-2000:] for run in runs]
+    assert "set --data.num_parts to 2 or a multiple" in "".join(run.error() for run in runs)
     # A thread of gloo that outlives the command line can abort the interpreter at exit.
-    assert finished.stdout.count("threads:") == 2
-    assert "gloo_" not in finished.stdout
+    assert all("threads:" in run.printed() for run in runs)
+    assert all("gloo_" not in run.printed() for run in runs)
 
 
 def pubmed_arguments(folder: Path, *arguments: str) -> list[str]:

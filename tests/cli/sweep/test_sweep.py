@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rbp_lightning.cli.sweep.paired import paired_difference, t_quantile
+from tests.cli.options import ROOT
 from tests.cli.runs import Run
 from tests.cli.sweep.own import NET
 from tests.markdown import numbers, row_of, rows_of
@@ -126,7 +127,8 @@ def test_a_sweep_of_two_estimators_and_two_seeds(cli, alone) -> None:
 
 def test_a_killed_sweep_continues_where_it_stopped(cli, zygote, tmp_path) -> None:
     words = ["sweep", *NET, "--jobs=1", f"--model.kill={tmp_path}/once"]
-    killed = Run(zygote, tmp_path, [*words, "--folder=killed"], {})
+    # train.py would import all tasks in the processes of the sweep.
+    killed = Run(zygote, tmp_path, [*words, "--folder=killed"], {}, ROOT / "rbp_lightning" / "__main__.py")
     assert killed.end() == -9, killed.error()
     (log,) = tmp_path.glob("killed/runs/*/output.txt")
     deadline = time.monotonic() + 60
