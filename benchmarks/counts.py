@@ -32,19 +32,22 @@ class Counts:
 class CountOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operators.
 
+    Args:
+        only: The operator to count; ``None`` for all.
+
     Attributes:
         count: The number so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, only: Callable[..., Any] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.only, self.count = only, 0
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Runs and counts an operator."""
-        self.count += 1
+        """Runs an operator, and counts it if asked to."""
+        self.count += self.only is None or func == self.only
         return func(*args, **(kwargs or {}))
 
 
