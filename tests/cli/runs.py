@@ -6,6 +6,7 @@ Programs that a program starts, as ``ddp`` does, are not waited for; use ``subpr
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,3 +100,16 @@ class Zygote:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def of_ranks(zygote: Zygote, folder: Path, arguments: list[str], program: Path, ranks: int = 2) -> list[Run]:
+    """Starts a program once for each rank of a process group, as a launcher such as ``torchrun`` does."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
+    return [Run(zygote, folder, arguments, {**shared, "LOCAL_RANK": str(rank)}, program) for rank in range(ranks)]

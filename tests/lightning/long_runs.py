@@ -186,4 +186,4 @@ if __name__ == "__main__":
     for name in IN_TWO_PROCESSES:
         run(name, Path(sys.argv[1]), processes=2)
     torch.distributed.destroy_process_group()
-    Path(sys.argv[1], f"done{sys.argv[2]}").touch()
+    Path(sys.argv[1], f"done{os.environ['LOCAL_RANK']}").touch()

@@ -1,6 +1,5 @@
 """Interrupted and resumed runs of every task equal uninterrupted ones, in one process and in two."""
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rbp_lightning.cli.generators import generator_states, set_generator_states
-from tests.cli.runs import Run, Zygote
+from tests.cli.runs import Zygote, of_ranks
 from tests.lightning.long_runs import IN_TWO_PROCESSES, TASKS, run
 
 pytestmark = [
@@ -31,13 +30,6 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def assert_resumed(folder: Path, processes: int) -> None:
     whole, cut, resumed = (
         torch.load(folder / name, weights_only=True) for name in ("whole/end.ckpt", "cut/last.ckpt", "resumed/end.ckpt")
@@ -56,11 +48,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(task: str, tmp_path: Path) ->
 
 def test_a_resumed_run_of_two_processes_equals_an_uninterrupted_one(zygote: Zygote, tmp_path: Path) -> None:
     script = Path(__file__).with_name("long_runs.py")
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    runs = [
-        Run(zygote, tmp_path, [str(tmp_path), str(rank)], {**environment, "LOCAL_RANK": str(rank)}, script)
-        for rank in (0, 1)
-    ]
+    runs = of_ranks(zygote, tmp_path, [str(tmp_path)], script)
     ended = [one.end(120) for one in runs]
     assert ended == [0, 0], [one.error()[-3000:] for one in runs]
     assert (tmp_path / "done0").exists()

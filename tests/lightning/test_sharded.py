@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.runs import Run, Zygote
-from tests.lightning.test_long_runs import free_port
+from tests.cli.runs import Zygote, of_ranks
 from tests.training import PROCESSES
 
 pytestmark = pytest.mark.slow
@@ -22,8 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(zygote: Zygote, folder: Path) -> list[int | None]:
     """The exit status of each process."""
     script = Path(__file__).with_name("sharded_runs.py")
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    runs = [Run(zygote, folder, [], {**shared, "LOCAL_RANK": str(rank)}, script) for rank in range(PROCESSES)]
+    runs = of_ranks(zygote, folder, [], script, PROCESSES)
     ended = [run.end(300) for run in runs]
     (folder / "errors").write_text("\n".join(run.error() for run in runs))
     return ended

@@ -12,8 +12,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.options import ROOT
-from tests.cli.runs import Run, Zygote
-from tests.lightning.test_long_runs import PARTS, free_port, same
+from tests.cli.runs import Run, Zygote, free_port
+from tests.lightning.test_long_runs import PARTS, same
 
 # With odd numbers of puzzles to evaluate, one process has one more than the other.
 OPTIONS = [f"--config={ROOT}/configs/prefix_sums.yaml", "--model.cell.num_hidden=4"]
