@@ -56,7 +56,7 @@ class SavedArguments:
                 return self._other(name, given, saved)
             for argument, value in there.items():
                 annotation = parameter_type(owner, argument) if owner is not None else None
-                where = argument if key == "init_args" and not name else f"{name}.{key}.{argument}".lstrip(".")
+                where = f"{name}.{key}.{argument}".lstrip(".").removeprefix("init_args.")
                 here = {**here, argument: self._over(here[argument], value, annotation, where)}
             if here:
                 merged[key] = here

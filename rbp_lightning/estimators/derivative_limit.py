@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from rbp_lightning.estimators.transforms import in_forward_mode
 from rbp_lightning.pytree import Vector
 
 
@@ -45,7 +45,7 @@ def refuse_order(order: int) -> None:
         NotImplementedError: Always.
     """
     remedy = "do not pass create_graph=True"
-    if forward_ad._current_level >= 0:
+    if in_forward_mode():
         remedy = "compute the gradient outside of forward_ad.dual_level, in which it has a tangent of one order more"
     raise NotImplementedError(
         f"The gradient of a fixed point has no derivative of order {order + 1} here: pass order={order + 1} to the "

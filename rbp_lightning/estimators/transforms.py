@@ -33,6 +33,11 @@ _ENDED = "bad optional access"
 """PyTorch's error for a transform level that has ended."""
 
 
+def in_forward_mode() -> bool:
+    """Whether a level of forward mode is active, in which tensors may have tangents."""
+    return forward_ad._current_level >= 0
+
+
 class Transforms:
     """The torch.func transforms, and the dual level of forward mode, in which a solve is called.
 
@@ -61,13 +66,13 @@ class Transforms:
         vmaps = [one for one, (kind, _) in zip(interpreters, self._levels, strict=True) if kind == TransformType.Vmap]
         self.batch_sizes = tuple(one.batch_size() for one in vmaps)  # type: ignore[attr-defined]
         self.vmap_levels = tuple(one.level() for one in vmaps)
-        self.forward_mode = forward_ad._current_level >= 0
+        self.forward_mode = in_forward_mode()
         self._stack: list[Any] = []
 
     @staticmethod
     def around_call() -> "Transforms | None":
         """The active transforms; ``None`` if there are none."""
-        if peek_interpreter_stack() is None and forward_ad._current_level < 0:
+        if peek_interpreter_stack() is None and not in_forward_mode():
             return None
         return Transforms()
 

@@ -45,8 +45,8 @@ class Progress:
         epsilon: Relative precision of the update.
         before: Leaves of the previous iterate.
         cycle: The extrapolation; ``None`` while the steps are plain.
-        decline: Decrease of the logarithm of the residual per plain step, before the first of the cycles.
-        began: Step and largest residual at the check before the first of the cycles.
+        decline: Decrease of the logarithm of the residual per plain step, when the cycles began.
+        began: Step and largest residual at the check when the cycles began.
         residual: Largest residual at the last check.
         checked_at: The step of the last check.
         failed: Whether an extrapolation has lowered the residual less than plain steps were predicted to.

@@ -30,9 +30,9 @@ class Cycle:
         checked: Whether an extrapolation has been checked, so that predictions take extrapolations into account.
         count: Number of steps taken in this cycle.
         history: F(h) - h of each step; ``None`` before the first one.
-        first: F(h) of the first step, if the next changes are propagated.
-        propagated: F(h) - h of the next step, if it is known already.
-        last: F(h) - h of the last step, if it was.
+        first: F(h) of the first step, if later changes are products with the change before them.
+        propagated: F(h) - h of the next step, if it is such a product.
+        last: F(h) - h of the last step, if it is such a product.
         plain: Replaces an extrapolation that turns out to be worse: F(h) and F(h) - h of the step before it, and the
             squared norm of the latter; ``None`` if there was no extrapolation yet.
     """
@@ -84,11 +84,12 @@ class Cycle:
         # The rounding errors of the decomposition grow with its order: one mode makes the Gram matrix singular.
         regularization = max(REGULARIZATION, self.length) * max(self.epsilon, precision(image))
         weights = affine_weights(gram, -1, regularization)
-        before_each = weights.cumsum(-1) - weights
+        # The sum of c_j F(h_j), where F(h_j) = F(h_q) - u_(j+1) - ... - u_q = F(h_1) + u_2 + ... + u_j.
+        earlier = weights.cumsum(-1) - weights  # c_1 + ... + c_(j-1)
         if self.first is None:
-            extrapolated = following - _combined(before_each, changes)
-        else:  # F of the last step has the rounding errors of all sums since the first one
-            extrapolated = self.first + _combined(1 - before_each[..., 1:], changes[..., 1:, :])
+            extrapolated = following - _combined(earlier, changes)
+        else:  # F(h_q) has the rounding errors of all sums since the first step
+            extrapolated = self.first + _combined(1 - earlier[..., 1:], changes[..., 1:, :])
             self.first = None
         return unravel(extrapolated, image)
 
