@@ -9,7 +9,9 @@ JAX := .venv-jax
 # It asks for NumPy 1, of which it makes no use where it is measured; with its dependencies it would bring that.
 SILVA := silva-networks==1.2.2
 # A folder that holds the checkout would hide the packages in it from setuptools' own kind of editable install.
-# Most modules of these packages are never imported, so that compiling all of them takes longer than it saves.
+# Most modules of these packages are never imported, so that compiling all of them takes longer than it saves. Those that are
+# must be kept compiled, which the variable forbids in many containers: a start of Lightning then takes three times as long.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --config-settings editable_mode=compat \
 	--editable
 
