@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from benchmarks.report import markdown
 from experiments.runs import Row, config_keys, estimator_arguments, fit, label, mean_and_spread, run_missing
 from rbp_lightning import UserError
+from rbp_lightning.cli.averaged_weights import stop_averaging
 
 
 def sizes_of(config: str) -> list[int]:
@@ -53,6 +54,7 @@ def train_and_test(keys: Row, also: Sequence[str] = ()) -> dict[str, str]:
     cli = fit(keys, *arguments)
     seconds = time.perf_counter() - begin
     best = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]  # of the first ModelCheckpoint
+    stop_averaging(cli.trainer)
     steps = cli.model.budgets
     found = {"seconds": f"{seconds:.1f}", "steps": " ".join(map(str, steps))}
     own = {name: value for name, value in cli.datamodule.hparams.items() if not name.startswith("_")}  # _class_path

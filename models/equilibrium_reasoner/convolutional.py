@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d
 
 from models.equilibrium_reasoner.cell import ReasoningCell, rescaled
-from rbp_lightning.errors import UserError
+from rbp_lightning.errors import UserError, check_count
 from rbp_lightning.pytree import State
 from rbp_lightning.solvers import Update
 
@@ -81,6 +81,8 @@ class ConvolutionalCell(ReasoningCell):
         num_classes: Number of classes of a position.
         num_hidden: Number of hidden channels.
         dims: 1 for sequences, 2 for grids.
+        mask_channel: Index of the input channel, of zeros and ones, with which each new state is multiplied, such as
+            the free positions of a maze; ``None`` for no mask.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -92,9 +94,19 @@ class ConvolutionalCell(ReasoningCell):
         torch.Size([4, 2, 16])
     """
 
-    def __init__(self, num_inputs: int, num_classes: int, num_hidden: int = 48, dims: Literal[1, 2] = 1) -> None:
+    def __init__(
+        self,
+        num_inputs: int,
+        num_classes: int,
+        num_hidden: int = 48,
+        dims: Literal[1, 2] = 1,
+        mask_channel: int | None = None,
+    ) -> None:
         super().__init__(num_inputs, num_classes, num_hidden)
         self.dims = check_dims(self, dims)
+        self.mask_channel = mask_channel
+        if mask_channel is not None:
+            check_count(self, "mask_channel", mask_channel, 0, num_inputs - 1)
         self.block = ConvolutionalBlock(dims, num_hidden, num_inputs)
         self.readout = readout(dims, num_hidden, num_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; affects only 2D convolutions
@@ -102,7 +114,10 @@ class ConvolutionalCell(ReasoningCell):
     def start(self, inputs: Tensor) -> tuple[Update, State]:
         """Computes the contribution of the inputs, and returns the update and a state of zeros."""
         drive = self.block.drive(inputs)
-        return lambda state: self.block(state, drive), torch.zeros_like(drive)
+        if self.mask_channel is None:
+            return lambda state: self.block(state, drive), torch.zeros_like(drive)
+        mask = inputs[:, [self.mask_channel]]
+        return lambda state: mask * self.block(state, drive), torch.zeros_like(drive)
 
     def scores(self, state: State) -> Tensor:
         """Returns the result of two convolutions of the state."""

@@ -54,6 +54,22 @@ def test_the_update_equals_its_formula(dims) -> None:
     torch.testing.assert_close(update(state), expected)
 
 
+@pytest.mark.parametrize("dims", [1, 2])
+def test_a_mask_keeps_the_state_at_zero(dims) -> None:
+    torch.manual_seed(0)
+    cell = ConvolutionalCell(num_inputs=2, num_classes=3, num_hidden=5, dims=dims, mask_channel=1).double()
+    inputs = batch_of(dims)["inputs"]
+    inputs[:, 1] = (inputs[:, 1] > 0).double()
+    without = ConvolutionalCell(num_inputs=2, num_classes=3, num_hidden=5, dims=dims).double()
+    without.load_state_dict(cell.state_dict())
+    state = torch.randn_like(cell.start(inputs)[1])
+    masked, whole = (one.start(inputs)[0](state) for one in (cell, without))
+    kept = inputs[:, 1:].bool().expand_as(masked)
+    torch.testing.assert_close(masked[kept], whole[kept])
+    assert whole[~kept].any()
+    assert not masked[~kept].any()
+
+
 def test_attention_depends_on_all_positions_and_their_order() -> None:
     torch.manual_seed(0)
     cell = AttentionCell(num_inputs=2, num_classes=3, num_positions=6, num_hidden=8, num_heads=2).double()
@@ -286,6 +302,8 @@ def test_puzzles_of_the_wrong_size_are_refused() -> None:
         model._loss(torch.zeros(4, 3, 7), torch.full((4, 7), 3))
     with pytest.raises(UserError, match="dims=3 must be 1"):
         ConvolutionalCell(1, 2, dims=3)
+    with pytest.raises(UserError, match="mask_channel=1 must be a whole number of at most 0"):
+        ConvolutionalCell(1, 2, mask_channel=1)
 
 
 SHARED = """

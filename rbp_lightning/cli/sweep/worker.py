@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 
+from rbp_lightning.cli.averaged_weights import stop_averaging
 from rbp_lightning.cli.errors import one_line_errors
 from rbp_lightning.cli.interruption import signals_end_the_run
 from rbp_lightning.cli.main import main
@@ -90,9 +90,7 @@ def _train(arguments: list[str], metric: str, test: str | None, reporter: Report
     if test is not None:
         # The first ModelCheckpoint keeps the best checkpoint.
         best: Any = cli.trainer.checkpoint_callback.best_model_path if test == "best" else None  # type: ignore[union-attr]
-        # After a training, Lightning's weight averaging would load the weights of a checkpoint that are not averaged.
-        callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:] = [one for one in callbacks if not isinstance(one, WeightAveraging)]
+        stop_averaging(cli.trainer)
         metrics |= cli.trainer.test(cli.model, cli.datamodule, ckpt_path=best, verbose=False)[0]
     if metric not in metrics:
         raise UserError(f"{metric} was not logged: compare one of {', '.join(sorted(metrics)) or 'what you log'}.")
