@@ -142,5 +142,6 @@ def findings(rows: list[Row]) -> list[Finding]:
         )
         for steps in STEPS
     ]
-    neumann, where = f"NeumannRBP:{last}", f"training loss of the memory, {last} steps"
-    return [*found, best_of_all(EFFECTIVE, where, neumann, losses[neumann], rivals_at(last, losses), digits=4)]
+    neumann, kind = f"NeumannRBP:{last}", "Training loss of the associative memory"
+    where = f"training loss of the memory, {last} steps"
+    return [*found, best_of_all(EFFECTIVE, where, kind, neumann, losses[neumann], rivals_at(last, losses), digits=4)]

@@ -165,6 +165,6 @@ def findings(rows: list[Row]) -> list[Finding]:
             )
         )
         rivals = {name: values[name] for name in ESTIMATORS if name != "NeumannRBP"}
-        where = f"accuracy on {graph}"
-        found.append(best_of_all(EFFECTIVE, where, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
+        where, kind = f"accuracy on {graph}", f"Accuracy on {graph.capitalize()}"
+        found.append(best_of_all(EFFECTIVE, where, kind, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
     return found

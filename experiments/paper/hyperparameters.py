@@ -168,5 +168,6 @@ def findings(rows: list[Row]) -> list[Finding]:
         neumann = f"NeumannRBP:{steps}"
         where = f"outer loss of the hyperparameters, {steps} steps"
         found.append(less(UNSTABLE, where, {neumann: losses[neumann], f"RBP:{steps}": losses[f"RBP:{steps}"]}))
-        found.append(best_of_all(EFFECTIVE, where, neumann, losses[neumann], rivals_at(steps, losses), digits=4))
+        kind = "Outer loss of the hyperparameters"
+        found.append(best_of_all(EFFECTIVE, where, kind, neumann, losses[neumann], rivals_at(steps, losses), digits=4))
     return found
