@@ -215,12 +215,13 @@ def _compared(errors: list[Errors]) -> str:
     own = [error.neumann for error in errors]
     (start, factor), *rest = factors.items()
     sentence = (
-        f" The error is {factor} that of NeumannRBP ({_percent(min(own))} to {_percent(max(own))}) with the {start}"
+        f" The error is {factor} that of NeumannRBP ({percent(min(own))} to {percent(max(own))}) with the {start}"
     )
     return "".join([sentence, *(f", and {factor} with the {start}" for start, factor in rest), "."])
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Formats a share in percent, with two digits."""
     return f"{float(f'{100 * share:.2g}'):g}%"
 
 
