@@ -157,7 +157,7 @@ def best_of_all(
     better = [rival for rival in told if sign * _mean(rivals[rival]) < mean]
     worse = [rival for rival in told if rival not in better]
     best = min(rivals, key=lambda rival: sign * _mean(rivals[rival]))
-    figure = f"{label(name)} {mean_and_spread(values, digits)}, the best other one {label(best)} "
+    figure = f"{label(name)} {mean_and_spread(values, digits)}, the best other estimator {label(best)} "
     figure += f"{mean_and_spread(rivals[best], digits)}; {len(values)} seeds; "
     figure += f"better: {', '.join(map(label, better)) or 'none'}; worse: {', '.join(map(label, worse)) or 'none'}"
     verdict = "disagrees" if better else "agrees" if told else "inconclusive"
@@ -200,10 +200,10 @@ def _sentence(findings: list[Finding]) -> str:
     (result, count), *rest = Counter(finding.result for finding in findings).most_common()
     counts = [
         f"{result} in {count} of {len(findings)} comparisons",
-        *(f"{result} in {count}" for result, count in rest),
+        *(f"{result} in {count}" for result, count in rest if result != ALIKE),
     ]
     errors = [finding.errors for finding in findings if finding.errors is not None]
-    return f"{first.kind}: {'; '.join(counts)}.{_compared(errors) if errors else ''}"
+    return f"{first.kind}: {'; '.join(counts)}{_compared(errors) if errors else ''}."
 
 
 def _compared(errors: list[Errors]) -> str:
@@ -214,10 +214,9 @@ def _compared(errors: list[Errors]) -> str:
         factors[start] = f"{_factor(min(ratios))} to {_factor(max(ratios))} times"
     own = [error.neumann for error in errors]
     (start, factor), *rest = factors.items()
-    sentence = (
-        f" The error is {factor} that of NeumannRBP ({percent(min(own))} to {percent(max(own))}) with the {start}"
-    )
-    return "".join([sentence, *(f", and {factor} with the {start}" for start, factor in rest), "."])
+    between = f"{percent(min(own))} to {percent(max(own))}"
+    told = f", with {factor} the error of NeumannRBP ({between}) from the {start}"
+    return "".join([told, *(f" and {factor} from the {start}" for start, factor in rest)])
 
 
 def percent(share: float) -> str:
@@ -230,6 +229,10 @@ def _factor(factor: float) -> str:
 
 
 def table(findings: list[Finding]) -> str:
-    """Formats all comparisons as Markdown."""
-    rows = [[one.claim, one.where, f"**{one.verdict}**", one.figure, one.version] for one in findings]
-    return markdown(["the paper's claim", "compared", "verdict", "values", "version"], rows)
+    """Formats all comparisons as Markdown, with a heading and a table for each claim."""
+    parts = []
+    for claim in dict.fromkeys(finding.claim for finding in findings):
+        found = [finding for finding in findings if finding.claim == claim]
+        rows = [[one.where, f"**{one.verdict}**", one.figure, one.version] for one in found]
+        parts.append(f"### {claim}\n\n{markdown(['compared', 'verdict', 'values', 'version'], rows)}")
+    return "\n\n".join(parts)

@@ -175,7 +175,7 @@ def findings(rows: list[Row]) -> list[Finding]:
             pair = f"NeumannRBP:{steps}", f"{name}:{steps}"
             found += [_on_maps(rows, pair, radius, start, steps) for radius in BELOW + BEYOND]
             losses = {called(one): values_of(rows, one, "loss") for one in pair}
-            found.append(less(UNSTABLE, f"memory of digits, {start}, {steps} steps", losses))
+            found.append(less(UNSTABLE, f"training loss of the memory of digits, {start}, {steps} steps", losses))
     return found
 
 
@@ -185,7 +185,7 @@ def _on_maps(rows: list[Row], pair: tuple[str, str], radius: float, start: str, 
     diverges = radius in BEYOND
     kind = f"Linear maps with spectral radius {' and '.join(f'{one:g}' for one in (BEYOND if diverges else BELOW))}"
     kind += ", where the series diverges" * diverges
-    where = f"maps of radius {radius:g}, {start}, {steps} steps"
+    where = f"linear maps of radius {radius:g}, {start}, {steps} steps"
     finding = less(UNSTABLE, where, errors, digits=2 if diverges else 4, kind=kind)
     neumann, rbp = map(statistics.geometric_mean, errors.values())
     return replace(finding, errors=Errors(neumann, rbp, start))

@@ -15,7 +15,7 @@ from jsonargparse.typing import PositiveInt
 
 from benchmarks.report import as_written, write_csv
 from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability
-from experiments.paper.findings import Finding, claims, table
+from experiments.paper.findings import LEVEL, RELEVANT, Finding, claims, table
 from experiments.runs import Row, read_runs, run_missing
 from rbp_lightning.errors import UserError
 
@@ -29,11 +29,20 @@ DOMAINS: dict[Domain, ModuleType] = {
     "first_state": first_state,
 }
 
-LEGEND = """The paper is Liao et al., ICML 2018. Two estimators differ if their means are more than 0.1% apart and a
-paired t-test over the seeds is significant at 5%, without correction for the number of comparisons; otherwise the
-comparison is *inconclusive*. For time and memory, *agrees* means a ratio of the slopes between 0.5 and 2, a growth of
-less than 10% where there should be none, and a point within 10% of the straight line. Other programs ran on the machine
-while times were measured."""
+INTRODUCTION = (
+    """The claims are those of Liao et al., *Reviving and Improving Recurrent Back-Propagation* (ICML 2018)."""
+)
+
+STARTS = """The unscaled start is a draw from U[0, 1], as in the paper; the scaled start multiplies it by the size of
+the gradient, as `RBP` does here. Errors are those of the adjoint, and a range covers all radii and numbers of steps.
+[All comparisons](#all-comparisons) are listed at the end."""
+
+LEGEND = f"""Two estimators differ if their means are more than {RELEVANT:.1%} apart and a paired t-test over the seeds
+is significant at {LEVEL:.0%}, without correction for the number of comparisons; otherwise the comparison is
+*inconclusive*. For time and memory, *agrees* means a ratio of the slopes between {1 / hyperparameters.SLOPES:g} and
+{hyperparameters.SLOPES:g}, a growth of less than {hyperparameters.GROWTH:.0%} where there should be none, and a point
+within {hyperparameters.GROWTH:.0%} of the straight line. Other programs ran on the machine while times were
+measured."""
 
 
 def rows_of(name: Domain, quick: bool, seeds: int | None, folder: Path, run: bool = True) -> list[Row]:
@@ -79,10 +88,12 @@ def report(found: dict[Domain, list[Row]], findings: list[Finding], command: str
         folder: The folder of the pictures.
     """
     minutes = sum(float(row["minutes"]) for rows in found.values() for row in rows)
-    machine = f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} {platform.machine()} cores"
+    machine = f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} cores"
     machine += f", torch {torch.__version__}"
     lines = [
         "# The paper's experiments again",
+        "",
+        INTRODUCTION,
         "",
         f"{sum(map(len, found.values()))} runs, {minutes:.0f} minutes in all. Written by `{command}` on {machine}.",
         "",
@@ -91,6 +102,8 @@ def report(found: dict[Domain, list[Row]], findings: list[Finding], command: str
         "## The paper's claims",
         "",
         as_written(claims(findings)),
+        "",
+        STARTS,
         "",
     ]
     for name, rows in found.items():
