@@ -53,6 +53,7 @@ def _number(cell: str) -> int | float | str | list[float]:
 
 TABLES: dict[str, Layout] = {
     "against": _of_numbers(against.table),
+    "claims": as_written,
     "classification_digits": _of_estimators(classification.table),
     "classification_mnist": _of_estimators(classification.table),
     "cora_epoch_table": as_written,

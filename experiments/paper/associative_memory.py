@@ -137,10 +137,11 @@ def findings(rows: list[Row]) -> list[Finding]:
     found = [
         less(
             UNSTABLE,
-            f"training loss of the memory, {steps} steps",
+            f"training loss of the associative memory, {steps} steps",
             {f"NeumannRBP:{steps}": losses[f"NeumannRBP:{steps}"], f"RBP:{steps}": losses[f"RBP:{steps}"]},
         )
         for steps in STEPS
     ]
-    neumann, where = f"NeumannRBP:{last}", f"training loss of the memory, {last} steps"
-    return [*found, best_of_all(EFFECTIVE, where, neumann, losses[neumann], rivals_at(last, losses), digits=4)]
+    neumann, kind = f"NeumannRBP:{last}", "Training loss of the associative memory"
+    where = f"training loss of the associative memory, {last} steps"
+    return [*found, best_of_all(EFFECTIVE, where, kind, neumann, losses[neumann], rivals_at(last, losses), digits=4)]

@@ -109,12 +109,12 @@ def accuracies(rows: list[Row]) -> str:
 
 
 def _warnings(rows: list[Row], configs: list[str], estimators: list[str]) -> str:
-    """Formats the numbers of warnings as Markdown."""
+    """Formats the numbers of epochs with a warning as Markdown."""
     lines = []
     for name in estimators:
         told = [[float(row["warnings"]) for row in rows if _is(row, config, name)] for config in configs]
         lines.append([label(name), *(mean_and_spread(one, 0) for one in told)])
-    return markdown(["gradient", *configs], lines)
+    return markdown(["gradient", *(f"epochs with a warning on {Path(config).stem}" for config in configs)], lines)
 
 
 def _is(row: Row, config: str, estimator: str) -> bool:
@@ -154,7 +154,7 @@ def findings(rows: list[Row]) -> list[Finding]:
     """Compares these runs with the paper's findings."""
     found = []
     for config in dict.fromkeys(row["config"] for row in rows):
-        graph = Path(config).stem
+        graph = Path(config).stem.capitalize()
         values = {name: _accuracies(rows, config, name) for name in ESTIMATORS}
         found.append(
             less(
@@ -165,6 +165,6 @@ def findings(rows: list[Row]) -> list[Finding]:
             )
         )
         rivals = {name: values[name] for name in ESTIMATORS if name != "NeumannRBP"}
-        where = f"accuracy on {graph}"
-        found.append(best_of_all(EFFECTIVE, where, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
+        where, kind = f"accuracy on {graph}", f"Accuracy on {graph}"
+        found.append(best_of_all(EFFECTIVE, where, kind, "NeumannRBP", values["NeumannRBP"], rivals, larger=True))
     return found

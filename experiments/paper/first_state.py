@@ -61,5 +61,5 @@ def findings(rows: list[Row]) -> list[Finding]:
     found = []
     for kind, start in STARTS.items():
         pair = {called(name): values_of(rows, name, "loss") for name in (f"NeumannRBP:{STEPS}", f"{kind}:{STEPS}")}
-        found.append(less(UNSTABLE, f"training loss on cora, features in the first state, {start}", pair))
+        found.append(less(UNSTABLE, f"training loss on Cora, features in the first state, {start}", pair))
     return found

@@ -19,6 +19,12 @@ from experiments.runs import Row, label, mean_and_spread
 
 NAME = "Hyperparameters"
 WHERE = "hyperparameters of a training"
+SLOPES = 2.0
+"""Ratio up to which the times of a step count as alike."""
+
+GROWTH = 0.1
+"""Relative difference up to which two amounts of memory count as alike."""
+
 STEPS = [10, 50, 100]
 # The adjoint equation is set up on a minibatch, so that a product costs as much as a step of the training.
 FULL = Scale(["configs/paper/hypergrad.yaml"], truncated(STEPS), "--model.linearization_batches=1", seeds=3)
@@ -144,18 +150,18 @@ def _cost(rows: list[Row]) -> list[Finding]:
     figure = f"a step adds {1000 * seconds['NeumannRBP']:.2f} ms to NeumannRBP and {1000 * seconds['TBPTT']:.2f} ms to "
     figure += f"TBPTT, ratio {ratio:.2f}"
     known = min(seconds.values()) > 0
-    verdict = ("agrees" if 0.5 <= ratio <= 2 else "disagrees") if known else "inconclusive"
+    verdict = ("agrees" if 1 / SLOPES <= ratio <= SLOPES else "disagrees") if known else "inconclusive"
     found = [Finding(TIME, WHERE, verdict, figure)]
     for name, claim, grows in (("NeumannRBP", MEMORY, False), ("TBPTT", TAPE, True)):
         low, high = (np.mean(values_of(rows, f"{name}:{steps}", "peak_bytes")) for steps in (few, many))
-        figure = f"{low / 2**20:.1f} MiB for {few} steps, {high / 2**20:.1f} MiB for {many}"
+        figure = f"the peak is {low / 2**20:.1f} MiB for {few} steps and {high / 2**20:.1f} MiB for {many}"
         if grows:
             middle = np.mean(values_of(rows, f"{name}:{STEPS[1]}", "peak_bytes"))
             straight = low + (high - low) * (STEPS[1] - few) / (many - few)
             figure += f"; {middle / 2**20:.1f} MiB for {STEPS[1]}, where a straight line has {straight / 2**20:.1f} MiB"
-            agrees = high > 1.5 * low and abs(middle / straight - 1) < 0.1
+            agrees = high > 1.5 * low and abs(middle / straight - 1) < GROWTH
         else:
-            agrees = high < 1.1 * low
+            agrees = high < (1 + GROWTH) * low
         found.append(Finding(claim, WHERE, "agrees" if agrees else "disagrees", figure))
     return found
 
@@ -168,5 +174,6 @@ def findings(rows: list[Row]) -> list[Finding]:
         neumann = f"NeumannRBP:{steps}"
         where = f"outer loss of the hyperparameters, {steps} steps"
         found.append(less(UNSTABLE, where, {neumann: losses[neumann], f"RBP:{steps}": losses[f"RBP:{steps}"]}))
-        found.append(best_of_all(EFFECTIVE, where, neumann, losses[neumann], rivals_at(steps, losses), digits=4))
+        kind = "Outer loss of the hyperparameters"
+        found.append(best_of_all(EFFECTIVE, where, kind, neumann, losses[neumann], rivals_at(steps, losses), digits=4))
     return found

@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from jsonargparse.typing import PositiveInt
 
+from benchmarks.report import as_written, write_csv
 from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability
-from experiments.paper.findings import Finding, summary, table
+from experiments.paper.findings import LEVEL, RELEVANT, Finding, claims, table
 from experiments.runs import Row, read_runs, run_missing
 from rbp_lightning.errors import UserError
 
@@ -28,11 +29,20 @@ DOMAINS: dict[Domain, ModuleType] = {
     "first_state": first_state,
 }
 
-LEGEND = """The paper is Liao et al., ICML 2018. Two estimators differ if their means are more than 0.1% apart and a
-paired t-test over the seeds is significant at 5%, without correction for the number of comparisons; otherwise the
-comparison is *inconclusive*. For time and memory, *agrees* means a ratio of the slopes between 0.5 and 2, a growth of
-less than 10% where there should be none, and a point within 10% of the straight line. Other programs ran on the machine
-while times were measured."""
+INTRODUCTION = (
+    """The claims are those of Liao et al., *Reviving and Improving Recurrent Back-Propagation* (ICML 2018)."""
+)
+
+STARTS = """The unscaled start is a draw from U[0, 1], as in the paper; the scaled start multiplies it by the size of
+the gradient, as `RBP` does here. Errors are those of the adjoint, and a range covers all radii and numbers of steps.
+[All comparisons](#all-comparisons) are listed at the end."""
+
+LEGEND = f"""Two estimators differ if their means are more than {RELEVANT:.1%} apart and a paired t-test over the seeds
+is significant at {LEVEL:.0%}, without correction for the number of comparisons; otherwise the comparison is
+*inconclusive*. For time and memory, *agrees* means a ratio of the slopes between {1 / hyperparameters.SLOPES:g} and
+{hyperparameters.SLOPES:g}, a growth of less than {hyperparameters.GROWTH:.0%} where there should be none, and a point
+within {hyperparameters.GROWTH:.0%} of the straight line. Other programs ran on the machine while times were
+measured."""
 
 
 def rows_of(name: Domain, quick: bool, seeds: int | None, folder: Path, run: bool = True) -> list[Row]:
@@ -55,39 +65,51 @@ def rows_of(name: Domain, quick: bool, seeds: int | None, folder: Path, run: boo
     )
 
 
-def report(found: dict[Domain, list[Row]], command: str, folder: Path) -> str:
+def findings_of(found: dict[Domain, list[Row]]) -> list[Finding]:
+    """Compares the runs of each domain with the paper's findings."""
+    return [
+        replace(finding, version=_versions(rows))
+        for name, rows in found.items()
+        for finding in DOMAINS[name].findings(rows)
+    ]
+
+
+def _versions(rows: list[Row]) -> str:
+    return ", ".join(dict.fromkeys(row["version"] for row in rows))
+
+
+def report(found: dict[Domain, list[Row]], findings: list[Finding], command: str, folder: Path) -> str:
     """Draws the pictures and returns the report, in Markdown.
 
     Args:
         found: The runs of each domain.
+        findings: Their findings.
         command: The command line of the report.
         folder: The folder of the pictures.
     """
     minutes = sum(float(row["minutes"]) for rows in found.values() for row in rows)
-    machine = f"{torch.get_num_threads()} thread(s) of {os.cpu_count()} {platform.machine()} cores"
+    machine = f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} cores"
     machine += f", torch {torch.__version__}"
     lines = [
         "# The paper's experiments again",
         "",
+        INTRODUCTION,
+        "",
         f"{sum(map(len, found.values()))} runs, {minutes:.0f} minutes in all. Written by `{command}` on {machine}.",
         "",
-    ]
-    versions = {name: ", ".join(dict.fromkeys(row["version"] for row in rows)) for name, rows in found.items()}
-    findings: list[Finding] = [
-        replace(finding, version=versions[name])
-        for name, rows in found.items()
-        for finding in DOMAINS[name].findings(rows)
     ]
     lines += [
         "## The paper's claims",
         "",
-        summary(findings),
+        as_written(claims(findings)),
+        "",
+        STARTS,
         "",
     ]
     for name, rows in found.items():
         configs = dict.fromkeys((row["config"], row["overrides"]) for row in rows)
         how = ", ".join(f"`{' '.join(part for part in parts if part)}`" for parts in configs)
-        how += f"; version {versions[name]}."
+        how += f"; version {_versions(rows)}."
         lines += [f"## {DOMAINS[name].NAME}", "", how, "", DOMAINS[name].section(rows, folder), ""]
     lines += ["## All comparisons", "", LEGEND, "", table(findings), ""]
     return "\n".join(lines)
@@ -104,9 +126,9 @@ def paper(
 
     Runs associative memory, document classification and hyperparameter optimisation with the five estimators and
     several seeds, and recurrent back-propagation in settings where it may be unstable. Writes a report with tables,
-    pictures, and each claim of the paper next to the result. Finished runs are kept in a CSV file per domain, and
-    repeated only if the config changed, so an interrupted command continues where it stopped. If the code changed,
-    delete the files.
+    pictures, and each claim of the paper next to the result; claims.csv has the claims alone. Finished runs are kept
+    in a CSV file per domain, and repeated only if the config changed, so an interrupted command continues where it
+    stopped. If the code changed, delete the files.
 
     Args:
         domains: The experiments to run.
@@ -131,6 +153,8 @@ def paper(
             print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No experiment could be run.")
-    text = report(found, shlex.join(["python", "-m", "experiments", "paper", *options]), folder)
+    findings = findings_of(found)
+    text = report(found, findings, shlex.join(["python", "-m", "experiments", "paper", *options]), folder)
     (folder / "REPORT.md").write_text(text)
+    write_csv(folder / "claims.csv", claims(findings))
     print(text)

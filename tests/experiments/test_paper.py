@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from experiments import tables
 from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability
-from experiments.paper.findings import MEMORY, TAPE, best_of_all, less, summary, table
-from experiments.paper.report import Domain, paper
+from experiments.paper.findings import MEMORY, TAPE, Errors, Finding, best_of_all, claims, less, table
+from experiments.paper.report import DOMAINS, Domain, findings_of, paper
 from experiments.paper.report import rows_of as rows_of_domain
 from experiments.paper.runs import truncated
 from rbp_lightning import NeumannRBP, Picard, UserError
@@ -71,10 +73,9 @@ def test_the_report_without_data_and_from_stored_runs(tmp_path: Path, monkeypatc
         assert f"({picture.name})" in report
         Image.open(picture).verify()
     # The memory of truncated estimators does not depend on the length of the training.
-    verdicts = {row[0]: row[2] for row in rows_of(report) if len(row) == 5}
-    for claim in (MEMORY, TAPE):
-        assert "agrees" in verdicts[claim]
-        assert "disagrees" not in verdicts[claim]
+    with (tmp_path / "claims.csv").open(newline="") as file:
+        found = {claim: verdict for claim, verdict, _ in csv.reader(file)}
+    assert (found[MEMORY], found[TAPE]) == ("yes", "yes")
 
     # Without further runs, those of the files are reported, whatever the settings.
     paper(["hyperparameters"], quick=True, seeds=3, out=tmp_path, run=False)
@@ -161,36 +162,66 @@ def test_the_verdict_that_one_estimator_has_the_lower_value(
         assert f"{sum(small) / len(small):.1f}" in finding.figure
     else:
         assert "not finite in 1 of 3" in finding.figure
-    _, (claim, where, here, figure, _) = rows_of(table([finding]))
-    assert (claim, where, here.strip("*"), figure) == ("claim", "maps", verdict, finding.figure)
+    _, (where, here, figure, _) = rows_of(table([finding]))
+    assert (where, here.strip("*"), figure) == ("maps", verdict, finding.figure)
 
 
 @pytest.mark.parametrize(("larger", "verdict"), [(True, "disagrees"), (False, "agrees")])
 def test_the_verdict_that_no_other_estimator_is_better(larger: bool, verdict: str) -> None:
     rivals = {"BPTT": [2.0, 2.1, 1.9], "TBPTT": [1.1, 1.0, 0.9]}
-    finding = best_of_all("claim", "maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger)
+    finding = best_of_all("claim", "maps", "Maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger)
     assert finding.verdict == verdict
     assert ("better: BPTT" in finding.figure) == larger
     assert ("worse: BPTT" in finding.figure) != larger
+    assert ("worse than BPTT" in finding.result) == larger
+    assert ("better than BPTT" in finding.result) != larger
     del rivals["BPTT"]
-    assert best_of_all("claim", "maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger).verdict == "inconclusive"
+    assert best_of_all("claim", "maps", "Maps", "NeumannRBP", [1.0, 1.1, 0.9], rivals, larger).verdict == "inconclusive"
 
 
-def test_a_claim_s_summary_counts_the_comparisons_that_agree() -> None:
+def test_the_table_of_claims_counts_the_comparisons_of_each_kind() -> None:
     low, high = [1.0, 1.1, 0.9], [2.0, 2.1, 1.9]
-    findings = [
-        less("RBP ends worse", "maps, 10 steps", {"NeumannRBP": low, "RBP": high}),
-        less("RBP ends worse", "maps, 20 steps", {"NeumannRBP": low, "RBP": high}),
-        less("RBP ends worse", "graphs, 10 steps", {"NeumannRBP": high, "RBP": low}),
-        less("RBP ends worse", "maps, 30 steps", {"NeumannRBP": low, "RBP": low}),
-    ]
-    _, (claim, found) = rows_of(summary(findings))
-    assert claim == "RBP ends worse"
-    agrees, disagrees = found.split("; ")[:2]
-    assert agrees.startswith("agrees")
-    assert numbers(agrees) == [2, 4, 2, 3]  # of all comparisons, and of those on maps
-    assert disagrees.startswith("disagrees")
-    assert numbers(disagrees) == [1, 4, 1, 1]
+    pairs = [("Maps", low, high), ("Maps", low, high), ("Graphs", high, low), ("Maps", low, low)]
+    findings = [less("c", "loss", {"NeumannRBP": small, "RBP": large}, kind=kind) for kind, small, large in pairs]
+    (row,) = claims(findings)
+    claim, verdict, told = row.values()
+    assert (claim, verdict) == ("c", "in part")
+    maps, graphs = re.findall(r"(?:Maps|Graphs)[^.]*", told)
+    assert re.search(r"worse in 2 of 3\b", maps)
+    assert numbers(maps) == [2, 3]
+    assert "better" in graphs
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "holds"),
+    [
+        (["agrees", "agrees"], "yes"),
+        (["agrees", "inconclusive"], "in part"),
+        (["disagrees", "inconclusive"], "no"),
+        (["inconclusive"], "undecided"),
+    ],
+)
+def test_whether_a_claim_holds(verdicts: list[str], holds: str) -> None:
+    (row,) = claims([Finding("claim", "maps", verdict, "1 MiB") for verdict in verdicts])
+    assert list(row.values())[1] == holds
+
+
+def test_the_table_of_claims_compares_the_errors_of_adjoints_first() -> None:
+    errors = [Errors(0.01, 0.05, "cold start"), Errors(0.02, 0.5, "cold start"), Errors(0.02, 0.03, "warm start")]
+    findings = [Finding("claim", "loss", "inconclusive", "1.0 and 1.0", "Trainings", "no difference")]
+    findings += [Finding("claim", "error", "agrees", "1 and 2", "Maps", "worse", one) for one in errors]
+    (row,) = claims(findings)
+    told = row["what was found"]
+    assert told.startswith("Maps")
+    assert numbers(told) == [3, 3, 5, 25, 1, 2, 1.5, 1.5]  # comparisons, factors, percent, factors
+
+
+def test_the_table_of_claims_is_that_of_the_runs() -> None:
+    folder = tables.FOLDERS[1]
+    findings = findings_of({name: rows_of_domain(name, False, None, folder, run=False) for name in DOMAINS})
+    with (folder / "claims.csv").open(newline="") as file:
+        assert claims(findings) == list(csv.DictReader(file))
+    assert tables.laid_out("claims.csv") in (folder / "REPORT.md").read_text()
 
 
 @pytest.mark.parametrize("radius", [0.5, 0.9, 1.1])
