@@ -121,8 +121,6 @@ class HopfieldMemory(BatchesOfOneKind):
         recalled = (outputs > 0).int()
         metrics.update(recalled, clean.flatten(1).int())
         self.log_dict(metrics, prog_bar=True)
-        if stage == "val":
-            self.log("hp_metric", metrics["exact_recall"])  # shown in TensorBoard's HPARAMS tab
         return recalled.reshape(clean.shape).float()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -105,8 +105,6 @@ class NodeClassifier(BatchesOfOneKind, ABC):
         self.log(f"{stage}/loss", loss, batch_size=1, sync_dist=True)
         metrics.update(scores[mask], graph.y[mask])
         self.log_dict(metrics, prog_bar=True, batch_size=1)
-        if stage == "val":
-            self.log("hp_metric", metrics["accuracy"], batch_size=1)  # shown in TensorBoard's HPARAMS tab
 
     def validation_step(self, graph: Data, batch_idx: int) -> None:
         """Classifies the validation nodes."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -111,3 +112,18 @@ def read_events(trainer: Trainer) -> EventAccumulator:
     """The complete event file of a Trainer's first logger."""
     unlimited = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0}
     return EventAccumulator(trainer.loggers[0].log_dir, size_guidance=unlimited).Reload()
+
+
+def hparams_of(events: EventAccumulator) -> tuple[list[str], list[str], dict[str, Any]]:
+    """A run's columns, metrics and values in TensorBoard's HPARAMS tab; all are empty if it is not listed."""
+    plugins = {
+        tag: HParamsPluginData.FromString(one.plugin_data.content)
+        for tag, one in events.summary_metadata.items()
+        if tag.startswith("_hparams_/")
+    }
+    if not plugins:
+        return [], [], {}
+    experiment = plugins["_hparams_/experiment"].experiment
+    info = plugins["_hparams_/session_start_info"].session_start_info.hparams
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.items()}
+    return [one.name for one in experiment.hparam_infos], [one.name.tag for one in experiment.metric_infos], values

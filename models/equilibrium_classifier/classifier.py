@@ -91,8 +91,6 @@ class EquilibriumClassifier(BatchesOfOneKind):
         scores, _ = self._score(batch, stage)
         accuracy.update(scores, batch["labels"])
         self.log(f"{stage}/accuracy", accuracy, prog_bar=True)
-        if stage == "val":
-            self.log("hp_metric", accuracy)  # shown in TensorBoard's HPARAMS tab
         return scores.argmax(1)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

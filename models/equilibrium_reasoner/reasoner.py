@@ -180,7 +180,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
             )
         return cross_entropy(scores, targets, ignore_index=IGNORED)
 
-    def _evaluate(self, batch: dict[str, Tensor], stage: str, dataloader_idx: int) -> Tensor:
+    def _evaluate(self, batch: dict[str, Tensor], stage: str) -> Tensor:
         inputs, targets, size = batch["inputs"], batch["targets"], int(batch["size"][0])
         for steps, scores, fixed_point in self.think(inputs, self.budgets):
             right = (scores.argmax(1) == targets) | (targets == IGNORED)
@@ -194,8 +194,6 @@ class EquilibriumReasoner(BatchesOfOneKind):
         self._log(f"{stage}/exact_{size}", exact, len(inputs), prog_bar=True)
         self._log(f"{stage}/accuracy_{size}", right[asked].float().mean(), int(asked.sum()))
         self._log(f"{stage}/residual_{size}", residual, len(inputs))
-        if stage == "val" and dataloader_idx == len(self.trainer.num_val_batches) - 1:
-            self._log("hp_metric", exact, len(inputs))  # shown in TensorBoard's HPARAMS tab
         return scores.argmax(1)
 
     def _log(self, name: str, value: Tensor, count: int, prog_bar: bool = False) -> None:
@@ -205,11 +203,11 @@ class EquilibriumReasoner(BatchesOfOneKind):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Solves puzzles and compares the answers with the targets."""
-        return self._evaluate(batch, "val", dataloader_idx)
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Solves puzzles and compares the answers with the targets."""
-        return self._evaluate(batch, "test", dataloader_idx)
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Solves puzzles.

@@ -42,8 +42,6 @@ class TrainedClassifier(BatchesOfOneKind):
         metrics.update(self(examples["images"]), examples["labels"])
         self.log(f"{stage}/loss", loss, batch_size=weight(size), sync_dist=True)
         self.log_dict(metrics, prog_bar=True, batch_size=size)
-        if stage == "val":
-            self.log("hp_metric", metrics["accuracy"], batch_size=size)  # shown in TensorBoard's HPARAMS tab
 
     def batch_entries(self, stage: str) -> tuple[str, ...]:
         """Whole splits in training, labelled images in evaluation."""

@@ -1,6 +1,7 @@
 """The summary that a run prints."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -18,18 +19,15 @@ print_once = rank_zero_only(print)
 def print_training(trainer: Trainer) -> None:
     """Prints the metrics of a training, the paths of its pictures, best checkpoint and logs, and a next command.
 
-    The metrics are those of the progress bar and those that select checkpoints or, if there are none, all.
-
     Args:
         trainer: The Trainer after ``fit``; its process 0 prints.
     """
     log_dir = trainer.log_dir  # all ranks must ask together
     if not trainer.is_global_zero:
         return
-    best = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.monitor is not None]
+    best = _best(trainer)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    important = {*trainer.progress_bar_metrics, *(str(one.monitor) for one in best)}
-    wanted = sorted(important & metrics.keys() or metrics)
+    wanted = shown_metrics(trainer, metrics)
     margin = max(map(len, wanted), default=0) + 2
     print(f"\nTrained for {trainer.current_epoch} epoch(s), {trainer.global_step} step(s).")
     for name in wanted:
@@ -46,6 +44,17 @@ def print_training(trainer: Trainer) -> None:
             print(f"To view them: tensorboard --logdir {shlex.quote(str(folder.parent))}")
         if (folder / "config.yaml").is_file():
             print(f"Next: {_next_command(trainer, folder, best)}")
+
+
+def shown_metrics(trainer: Trainer, names: Iterable[str]) -> list[str]:
+    """Returns the metrics of the progress bar and those that select checkpoints or, if there are none, all.
+
+    Args:
+        trainer: The Trainer.
+        names: The metrics to choose from.
+    """
+    important = {*trainer.progress_bar_metrics, *(str(one.monitor) for one in _best(trainer))}
+    return sorted(important & set(names) or names)
 
 
 def print_results(trainer: Trainer) -> None:
@@ -72,6 +81,11 @@ def relative(path: str | Path) -> Path:
     """
     absolute = Path(path).absolute()
     return absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else Path(path)
+
+
+def _best(trainer: Trainer) -> list[ModelCheckpoint]:
+    found = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    return [one for one in found if one.monitor is not None]
 
 
 def _print_pictures(folder: Path) -> None:

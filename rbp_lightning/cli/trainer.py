@@ -7,6 +7,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from rbp_lightning.cli.hparams_tab import HParamsTab
 from rbp_lightning.cli.interruption import Interruption, SignalConnector
 from rbp_lightning.cli.resuming import ExactResume
 from rbp_lightning.cli.whole_files import AtomicCheckpointIO
@@ -62,7 +63,7 @@ class RunTrainer(AuditTrainer):
             self.strategy.checkpoint_io = AtomicCheckpointIO()
         self._signal_connector = SignalConnector(self)
         self._interruption = Interruption()
-        cast(Any, self).callbacks[:0] = [ExactResume(), self._interruption]
+        cast(Any, self).callbacks[:0] = [ExactResume(), self._interruption, HParamsTab()]
 
     @property
     def received_sigterm(self) -> bool:

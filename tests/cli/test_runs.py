@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rbp_lightning.cli
 from models import HopfieldMemory
 from tests.cli.options import CONFIG, ROOT, RUN, TINY
+from tests.cli.sweep.own import NET
+from tests.training import hparams_of
 
 
 def files(*names: str) -> list[str]:
@@ -47,13 +49,28 @@ def test_fit_writes_checkpoints_pictures_and_curves(cli) -> None:
         curve = [event.value for event in events.Scalars(tag)]
         assert len(curve) >= 2
         assert all(0 <= value < 100 for value in curve)
-    exact = [event.value for event in events.Scalars("val/exact_recall")]
-    assert [event.value for event in events.Scalars("hp_metric")][-2:] == exact
+    columns, metrics, _ = hparams_of(events)
+    assert {"model", "seed", "num_hidden", "estimator/class_path"} <= set(columns)
+    assert metrics == named
+    assert "hp_metric" not in tags["scalars"]
 
     (following,) = re.findall(r"python train.py (test .*)$", out, re.MULTILINE)
     status, out, err = cli(*shlex.split(following))
     assert status == 0, err
     assert files("recall.png") == [f"{RUN}/recall.png", f"{RUN}/test/recall.png"]
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_hparams_name_the_metrics_of_a_module_of_one_s_own(cli, validated: bool) -> None:
+    unvalidated = [] if validated else ["--trainer.limit_val_batches=0", "--checkpoint.monitor=null"]
+    status, _, err = cli("fit", *NET, *unvalidated, "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false")
+    assert status == 0, err
+    events = EventAccumulator("lightning_logs/version_0").Reload()
+    columns, metrics, values = hparams_of(events)
+    assert {"model", "seed", "rate", "estimator/class_path"} <= set(columns)
+    assert values["rate"] == 0.01
+    assert metrics == (["val/loss"] if validated else ["train/level", "train/loss"])
+    assert set(events.Tags()["scalars"]) == {"epoch", "train/level", "train/loss", *metrics}  # and no hp_metric
 
 
 def test_a_linear_solver_can_be_set_by_option_or_file(cli) -> None:

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
-from datamodules import ImagePatterns, Mazes, MNISTSplits, PrefixSums, Sudoku
+from datamodules import CitationGraph, ImagePatterns, LabelledImages, Mazes, MNISTSplits, PrefixSums, Sudoku
+from datamodules.power_law_graph import PowerLawGraph
 from models import (
     AttentionCell,
     CitationGNN,
     ConvolutionalCell,
+    ConvolutionalImageCell,
+    EquilibriumClassifier,
     EquilibriumReasoner,
     ExampleWeights,
     HopfieldMemory,
@@ -53,12 +57,26 @@ def memory() -> Task:
 
 
 def citation() -> Task:
+    """The whole graph is one batch."""
     edges = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]])
     mask = torch.tensor([True] * 4 + [False] * 2)
     graph = Data(numbers(6, 5), torch.cat([edges, edges.flip(0)], 1), y=torch.arange(6) % 3)
     graph.train_mask = graph.val_mask = mask
     loader = DataLoader([graph], batch_size=None)
     return CitationGNN(PageRankCell(5, 3, 3, dropout=0.5)), loader, NeumannRBP(3, SOLVER)
+
+
+def parts() -> Task:
+    """Each part of a graph is a batch."""
+    graph = partial(PowerLawGraph, num_nodes=24, average_degree=2, num_classes=3, num_features=5)
+    data = CitationGraph(dataset=graph, split="per_class", per_class=4, num_val=6, num_test=3, num_parts=4)
+    return CitationGNN(PageRankCell(5, 3, 3, dropout=0.5)), data, NeumannRBP(3, SOLVER)
+
+
+def classifier() -> Task:
+    """Images are shifted and rotated anew in each epoch."""
+    data = LabelledImages(num_train=12, num_val=3, num_test=1, shift=1.0, rotation=10.0, batch_size=2)
+    return EquilibriumClassifier(ConvolutionalImageCell(num_hidden=2)), data, NeumannRBP(3, SOLVER)
 
 
 def hypergradient() -> Task:
@@ -134,12 +152,11 @@ def own() -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    one.__name__: one for one in (memory, citation, hypergradient, prefix_sums, mazes, sudoku, own)
+    one.__name__: one for one in (memory, citation, parts, classifier, hypergradient, prefix_sums, mazes, sudoku, own)
 }
 
-
-IN_TWO_PROCESSES = ("memory", "hypergradient", "prefix_sums", "own")
-"""A task for each way in which data and random numbers are divided among processes."""
+IN_TWO_PROCESSES = [name for name in TASKS if name != "citation"]
+"""All tasks that divide their work among processes."""
 
 
 class Terminated(Callback):

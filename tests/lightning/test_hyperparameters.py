@@ -9,11 +9,10 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.data import DataLoader
 
 from rbp_lightning import CGRBP, NeumannRBP, Picard, estimator_from_checkpoint
-from tests.training import Tanh, fit, read_events, vectors
+from tests.training import Tanh, fit, hparams_of, read_events, vectors
 
 ADDED = {"estimator", "model", "seed"}
 """Keys that are logged in addition to a module's own."""
@@ -96,15 +95,6 @@ MODULES = {
 }
 
 
-def logged(trainer: Any) -> dict[str, Any]:
-    """The hyperparameters in a run's event file."""
-    metadata = read_events(trainer).summary_metadata.get("_hparams_/session_start_info")
-    if metadata is None:
-        return {}
-    info = HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
-    return {name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()}
-
-
 @pytest.mark.parametrize("with_data", [False, True], ids=["loader", "data module"])
 @pytest.mark.parametrize("name", MODULES)
 def test_an_estimator_does_not_change_a_run_s_hyperparameters(
@@ -123,7 +113,8 @@ def test_an_estimator_does_not_change_a_run_s_hyperparameters(
         trainer.save_checkpoint(tmp_path / "one.ckpt")
         saved = torch.load(tmp_path / "one.ckpt", weights_only=True).get("hyper_parameters")
         written = yaml.safe_load((Path(logger.log_dir) / "hparams.yaml").read_text()) or {}
-        found.append((saved, {key: value for key, value in written.items() if key not in ADDED}, logged(trainer)))
+        *_, values = hparams_of(read_events(trainer))
+        found.append((saved, {key: value for key, value in written.items() if key not in ADDED}, values))
     (saved, written, hparams), (same_saved, same_written, same_hparams) = found
     assert same_saved == saved
     assert "estimator" not in (saved or {}) or name == "a name that is the estimator's"

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
+from lightning.fabric.utilities.logger import _convert_params
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+
+from rbp_lightning.cli.hparams_tab import list_run
 
 
 class RunLogger(TensorBoardLogger):
@@ -38,13 +40,6 @@ class RunLogger(TensorBoardLogger):
         ordered = {name: given[name] for name in ("estimator",) if name in given} | self._first
         ordered |= {name: value for name, value in given.items() if name not in ordered}
         super().log_hyperparams(ordered, metrics, step)
-        if self._written:
-            return
-        from torch.utils.tensorboard.summary import hparams
-
-        self._written = True
-        writer = self.experiment._get_file_writer()
-        flat = self._sanitize_params(_flatten_dict(ordered))
-        # The summaries hold the metric's name, not its value.
-        for summary in hparams(flat, {self._metric: 0.0}):  # type: ignore[no-untyped-call]
-            writer.add_summary(summary)
+        if not self._written:
+            self._written = True
+            list_run(self, ordered, [self._metric])

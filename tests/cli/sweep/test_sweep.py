@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from rbp_lightning.cli.sweep.paired import paired_difference, t_quantile
 from tests.cli.options import ROOT
 from tests.cli.runs import Run
 from tests.cli.sweep.own import NET
 from tests.markdown import numbers, row_of, rows_of
+from tests.training import hparams_of
 
 TWO = ["--vary", "estimator=NeumannRBP,{class_path: TBPTT, init_args: {steps: 2}}", "--seeds=2"]
 
@@ -55,19 +55,11 @@ def alone(cli):
 def hparams(folder: str) -> tuple[list[str], list[str], dict[str, object]]:
     """The columns, metrics and values of a run in TensorBoard's HPARAMS tab."""
     events = EventAccumulator(folder, size_guidance={"tensors": 0}).Reload()
-    plugins = {
-        tag: HParamsPluginData.FromString(one.plugin_data.content)
-        for tag, one in events.summary_metadata.items()
-        if tag.startswith("_hparams_/")
-    }
-    experiment = plugins["_hparams_/experiment"].experiment
-    info = plugins["_hparams_/session_start_info"].session_start_info.hparams
-    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.items()}
-    metrics = [one.name.tag for one in experiment.metric_infos]
+    names, metrics, values = hparams_of(events)
     # Every metric that is listed has values.
     assert all(len(events.Scalars(tag)) == 3 for tag in metrics)
     assert "hp_metric" not in events.Tags()["scalars"]
-    return [one.name for one in experiment.hparam_infos], metrics, values
+    return names, metrics, values
 
 
 def test_runs_have_the_environment_of_their_sweep(cli, monkeypatch) -> None:
