@@ -148,7 +148,7 @@ def test_named_make_targets_and_extras_exist() -> None:
 
 def test_linked_files_and_headings_exist() -> None:
     for file in FILES:
-        for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[file.name]):
+        for target in re.findall(r'(?:\]\(|<img src=")(?!http)([^)"]+)[)"]', PAGES[file.name]):
             path, _, heading = target.partition("#")
             linked = file.parent / path if path else file
             assert linked.exists(), f"{file.name}: {target}"
