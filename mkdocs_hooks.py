@@ -42,13 +42,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     folder = posixpath.dirname(source)
 
     def linked(match: re.Match[str]) -> str:
-        path, hash_sign, heading = match[1].partition("#")
+        path, hash_sign, heading = match[2].partition("#")
         target = posixpath.normpath(posixpath.join(folder, path)) if path else source
         own = target.removeprefix("docs/") if target.startswith("docs/") else posixpath.basename(target)
         name = SITE.get(target, own)
-        return f"]({name}{hash_sign}{heading})"
+        return f"{match[1]}{name}{hash_sign}{heading}"
 
-    text = re.sub(r"\]\((?!https?:)([^)\s]+)\)", linked, markdown)
+    text = re.sub(r'(\]\(|<img src=")(?!https?:)([^)"\s]+)(?=[)"])', linked, markdown)
     return f"# Licence\n\n```text\n{text}```\n" if source == "LICENSE" else text
 
 

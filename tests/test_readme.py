@@ -5,6 +5,7 @@ import runpy
 import shlex
 import sys
 from importlib.metadata import metadata
+from inspect import isabstract
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rbp_lightning
 from benchmarks.__main__ import QUESTIONS
 from experiments.__main__ import EXPERIMENTS
+from tests.markdown import rows_of
 
 ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -148,13 +150,22 @@ def test_named_make_targets_and_extras_exist() -> None:
 
 def test_linked_files_and_headings_exist() -> None:
     for file in FILES:
-        for target in re.findall(r"\]\((?!http)([^)]+)\)", PAGES[file.name]):
+        for target in re.findall(r'(?:\]\(|<img src=")(?!http)([^)"]+)[)"]', PAGES[file.name]):
             path, _, heading = target.partition("#")
             linked = file.parent / path if path else file
             assert linked.exists(), f"{file.name}: {target}"
             titles = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if heading else []
             names = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
             assert heading in ["", *names], f"{file.name}: {target}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "gradients.md"])
+def test_a_table_of_estimators_has_all_of_them(page: str) -> None:
+    public = [getattr(rbp_lightning, name) for name in rbp_lightning.__all__]
+    classes = [found for found in public if isinstance(found, type) and not isabstract(found)]
+    estimators = {found.__name__ for found in classes if issubclass(found, rbp_lightning.GradientEstimator)}
+    named = {name for first, *_ in rows_of(PAGES[page]) for name in re.findall(r"`(\w+)", first)}
+    assert estimators - named == set()
 
 
 def test_named_configs_and_library_names_exist() -> None:
