@@ -18,6 +18,7 @@ from models.equilibrium_reasoner.pictures import ThinkingPictures
 from rbp_lightning import Failure, FixedPoint, GradientEstimator, NeumannRBP, UserError, ignoring
 from rbp_lightning.agreement import everywhere
 from rbp_lightning.errors import check_count, check_instance, check_number
+from rbp_lightning.estimators.intermediate_states import tape_start
 from rbp_lightning.nn import jacobian_penalty
 from rbp_lightning.pytree import State
 
@@ -43,6 +44,9 @@ class EquilibriumReasoner(BatchesOfOneKind):
             does not depend on the start.
         segments: Number of solves in a training step, at least 1. Each starts from the detached state of the previous
             one and has a loss of its own: deep supervision (HRM, TRM).
+        loss_steps: Numbers of steps of a training solve, increasing, after which a loss is taken in addition to the
+            end; the loss is the mean of all. With ``random_steps``, those from the drawn number on are left out. The
+            estimator differentiates each state as if the solve ended there. ``None`` for the end alone.
         jacobian_penalty: Weight of ``rbp_lightning.nn.jacobian_penalty`` at the end of each training solve, at least 0.
         eval_steps: Numbers of steps after which answers are evaluated, increasing; ``None`` for the solver's
             ``max_steps``. A state that has converged is not iterated further.
@@ -65,6 +69,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         random_steps: Sequence[int] | None = None,
         random_start: bool = False,
         segments: int = 1,
+        loss_steps: Sequence[int] | None = None,
         jacobian_penalty: float = 0.0,
         eval_steps: Sequence[int] | None = None,
     ) -> None:
@@ -77,6 +82,9 @@ class EquilibriumReasoner(BatchesOfOneKind):
             raise UserError(f"EquilibriumReasoner: random_steps={random_steps!r} must be two numbers, low and high.")
         self.random_start = check_instance(self, "random_start", random_start, bool, "true or false")
         self.segments = check_count(self, "segments", segments, 1)
+        self.loss_steps = None if loss_steps is None else self._increasing("loss_steps", loss_steps)
+        if self.random_steps is not None:
+            self._check_loss_steps(self.random_steps[1], "random_steps")
         self.jacobian_penalty = check_number(self, "jacobian_penalty", jacobian_penalty, 0.0)
         self.eval_steps = None if eval_steps is None else self._increasing("eval_steps", eval_steps)
         # A Trainer's estimator replaces it.
@@ -89,6 +97,13 @@ class EquilibriumReasoner(BatchesOfOneKind):
         if counts != sorted(set(counts)):
             raise UserError(f"EquilibriumReasoner: {name}={steps!r} must increase: sort it.")
         return counts
+
+    def _check_loss_steps(self, most: int, name: str) -> None:
+        if self.loss_steps is not None and self.loss_steps[-1] >= most:
+            raise UserError(
+                f"EquilibriumReasoner: loss_steps={self.loss_steps} must be below {most}, the most steps of a training "
+                f"solve: lower them, or raise {name}."
+            )
 
     def forward(self, inputs: Tensor, max_steps: int | None = None) -> FixedPoint:
         """Iterates the cell from 0.
@@ -142,8 +157,19 @@ class EquilibriumReasoner(BatchesOfOneKind):
         """Puzzles, except in prediction with targets."""
         return ("inputs", "size") if stage == "predict" else ("inputs", "targets", "size")
 
+    def on_fit_start(self) -> None:
+        """Compares the numbers of steps with those of the estimator, which is known now.
+
+        Raises:
+            UserError: If a loss would never be taken, or the estimator differentiates more steps than precede it.
+        """
+        if self.random_steps is None:
+            self._check_loss_steps(self.estimator.solver.max_steps, "the solver's max_steps")
+        for step in self.loss_steps or ():
+            tape_start(self.estimator, step, taped=True)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the mean over segments of the cross-entropy and the weighted Jacobian penalty."""
+        """Returns the mean over all losses of the cross-entropy, and over segments of the weighted Jacobian penalty."""
         update, state = self._start(batch["inputs"])
         if self.random_start:
             state = tree_map(torch.randn_like, state)
@@ -153,10 +179,12 @@ class EquilibriumReasoner(BatchesOfOneKind):
             if self.random_steps is not None:
                 low, high = self.random_steps
                 steps = int(torch.randint(low, high + 1, ()))
+            at = [step for step in self.loss_steps or () if steps is None or step < steps]
             # Growing changes are no failure, since the cell bounds its states.
             with ignoring(Failure.DIVERGED):
-                fixed_point = self.estimator(update, state, batch_dims=1, max_steps=steps)
-            losses.append(self._loss(self.cell.scores(fixed_point.state), batch["targets"]))
+                fixed_point = self.estimator(update, state, batch_dims=1, max_steps=steps, states_at=at)
+            for one in [*fixed_point.states, fixed_point.state]:
+                losses.append(self._loss(self.cell.scores(one), batch["targets"]))
             state = tree_map(Tensor.detach, fixed_point.state)
             if self.jacobian_penalty:
                 penalties.append(jacobian_penalty(update, state))

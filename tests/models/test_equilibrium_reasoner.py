@@ -16,7 +16,7 @@ from datamodules.puzzles import IGNORED
 from models import AttentionCell, ConvolutionalCell, EquilibriumReasoner, TwoLevelCell
 from models.annotated import MARGIN
 from models.equilibrium_reasoner.pictures import CLASSES, HEIGHT, WIDTH, WRONG
-from rbp_lightning import BPTT, TBPTT, FailurePolicy, NeumannRBP, Picard, UserError
+from rbp_lightning import BPTT, JFB, TBPTT, Failure, FailurePolicy, NeumannRBP, Picard, UserError, ignoring
 from tests.cli.runs import Run
 
 
@@ -172,6 +172,65 @@ def test_segments_pass_the_state_on_without_a_gradient() -> None:
         torch.testing.assert_close(gradient, parameter.grad)
 
 
+@pytest.mark.parametrize(("make", "taped"), [(BPTT, 6), (partial(TBPTT, 2), 2)])
+def test_losses_are_taken_at_the_chosen_steps_too(make, taped) -> None:
+    model, batch = reasoner(make(solver=Picard(max_steps=6, tol=0)), segments=2, loss_steps=[2, 5]), batch_of()
+    model.log = lambda *args, **kwargs: None
+    with ignoring(Failure.TRUNCATED):
+        loss = model.training_step(batch, 0)
+        loss.backward()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+
+    model.zero_grad()
+    update, start = model.cell.start(batch["inputs"])
+    total = 0
+    for _ in range(2):
+        for end in (2, 5, 6):
+            state = start
+            for step in range(end):
+                if step == end - taped:  # the last steps before each loss are differentiated
+                    state = state.detach()
+                state = update(state)
+            total = total + cross_entropy(model.cell.scores(state), batch["targets"]) / 6
+        start = state.detach()
+    total.backward()
+    torch.testing.assert_close(loss, total)
+    for gradient, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_losses_after_the_drawn_number_of_steps_are_left_out() -> None:
+    model, batch = reasoner(random_steps=[2, 6], loss_steps=[3, 5]), batch_of()
+    logged = []
+    model.log = lambda name, value, **kwargs: logged.append(float(torch.as_tensor(value).detach()))
+    with torch.no_grad():
+        update, state = model.cell.start(batch["inputs"])
+        losses = []
+        for _ in range(6):
+            state = update(state)
+            losses.append(float(cross_entropy(model.cell.scores(state), batch["targets"])))
+    drawn = set()
+    for _ in range(40):
+        model.training_step(batch, 0)
+        loss, steps, _ = logged[-3:]
+        ends = {step for step in (3, 5) if step < steps} | {int(steps)}
+        assert loss == pytest.approx(sum(losses[step - 1] for step in ends) / len(ends))
+        drawn.add(steps)
+    assert drawn == {2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"), [(JFB(Picard(6, 0)), "below 6"), (TBPTT(4, Picard(9, 0)), "states_at has 3")]
+)
+def test_losses_that_the_estimator_cannot_take_are_refused(estimator, message) -> None:
+    model = EquilibriumReasoner(ConvolutionalCell(num_inputs=1, num_classes=2, num_hidden=4), loss_steps=[3, 6])
+    data = PrefixSums(length=7, val_lengths=[7], test_lengths=[7], num_train=8, num_val=4, num_test=4)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, callbacks=[estimator], **quiet)
+    with pytest.raises(UserError, match=message):
+        trainer.fit(model, data)
+
+
 def test_the_jacobian_penalty_is_part_of_the_loss() -> None:
     model, batch = reasoner(BPTT(Picard(max_steps=6, tol=0)), jacobian_penalty=0.5), batch_of()
     logged = {}
@@ -286,6 +345,8 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
         ({"eval_steps": [0, 1]}, "eval_steps=0"),
         ({"random_start": 1}, "random_start=1 is not of type bool"),
         ({"segments": 0}, "segments=0"),
+        ({"loss_steps": [4, 2]}, r"loss_steps=\[4, 2\] must increase"),
+        ({"loss_steps": [2, 9], "random_steps": [4, 9]}, r"loss_steps=\[2, 9\] must be below 9.* raise random_steps"),
         ({"jacobian_penalty": -1.0}, "jacobian_penalty=-1.0 must be"),
     ],
 )
