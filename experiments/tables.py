@@ -19,6 +19,7 @@ from experiments import (
     hypergradient_products,
     random_search,
     reasoning,
+    sweep_tables,
 )
 from experiments.one_step import pages as one_step
 from experiments.paper import documents
@@ -73,9 +74,10 @@ TABLES: dict[str, Layout] = {
     "monitor": _of_numbers(monitor.table),
     **{f"one_step_prefix_sums: {name}": layout for name, layout in one_step.LAYOUTS.items()},
     "peers": peers.tables,
-    "prefix_sums_table": as_written,
+    "prefix_sums": reasoning.table_of_file,
     "random_search": random_search.table,
     "reads": as_written,
+    "recall": sweep_tables.of_estimators({"test/exact_recall": "recalled exactly", "test/pixel_error": "wrong pixels"}),
     "reversible": _of_numbers(reversible.table),
     "scaling": _of_numbers(scaling.table),
     "scaling_devices": _of_numbers(scaling.table_of_devices),

@@ -10,7 +10,7 @@ from experiments.runs import Row
 Layout = Callable[[list[Row]], str]
 
 PLAIN = {"cell": "one", "variant": "plain"}
-"""The trainings that the page shows."""
+"""The trainings of which the page shows the gradients, too."""
 
 
 def sizes_of(rows: list[Row]) -> list[int]:
@@ -30,6 +30,10 @@ def of_runs(which: Row, layout: Layout) -> Layout:
 
 LAYOUTS: dict[str, Layout] = {
     "results": of_runs(PLAIN, lambda rows: results(rows, sizes_of(rows))),
+    **{
+        f"results with {name}": of_runs(PLAIN | {"variant": name}, lambda rows: results(rows, sizes_of(rows)))
+        for name in ("random start", "penalty")
+    },
     **{
         f"gradients by {name}": of_runs(
             PLAIN | {"estimator": name}, lambda rows: gradients(rows, moments(int(rows[0]["batches"])))

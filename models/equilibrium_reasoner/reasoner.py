@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from datamodules.puzzles import IGNORED
 from models.batches import BatchesOfOneKind, weight
@@ -21,6 +21,7 @@ from rbp_lightning.errors import check_count, check_instance, check_number
 from rbp_lightning.estimators.intermediate_states import tape_start
 from rbp_lightning.nn import jacobian_penalty
 from rbp_lightning.pytree import State
+from rbp_lightning.solvers import Update
 
 SETTLED = 1e-5
 """The relative residual below which a puzzle's answer no longer changes."""
@@ -48,6 +49,8 @@ class EquilibriumReasoner(BatchesOfOneKind):
             end; the loss is the mean of all. With ``random_steps``, those from the drawn number on are left out. The
             estimator differentiates each state as if the solve ended there. ``None`` for the end alone.
         jacobian_penalty: Weight of ``rbp_lightning.nn.jacobian_penalty`` at the end of each training solve, at least 0.
+        residual_penalty: Weight of the mean square of the change by one more step at the end of each training solve, at
+            least 0, so that states converge.
         eval_steps: Numbers of steps after which answers are evaluated, increasing; ``None`` for the solver's
             ``max_steps``. A state that has converged is not iterated further.
 
@@ -71,6 +74,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         segments: int = 1,
         loss_steps: Sequence[int] | None = None,
         jacobian_penalty: float = 0.0,
+        residual_penalty: float = 0.0,
         eval_steps: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -86,6 +90,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
         if self.random_steps is not None:
             self._check_loss_steps(self.random_steps[1], "random_steps")
         self.jacobian_penalty = check_number(self, "jacobian_penalty", jacobian_penalty, 0.0)
+        self.residual_penalty = check_number(self, "residual_penalty", residual_penalty, 0.0)
         self.eval_steps = None if eval_steps is None else self._increasing("eval_steps", eval_steps)
         # A Trainer's estimator replaces it.
         self.estimator: GradientEstimator = NeumannRBP()
@@ -169,11 +174,12 @@ class EquilibriumReasoner(BatchesOfOneKind):
             tape_start(self.estimator, step, taped=True)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Returns the mean over all losses of the cross-entropy, and over segments of the weighted Jacobian penalty."""
+        """Returns the mean over all losses of the cross-entropy, and over segments of the weighted penalties."""
         update, state = self._start(batch["inputs"])
         if self.random_start:
             state = tree_map(torch.randn_like, state)
-        losses, penalties = [], []
+        losses: list[Tensor] = []
+        penalties: dict[str, list[Tensor]] = {"jacobian_penalty": [], "residual_penalty": []}
         for _ in range(self.segments):
             steps = None
             if self.random_steps is not None:
@@ -187,13 +193,16 @@ class EquilibriumReasoner(BatchesOfOneKind):
                 losses.append(self._loss(self.cell.scores(one), batch["targets"]))
             state = tree_map(Tensor.detach, fixed_point.state)
             if self.jacobian_penalty:
-                penalties.append(jacobian_penalty(update, state))
+                penalties["jacobian_penalty"].append(jacobian_penalty(update, state))
+            if self.residual_penalty:
+                penalties["residual_penalty"].append(_square_change(update, fixed_point.state))
         loss = torch.stack(losses).mean()
         self.log("train/loss", loss, prog_bar=True)
-        if penalties:
-            penalty = torch.stack(penalties).mean()
-            self.log("train/jacobian_penalty", penalty)
-            loss = loss + self.jacobian_penalty * penalty
+        for name, values in penalties.items():
+            if values:
+                penalty = torch.stack(values).mean()
+                self.log(f"train/{name}", penalty)
+                loss = loss + getattr(self, name) * penalty
         self.log("train/steps", float(fixed_point.steps))
         self.log("train/residual", fixed_point.residual.max())
         return loss
@@ -257,3 +266,8 @@ class EquilibriumReasoner(BatchesOfOneKind):
             UserError: If the run's length is not limited.
         """
         return adam_with_cosine_decay(self, self.learning_rate)
+
+
+def _square_change(update: Update, state: State) -> Tensor:
+    leaves = zip(tree_leaves(update(state)), tree_leaves(state), strict=True)
+    return torch.stack([(new - old).square().mean() for new, old in leaves]).mean()

@@ -292,6 +292,8 @@ def main(args: ArgsType = None, **options: Any) -> RBPLightningCLI:
         warnings.filterwarnings("ignore", ".*configure_optimizers. will be overridden")
         # ExactResume continues with the remaining batches of the epoch.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+        # An evaluation uses the averaged weights, as it should.
+        warnings.filterwarnings("ignore", "You're using the WeightAveraging callback, but loading a checkpoint outside")
         cli = RBPLightningCLI(args=args, **options)
     leave_process_group()
     return cli

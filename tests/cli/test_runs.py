@@ -132,6 +132,14 @@ def test_a_run_resumes_from_the_newest_checkpoint(cli) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")  # exists already
+def test_averaged_weights_are_tested_without_a_warning(cli) -> None:
+    averaged = [*NET, "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"]
+    assert cli("fit", *averaged)[0] == 0
+    status, _, err = cli("test", *averaged, "--ckpt_path=last")
+    assert status == 0, err
+    assert "WeightAveraging" not in err
+
+
 def test_a_run_can_be_resumed_in_its_folder(cli) -> None:
     here = [*TINY, "--trainer.logger.version=here"]
     for epochs in (1, 2):

@@ -256,6 +256,20 @@ def test_the_jacobian_penalty_is_part_of_the_loss() -> None:
     assert not torch.allclose(through, torch.autograd.grad(model.training_step(batch, 0), first)[0])
 
 
+def test_the_residual_penalty_is_that_of_the_loop_by_hand() -> None:
+    model, batch = reasoner(BPTT(Picard(max_steps=6, tol=0)), residual_penalty=0.5), batch_of()
+    model.log = lambda *args, **kwargs: None
+    loss = model.training_step(batch, 0)
+    update, state = model.cell.start(batch["inputs"])
+    for _ in range(6):
+        state = update(state)
+    expected = cross_entropy(model.cell.scores(state), batch["targets"])
+    expected = expected + 0.5 * (update(state) - state).square().mean()
+    weights = list(model.parameters())
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights))
+
+
 def test_steps_and_initial_state_are_random_in_training_only() -> None:
     model, batch = reasoner(random_steps=[2, 9], random_start=True), batch_of()
     logged = []
@@ -348,6 +362,7 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
         ({"loss_steps": [4, 2]}, r"loss_steps=\[4, 2\] must increase"),
         ({"loss_steps": [2, 9], "random_steps": [4, 9]}, r"loss_steps=\[2, 9\] must be below 9.* raise random_steps"),
         ({"jacobian_penalty": -1.0}, "jacobian_penalty=-1.0 must be"),
+        ({"residual_penalty": -1.0}, "residual_penalty=-1.0 must be"),
     ],
 )
 def test_arguments_are_checked_at_once(arguments, message) -> None:
