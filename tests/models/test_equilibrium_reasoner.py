@@ -1,7 +1,9 @@
 """The equilibrium reasoner and its puzzle cells."""
 
+import io
 import textwrap
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +17,12 @@ from datamodules import PrefixSums
 from datamodules.puzzles import IGNORED
 from models import AttentionCell, ConvolutionalCell, EquilibriumReasoner, TwoLevelCell
 from models.annotated import MARGIN
+from models.equilibrium_reasoner.curves import curves
 from models.equilibrium_reasoner.pictures import CLASSES, HEIGHT, WIDTH, WRONG
 from rbp_lightning import BPTT, JFB, TBPTT, Failure, FailurePolicy, NeumannRBP, Picard, UserError, ignoring
 from tests.cli.runs import Run
+from tests.images import pixels_of
+from tests.training import read_events
 
 
 def reasoner(estimator=None, dims: int = 1, **arguments) -> EquilibriumReasoner:
@@ -298,6 +303,26 @@ def test_a_short_training_solves_longer_puzzles_with_more_steps(trained) -> None
     assert short["test/exact_8"] == 1
     assert long["test/exact_32_after_8"] < 0.5
     assert long["test/exact_32"] == long["test/exact_32_after_80"] >= 0.8
+
+
+def test_a_test_draws_its_results_by_size_and_by_steps(trained) -> None:
+    model, trainer, data = trained
+    metrics = {name: value for found in trainer.test(model, data, verbose=False) for name, value in found.items()}
+    solved, residuals = (
+        {size: [[metrics[f"test/{what}_{size}_after_{steps}"] for steps in (8, 80)]] for size in (8, 32)}
+        for what in ("exact", "residual")
+    )
+    expected = curves([8, 80], solved, residuals)
+    by_size, by_steps, residual_by_steps = expected.axes
+    assert by_size.lines[0].get_xydata().tolist() == [[size, 100 * metrics[f"test/exact_{size}"]] for size in (8, 32)]
+    for panel, values, factor in ((by_steps, solved, 100), (residual_by_steps, residuals, 1)):
+        assert [line.get_ydata().tolist() for line in panel.lines] == [
+            [factor * value for value in values[size][0]] for size in (8, 32)
+        ]
+    expected.savefig(drawn := io.BytesIO(), dpi="figure")
+    event = read_events(trainer).Images("test/curves")[-1]
+    for kept in (io.BytesIO(event.encoded_image_string), Path(trainer.log_dir) / "curves.png"):
+        assert np.array_equal(pixels_of(kept), pixels_of(drawn))
 
 
 def test_pictures_show_the_answer_after_each_step(trained) -> None:
