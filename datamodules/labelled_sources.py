@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from datamodules.cifar_files import cifar_archive, read_cifar
+from datamodules.cifar_files import cifar_files, read_cifar
 from datamodules.mnist_files import TEST_FILES, TRAINING_FILES, labelled_images, mnist_files
 
 Examples = tuple[NDArray[np.uint8], NDArray[np.uint8], int]
@@ -48,6 +48,6 @@ def _mnist(files: list[Path]) -> Examples:
 SOURCES = {
     "digits": Source(lambda data_dir: [], _digits, 16),
     "mnist": Source(_mnist_files, _mnist, 255),
-    "cifar10": Source(lambda data_dir: [cifar_archive(data_dir)], lambda files: read_cifar(*files), 255),
+    "cifar10": Source(lambda data_dir: [cifar_files(data_dir)], lambda files: read_cifar(*files), 255),
 }
 """The data sets, by name."""

@@ -27,6 +27,8 @@ class Mazes(Puzzles):
     1 on the path, including start and end, 0 on other free positions and ``IGNORED`` in walls, of shape
     ``[batch, 2 n + 1, 2 n + 1]``; ``size`` is n. No maze occurs twice with the same start and end.
 
+    Mazes are not kept on disk, since drawing those of ``configs/mazes.yaml`` takes about two seconds of one core.
+
     Args:
         cells: The size n in training; several sizes are trained on one after the other.
         val_cells: Sizes in validation; ``None`` for the last training size and twice it.

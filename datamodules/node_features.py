@@ -1,4 +1,8 @@
-"""Principal components of node features, cached on disk."""
+"""Principal components of node features, cached on disk.
+
+A cache is a file of numbers with a checksum. It is not ``joblib.Memory``, which unpickles its files, so that they could
+run code.
+"""
 
 import hashlib
 import os

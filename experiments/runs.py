@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import math
 import os
 import re
@@ -12,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.files import read_bytes, reading
+from datamodules.files import brief, read_bytes, reading
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, UserError
 from rbp_lightning.cli import RBPLightningCLI
 
@@ -32,16 +34,19 @@ def config_keys(config: str, overrides: str = "") -> Row:
     """The columns that identify the trainings of a config.
 
     Args:
-        config: Path of the config; its content is part of the identity.
+        config: Path of the config; its content is part of the identity, except for comments and layout.
         overrides: Further arguments of the command line, separated by spaces.
 
     Raises:
         UserError: If the config cannot be read.
     """
     try:
-        digest = hashlib.sha256(Path(config).read_bytes()).hexdigest()
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Config {config!r} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"Config {config!r} is not YAML ({brief(error)}): correct it.") from error
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
     return {"config": config, "sha256": digest, "overrides": overrides}
 
 

@@ -14,6 +14,7 @@ from models.batches import BatchesOfOneKind, weight
 from models.cell_config import save_with_cell
 from models.cosine_decay import adam_with_cosine_decay
 from models.equilibrium_reasoner.cell import ReasoningCell
+from models.equilibrium_reasoner.curves import CurvePictures
 from models.equilibrium_reasoner.pictures import ThinkingPictures
 from rbp_lightning import Failure, FixedPoint, GradientEstimator, NeumannRBP, UserError, ignoring
 from rbp_lightning.agreement import everywhere
@@ -256,8 +257,8 @@ class EquilibriumReasoner(BatchesOfOneKind):
         return scores.argmax(1)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Adds pictures of how answers evolve."""
-        return [ThinkingPictures()]
+        """Adds pictures of how answers evolve, and of the results of a test."""
+        return [ThinkingPictures(), CurvePictures()]
 
     def configure_optimizers(self) -> Any:
         """Returns Adam with a cosine decay over the whole run.

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from datamodules import LabelledImages
 from datamodules.augmentation import augment
-from datamodules.cifar_files import ARCHIVE, FILES, read_cifar
+from datamodules.cifar_files import ARCHIVE, FILES, FOLDER, cifar_files, read_cifar
 from datamodules.mnist_files import TEST_FILES, TRAINING_FILES, labelled_images, mnist_files
 from rbp_lightning import UserError
 from tests.training import make_trainer
@@ -84,6 +84,37 @@ def test_an_archive_that_is_not_the_published_one_is_refused(archive) -> None:
     archive.write_bytes(archive.read_bytes()[:-200])
     with pytest.raises(UserError, match=rf"{ARCHIVE} is not an archive"):
         read_cifar(archive)
+
+
+@pytest.mark.parametrize("folder", [".", "cifar10"])
+def test_cifar_is_read_from_an_unpacked_folder(folder, archive, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("datamodules.cifar_files.IMAGES", 4)
+    expected = read_cifar(archive)
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / folder, filter="data")
+    monkeypatch.setattr("datamodules.cifar_files.SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    assert cifar_files(str(tmp_path)) == archive  # whose checksum is known
+    archive.unlink()
+    found = read_cifar(cifar_files(str(tmp_path)))
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other)
+    data = loaded(source="cifar10", data_dir=str(tmp_path), num_val=5)
+    assert [len(split["labels"]) for split in data.splits.values()] == [15, 5, 4]
+
+
+@pytest.mark.parametrize("change", [-1, 1, None])
+def test_an_unpacked_folder_with_a_wrong_file_is_refused(change, archive, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr("datamodules.cifar_files.IMAGES", 4)
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    archive.unlink()
+    damaged = tmp_path / FOLDER / FILES[3]
+    if change is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:change] if change < 0 else damaged.read_bytes() + b"0")
+    with pytest.raises(UserError, match=rf"{FOLDER} is not a folder of .*{FILES[3]}.* {4 * 3073} bytes"):
+        loaded(source="cifar10", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(("source", "name"), [("mnist", TRAINING_FILES[0]), ("cifar10", ARCHIVE)])

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
 
 from datamodules import Sudoku
 from datamodules.puzzles import IGNORED
@@ -55,6 +56,54 @@ def test_the_target_of_a_puzzle_is_its_only_solution(side, empty) -> None:
             answer = torch.where(puzzle == 0, targets + 1, puzzle).numpy()
             assert is_solved(answer)
             assert is_unique(puzzle.numpy())
+
+
+def solution_by_integer_programming(puzzle: np.ndarray, other_than: np.ndarray | None = None) -> np.ndarray | None:
+    """A solution that differs from another one, by a solver that has nothing in common with the project's search.
+
+    Of the variables, of shape ``[side, side, side]``, one is 1 in each cell: that of its digit.
+    """
+    side = len(puzzle)
+    height, width = BOXES[side]
+    variables = np.arange(side**3).reshape(side, side, side)
+    rows, columns, boxes = (
+        variables,
+        variables.transpose(1, 0, 2),
+        [
+            variables[row : row + height, column : column + width].reshape(-1, side)
+            for row, column in corners(side, height, width)
+        ],
+    )
+    once = [
+        *variables.reshape(-1, side),
+        *(unit[:, digit] for unit in [*rows, *columns, *boxes] for digit in range(side)),
+    ]
+    each_once = np.zeros((len(once), side**3))
+    np.put_along_axis(each_once, np.array(once), 1, axis=1)
+    constraints = [LinearConstraint(each_once, 1, 1)]
+    if other_than is not None:
+        agreeing = (other_than[..., None] == np.arange(1, side + 1)).ravel()
+        constraints.append(LinearConstraint(agreeing[None].astype(float), ub=side**2 - 1))
+    shown = (puzzle[..., None] == np.arange(1, side + 1)).ravel()
+    found = milp(np.zeros(side**3), integrality=np.ones(side**3), bounds=Bounds(shown, 1), constraints=constraints)
+    assert found.status in (0, 2)  # solved or infeasible
+    return None if found.x is None else found.x.reshape((*puzzle.shape, side)).argmax(2) + 1
+
+
+@pytest.mark.parametrize(("side", "empty"), [(6, 18), (9, 40)])
+def test_integer_programming_finds_the_same_solution_and_no_other(side, empty) -> None:
+    data = Sudoku(side=side, empty=empty, num_train=3, num_val=1, num_test=1)
+    data.setup("fit")
+    examples = data.splits["train"][empty]
+    for inputs, targets in zip(examples["inputs"], examples["targets"], strict=True):
+        puzzle = (inputs * torch.arange(1, side + 1)[:, None, None]).sum(0).long().numpy()
+        answer = np.where(puzzle == 0, targets + 1, puzzle)
+        assert np.array_equal(solution_by_integer_programming(puzzle), answer)
+        assert solution_by_integer_programming(puzzle, other_than=answer) is None
+        emptier = np.where(answer <= 2, 0, puzzle)  # 1 and 2 can be swapped
+        other = solution_by_integer_programming(emptier, other_than=answer)
+        assert is_solved(other)
+        assert not np.array_equal(other, answer)
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

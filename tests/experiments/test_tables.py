@@ -14,7 +14,7 @@ from experiments.hypergradient import hypergradient
 from experiments.hypergradient_error import hypergradient_error
 from experiments.hypergradient_products import hypergradient_products
 from experiments.reasoning import reasoning
-from experiments.runs import run_missing
+from experiments.runs import config_keys, run_missing
 from experiments.tables import laid_out
 from experiments.trust import trust
 from experiments.warm_start import warm_start
@@ -141,6 +141,21 @@ def test_a_file_of_another_version_is_refused_and_not_changed(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"runs\.csv.*delete it"):
         run_missing(tmp_path / "runs.csv", [{"seed": "0"}], ["accuracy"], lambda keys: {})
     assert (tmp_path / "runs.csv").read_text() == "seed,loss\n0,1.0\n"
+
+
+def test_only_a_changed_content_of_a_config_makes_its_runs_stale(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+
+    def key(text: str) -> str:
+        config.write_text(text)
+        return config_keys(str(config))["sha256"]
+
+    before = key("model: {a: 1, b: [2, 3]}\ntrainer:\n  max_epochs: 4\n")
+    assert key("# A comment.\ntrainer:\n  max_epochs: 4  # another\nmodel:\n  b: [2, 3]\n  a: 1\n") == before
+    assert key("model: {a: 1, b: [3, 2]}\ntrainer:\n  max_epochs: 4\n") != before
+    assert key("model: {a: 1, b: [2, 3]}\ntrainer:\n  max_epochs: '4'\n") != before
+    with pytest.raises(UserError, match=r"config.yaml' is not YAML"):
+        key("model: {a: 1")
 
 
 def test_a_missing_config_is_an_error() -> None:

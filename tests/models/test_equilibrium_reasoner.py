@@ -1,23 +1,28 @@
 """The equilibrium reasoner and its puzzle cells."""
 
+import io
 import textwrap
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
+from PIL import Image, ImageSequence
 from torch.nn.functional import conv1d, conv2d, cross_entropy
 
-from datamodules import PrefixSums
+from datamodules import Mazes, PrefixSums
 from datamodules.puzzles import IGNORED
 from models import AttentionCell, ConvolutionalCell, EquilibriumReasoner, TwoLevelCell
 from models.annotated import MARGIN
-from models.equilibrium_reasoner.pictures import CLASSES, HEIGHT, WIDTH, WRONG
+from models.equilibrium_reasoner.curves import curves
+from models.equilibrium_reasoner.pictures import CLASSES, HEIGHT, OUTSIDE, PANELS, WIDTH, WRONG
 from rbp_lightning import BPTT, JFB, TBPTT, Failure, FailurePolicy, NeumannRBP, Picard, UserError, ignoring
 from tests.cli.runs import Run
+from tests.images import pixels_of
+from tests.training import make_trainer, read_events
 
 
 def reasoner(estimator=None, dims: int = 1, **arguments) -> EquilibriumReasoner:
@@ -330,6 +335,26 @@ def test_a_short_training_solves_longer_puzzles_with_more_steps(trained) -> None
     assert long["test/exact_32"] == long["test/exact_32_after_80"] >= 0.8
 
 
+def test_a_test_draws_its_results_by_size_and_by_steps(trained) -> None:
+    model, trainer, data = trained
+    metrics = {name: value for found in trainer.test(model, data, verbose=False) for name, value in found.items()}
+    solved, residuals = (
+        {size: [[metrics[f"test/{what}_{size}_after_{steps}"] for steps in (8, 80)]] for size in (8, 32)}
+        for what in ("exact", "residual")
+    )
+    expected = curves([8, 80], solved, residuals)
+    by_size, by_steps, residual_by_steps = expected.axes
+    assert by_size.lines[0].get_xydata().tolist() == [[size, 100 * metrics[f"test/exact_{size}"]] for size in (8, 32)]
+    for panel, values, factor in ((by_steps, solved, 100), (residual_by_steps, residuals, 1)):
+        assert [line.get_ydata().tolist() for line in panel.lines] == [
+            [factor * value for value in values[size][0]] for size in (8, 32)
+        ]
+    expected.savefig(drawn := io.BytesIO(), dpi="figure")
+    event = read_events(trainer).Images("test/curves")[-1]
+    for kept in (io.BytesIO(event.encoded_image_string), Path(trainer.log_dir) / "curves.png"):
+        assert np.array_equal(pixels_of(kept), pixels_of(drawn))
+
+
 def test_pictures_show_the_answer_after_each_step(trained) -> None:
     model, trainer, data = trained
     trainer.test(model, data, verbose=False)
@@ -347,6 +372,45 @@ def test_pictures_show_the_answer_after_each_step(trained) -> None:
     height, width = len(rows) * side, 32 * side
     shown = pixels[-MARGIN - height : -MARGIN, -MARGIN - width : -MARGIN][side // 2 :: side, side // 2 :: side]
     assert np.array_equal(shown, np.stack(rows))
+
+
+def test_pictures_of_a_grid_show_walls_and_what_is_wrong_at_each_step(tmp_path) -> None:
+    seed_everything(0, verbose=False)
+    data = Mazes(cells=4, val_cells=[4], test_cells=[4], num_train=1, num_val=1, num_test=2)
+    model = EquilibriumReasoner(ConvolutionalCell(num_inputs=3, num_classes=2, num_hidden=8, dims=2), eval_steps=[30])
+    trainer = make_trainer(NeumannRBP(0, Picard(30, 0)), logger=TensorBoardLogger(tmp_path))
+    trainer.test(model, data, verbose=False)
+    puzzle, right = (data.splits["test"][4][name][0] for name in ("inputs", "targets"))
+    free = puzzle[0].bool()
+    with torch.no_grad():
+        answers = [scores[0].argmax(0) for _, scores, _ in model.think(puzzle[None], range(1, 31))]
+    last = max(step for step in range(1, 30) if not torch.equal(answers[step], answers[step - 1]))
+    assert last > PANELS
+    expected = np.full((last + 1, 9, 9, 3), OUTSIDE)
+    for frame, answer in zip(expected, answers, strict=False):
+        frame[free] = CLASSES[answer[free]]
+        frame[free & (answer != right)] = WRONG
+    assert {WRONG.tobytes(), OUTSIDE.tobytes()} < {pixel.tobytes() for pixel in expected[-1].reshape(-1, 3)}
+
+    with Image.open(f"{trainer.log_dir}/thinking_4.gif") as animation:
+        shown = []
+        for frame in ImageSequence.Iterator(animation):
+            side = frame.height // 9
+            # Equal frames are stored as one that lasts for longer; the last answer stays for a second.
+            shown += [np.asarray(frame.convert("RGB"))[side // 2 :: side, side // 2 :: side]] * (
+                frame.info["duration"] // 100
+            )
+    assert np.array_equal(shown, [*expected, *[expected[-1]] * 10])
+
+    pixels = pixels_of(Path(trainer.log_dir) / "thinking_4.png")
+    side = min(WIDTH // (11 * PANELS), HEIGHT // 11)  # a panel has 9 positions and a frame
+    line = (len(pixels) - 11 * side) // 2  # of text, above and below
+    strip = pixels[line : line + 11 * side, MARGIN : MARGIN + 11 * PANELS * side][side // 2 :: side, side // 2 :: side]
+    panels = np.split(strip, PANELS, axis=1)
+    chosen = np.linspace(0, last, PANELS, dtype=int)
+    assert np.array_equal([panel[1:-1, 1:-1] for panel in panels], expected[chosen])
+    (event,) = read_events(trainer).Images("test/thinking_4")
+    assert np.array_equal(pixels_of(io.BytesIO(event.encoded_image_string)), pixels)
 
 
 @pytest.mark.parametrize(
