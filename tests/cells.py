@@ -1,4 +1,4 @@
-"""Contractive updates for tests, and the exact gradients of their fixed points."""
+"""Contractive updates for tests, the exact gradients of their fixed points, and estimators of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from models.hopfield_cell import HopfieldCell
+from rbp_lightning import (
+    BPTT,
+    CGRBP,
+    RBP,
+    TBPTT,
+    AdaptiveNeumann,
+    ExactAdjoint,
+    FixedPointSolver,
+    GradientEstimator,
+    NeumannRBP,
+)
 
 
 @dataclass
@@ -85,6 +96,19 @@ def cells(draw: st.DrawFn) -> Cell:
     if draw(st.booleans()):
         cell.batch_dims = 0
     return cell
+
+
+def estimators(solver: FixedPointSolver, steps: int = 20, tol: float = 1e-4) -> list[GradientEstimator]:
+    """Seven estimators, by tapes, series, iterations and matrices, with at most ``steps`` steps or to a tolerance."""
+    return [
+        BPTT(solver),
+        TBPTT(steps, solver),
+        RBP(steps, tol, solver=solver),
+        NeumannRBP(steps, solver),
+        CGRBP(steps, tol, solver=solver),
+        AdaptiveNeumann(tol, solver=solver),
+        ExactAdjoint(solver=solver),
+    ]
 
 
 def loss_of(state: Any) -> Tensor:

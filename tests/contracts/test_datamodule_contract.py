@@ -26,6 +26,7 @@ from datamodules.sudoku_generation import puzzle
 from rbp_lightning import UserError
 from tests.graphs import RandomGraph
 from tests.puzzles import write_puzzles
+from tests.training import make_trainer
 
 
 def nodes(data: CitationGraph) -> list[list[Any]]:
@@ -142,8 +143,7 @@ class Recorder(LightningModule):
 
 
 def trainer_of(epochs: int) -> Trainer:
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", max_epochs=epochs, logger=False, num_sanity_val_steps=0, **quiet)
+    return make_trainer(max_epochs=epochs, num_sanity_val_steps=0)
 
 
 def all_batches(data: LightningDataModule) -> dict[str, list[str]]:

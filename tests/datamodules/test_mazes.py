@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 
 from datamodules import Mazes
@@ -13,6 +12,7 @@ from datamodules.maze_generation import open_walls, perfect_mazes
 from datamodules.puzzles import IGNORED
 from models import ConvolutionalCell, EquilibriumReasoner
 from rbp_lightning import UserError
+from tests.training import make_trainer
 
 seeds = st.integers(0, 2**31)
 
@@ -115,11 +115,8 @@ def test_loops_without_a_dead_end_have_no_such_start() -> None:
 def sizes_in_training(max_epochs: int, **arguments) -> list[int]:
     seen = []
     see = LambdaCallback(on_train_batch_start=lambda trainer, module, batch, index: seen.append(int(batch["size"][0])))
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     few = {"num_train": 4, "num_val": 1, "num_test": 1}
-    trainer = Trainer(
-        accelerator="cpu", logger=False, limit_val_batches=0, callbacks=see, max_epochs=max_epochs, **quiet, **arguments
-    )
+    trainer = make_trainer(see, limit_val_batches=0, max_epochs=max_epochs, **arguments)
     trainer.fit(EquilibriumReasoner(ConvolutionalCell(3, 2, num_hidden=2, dims=2)), Mazes(cells=[2, 4, 3], **few))
     return seen
 

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +16,9 @@ from datamodules import MNISTSplits
 from datamodules.mnist_files import labelled_images, mnist_files
 from rbp_lightning import UserError
 from tests.cli.runs import Run
+from tests.training import QUIET
 
 NAMES = ("training-images.gz", "training-labels.gz", "test-images.gz", "test-labels.gz")
-QUIET: dict[str, Any] = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
 
 
 def loaded(**arguments) -> MNISTSplits:

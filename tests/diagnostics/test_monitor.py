@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from rbp_lightning import (
-    BPTT,
     CGRBP,
-    RBP,
     TBPTT,
-    AdaptiveNeumann,
     ConvergenceError,
     EquilibriumMonitor,
     ExactAdjoint,
@@ -22,11 +19,10 @@ from rbp_lightning import (
     Picard,
     UserError,
 )
+from tests.cells import estimators
 from tests.diagnostics.monitored import SOLVER, Known, drives, fit_logged, monitor_metrics
 
-ESTIMATORS = [BPTT(SOLVER), TBPTT(20, SOLVER), RBP(20, solver=SOLVER), NeumannRBP(20, SOLVER), CGRBP(20, solver=SOLVER)]
-ESTIMATORS += [AdaptiveNeumann(solver=SOLVER), ExactAdjoint(solver=SOLVER)]
-EACH_ESTIMATOR = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
+EACH_ESTIMATOR = [pytest.param(estimator, id=type(estimator).__name__) for estimator in estimators(SOLVER)]
 pytestmark = pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
 
 

@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from rbp_lightning import (
-    BPTT,
-    CGRBP,
-    RBP,
-    TBPTT,
-    AdaptiveNeumann,
     ConvergenceError,
     ConvergenceWarning,
-    ExactAdjoint,
     FailurePolicy,
     NeumannRBP,
     Picard,
@@ -24,18 +18,10 @@ from rbp_lightning import (
 )
 from rbp_lightning.estimators import random_draws
 from rbp_lightning.estimators.spot_checks import SpotChecks
+from tests.cells import estimators
 
 SOLVER = Picard(200, 1e-6)
-ESTIMATORS = [
-    BPTT(SOLVER),
-    TBPTT(5, SOLVER),
-    RBP(60, 1e-6, solver=SOLVER),
-    NeumannRBP(20, SOLVER),
-    CGRBP(20, solver=SOLVER),
-    AdaptiveNeumann(1e-4, solver=SOLVER),
-    ExactAdjoint(solver=SOLVER),
-]
-EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: type(one).__name__)
+EVERY_ESTIMATOR = pytest.mark.parametrize("estimator", estimators(SOLVER, 60), ids=lambda one: type(one).__name__)
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ from rbp_lightning import BPTT, CGRBP, RBP, NeumannRBP, Picard, UserError, WarmS
 from rbp_lightning.cli import main
 from tests.cli.runs import Run, of_ranks
 from tests.graphs import RandomGraph, random_graph
+from tests.training import make_trainer
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"num_features": 5, "num_classes": 3, "num_hidden": 8}
@@ -51,13 +52,7 @@ def network(make_cell: Any = PAGE_RANK, **arguments: Any) -> CitationGNN:
 
 
 def trainer_of(*callbacks: Callback, epochs: int = 3, **arguments: Any) -> Trainer:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), **{**quiet, **arguments})
+    return make_trainer(*callbacks, max_epochs=epochs, **arguments)
 
 
 def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module, **tolerance: float) -> None:

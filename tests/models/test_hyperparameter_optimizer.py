@@ -33,6 +33,7 @@ from rbp_lightning import (
 )
 from rbp_lightning.cli import main
 from tests.cli.runs import Run, Zygote
+from tests.training import make_trainer
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "hypergrad.yaml"
@@ -59,9 +60,7 @@ def fit(
     data: Any = None,
     **arguments: Any,
 ) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    quiet |= {"enable_model_summary": False, "max_epochs": 3, "devices": 1}
-    trainer = Trainer(callbacks=[estimator, *callbacks], **{**quiet, **arguments})
+    trainer = make_trainer(estimator, *callbacks, **{"max_epochs": 3, "devices": 1, **arguments})
     trainer.fit(model, data or digits())
     return trainer
 
@@ -138,8 +137,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(start: str, tmp_path: Path) -
     fit(whole, RBP(5, solver=SOLVER), max_epochs=4)
     fit(half, RBP(5, solver=SOLVER), max_epochs=2).save_checkpoint(tmp_path / "half.ckpt")
     torch.rand(7)  # other draws must not matter
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer = Trainer(callbacks=[RBP(5, solver=SOLVER)], max_epochs=4, **quiet)
+    trainer = make_trainer(RBP(5, solver=SOLVER), max_epochs=4)
     trainer.fit(resumed, digits(), ckpt_path=tmp_path / "half.ckpt")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name

@@ -22,6 +22,7 @@ from rbp_lightning import NeumannRBP, Picard, SparseMatrix, UserError
 from tests.cli.options import ROOT
 from tests.cli.runs import Run, Zygote
 from tests.graphs import RandomGraph, random_graph
+from tests.training import make_trainer
 
 SIZES = {"num_features": 5, "num_classes": 3, "num_hidden": 6, "dropout": 0.0}
 CELLS = {
@@ -141,16 +142,11 @@ def test_blocks_and_parts_take_less_memory() -> None:
     assert peaks["blocks"] < 0.8 * peaks["at once"]
 
 
-def trainer_of(epochs: int) -> Trainer:
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(accelerator="cpu", max_epochs=epochs, logger=False, **quiet)
-
-
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     def fitted(epochs: int, **arguments: Any) -> tuple[PartitionedGNN, Trainer]:
         seed_everything(0, verbose=False)
         model = PartitionedGNN(PageRankCell(5, 3, 6, dropout=0.5), eval_blocks=2, consistency=1.0)
-        trainer = trainer_of(epochs)
+        trainer = make_trainer(max_epochs=epochs)
         model.estimator = NeumannRBP(10, Picard(50, 1e-2))  # so loose that the result depends on the initial state
         trainer.fit(model, CitationGraph(dataset=RandomGraph, num_parts=3, partition="random"), **arguments)
         return model, trainer

@@ -5,12 +5,7 @@ import torch
 
 from rbp_lightning import (
     BPTT,
-    CGRBP,
-    RBP,
-    TBPTT,
-    AdaptiveNeumann,
     ConvergenceWarning,
-    ExactAdjoint,
     FailurePolicy,
     GradientEstimator,
     NeumannRBP,
@@ -18,18 +13,10 @@ from rbp_lightning import (
     Status,
     ignoring,
 )
+from tests.cells import estimators
 
 SOLVER = Picard(200, tol=1e-9)
-ESTIMATORS = [
-    BPTT(SOLVER),
-    TBPTT(20, SOLVER),
-    RBP(60, 1e-9, start="gradient", solver=SOLVER),
-    NeumannRBP(20, SOLVER),
-    CGRBP(20, solver=SOLVER),
-    AdaptiveNeumann(1e-6, solver=SOLVER),
-    ExactAdjoint(solver=SOLVER),
-]
-EACH_ESTIMATOR = [pytest.param(estimator, id=type(estimator).__name__) for estimator in ESTIMATORS]
+EACH_ESTIMATOR = [pytest.param(estimator, id=type(estimator).__name__) for estimator in estimators(SOLVER, 60, 1e-9)]
 
 
 def squaring_update(weight: torch.Tensor, drive: torch.Tensor):

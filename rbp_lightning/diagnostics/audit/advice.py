@@ -50,7 +50,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
         One sentence.
 
     Example:
-        >>> exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
+        >>> exact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6, False)
         >>> cheap = Measurement("NeumannRBP(steps=10)", None, 1.0, 2e-3, 1.0, 11, 0.1, 1000)
         >>> print(advise([exact], [cheap, Measurement("BPTT", None, 1.0, 1e-6, 1.0, 40, 0.2, 9000)], error=0.01))
         Take NeumannRBP(steps=10): it reaches a relative error of 0.2% (asked for: 1%) at the least cost, 11 ...

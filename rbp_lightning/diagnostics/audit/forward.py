@@ -68,6 +68,7 @@ def solvers_like(configured: FixedPointSolver) -> Iterator[tuple[str, FixedPoint
     if configured.tol > 0:
         for kind in SOLVERS:
             yield kind.__name__, _with_tolerances_of(configured, kind)
+        yield "Damped(Picard)", Damped(_with_tolerances_of(configured, Picard))
         yield f"{type(configured).__name__} as configured", configured
 
 

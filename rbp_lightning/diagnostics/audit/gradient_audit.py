@@ -19,7 +19,7 @@ from rbp_lightning.diagnostics.audit.forward import (
 )
 from rbp_lightning.diagnostics.audit.measurement import Measurement, measure
 from rbp_lightning.diagnostics.audit.reference import Reference, reference
-from rbp_lightning.diagnostics.audit.report import pareto, print_solvers, print_table, write_files
+from rbp_lightning.diagnostics.audit.report import pareto, print_left_out, print_solvers, print_table, write_files
 from rbp_lightning.diagnostics.log_figure import can_draw, log_figure
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import (
@@ -35,12 +35,15 @@ from rbp_lightning.estimators import (
     NeumannRBP,
     PhantomGradient,
 )
-from rbp_lightning.linear import GMRES, BiCGSTAB
-from rbp_lightning.solvers import Auto
+from rbp_lightning.linear import GMRES, BiCGSTAB, ConjugateGradient, Dense
+from rbp_lightning.solvers import Anderson, Auto, Broyden, ReducedRankExtrapolation
+
+DENSE_SIZE = 512
+"""The largest sample, in elements, for which ``Dense`` is compared. The reference is dense up to the same size."""
 
 
 def candidates(
-    configured: GradientEstimator, steps: Sequence[int], error: float
+    configured: GradientEstimator, steps: Sequence[int], error: float, symmetric: bool
 ) -> Iterator[tuple[str, GradientEstimator]]:
     """Yields the estimators to compare, with the configured estimator's forward solver.
 
@@ -48,6 +51,7 @@ def candidates(
         configured: The configured estimator, which is one of them.
         steps: The numbers of steps to try.
         error: The relative error to reach, for estimators with a tolerance.
+        symmetric: Whether the Jacobian is symmetric, which ``ConjugateGradient`` needs.
 
     Yields:
         A name and an estimator.
@@ -70,10 +74,15 @@ def candidates(
         yield f"Implicit(GMRES(steps={count}))", Implicit(GMRES(count, tol=0.0, restart=min(count, 50)), solver)
     for count in steps:
         yield f"Implicit(BiCGSTAB(steps={count}))", Implicit(BiCGSTAB(count, tol=0.0), solver)
+    if symmetric:
+        for count in steps:
+            yield f"Implicit(ConjugateGradient(steps={count}))", Implicit(ConjugateGradient(count, tol=0.0), solver)
+    yield "Implicit(Dense())", Implicit(Dense(DENSE_SIZE), solver)
     if solver.tol > 0:  # otherwise the number of steps is part of the problem
         for count in steps:
             yield f"SHINE(steps={count})", SHINE(count, solver=quasi_newton_solver(solver))
-    yield f"Implicit(Auto(tol={error:g}))", Implicit(Auto(max_steps=200, tol=error), solver)
+    for kind in (Auto, Anderson, ReducedRankExtrapolation, Broyden):
+        yield f"Implicit({kind.__name__}(tol={error:g}))", Implicit(kind(max_steps=200, tol=error), solver)
     yield f"AdaptiveNeumann(tol={error:g})", AdaptiveNeumann(tol=error, max_steps=200, solver=solver)
     yield f"{type(configured).__name__} as configured", configured
 
@@ -85,6 +94,13 @@ class GradientAudit(Callback):
         estimator: The configured estimator.
         error: The relative error to reach.
         steps: The numbers of steps to try.
+
+    Attributes:
+        references: The reference of each batch.
+        measurements: The measurements of all estimators on all batches.
+        solvers: The measurements of the forward solvers.
+        left_out: The estimators that cannot be applied to the module, and why.
+        advice: The advice.
     """
 
     def __init__(self, estimator: GradientEstimator, error: float, steps: Sequence[int]) -> None:
@@ -92,6 +108,7 @@ class GradientAudit(Callback):
         self.references: list[Reference] = []
         self.measurements: list[Measurement] = []
         self.solvers: list[ForwardMeasurement] = []
+        self.left_out: dict[str, str] = {}
         self.advice = ""
         self._folder: str | None = None
 
@@ -124,22 +141,32 @@ class GradientAudit(Callback):
     def _audit(self, module: LightningModule, arguments: Sequence[Any]) -> None:
         batch = len(self.references)
         self.references.append(reference(module, arguments))
-        chosen = list(candidates(self.estimator, self.steps, self.error))
+        # The first batch decides, so that each estimator is measured on all batches.
+        found = candidates(self.estimator, self.steps, self.error, self.references[0].symmetric)
         for name, solver in solvers_like(self.estimator.solver):
             self.solvers.append(measure_forward(module, name, solver, arguments, batch))
+        chosen = [(name, estimator) for name, estimator in found if name not in self.left_out]
         for name, estimator in track(chosen, f"gradients of batch {batch}", transient=True):
             exact = self.references[-1].gradient
-            self.measurements.append(measure(module, name, estimator, arguments, batch, exact))
+            try:
+                self.measurements.append(measure(module, name, estimator, arguments, batch, exact))
+            except UserError as refusal:
+                if estimator is self.estimator:
+                    raise
+                self.left_out[name] = str(refusal)
+        self.measurements = [one for one in self.measurements if one.gradient not in self.left_out]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints and writes the report."""
         measured = summaries(self.measurements)
         self.advice = advise(self.references, measured, self.error) + advise_solver(self.solvers)
         print_table(self.references, measured)
+        print_left_out(self.left_out)
         print_solvers(self.solvers)
         if self._folder is not None:
             folder = Path(self._folder)
-            write_files(folder, self.references, self.measurements, measured, self.solvers, self.advice, self.error)
+            content = self.references, self.measurements, measured, self.left_out, self.solvers
+            write_files(folder, *content, self.advice, self.error)
             drawn = folder / "audit.png" if can_draw() else "not drawn, install matplotlib for that"
             print(f"Measurements: {folder / 'audit.csv'}, {folder / 'audit.json'}; error against cost: {drawn}")
         if can_draw():

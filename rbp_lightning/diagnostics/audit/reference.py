@@ -16,6 +16,7 @@ from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import BPTT, ExactAdjoint, GradientEstimator, SolveObserver
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear import JacobianOperator, LinearSolution, norm_bounds, spectral_radius
+from rbp_lightning.linear.symmetry import is_asymmetric
 from rbp_lightning.solvers import FixedPointSolver
 
 SETTLED = 1e-8
@@ -38,6 +39,7 @@ class Reference:
         adjoint_residual: The residual of the exact adjoint; ``None`` for ``BPTT``.
         spectral_radius: The spectral radius of J at the last iterate, of the worst sample.
         norm: A lower bound on ||J|| there, of the worst sample; ``None`` if products with J are not supported.
+        symmetric: Whether J is symmetric there, in all samples.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Reference:
     adjoint_residual: float | None
     spectral_radius: float
     norm: float | None
+    symmetric: bool
 
 
 class _Inspection(SolveObserver):
@@ -58,7 +61,7 @@ class _Inspection(SolveObserver):
         self.steps = 0
         self.residual = self.spectral_radius = 0.0
         self.norm: float | None = 0.0
-        self.adjoint_residual: float | None = None
+        self.symmetric = True
 
     def on_solve_end(self, fixed_point: FixedPoint, operator: JacobianOperator) -> None:
         self.solves += 1
@@ -70,9 +73,17 @@ class _Inspection(SolveObserver):
                 self.norm = _larger(self.norm, norm_bounds(operator, steps=20).lower)
             except UserError:  # the update does not support products with J
                 self.norm = None
+        self.symmetric = self.symmetric and not bool(is_asymmetric(operator.as_one_sample()))
+
+
+class _Adjoints(SolveObserver):
+    """Records the adjoint residual of the worst sample."""
+
+    def __init__(self) -> None:
+        self.residual: float | None = None
 
     def on_adjoint(self, solution: LinearSolution) -> None:
-        self.adjoint_residual = _larger(self.adjoint_residual or 0.0, solution.residual)
+        self.residual = _larger(self.residual or 0.0, solution.residual)
 
 
 def _larger(before: float, values: Tensor) -> float:
@@ -108,7 +119,7 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
         settled = inspection.residual <= SETTLED
         if settled:
             _check_loss(module, arguments, solver, loss)
-            adjoints = _Inspection()
+            adjoints = _Adjoints()
             gradient, _ = gradient_of(wide, exact, wide_arguments, lambda: adjoints)
         else:
             gradient, _ = gradient_of(wide, BPTT(taped_solver(configured.solver)), wide_arguments)
@@ -125,9 +136,10 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
         settled=settled,
         steps=inspection.steps,
         residual=inspection.residual,
-        adjoint_residual=adjoints.adjoint_residual if settled else None,
+        adjoint_residual=adjoints.residual if settled else None,
         spectral_radius=inspection.spectral_radius,
         norm=inspection.norm,
+        symmetric=inspection.symmetric,
     )
 
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+WIDTH = 120
+"""The least width of a table, which logs and pipes have."""
+
+
 def print_table(references: Sequence[Reference], measured: Sequence[Measurement]) -> None:
     """Prints the references, and a table with a row for each estimator.
 
@@ -29,13 +33,14 @@ def print_table(references: Sequence[Reference], measured: Sequence[Measurement]
         measured: The summary of each estimator.
     """
     console = Console()
-    console.width = max(console.width, 100)  # logs and pipes are wide enough
+    console.width = max(console.width, WIDTH)
     for number, one in enumerate(references):
         residual = "" if one.adjoint_residual is None else f", adjoint residual {one.adjoint_residual:.1e}"
         norm = "" if one.norm is None else f", norm {one.norm:.3f}"
+        symmetric = ", symmetric Jacobian" if one.symmetric else ""
         console.print(
             f"Batch {number}: compared with {one.kind} in float64 ({one.steps} steps, residual {one.residual:.1e}"
-            f"{residual}); spectral radius {one.spectral_radius:.3f}{norm}",
+            f"{residual}); spectral radius {one.spectral_radius:.3f}{norm}{symmetric}",
             highlight=False,
         )
     columns = ["gradient", "cosine", "error", "same sign", "products", "ms", "saved"]
@@ -55,6 +60,20 @@ def print_table(references: Sequence[Reference], measured: Sequence[Measurement]
     console.print(table)
 
 
+def print_left_out(left_out: Mapping[str, str]) -> None:
+    """Prints the estimators that cannot be applied, if there are any, with each reason once.
+
+    Args:
+        left_out: Their names, and why.
+
+    Example:
+        >>> print_left_out(dict.fromkeys(["CGRBP(steps=1)", "CGRBP(steps=2)"], "It has no products with J."))
+        Left out: CGRBP(steps=1), CGRBP(steps=2). It has no products with J.
+    """
+    for reason in dict.fromkeys(left_out.values()):
+        print(f"Left out: {', '.join(name for name in left_out if left_out[name] == reason)}. {reason}")
+
+
 def print_solvers(solvers: Sequence[ForwardMeasurement]) -> None:
     """Prints a table with a row for each forward solver and batch, if there are any.
 
@@ -64,7 +83,7 @@ def print_solvers(solvers: Sequence[ForwardMeasurement]) -> None:
     if not solvers:
         return
     console = Console()
-    console.width = max(console.width, 100)
+    console.width = max(console.width, WIDTH)
     table = Table(box=SIMPLE_HEAD, title="Forward solvers")
     for column in ("solver", "batch", "steps", "residual", "converged", "ms"):
         table.add_column(column, no_wrap=True, justify="left" if column == "solver" else "right")
@@ -80,6 +99,7 @@ def write_files(
     references: Sequence[Reference],
     measurements: Sequence[Measurement],
     measured: Sequence[Measurement],
+    left_out: Mapping[str, str],
     solvers: Sequence[ForwardMeasurement],
     advice: str,
     error: float,
@@ -93,6 +113,7 @@ def write_files(
         references: The reference of each batch.
         measurements: The measurements of all estimators on all batches.
         measured: The summary of each estimator.
+        left_out: The estimators that cannot be applied, and why.
         solvers: The measurements of the forward solvers.
         advice: The advice.
         error: The relative error to reach.
@@ -108,6 +129,7 @@ def write_files(
         "references": compared,
         "gradients": [asdict(one) for one in measured],
         "measurements": rows,
+        "left_out": dict(left_out),
         "solvers": [asdict(one) for one in solvers],
         "advice": advice,
     }

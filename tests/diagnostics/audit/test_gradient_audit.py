@@ -1,16 +1,21 @@
 """The audit of a user's module, against its exact gradient."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data as Graph
 
 from rbp_lightning import (
     BPTT,
+    CGRBP,
     Auto,
     Damped,
     FixedPointSolver,
@@ -19,8 +24,10 @@ from rbp_lightning import (
     LinearSolver,
     NeumannRBP,
     Picard,
+    UserError,
 )
 from rbp_lightning.diagnostics.audit.forward import SOLVERS
+from rbp_lightning.diagnostics.audit.gradient_audit import DENSE_SIZE
 from tests.cells import loss_of
 from tests.diagnostics.audit.audited import Exact, audit
 
@@ -48,13 +55,14 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
             for steps in (1, 5, 20)
         ),
         *(f"Implicit({kind}(steps={steps}))" for kind in ("GMRES", "BiCGSTAB") for steps in (1, 5, 20)),
+        "Implicit(Dense())",
         *(f"SHINE(steps={steps})" for steps in (1, 5, 20)),
-        "Implicit(Auto(tol=0.01))",
+        *(f"Implicit({kind}(tol=0.01))" for kind in ("Auto", "Anderson", "ReducedRankExtrapolation", "Broyden")),
         "AdaptiveNeumann(tol=0.01)",
         "NeumannRBP as configured",
     ]
     forward = [row.solver for row in found.solvers if row.batch == 1]
-    assert forward == [*(kind.__name__ for kind in SOLVERS), "Picard as configured"]
+    assert forward == [*(kind.__name__ for kind in SOLVERS), "Damped(Picard)", "Picard as configured"]
     assert all(row.converged and row.residual <= 1e-7 for row in found.solvers)
     steps_of = {row.solver: row.steps for row in found.solvers}
     assert steps_of["Picard"] == steps_of["Picard as configured"] > 1.5 * steps_of["ReducedRankExtrapolation"]
@@ -65,7 +73,10 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     assert [rows[f"RBP(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
     assert [rows[f"CGRBP(steps={steps})"].products for steps in (1, 5, 20)] == [4, 12, 42]
     assert rows["Implicit(GMRES(steps=5))"].relative_error < 1e-4  # a sample has 4 unknowns
-    assert rows["Implicit(Auto(tol=0.01))"].relative_error < 0.05
+    for kind in ("Auto", "Anderson", "ReducedRankExtrapolation", "Broyden"):
+        assert rows[f"Implicit({kind}(tol=0.01))"].relative_error < 0.05
+    assert rows["Implicit(Dense())"].relative_error < 1e-5
+    assert rows["Implicit(Dense())"].products == 6  # a sample has 4 unknowns
     assert [rows[f"PhantomGradient(steps={steps})"].products for steps in (1, 5, 20)] == [1, 5, 20]
     assert [rows[f"SHINE(steps={steps})"].products for steps in (1, 5, 20)] == [2, 6, 21]
     assert rows["JFB"].products == 1
@@ -83,6 +94,82 @@ def test_a_user_s_module_is_compared_with_the_exact_gradient() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert module.weight.dtype == torch.float32
     assert not {"training_step", "configure_callbacks", "configure_optimizers"} & set(vars(module))
+
+
+class Symmetric(Exact):
+    """A linear map with a symmetric Jacobian."""
+
+    def training_step(self, batch: Any) -> Tensor:
+        matrix = (self.weight + self.weight.T) / 2
+        start = torch.zeros_like(self.drive)
+        return loss_of(self.estimator(lambda h: h @ matrix + self.drive, start, batch_dims=1).state)
+
+
+class SymmetricOverTheBatch(Symmetric):
+    """A Jacobian that is symmetric only for the whole batch, whose samples act on each other."""
+
+    def training_step(self, batch: Any) -> Tensor:
+        matrix = (self.weight + self.weight.T) / 2
+        mixing = matrix[:3, :3]
+        start = torch.zeros_like(self.drive)
+        return loss_of(self.estimator(lambda h: mixing @ h @ matrix + self.drive, start, batch_dims=1).state)
+
+
+@pytest.mark.parametrize("module", [Symmetric, SymmetricOverTheBatch])
+def test_conjugate_gradients_are_compared_if_the_jacobian_is_symmetric(module: type[Exact]) -> None:
+    found = audit(module(), NeumannRBP(20, SOLVER), steps=[1, 12])
+    assert found.references[0].symmetric
+    errors = {row.gradient: row.relative_error for row in found.measurements}
+    assert errors["Implicit(ConjugateGradient(steps=12))"] < 1e-5 < errors["Implicit(ConjugateGradient(steps=1))"]
+    asymmetric = audit(Exact(), NeumannRBP(20, SOLVER), steps=[1])
+    assert not asymmetric.references[0].symmetric
+    assert not any("ConjugateGradient" in row.gradient for row in asymmetric.measurements)
+
+
+class Once(torch.autograd.Function):
+    """A tanh that has neither a second nor a forward derivative."""
+
+    @staticmethod
+    def forward(context: Any, state: Tensor) -> Tensor:
+        image = state.tanh()
+        context.save_for_backward(image)
+        return image
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (image,) = context.saved_tensors
+        return gradient * (1 - image.square())
+
+
+class DifferentiableOnce(Exact):
+    def training_step(self, batch: Any) -> Tensor:
+        start = torch.zeros_like(self.drive)
+        return loss_of(self.estimator(lambda h: Once.apply(h @ self.weight + self.drive), start, batch_dims=1).state)
+
+
+def test_an_estimator_that_cannot_be_applied_is_left_out_with_the_reason(tmp_path: Path, capsys) -> None:
+    found = audit(DifferentiableOnce(), NeumannRBP(20, SOLVER), CSVLogger(tmp_path), batches=2, steps=[1])
+    names = {"CGRBP(steps=1)", "AdaptiveNeumann(tol=0.01)"}
+    assert set(found.left_out) == names
+    assert not names & {row.gradient for row in found.measurements}
+    printed = capsys.readouterr().out
+    assert printed.count("no products J v") == 1
+    assert all(name in printed for name in names)
+    (file,) = tmp_path.rglob("audit.json")
+    assert json.loads(file.read_text())["left_out"] == found.left_out
+    with pytest.raises(UserError, match="no products J v"):
+        audit(DifferentiableOnce(), CGRBP(20, solver=SOLVER), steps=[1])
+
+
+def test_a_dense_matrix_is_formed_only_for_small_samples() -> None:
+    class Large(Exact):
+        def training_step(self, batch: Any) -> Tensor:
+            start = torch.zeros(3, DENSE_SIZE + 1, dtype=self.drive.dtype)
+            return loss_of(self.estimator(lambda h: 0.5 * torch.cos(h) + self.drive[0, 0], start, batch_dims=1).state)
+
+    found = audit(Large(), NeumannRBP(20, SOLVER), steps=[1])
+    assert list(found.left_out) == ["Implicit(Dense())"]
 
 
 def test_errors_are_relative_to_the_dense_gradient() -> None:

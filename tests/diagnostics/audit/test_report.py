@@ -25,7 +25,7 @@ def test_an_audit_writes_files_and_tensorboard_events(tmp_path: Path, capsys) ->
     folder = Path(logger.log_dir)
     with (folder / "audit.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(found.measurements) == 2 * 21
+    assert len(rows) == len(found.measurements) == 2 * 25
     assert float(rows[0]["relative_error"]) == found.measurements[0].relative_error
     content = json.loads((folder / "audit.json").read_text())
     assert content["advice"] == found.advice
@@ -67,7 +67,7 @@ def summary(name: str, error: float, products: int, saved: int = 1) -> Measureme
     return Measurement(name, None, 1.0, error, 1.0, products, 1.0, saved)
 
 
-EXACT = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6)
+EXACT = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-15, 0.5, 0.6, False)
 
 
 def test_the_advice_is_the_cheapest_gradient_within_the_error() -> None:
@@ -88,10 +88,10 @@ def test_the_advice_is_the_cheapest_gradient_within_the_error() -> None:
 
 def test_an_inexact_reference_gives_no_advice_below_its_residual() -> None:
     rows = [summary("a", 1e-4, 5)]
-    inexact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-3, 0.999, 0.999)
+    inexact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-3, 0.999, 0.999, False)
     assert "solved to a residual of 1.0e-03 only" in advise([EXACT, inexact], rows, 0.005)
     assert advise([inexact], rows, 0.02).startswith("Take a")
-    infinite = Reference("exact adjoint", torch.tensor([math.inf]), True, 40, 1e-13, math.nan, 1.0, 1.0)
+    infinite = Reference("exact adjoint", torch.tensor([math.inf]), True, 40, 1e-13, math.nan, 1.0, 1.0, False)
     assert "exact gradient is not finite" in advise([infinite], rows, 0.01)
 
 
