@@ -313,15 +313,41 @@ def test_the_relative_error_does_not_depend_on_the_scale_of_the_gradient(entry: 
 
 
 @EVERY_SOLVER
-def test_nan_stays_in_its_sample_and_is_not_converged(entry: Entry) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_stays_in_its_sample_and_is_not_converged(entry: Entry, bad: float) -> None:
     operator, jacobian = linear(symmetric(0.5))
     gradient = random_gradient()
-    gradient[1, 2] = float("nan")
+    expected = entry.exact.solve(operator, [gradient])
+    gradient[1, 2] = bad
     solution = entry.exact.solve(operator, [gradient])
-    assert bool(solution.vector[0][1].isnan().any())
+    assert not bool(solution.vector[0][1].isfinite().all())
     assert not solution.converged
     keep = [0, 2]
     assert float(errors(solution.vector[0][keep], exact_adjoint(jacobian[keep], gradient[keep])).max()) < 1e-8
+    assert solution.steps <= 2 * expected.steps
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_a_solve_without_a_finite_sample_soon_stops(entry: Entry, batch_dims: int) -> None:
+    matrix, gradient = symmetric(0.5), random_gradient()
+    operator = CountingOperator.at(lambda h: h @ matrix, torch.zeros_like(gradient), batch_dims)
+    expected = entry.exact.solve(operator, [gradient])
+    solution = entry.exact.solve(operator, [gradient * float("nan")])
+    assert not solution.converged
+    assert solution.steps <= expected.steps
+
+
+@EVERY_SOLVER
+def test_a_sample_that_overflows_does_not_keep_the_others_going(entry: Entry) -> None:
+    slopes = torch.tensor([[1.0], [1e60], [1.0]], dtype=torch.float64)
+    matrix, gradient = symmetric(0.5), random_gradient()
+    operator = CountingOperator.at(lambda h: slopes * (h @ matrix), torch.zeros_like(gradient), 1)
+    solution = entry.exact.solve(operator, [gradient])
+    assert solution.steps <= 2 * entry.exact.solve(linear(matrix)[0], [gradient]).steps
+    keep = [0, 2]
+    exact = exact_adjoint(matrix.T.expand(2, -1, -1), gradient[keep])
+    assert float(errors(solution.vector[0][keep], exact).max()) < 1e-8
 
 
 @pytest.mark.parametrize(
