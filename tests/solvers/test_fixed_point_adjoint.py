@@ -5,12 +5,15 @@ import torch
 
 from benchmarks.host_syncs import CountSyncs
 from rbp_lightning import (
+    CGRBP,
     Anderson,
     Auto,
     Broyden,
     Damped,
+    ExactAdjoint,
     FixedPointAdjoint,
     FixedPointSolver,
+    GradientEstimator,
     Implicit,
     JacobianOperator,
     NewtonKrylov,
@@ -19,6 +22,7 @@ from rbp_lightning import (
     Status,
     UserError,
 )
+from rbp_lightning.linear import GMRES
 from tests.zoo import draw, rotation, solve_dense, symmetric
 
 SOLVERS = [Picard, Anderson, ReducedRankExtrapolation, Broyden, Auto]
@@ -35,13 +39,26 @@ def test_the_adjoint_equals_the_dense_solution(solver: type[FixedPointSolver]) -
     assert solution.products == operator.products
 
 
-@pytest.mark.parametrize("solver", [Anderson, ReducedRankExtrapolation, Broyden], ids=lambda kind: kind.__name__)
-def test_accelerated_solvers_find_the_adjoint_of_an_expanding_map(solver: type[FixedPointSolver]) -> None:
+FORWARD = ReducedRankExtrapolation(200, 1e-10)
+BEYOND_CONTRACTIONS = {
+    "Anderson": Implicit(Anderson(400, 1e-9), FORWARD),
+    "ReducedRankExtrapolation": Implicit(ReducedRankExtrapolation(400, 1e-9), FORWARD),
+    "Broyden": Implicit(Broyden(400, 1e-9), FORWARD),
+    "GMRES": Implicit(GMRES(50, 1e-9), FORWARD),
+    "CGRBP": CGRBP(50, 1e-9, solver=FORWARD),
+    "ExactAdjoint": ExactAdjoint(solver=FORWARD),
+    "ExactAdjoint by GMRES": ExactAdjoint(0, solver=FORWARD),
+}
+
+
+@pytest.mark.parametrize("estimator", BEYOND_CONTRACTIONS.values(), ids=list(BEYOND_CONTRACTIONS))
+@pytest.mark.parametrize("matrix", [rotation(1.3), -2.3 * torch.eye(6).double()], ids=["rotation", "slope"])
+def test_the_adjoint_of_an_expanding_map_is_found(estimator: GradientEstimator, matrix: torch.Tensor) -> None:
     inputs = draw(2, 6, seed=0).requires_grad_()
-    matrix = rotation(1.3)
-    estimator = Implicit(solver(400, 1e-9), ReducedRankExtrapolation(200, 1e-10))
-    estimator(lambda h: h @ matrix + inputs, torch.zeros(2, 6).double(), batch_dims=1).state.sum().backward()
+    fixed_point = estimator(lambda h: h @ matrix + inputs, torch.zeros(2, 6).double(), batch_dims=1)
+    fixed_point.state.sum().backward()
     exact = solve_dense(torch.eye(6).double() - matrix, torch.ones(2, 6).double())
+    assert fixed_point.adjoint.converged
     torch.testing.assert_close(inputs.grad, exact, rtol=1e-6, atol=1e-7)
 
 
