@@ -14,12 +14,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from rbp_lightning import (
+    Anderson,
+    Auto,
+    Broyden,
     Failure,
+    FixedPointAdjoint,
     JacobianOperator,
     LinearSolution,
     LinearSolver,
     NudgedAdjoint,
     Picard,
+    ReducedRankExtrapolation,
     Status,
     UserError,
     ignoring,
@@ -104,6 +109,14 @@ SOLVERS = {
     ),
     "Direct by QR": Entry(Direct()),
     "Direct by GMRES": Entry(Direct(dense_size=0)),
+    **{
+        f"FixedPointAdjoint({kind.__name__})": Entry(
+            FixedPointAdjoint(kind(4000, 1e-13)),
+            lambda steps, kind=kind: FixedPointAdjoint(kind(steps, 0.0)),
+            uses_start=True,
+        )
+        for kind in (Auto, Anderson, ReducedRankExtrapolation, Broyden)
+    },
 }
 
 EVERY_SOLVER = pytest.mark.parametrize("entry", SOLVERS.values(), ids=list(SOLVERS))
