@@ -28,6 +28,9 @@ SAFE_RANGE = 1e-2, 1e2
 """Range of the largest entry of a state in which squares, also of small residuals, stay within the range of float32,
 and the terms of a long series do not soon become denormal, which is slow on a CPU."""
 
+EXPONENTS = {torch.float32: (torch.int32, 0x7F800000), torch.float64: (torch.int64, 0x7FF0000000000000)}
+"""An integer type of the same size, and the bits of the exponent: of these alone a number is a power of two."""
+
 
 def flatten_state(state: State, batch_dims: int) -> tuple[list[Tensor], TreeSpec]:
     """Checks an initial state and flattens it.
@@ -156,16 +159,18 @@ def change_and_size(vector: Vector, image: Vector, batch_dims: int) -> tuple[Ten
 
 
 def normalize(vector: Vector, always: bool = False) -> tuple[list[Tensor], Tensor | None]:
-    """Divides a state by its largest absolute entry, in float32 at least, if squares could leave float32's range.
+    """Scales a state so that its largest absolute entry is in [1, 2), if squares could leave float32's range.
 
-    On a GPU the state is always divided, because reading the largest entry would synchronise with the device.
+    On a GPU the state is always divided, because reading the largest entry would synchronise with the device. The
+    divisor is a power of two, so that the division is exact and a linear solve takes the same path with and without it.
 
     Args:
         vector: Leaves of the state.
         always: Whether to divide in any case, as low precision requires.
 
     Returns:
-        The quotient and the divisor, a scalar tensor; or the state and ``None`` if it was not divided.
+        The quotient in float32 at least, and the divisor, a scalar tensor; or the state and ``None`` if it was not
+        divided.
     """
     wide = to_float32(vector)
     ends = [end for leaf in wide if leaf.numel() for end in leaf.aminmax()]
@@ -173,9 +178,11 @@ def normalize(vector: Vector, always: bool = False) -> tuple[list[Tensor], Tenso
         least, most = SAFE_RANGE
         if least <= max(abs(float(end)) for end in ends) <= most:  # may miss NaN, which is fine
             return wide, None
-    size = torch.stack([end.abs() for end in ends]).max()
-    # A sample with NaN or infinities must not change the others.
-    size = size.nan_to_num(1.0, 1.0).clamp_min(torch.finfo(size.dtype).tiny)
+    both = torch.stack(ends)
+    integer, exponent = EXPONENTS[both.dtype]
+    size = both.view(integer).bitwise_and(exponent).view(both.dtype).max()
+    # A sample with NaN or infinities, of which infinity is left, must not change the others.
+    size = size.nan_to_num(posinf=1.0).clamp_min(max(torch.finfo(leaf.dtype).tiny for leaf in wide))
     return [leaf / size for leaf in wide], size
 
 

@@ -1,9 +1,12 @@
 """The adjoint iteration z <- J^T z + g, which forward solvers can accelerate."""
 
+import math
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from rbp_lightning.agreement import largest
 from rbp_lightning.check_schedule import FALLING, CheckSchedule
 from rbp_lightning.linear.adjoint_map import AdjointMap
 from rbp_lightning.linear.base import LinearSolution, rounding_floors
@@ -44,7 +47,7 @@ def iterate_adjoint(
     stepper: Stepper | None = None,
     graph_steps: int = 0,
 ) -> LinearSolution:
-    """Iterates z <- J^T z + g until every sample has converged.
+    """Iterates z <- J^T z + g until every sample that stays finite has converged.
 
     The change J^T z + g - z is the residual of the adjoint equation at z, which is therefore returned once it has
     converged. If ``tol`` is 0, the reported residual is that of the last z but one.
@@ -67,6 +70,8 @@ def iterate_adjoint(
     relative = RelativeResidual(gradient, operator.batch_dims, operator.per_leaf)
     schedule = CheckSchedule(check_every, tol, SOLUTION_RATIO * operator.epsilon)
     known = floor = None
+    failed: Tensor | None = None  # the samples that are not finite
+    tolerated_at = 0
     adjoint: Vector = start
     memory = None if stepper is None else stepper.init(start, operator.batch_dims)
     apply = _step(operator, gradient)
@@ -81,11 +86,21 @@ def iterate_adjoint(
         previous, adjoint = adjoint, apply(adjoint) if change is None else add(adjoint, change)
         if check or step == steps:
             residual = relative(subtract(adjoint, previous), previous)
-        if check and schedule.is_finished(step, residual):
-            known, adjoint = Status.STALLED if schedule.stalled else Status.CONVERGED, previous
-            break
+        if check:
+            finished = schedule.is_finished(step, residual if failed is None else residual.masked_fill(failed, 0.0))
+            if not math.isfinite(schedule.largest):
+                if stepper is not None and tolerated_at != step - 1:  # an accelerated step, which is undone
+                    tolerated_at, schedule.next_check = step, step + 1
+                else:
+                    failed = ~residual.isfinite()
+                    finished = schedule.decide(step, float(largest(residual.masked_fill(failed, 0.0).max())))
+            if finished:
+                adjoint = previous
+                if failed is None:
+                    known = Status.STALLED if schedule.stalled else Status.CONVERGED
+                break
         if stepper is not None and step < steps:
-            if check and step > 1:
+            if check and step > 1 and math.isfinite(schedule.largest):
                 memory = stepper.after_check(step, schedule, previous, adjoint, memory)
             adjoint, memory = stepper.step(previous, adjoint, memory)
     else:

@@ -1,6 +1,7 @@
 """What every solver of the adjoint equation does. A new solver is a line in ``SOLVERS``."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,12 +15,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from rbp_lightning import (
+    Anderson,
+    Auto,
+    Broyden,
     Failure,
+    FixedPointAdjoint,
     JacobianOperator,
     LinearSolution,
     LinearSolver,
     NudgedAdjoint,
     Picard,
+    ReducedRankExtrapolation,
     Status,
     UserError,
     ignoring,
@@ -104,6 +110,14 @@ SOLVERS = {
     ),
     "Direct by QR": Entry(Direct()),
     "Direct by GMRES": Entry(Direct(dense_size=0)),
+    **{
+        f"FixedPointAdjoint({kind.__name__})": Entry(
+            FixedPointAdjoint(kind(4000, 1e-13)),
+            lambda steps, kind=kind: FixedPointAdjoint(kind(steps, 0.0)),
+            uses_start=True,
+        )
+        for kind in (Auto, Anderson, ReducedRankExtrapolation, Broyden)
+    },
 }
 
 EVERY_SOLVER = pytest.mark.parametrize("entry", SOLVERS.values(), ids=list(SOLVERS))
@@ -313,15 +327,41 @@ def test_the_relative_error_does_not_depend_on_the_scale_of_the_gradient(entry: 
 
 
 @EVERY_SOLVER
-def test_nan_stays_in_its_sample_and_is_not_converged(entry: Entry) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_stays_in_its_sample_and_is_not_converged(entry: Entry, bad: float) -> None:
     operator, jacobian = linear(symmetric(0.5))
     gradient = random_gradient()
-    gradient[1, 2] = float("nan")
+    expected = entry.exact.solve(operator, [gradient])
+    gradient[1, 2] = bad
     solution = entry.exact.solve(operator, [gradient])
-    assert bool(solution.vector[0][1].isnan().any())
+    assert not bool(solution.vector[0][1].isfinite().all())
     assert not solution.converged
     keep = [0, 2]
     assert float(errors(solution.vector[0][keep], exact_adjoint(jacobian[keep], gradient[keep])).max()) < 1e-8
+    assert solution.steps <= 2 * expected.steps
+
+
+@EVERY_SOLVER
+@pytest.mark.parametrize("batch_dims", [0, 1])
+def test_a_solve_without_a_finite_sample_soon_stops(entry: Entry, batch_dims: int) -> None:
+    matrix, gradient = symmetric(0.5), random_gradient()
+    operator = CountingOperator.at(lambda h: h @ matrix, torch.zeros_like(gradient), batch_dims)
+    expected = entry.exact.solve(operator, [gradient])
+    solution = entry.exact.solve(operator, [gradient * float("nan")])
+    assert not solution.converged
+    assert solution.steps <= expected.steps
+
+
+@EVERY_SOLVER
+def test_a_sample_that_overflows_does_not_keep_the_others_going(entry: Entry) -> None:
+    slopes = torch.tensor([[1.0], [1e60], [1.0]], dtype=torch.float64)
+    matrix, gradient = symmetric(0.5), random_gradient()
+    operator = CountingOperator.at(lambda h: slopes * (h @ matrix), torch.zeros_like(gradient), 1)
+    solution = entry.exact.solve(operator, [gradient])
+    assert solution.steps <= 2 * entry.exact.solve(linear(matrix)[0], [gradient]).steps
+    keep = [0, 2]
+    exact = exact_adjoint(matrix.T.expand(2, -1, -1), gradient[keep])
+    assert float(errors(solution.vector[0][keep], exact).max()) < 1e-8
 
 
 @pytest.mark.parametrize(
@@ -378,11 +418,9 @@ def test_a_tolerance_is_met_in_every_sample(kind: str, tol: float, radius: float
 
 
 @pytest.mark.parametrize("tol", [1e-6, 1e-9])
-@pytest.mark.parametrize(
-    "solver", [Richardson, NormalCG, ConjugateGradient, BiCGSTAB, GMRES], ids=lambda kind: kind.__name__
-)
+@pytest.mark.parametrize("solver", [NormalCG, ConjugateGradient, BiCGSTAB, GMRES], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("radius", [0.5, 0.9, 0.99])
-def test_a_solve_that_stalls_at_rounding_stops(solver: type, radius: float, tol: float) -> None:
+def test_a_krylov_solve_that_stalls_at_rounding_stops(solver: type, radius: float, tol: float) -> None:
     """Near spectral radius 1, float32 cannot reach a tolerance of 1e-6."""
     matrix = symmetric(radius, 40).float()
     operator, jacobian = linear(matrix)
@@ -392,6 +430,27 @@ def test_a_solve_that_stalls_at_rounding_stops(solver: type, radius: float, tol:
     assert solution.steps < 3000
     error = errors(solution.vector[0].double(), exact_adjoint(jacobian, gradient.float()))
     assert float(error.max()) < max(tol, 16 * torch.finfo(torch.float32).eps) / (1 - radius)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda tol: Richardson(5000, tol), lambda tol: FixedPointAdjoint(Auto(5000, tol))],
+    ids=["Richardson", "FixedPointAdjoint(Auto)"],
+)
+@settings(max_examples=12, deadline=None)
+@given(radius=st.floats(0.1, 0.99), seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_an_iteration_that_stalls_at_rounding_stops(
+    make: Callable[[float], LinearSolver], radius: float, seed: int, dtype: torch.dtype
+) -> None:
+    epsilon = torch.finfo(dtype).eps
+    operator, jacobian = linear(symmetric(radius, 40, seed).to(dtype))
+    gradient = random_gradient(seed, size=40).to(dtype)
+    solution = make(epsilon / 100).solve(operator, [gradient])
+    assert solution.converged
+    # Until the residual is at rounding, and then 30 steps and three checks, or a tenth of the steps.
+    assert solution.steps < 1.5 * math.log(epsilon) / math.log(radius) + 150
+    error = errors(solution.vector[0].double(), exact_adjoint(jacobian, gradient))
+    assert float(error.max()) < 16 * epsilon / (1 - radius)
 
 
 @EVERY_SOLVER

@@ -10,8 +10,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from benchmarks.host_syncs import CountSyncs
 from rbp_lightning import (
     BPTT,
     TBPTT,
@@ -36,7 +37,8 @@ from rbp_lightning import (
 from rbp_lightning.estimators import describe
 from rbp_lightning.estimators.options import Options
 from rbp_lightning.estimators.traced_solve import traced_solve
-from tests.zoo import ALL, CONTRACTIONS, Problem, drive, named, solve_dense, symmetric, zeros
+from tests.cells import Cell, cells, settle
+from tests.zoo import ALL, CONTRACTIONS, Problem, draw, drive, named, newton, solve_dense, symmetric, zeros
 
 
 @dataclass
@@ -70,6 +72,9 @@ SOLVERS = {
     "Broyden": Entry(Broyden, EXPANDING | {"overflowing": None}, tapes=False, stays=True),
     "NewtonKrylov": Entry(NewtonKrylov, EXPANDING | {"overflowing": None}, tapes=False, stays=True),
     "Auto": Entry(Auto, checks_matter=True, tapes=False),
+    "Damped(Anderson)": Entry(
+        lambda **options: Damped(Anderson(**options)), EXPANDING | {"overflowing": None}, tapes=False, stays=True
+    ),
 }
 TAPED = [name for name, entry in SOLVERS.items() if entry.tapes]
 
@@ -105,6 +110,81 @@ def test_finds_the_fixed_point(solver: str, taped: bool, problem: Problem) -> No
     )
     assert float(error) < 1e-6  # a residual of 1e-9, amplified at spectral radius 0.99 and by damping
     assert bool((found.absolute_residual <= 1e-9 * found.state.norm(dim=1).clamp_min(1e-3)).all())
+
+
+@EVERY_SOLVER
+@settings(max_examples=6, deadline=None)
+@given(cell=cells())
+def test_finds_the_dense_solution_for_any_state(solver: str, cell: Cell) -> None:
+    """Pytrees, gated and Hopfield networks, with and without a batch dimension."""
+    leaves, structure = tree_flatten(settle(cell, 100))
+
+    def flat(state: Any) -> Tensor:
+        return torch.cat([leaf.reshape(-1) for leaf in tree_flatten(state)[0]])
+
+    def update(vector: Tensor) -> Tensor:
+        parts = vector.split([leaf.numel() for leaf in leaves])
+        pieces = [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+        return flat(cell.update(tree_unflatten(pieces, structure)))
+
+    exact = newton(update, flat(leaves), 4).detach()
+    found = run(SOLVERS[solver].make(max_steps=2000, tol=1e-10), cell.update, cell.start, cell.batch_dims)
+    assert found.status is Status.CONVERGED
+    assert relative_error(flat(found.state), exact) < 1e-8
+
+
+@EVERY_SOLVER
+def test_two_solves_give_the_same_bits(solver: str) -> None:
+    problem = named("tanh 0.9")
+    made = SOLVERS[solver].make(max_steps=1000, tol=1e-8)
+    one, other = (run(made, problem.update, problem.start) for _ in range(2))
+    assert torch.equal(one.state, other.state)
+    assert torch.equal(one.residual, other.residual)
+    assert one.steps == other.steps
+
+
+@EVERY_SOLVER
+def test_a_start_at_the_solution_is_returned_at_once(solver: str) -> None:
+    problem = named("tanh 0.9")
+    found = run(SOLVERS[solver].make(tol=1e-6, check_every=1), problem.update, problem.fixed_point)
+    assert found.status is Status.CONVERGED
+    assert found.steps == 1
+    assert torch.equal(found.state, problem.fixed_point)
+
+
+@EVERY_SOLVER
+def test_the_leaves_of_a_state_may_have_two_dtypes(solver: str) -> None:
+    rates = torch.linspace(0.1, 0.9, 4)
+
+    def update(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        wide = rates.double() * state["wide"] + 1
+        return {"narrow": rates * state["narrow"] + 0.1 * state["wide"].float(), "wide": wide}
+
+    start = {"narrow": torch.zeros(3, 4), "wide": torch.zeros(3, 4, dtype=torch.float64)}
+    found = run(SOLVERS[solver].make(max_steps=1000, tol=1e-5), update, start)
+    assert found.converged
+    wide = (1 / (1 - rates.double())).expand(3, 4)
+    exact = {"narrow": (0.1 * wide / (1 - rates.double())).float(), "wide": wide}
+    torch.testing.assert_close(found.state, exact, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("solver", [name for name, entry in SOLVERS.items() if not entry.checks_matter])
+def test_reads_no_more_values_from_the_device_than_picard(solver: str) -> None:
+    """In as many steps. Those of ``Auto``, which decides at checks, are counted in its own tests."""
+    matrix, inputs = symmetric(0.999, 40), draw(8, 40, seed=0)
+    reads = {}
+    for name in ("Picard", solver):
+        made = SOLVERS[name].make(max_steps=60, tol=1e-14)
+        counts = []
+        for _ in range(6):  # the first solves of a line run additional spot checks
+            with CountSyncs() as counter:
+                found = run(made, lambda h: torch.tanh(h @ matrix + 0.1 * inputs), torch.zeros(8, 40).double())
+            counts.append(counter.count)
+        assert found.steps == 60
+        reads[name] = min(counts)
+    # The checks of these two come with their cycles, at most ten steps apart; Picard's may be twice as far apart.
+    in_cycles = solver in ("ReducedRankExtrapolation", "NewtonKrylov")
+    assert reads[solver] <= (60 // 10 if in_cycles else reads["Picard"])
 
 
 @EVERY_SOLVER

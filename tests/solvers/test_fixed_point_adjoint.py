@@ -3,13 +3,17 @@
 import pytest
 import torch
 
+from benchmarks.host_syncs import CountSyncs
 from rbp_lightning import (
+    CGRBP,
     Anderson,
     Auto,
     Broyden,
     Damped,
+    ExactAdjoint,
     FixedPointAdjoint,
     FixedPointSolver,
+    GradientEstimator,
     Implicit,
     JacobianOperator,
     NewtonKrylov,
@@ -18,6 +22,7 @@ from rbp_lightning import (
     Status,
     UserError,
 )
+from rbp_lightning.linear import GMRES
 from tests.zoo import draw, rotation, solve_dense, symmetric
 
 SOLVERS = [Picard, Anderson, ReducedRankExtrapolation, Broyden, Auto]
@@ -34,14 +39,59 @@ def test_the_adjoint_equals_the_dense_solution(solver: type[FixedPointSolver]) -
     assert solution.products == operator.products
 
 
-@pytest.mark.parametrize("solver", [Anderson, ReducedRankExtrapolation, Broyden], ids=lambda kind: kind.__name__)
-def test_accelerated_solvers_find_the_adjoint_of_an_expanding_map(solver: type[FixedPointSolver]) -> None:
+FORWARD = ReducedRankExtrapolation(200, 1e-10)
+BEYOND_CONTRACTIONS = {
+    "Anderson": Implicit(Anderson(400, 1e-9), FORWARD),
+    "ReducedRankExtrapolation": Implicit(ReducedRankExtrapolation(400, 1e-9), FORWARD),
+    "Broyden": Implicit(Broyden(400, 1e-9), FORWARD),
+    "GMRES": Implicit(GMRES(50, 1e-9), FORWARD),
+    "CGRBP": CGRBP(50, 1e-9, solver=FORWARD),
+    "ExactAdjoint": ExactAdjoint(solver=FORWARD),
+    "ExactAdjoint by GMRES": ExactAdjoint(0, solver=FORWARD),
+}
+
+
+@pytest.mark.parametrize("estimator", BEYOND_CONTRACTIONS.values(), ids=list(BEYOND_CONTRACTIONS))
+@pytest.mark.parametrize("matrix", [rotation(1.3), -2.3 * torch.eye(6).double()], ids=["rotation", "slope"])
+def test_the_adjoint_of_an_expanding_map_is_found(estimator: GradientEstimator, matrix: torch.Tensor) -> None:
     inputs = draw(2, 6, seed=0).requires_grad_()
-    matrix = rotation(1.3)
-    estimator = Implicit(solver(400, 1e-9), ReducedRankExtrapolation(200, 1e-10))
-    estimator(lambda h: h @ matrix + inputs, torch.zeros(2, 6).double(), batch_dims=1).state.sum().backward()
+    fixed_point = estimator(lambda h: h @ matrix + inputs, torch.zeros(2, 6).double(), batch_dims=1)
+    fixed_point.state.sum().backward()
     exact = solve_dense(torch.eye(6).double() - matrix, torch.ones(2, 6).double())
+    assert fixed_point.adjoint.converged
     torch.testing.assert_close(inputs.grad, exact, rtol=1e-6, atol=1e-7)
+
+
+def test_a_single_step_that_is_not_finite_is_not_a_failure() -> None:
+    class Leaps(FixedPointSolver):
+        """Takes plain steps, except that the fifth iterate is NaN."""
+
+        def init(self, vector, batch_dims):
+            return vector, 0
+
+        def step(self, vector, image, memory):
+            kept, count = memory
+            if count == 4:
+                return [leaf * float("nan") for leaf in image], (kept, 5)
+            return (kept if count == 5 else image), (image, count + 1)
+
+    matrix, gradient = symmetric(0.5), draw(3, 6, seed=1)
+    operator = JacobianOperator.at(lambda h: h @ matrix, torch.zeros_like(gradient), 1)
+    solution = FixedPointAdjoint(Leaps(200, 1e-10, check_every=1)).solve(operator, [gradient])
+    assert solution.status is Status.CONVERGED
+    exact = solve_dense(torch.eye(6).double() - matrix, gradient)
+    torch.testing.assert_close(solution.vector[0], exact, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda kind: kind.__name__)
+def test_a_sample_with_nan_costs_few_reads_from_the_device(solver: type[FixedPointSolver]) -> None:
+    matrix, gradient = symmetric(0.97, 12), draw(3, 12, seed=1)
+    operator = JacobianOperator.at(lambda h: h @ matrix, torch.zeros_like(gradient), 1)
+    gradient[1] = float("nan")
+    with CountSyncs() as reads:
+        solution = FixedPointAdjoint(solver(5000, 1e-8)).solve(operator, [gradient])
+    assert not solution.converged
+    assert reads.count <= solution.steps // 10 + 6  # two more for the failure, and two for each decision of Auto
 
 
 def products_of_a_slow_adjoint(dtype: torch.dtype, cycle: int) -> int:

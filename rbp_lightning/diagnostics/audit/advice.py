@@ -91,8 +91,8 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
         reached = "none is finite" if best is None else f"{best.gradient} with {_percent(best.relative_error)} is best"
         return (
             f"No gradient reaches a relative error of {_percent(error)} ({reached}): the spectral radius of the "
-            f"Jacobian is {radius:.3g}, so lower the forward tolerance (or raise max_steps), audit more steps, or make "
-            "the map a stronger contraction (rbp_lightning.nn)."
+            f"Jacobian is {radius:.3g}, so tighten the forward tolerance (or increase max_steps), audit more steps, or "
+            "make the map a stronger contraction (rbp_lightning.nn)."
         )
     cheapest = _cheapest(good)
     advice = (
@@ -104,7 +104,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
     if least > error:
         advice += (
             f"; no implicit gradient is better than {_percent(least)}, whatever its steps, so the forward tolerance is "
-            "too loose (or max_steps too low) for this loss: lower it"
+            "too loose for this loss: tighten it (or increase max_steps)"
         )
     return advice + "."
 
