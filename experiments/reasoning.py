@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 from jsonargparse.typing import PositiveInt
-from matplotlib.figure import Figure
 
 from benchmarks.report import markdown
 from experiments.runs import Row, config_keys, estimator_arguments, fit, label, mean_and_spread, run_missing
+from models.equilibrium_reasoner.curves import curves
 from rbp_lightning import UserError
 from rbp_lightning.cli.averaged_weights import stop_averaging
 
@@ -133,29 +133,15 @@ def plot(rows: list[Row], estimator: str, sizes: list[int], also: Sequence[str],
         path: The PNG file.
     """
     runs = [row for row in rows if row["estimator"] == estimator]
-    figure = Figure(figsize=(11, 3.2), layout="constrained")
-    by_size, by_steps, residuals = figure.subplots(1, 3)
-    for place, kind in enumerate(["", *also]):
-        shares = [[100 * curve(row, column("exact", size, kind))[-1] for size in sizes] for row in runs]
-        by_size.plot(sizes, np.mean(shares, 0), "o-", color=f"C{place}", label=kind or "as in training")
-        by_size.plot(sizes, np.transpose(shares), ".", color=f"C{place}", alpha=0.4)
-    by_size.set_xlabel("size")
-    by_size.set_ylabel("solved exactly in %")
-    for place, size in enumerate(sizes):
-        for panel, what, factor in ((by_steps, "exact", 100), (residuals, "residual", 1)):
-            curves = np.array([curve(row, column(what, size)) for row in runs]) * factor
-            steps = curve(runs[0], "steps")
-            panel.plot(steps, np.median(curves, 0), "o-", color=f"C{place}", label=f"size {size}")
-            panel.fill_between(steps, curves.min(0), curves.max(0), color=f"C{place}", alpha=0.2, linewidth=0)
-            panel.set_xscale("log")
-            panel.set_xticks(steps, [f"{count:.0f}" for count in steps])
-            panel.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-            panel.set_xlabel("steps")
-    by_steps.set_ylabel("solved exactly in %")
-    residuals.set_ylabel("mean residual")
-    residuals.set_yscale("log")
-    for panel in (by_size, residuals):
-        panel.legend(fontsize=7)
+
+    def found(what: str, size: int, kind: str = "") -> list[list[float]]:
+        return [curve(row, column(what, size, kind)) for row in runs]
+
+    solved, residuals = ({size: found(what, size) for size in sizes} for what in ("exact", "residual"))
+    variants = {
+        kind: np.transpose([[values[-1] for values in found("exact", size, kind)] for size in sizes]) for kind in also
+    }
+    figure = curves(curve(runs[0], "steps"), solved, residuals, variants)
     figure.savefig(path, dpi=100)
 
 
