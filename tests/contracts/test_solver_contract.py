@@ -72,9 +72,6 @@ SOLVERS = {
     "Broyden": Entry(Broyden, EXPANDING | {"overflowing": None}, tapes=False, stays=True),
     "NewtonKrylov": Entry(NewtonKrylov, EXPANDING | {"overflowing": None}, tapes=False, stays=True),
     "Auto": Entry(Auto, checks_matter=True, tapes=False),
-    "Damped(Anderson)": Entry(
-        lambda **options: Damped(Anderson(**options)), EXPANDING | {"overflowing": None}, tapes=False, stays=True
-    ),
 }
 TAPED = [name for name, entry in SOLVERS.items() if entry.tapes]
 
