@@ -131,7 +131,6 @@ def test_a_run_resumes_from_the_newest_checkpoint(cli) -> None:
     assert "Checkpoint: logs/hopfield/version_1/checkpoints/best.ckpt" in out
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # exists already
 def test_averaged_weights_are_tested_without_a_warning(cli) -> None:
     averaged = [*NET, "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"]
     assert cli("fit", *averaged)[0] == 0
@@ -140,6 +139,7 @@ def test_averaged_weights_are_tested_without_a_warning(cli) -> None:
     assert "WeightAveraging" not in err
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")  # exists already
 def test_a_run_can_be_resumed_in_its_folder(cli) -> None:
     here = [*TINY, "--trainer.logger.version=here"]
     for epochs in (1, 2):
