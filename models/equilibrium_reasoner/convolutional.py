@@ -116,7 +116,7 @@ class ConvolutionalCell(ReasoningCell):
         drive = self.block.drive(inputs)
         if self.mask_channel is None:
             return lambda state: self.block(state, drive), torch.zeros_like(drive)
-        mask = inputs[:, [self.mask_channel]]
+        mask = inputs[:, [self.mask_channel]].to(drive.dtype)
         return lambda state: mask * self.block(state, drive), torch.zeros_like(drive)
 
     def scores(self, state: State) -> Tensor:
