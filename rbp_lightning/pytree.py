@@ -181,7 +181,7 @@ def normalize(vector: Vector, always: bool = False) -> tuple[list[Tensor], Tenso
     both = torch.stack(ends)
     integer, exponent = EXPONENTS[both.dtype]
     size = both.view(integer).bitwise_and(exponent).view(both.dtype).max()
-    # A sample with NaN or infinities, of which infinity is left, must not change the others.
+    # With NaN or infinities, of which infinity is left, nothing is scaled.
     size = size.nan_to_num(posinf=1.0).clamp_min(max(torch.finfo(leaf.dtype).tiny for leaf in wide))
     return [leaf / size for leaf in wide], size
 

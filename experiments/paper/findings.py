@@ -207,7 +207,7 @@ def _sentence(findings: list[Finding]) -> str:
 
 
 def _compared(errors: list[Errors]) -> str:
-    """Says how many times the error of ``NeumannRBP`` that of ``RBP`` is."""
+    """Says how large the error of ``RBP`` is, as a multiple of that of ``NeumannRBP``."""
     factors = {}
     for start in dict.fromkeys(error.start for error in errors):
         ratios = [error.rbp / error.neumann for error in errors if error.start == start]

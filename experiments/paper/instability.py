@@ -163,7 +163,7 @@ def _beyond(rows: list[Row]) -> str:
             changes.append(f"from {before} to {after} with radius {radius:g}")
         lines.append(f"- {called(name)}: {', '.join(changes)}.")
     return "\n".join(
-        [f"Beyond radius 1 the series diverges. Between {few} and {many} steps the error goes:", "", *lines]
+        [f"Beyond radius 1 the series diverges in the end. From {few} to {many} steps the error changes:", "", *lines]
     )
 
 

@@ -104,9 +104,9 @@ class ConvolutionalCell(ReasoningCell):
     ) -> None:
         super().__init__(num_inputs, num_classes, num_hidden)
         self.dims = check_dims(self, dims)
-        self.mask_channel = mask_channel
-        if mask_channel is not None:
-            check_count(self, "mask_channel", mask_channel, 0, num_inputs - 1)
+        self.mask_channel = (
+            None if mask_channel is None else check_count(self, "mask_channel", mask_channel, 0, num_inputs - 1)
+        )
         self.block = ConvolutionalBlock(dims, num_hidden, num_inputs)
         self.readout = readout(dims, num_hidden, num_classes)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster; affects only 2D convolutions
@@ -116,7 +116,7 @@ class ConvolutionalCell(ReasoningCell):
         drive = self.block.drive(inputs)
         if self.mask_channel is None:
             return lambda state: self.block(state, drive), torch.zeros_like(drive)
-        mask = inputs[:, [self.mask_channel]].to(drive.dtype)
+        mask = inputs[:, self.mask_channel].unsqueeze(1).to(drive.dtype)
         return lambda state: mask * self.block(state, drive), torch.zeros_like(drive)
 
     def scores(self, state: State) -> Tensor:

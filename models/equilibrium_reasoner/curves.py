@@ -39,7 +39,7 @@ def curves(
         [100.0, 70.0]
     """
     figure = Figure(figsize=(11, 3.2), layout="constrained")
-    by_size, by_steps, by_steps_too = figure.subplots(1, 3)
+    by_size, by_steps, residual_by_steps = figure.subplots(1, 3)
     sizes = list(solved)
     own = {"as in training" if variants else "": np.array([np.array(solved[size])[:, -1] for size in sizes]).T}
     for place, (name, shares) in enumerate({**own, **(variants or {})}.items()):
@@ -48,7 +48,7 @@ def curves(
         by_size.plot(sizes, percent.T, ".", color=f"C{place}", alpha=0.4)
     by_size.set_xlabel("size")
     by_size.set_xticks(sizes)
-    for panel, found, factor in ((by_steps, solved, 100), (by_steps_too, residuals, 1)):
+    for panel, found, factor in ((by_steps, solved, 100), (residual_by_steps, residuals, 1)):
         for size in sizes:
             runs = factor * np.array(found[size])
             (line,) = panel.plot(steps, np.median(runs, 0), "o-", label=f"size {size}")
@@ -61,9 +61,9 @@ def curves(
     for panel in (by_size, by_steps):
         panel.set_ylabel("solved exactly in %")
         panel.set_ylim(-5, 105)
-    by_steps_too.set_ylabel("mean residual")
-    by_steps_too.set_yscale("log")
-    for panel in [by_size, by_steps_too] if variants else [by_steps_too]:
+    residual_by_steps.set_ylabel("mean residual")
+    residual_by_steps.set_yscale("log")
+    for panel in [by_size, residual_by_steps] if variants else [residual_by_steps]:
         panel.legend(fontsize=7)
     return figure
 

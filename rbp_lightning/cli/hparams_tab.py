@@ -34,33 +34,35 @@ def list_run(logger: TensorBoardLogger, params: Mapping[str, Any], metrics: Iter
 class HParamsTab(Callback):
     """Lists a training in the HPARAMS tab of its ``TensorBoardLogger``, once it has been validated or has ended.
 
-    Its metrics are those that are printed at the end. Lightning would list ``hp_metric`` alone, from the start and with
-    the value -1.
+    Its metrics are those of the summary that are known then. It replaces Lightning's own entry, which has ``hp_metric``
+    alone, with the value -1.
     """
 
     listed = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Turns off Lightning's own entry, before hyperparameters are logged."""
-        for logger in _loggers(trainer):
-            logger._default_hp_metric = False
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lists the training after its first validation."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self.on_train_end(trainer, pl_module)
+            self._list(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lists a training without a validation."""
+        self._list(trainer)
+
+    def _list(self, trainer: Trainer) -> None:
         if self.listed:
             return
         self.listed = True
         logged = trainer.logged_metrics  # all ranks must ask together, since values may not have been reduced yet
         metrics = sorted({*shown_metrics(trainer, logged), *({_CHOSEN} & logged.keys())})
-        for logger in _loggers(trainer) if trainer.is_global_zero else []:
+        for logger in listing_loggers(trainer) if trainer.is_global_zero else []:
             list_run(logger, logger.hparams, metrics)  # type: ignore[arg-type]
 
 
-def _loggers(trainer: Trainer) -> list[TensorBoardLogger]:
-    """The loggers that are Lightning's own: a subclass may list its runs by itself."""
+def listing_loggers(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The ``TensorBoardLogger``s that are Lightning's own: a subclass may list its runs by itself.
+
+    Args:
+        trainer: The Trainer.
+    """
     return [logger for logger in trainer.loggers if type(logger) is TensorBoardLogger]

@@ -7,7 +7,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from rbp_lightning.cli.hparams_tab import HParamsTab
+from rbp_lightning.cli.hparams_tab import HParamsTab, listing_loggers
 from rbp_lightning.cli.interruption import Interruption, SignalConnector
 from rbp_lightning.cli.resuming import ExactResume
 from rbp_lightning.cli.whole_files import AtomicCheckpointIO
@@ -63,6 +63,8 @@ class RunTrainer(AuditTrainer):
             self.strategy.checkpoint_io = AtomicCheckpointIO()
         self._signal_connector = SignalConnector(self)
         self._interruption = Interruption()
+        for logger in listing_loggers(self):
+            logger._default_hp_metric = False  # HParamsTab lists the run
         cast(Any, self).callbacks[:0] = [ExactResume(), self._interruption, HParamsTab()]
 
     @property

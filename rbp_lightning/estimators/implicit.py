@@ -123,10 +123,9 @@ def _solve(
 
     if operator.batch_dims and samples_are_coupled(operator, record.name, record.context.place, parameters):
         operator = operator.as_one_sample()
-    # Scaling keeps norms and half-precision products in range, and makes the adjoint of the last solve a good start.
-    # One factor for all samples, because they may act on each other.
-    low_precision = operator.epsilon > torch.finfo(torch.float32).eps
-    scaled, size = normalize(gradient, always=low_precision or record.warm_start is not None)
+    # Scaling keeps norms and half-precision products in range. One factor for all samples, because they may act on each
+    # other.
+    scaled, size = normalize(gradient, always=operator.epsilon > torch.finfo(torch.float32).eps)
     warm_start = None if operator.is_transposed else record.warm_start  # it holds adjoints of J^T only
     start = None if warm_start is None else warm_start.adjoint_like(scaled)
     with outside_autocast(gradient[0].device.type):  # a backward pass may run under autocast
@@ -138,5 +137,5 @@ def _solve(
 
     record.store(solution, measure_residual, parameters)
     if warm_start is not None:
-        warm_start.keep_adjoint(solution)
+        warm_start.keep_adjoint(solution, scaled)
     return vector if size is None else denormalize(vector, size, gradient)

@@ -10,7 +10,7 @@ from rbp_lightning.agreement import everywhere
 from rbp_lightning.errors import UserError
 from rbp_lightning.fixed_point import FixedPoint
 from rbp_lightning.linear.base import LinearSolution
-from rbp_lightning.pytree import FLOATS, State, Vector
+from rbp_lightning.pytree import FLOATS, State, Vector, divide, norm, scale
 from rbp_lightning.status import Status
 
 
@@ -45,13 +45,15 @@ class WarmStart:
         return _like(self._state, initial_state) if _compatible(self._state, initial_state) else initial_state
 
     def adjoint_like(self, gradient: Vector) -> Vector | None:
-        """Returns the leaves of the last adjoint if they are compatible with a gradient, and ``None`` otherwise.
+        """Returns the leaves of the last adjoint, in proportion to a gradient, or ``None`` if they are incompatible.
 
         Args:
-            gradient: Leaves of the gradient, scaled like the last one.
+            gradient: Leaves of the gradient.
         """
         leaves = list(gradient)
-        return _like(self._adjoint, leaves) if everywhere(_compatible(self._adjoint, leaves)) else None
+        if not everywhere(_compatible(self._adjoint, leaves)):
+            return None
+        return scale(norm(leaves, batch_dims=0), _like(self._adjoint, leaves))
 
     def keep_state(self, fixed_point: FixedPoint) -> None:
         """Stores a fixed point, or discards the last one if the solve diverged.
@@ -66,14 +68,16 @@ class WarmStart:
         else:
             self.clear()
 
-    def keep_adjoint(self, solution: LinearSolution) -> None:
-        """Stores an adjoint if its relative residual is at most 1, that of z = 0.
+    def keep_adjoint(self, solution: LinearSolution, gradient: Vector) -> None:
+        """Stores an adjoint in proportion to its gradient if its relative residual is at most 1, that of z = 0.
 
         Args:
             solution: The adjoint solution.
+            gradient: Leaves of the gradient.
         """
         good = everywhere((solution.residual <= 1).all())  # False for NaN
-        self._adjoint = [leaf.detach() for leaf in solution.vector] if good else None
+        size = norm(gradient, batch_dims=0)
+        self._adjoint = [divide(leaf.detach(), size) for leaf in solution.vector] if good else None
 
     def state_dict(self) -> dict[str, Any]:
         """The results of the last solve, for a checkpoint."""

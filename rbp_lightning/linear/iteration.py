@@ -71,7 +71,7 @@ def iterate_adjoint(
     schedule = CheckSchedule(check_every, tol, SOLUTION_RATIO * operator.epsilon)
     known = floor = None
     failed: Tensor | None = None  # the samples that are not finite
-    tolerated_at = 0
+    tolerated_at = 0  # the check at which a value that is not finite was last tolerated
     adjoint: Vector = start
     memory = None if stepper is None else stepper.init(start, operator.batch_dims)
     apply = _step(operator, gradient)
@@ -96,7 +96,7 @@ def iterate_adjoint(
                     finished = schedule.decide(step, float(largest(residual.masked_fill(failed, 0.0).max())))
             if finished:
                 adjoint = previous
-                if failed is None:
+                if failed is None or not failed.any():
                     known = Status.STALLED if schedule.stalled else Status.CONVERGED
                 break
         if stepper is not None and step < steps:

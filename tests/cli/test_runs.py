@@ -131,7 +131,7 @@ def test_a_run_resumes_from_the_newest_checkpoint(cli) -> None:
     assert "Checkpoint: logs/hopfield/version_1/checkpoints/best.ckpt" in out
 
 
-def test_averaged_weights_are_tested_without_a_warning(cli) -> None:
+def test_a_test_of_averaged_weights_does_not_warn(cli) -> None:
     averaged = [*NET, "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"]
     assert cli("fit", *averaged)[0] == 0
     status, _, err = cli("test", *averaged, "--ckpt_path=last")

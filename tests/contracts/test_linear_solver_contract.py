@@ -437,7 +437,7 @@ def test_a_krylov_solve_that_stalls_at_rounding_stops(solver: type, radius: floa
     [lambda tol: Richardson(5000, tol), lambda tol: FixedPointAdjoint(Auto(5000, tol))],
     ids=["Richardson", "FixedPointAdjoint(Auto)"],
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(radius=st.floats(0.1, 0.99), seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_an_iteration_that_stalls_at_rounding_stops(
     make: Callable[[float], LinearSolver], radius: float, seed: int, dtype: torch.dtype
