@@ -66,8 +66,7 @@ def train_and_test(keys: Row, also: Sequence[str] = ()) -> dict[str, str]:
         metrics = {name: value for loader in loaders for name, value in loader.items()}
         for size in sizes_of(keys["config"]):
             for what in ("exact", "residual"):
-                after = [f"_after_{count}" for count in steps] if len(steps) > 1 else [""]
-                values = [metrics[f"test/{what}_{size}{each}"] for each in after]
+                values = [metrics[f"test/{what}_{size}{ending}"] for ending in cli.model.endings]
                 found[column(what, size, kind)] = " ".join(f"{value:.4g}" for value in values)
     return found
 

@@ -53,8 +53,8 @@ def _number(cell: str) -> int | float | str | list[float]:
 
 TABLES: dict[str, Layout] = {
     "against": _of_numbers(against.table),
-    "claims": as_written,
     "citation_table": as_written,
+    "claims": as_written,
     "classification_digits": _of_estimators(classification.table),
     "classification_mnist": _of_estimators(classification.table),
     "cora_epoch_table": as_written,

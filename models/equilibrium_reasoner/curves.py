@@ -82,11 +82,11 @@ class CurvePictures(Callback):
         """Draws the picture, if there is a logger."""
         if self._folder is None or not trainer.is_global_zero:
             return
-        steps, found = pl_module.budgets, trainer.callback_metrics  # means over processes
-        after = [f"_after_{count}" for count in steps] if len(steps) > 1 else [""]
+        found = trainer.callback_metrics  # means over processes
         sizes = sorted(int(one[1]) for name in found if (one := re.fullmatch(r"test/exact_(\d+)", name)))
         solved, residuals = (
-            {size: [[float(found[f"test/{what}_{size}{each}"]) for each in after]] for size in sizes}
+            {size: [[float(found[f"test/{what}_{size}{ending}"]) for ending in pl_module.endings]] for size in sizes}
             for what in ("exact", "residual")
         )
-        log_figure(trainer, "test/curves", curves(steps, solved, residuals), trainer.global_step, self._folder)
+        figure = curves(pl_module.budgets, solved, residuals)
+        log_figure(trainer, "test/curves", figure, trainer.global_step, self._folder)

@@ -51,7 +51,7 @@ class EquilibriumReasoner(BatchesOfOneKind):
             estimator differentiates each state as if the solve ended there. ``None`` for the end alone.
         jacobian_penalty: Weight of ``rbp_lightning.nn.jacobian_penalty`` at the end of each training solve, at least 0.
         residual_penalty: Weight of the mean square of the change by one more step at the end of each training solve, at
-            least 0, so that states converge.
+            least 0, which draws states to a fixed point.
         eval_steps: Numbers of steps after which answers are evaluated, increasing; ``None`` for the solver's
             ``max_steps``. A state that has converged is not iterated further.
 
@@ -159,6 +159,11 @@ class EquilibriumReasoner(BatchesOfOneKind):
         """The numbers of steps after which answers are evaluated."""
         return self.eval_steps or [self.estimator.solver.max_steps]
 
+    @property
+    def endings(self) -> list[str]:
+        """The endings of the metrics' names after each of the ``budgets``; without one if there is one budget only."""
+        return [f"_after_{steps}" for steps in self.budgets] if len(self.budgets) > 1 else [""]
+
     def batch_entries(self, stage: str) -> tuple[str, ...]:
         """Puzzles, except in prediction with targets."""
         return ("inputs", "size") if stage == "predict" else ("inputs", "targets", "size")
@@ -220,13 +225,13 @@ class EquilibriumReasoner(BatchesOfOneKind):
 
     def _evaluate(self, batch: dict[str, Tensor], stage: str) -> Tensor:
         inputs, targets, size = batch["inputs"], batch["targets"], int(batch["size"][0])
-        for steps, scores, fixed_point in self.think(inputs, self.budgets):
+        for ending, (_, scores, fixed_point) in zip(self.endings, self.think(inputs, self.budgets), strict=True):
             right = (scores.argmax(1) == targets) | (targets == IGNORED)
             exact = right.flatten(1).all(1).float().mean()
             residual = fixed_point.residual.mean()
-            if len(self.budgets) > 1:
-                self._log(f"{stage}/exact_{size}_after_{steps}", exact, len(inputs))
-                self._log(f"{stage}/residual_{size}_after_{steps}", residual, len(inputs))
+            if ending:
+                self._log(f"{stage}/exact_{size}{ending}", exact, len(inputs))
+                self._log(f"{stage}/residual_{size}{ending}", residual, len(inputs))
         asked = targets != IGNORED  # their number weights batches and processes
         self._log(f"{stage}/loss_{size}", self._loss(scores, targets), int(asked.sum()))
         self._log(f"{stage}/exact_{size}", exact, len(inputs), prog_bar=True)

@@ -45,7 +45,7 @@ class WarmStart:
         return _like(self._state, initial_state) if _compatible(self._state, initial_state) else initial_state
 
     def adjoint_like(self, gradient: Vector) -> Vector | None:
-        """Returns the leaves of the last adjoint, in proportion to a gradient, or ``None`` if they are incompatible.
+        """Returns the leaves of the last adjoint times the norm of a gradient, or ``None`` if they are incompatible.
 
         Args:
             gradient: Leaves of the gradient.
@@ -69,7 +69,7 @@ class WarmStart:
             self.clear()
 
     def keep_adjoint(self, solution: LinearSolution, gradient: Vector) -> None:
-        """Stores an adjoint in proportion to its gradient if its relative residual is at most 1, that of z = 0.
+        """Stores an adjoint, divided by its gradient's norm, if its relative residual is at most 1, that of z = 0.
 
         Args:
             solution: The adjoint solution.

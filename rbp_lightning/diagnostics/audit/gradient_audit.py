@@ -18,7 +18,7 @@ from rbp_lightning.diagnostics.audit.forward import (
     taped_solver,
 )
 from rbp_lightning.diagnostics.audit.measurement import Measurement, measure
-from rbp_lightning.diagnostics.audit.reference import Reference, reference
+from rbp_lightning.diagnostics.audit.reference import DENSE_SIZE, Reference, reference
 from rbp_lightning.diagnostics.audit.report import pareto, print_left_out, print_solvers, print_table, write_files
 from rbp_lightning.diagnostics.log_figure import can_draw, log_figure
 from rbp_lightning.errors import UserError
@@ -37,9 +37,6 @@ from rbp_lightning.estimators import (
 )
 from rbp_lightning.linear import GMRES, BiCGSTAB, ConjugateGradient, Dense
 from rbp_lightning.solvers import Anderson, Auto, Broyden, ReducedRankExtrapolation
-
-DENSE_SIZE = 512
-"""The largest sample, in elements, for which ``Dense`` is compared. The reference is dense up to the same size."""
 
 
 def candidates(

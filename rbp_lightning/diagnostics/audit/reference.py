@@ -19,6 +19,9 @@ from rbp_lightning.linear import JacobianOperator, LinearSolution, norm_bounds, 
 from rbp_lightning.linear.symmetry import is_asymmetric
 from rbp_lightning.solvers import FixedPointSolver
 
+DENSE_SIZE = 512
+"""The largest sample, in elements, for which the reference and ``Dense`` build matrices."""
+
 SETTLED = 1e-8
 """The largest relative residual, in float64, of a forward solve that counts as converged."""
 
@@ -106,7 +109,7 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
     if solver.tol > 0:
         solver = copy.copy(solver)
         solver.max_steps, solver.tol, solver.atol = MAX_STEPS, TOL, None
-    inspection, exact = _Inspection(), ExactAdjoint(solver=solver)
+    inspection, exact = _Inspection(), ExactAdjoint(DENSE_SIZE, solver=solver)
     wide = copy_of(module).double()
     wide_arguments = [_in_float64(argument) for argument in arguments]
     try:
