@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rbp_lightning.cli.sweep.outcome import Outcome, failure
+from rbp_lightning.cli.sweep.outcome import Outcome, failed
 from rbp_lightning.cli.sweep.planned import Planned
-from rbp_lightning.cli.sweep.pool import Pool, Source
-from rbp_lightning.cli.sweep.worker import Slot
+from rbp_lightning.cli.sweep.training import Epoch
+from rbp_lightning.cli.workers import Pool, Slot, Source, last_line
 from rbp_lightning.errors import UserError
 
-Report = tuple[str, int, float | None]
+Report = tuple[str, Epoch]
 
 
 class RayPool:
@@ -21,15 +21,13 @@ class RayPool:
 
     Args:
         jobs: How many at once; ``None`` for as many as the cluster has GPUs or cores.
-        metric: What is compared.
-        test: ``last``, ``best`` or, for no test, ``None``.
-        classes: Class paths whose modules are imported once in each of Ray's processes.
+        modules: The modules that are imported once in each of Ray's processes.
 
     Raises:
         UserError: If Ray is not installed, or does not start.
     """
 
-    def __init__(self, jobs: int | None, metric: str, test: str | None, classes: Iterable[str]) -> None:
+    def __init__(self, jobs: int | None, modules: Iterable[str]) -> None:
         try:
             import ray
         except ImportError as error:
@@ -47,9 +45,9 @@ class RayPool:
         found = ray.cluster_resources()
         self._device = {"num_gpus": 1} if found.get("GPU") else {"num_cpus": 1}
         self._most = jobs or int(found.get("GPU") or found["CPU"])
-        self._arguments = (metric, test, list(classes), os.getcwd())
+        self._arguments = (list(modules), os.getcwd())
 
-    def run(self, source: Source) -> None:
+    def run(self, source: Source[Planned]) -> None:
         """Runs all that a source has.
 
         Args:
@@ -64,22 +62,21 @@ class RayPool:
             while self._start(source, running, lambda run: train.remote(run, reports, *self._arguments)):
                 (ready,), _ = ray.wait([asked, *running])
                 if ready == asked:
-                    folder, epoch, value = ray.get(asked)
+                    folder, epoch = ray.get(asked)
                     for run in running.values():  # without one, its process was lost since
                         if str(run.folder) == folder:
-                            reports.answer.remote(folder, source.report(run, epoch, value))
+                            reports.answer.remote(folder, source.report(run, epoch))
                     asked = reports.next.remote()
                     continue
                 run = running.pop(ready)
                 try:
-                    outcome = ray.get(ready)
+                    source.end(run, ray.get(ready))
                 except ray.exceptions.RayError:  # its machine is lost, say
-                    outcome = failure(run, None)
-                source.end(run, outcome)
+                    source.fail(run, last_line(run.log))
         finally:
             ray.shutdown()
 
-    def _start(self, source: Source, running: dict[Any, Planned], begin: Callable[[Planned], Any]) -> bool:
+    def _start(self, source: Source[Planned], running: dict[Any, Planned], begin: Callable[[Planned], Any]) -> bool:
         while len(running) < self._most and (run := source.next()) is not None:
             running[begin(run)] = run
             source.start(run)
@@ -93,9 +90,9 @@ class _ReportQueue:
         self._reports: asyncio.Queue[Report] = asyncio.Queue()
         self._answers: dict[str, asyncio.Future[bool]] = {}
 
-    async def report(self, folder: str, epoch: int, value: float | None) -> bool:
+    async def report(self, folder: str, epoch: Epoch) -> bool:
         self._answers[folder] = asyncio.get_running_loop().create_future()
-        await self._reports.put((folder, epoch, value))
+        await self._reports.put((folder, epoch))
         return await self._answers[folder]
 
     async def next(self) -> Report:
@@ -110,7 +107,7 @@ class _One:
 
     outcome: Outcome
 
-    def __init__(self, run: Planned, ask: Callable[[str, int, float | None], bool]) -> None:
+    def __init__(self, run: Planned, ask: Callable[[str, Epoch], bool]) -> None:
         self._left, self._ask = [run], ask
 
     def next(self) -> Planned | None:
@@ -119,18 +116,21 @@ class _One:
     def start(self, run: Planned) -> None:
         pass
 
-    def report(self, run: Planned, epoch: int, value: float | None) -> bool:
-        return self._ask(str(run.folder), epoch, value)
+    def report(self, run: Planned, progress: Epoch) -> bool:
+        return self._ask(str(run.folder), progress)
 
     def end(self, run: Planned, outcome: Outcome) -> None:
         self.outcome = outcome
 
+    def fail(self, run: Planned, error: str) -> None:
+        self.outcome = failed(error)
 
-def _train(run: Planned, reports: Any, metric: str, test: str | None, classes: list[str], folder: str) -> Outcome:
+
+def _train(run: Planned, reports: Any, modules: list[str], folder: str) -> Outcome:
     import ray
 
     os.chdir(folder)
     device = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if os.environ.get(name)}
     one = _One(run, lambda *report: ray.get(reports.report.remote(*report)))
-    Pool([Slot(1, device)], metric, test, classes).run(one)
+    Pool([Slot(1, device)], modules).run(one)
     return one.outcome

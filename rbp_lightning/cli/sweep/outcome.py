@@ -2,10 +2,9 @@
 
 import json
 import math
-import signal
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from rbp_lightning.cli.sweep.planned import Planned
 from rbp_lightning.cli.whole_files import written_whole
 from rbp_lightning.errors import UserError
 
@@ -35,43 +34,38 @@ class Outcome:
         return self.metrics.get(metric, math.nan)
 
 
-def write_outcome(run: Planned, outcome: Outcome) -> None:
-    """Writes the outcome of a run into its folder.
+def write_outcome(path: Path, outcome: Outcome) -> None:
+    """Writes the outcome of a run.
 
     Args:
-        run: The run.
+        path: The run's file.
         outcome: Its outcome.
     """
-    with written_whole(run.result) as unfinished:
+    with written_whole(path) as unfinished:
         unfinished.write_text(json.dumps(asdict(outcome), indent=1))
 
 
-def read_outcome(run: Planned) -> Outcome | None:
+def read_outcome(path: Path) -> Outcome | None:
     """Reads the outcome of a run; ``None`` if the run has not ended or has failed.
 
     Args:
-        run: The run.
+        path: The run's file.
 
     Raises:
         UserError: If the file is damaged.
     """
-    if not run.result.is_file():
+    if not path.is_file():
         return None
     try:
-        return Outcome(**json.loads(run.result.read_text()))
+        return Outcome(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{run.result} is damaged: delete it to repeat the run.") from error
+        raise UserError(f"{path} is damaged: delete it to repeat the run.") from error
 
 
-def failure(run: Planned, status: int | None) -> Outcome:
-    """Returns the outcome of a run whose process ended without writing one.
+def failed(error: str) -> Outcome:
+    """Returns the outcome of a run that ended without one.
 
     Args:
-        run: The run.
-        status: The process's exit status, negative if a signal ended it; ``None`` if it is unknown.
+        error: Why, in one line.
     """
-    printed = run.log.read_text(errors="replace").strip() if run.log.is_file() else ""
-    error = printed.rpartition("\n")[2] or "it printed nothing"
-    if status is not None and status < 0:
-        error = f"ended by {signal.Signals(-status).name}"
-    return Outcome("failed", {}, error=error.removeprefix("error: "))
+    return Outcome("failed", {}, error=error)

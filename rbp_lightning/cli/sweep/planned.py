@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from rbp_lightning.cli.main import RBPLightningCLI
 from rbp_lightning.cli.sweep.options import SweepOptions
+from rbp_lightning.cli.sweep.outcome import Outcome, write_outcome
+from rbp_lightning.cli.sweep.training import Epoch, train_and_test
 from rbp_lightning.cli.sweep.variations import title
 from rbp_lightning.errors import UserError
 
@@ -51,7 +54,7 @@ def fit_config(words: list[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run of a sweep.
+    """A run of a sweep, a job of its workers.
 
     Attributes:
         values: The values of the options that vary.
@@ -59,6 +62,8 @@ class Planned:
         config: The configuration of ``fit``.
         seeded: Other options that are set to the seed.
         folder: The run's folder, whose name depends on the configuration alone.
+        metric: The metric that is compared.
+        test: ``last`` or ``best``; ``None`` for no test.
     """
 
     values: dict[str, str]
@@ -66,6 +71,8 @@ class Planned:
     config: dict[str, Any]
     seeded: tuple[str, ...]
     folder: Path
+    metric: str
+    test: str | None
 
     @property
     def title(self) -> str:
@@ -95,6 +102,16 @@ class Planned:
         last = self.folder / "checkpoints" / "last.ckpt"
         resume = [f"--ckpt_path={last}"] if last.is_file() else []
         return ["fit", f"--config={path}", *_seeds(self.seed, self.seeded), *resume]
+
+    def work(self, report: Callable[[Epoch], bool]) -> Outcome:
+        """Trains and tests it, and writes its outcome unless it fails.
+
+        Args:
+            report: Reports each epoch; returns whether the run is to continue.
+        """
+        outcome = train_and_test(self.arguments(), self.metric, self.test, report)
+        write_outcome(self.result, outcome)
+        return outcome
 
 
 class Planner:
@@ -154,7 +171,8 @@ class Planner:
             "init_args": {**arguments, "metric": self.metric, "first": first},
         }
         trainer = {**config["trainer"], "logger": [logger, *others], "default_root_dir": str(folder)}
-        return Planned(values, seed, {**config, "trainer": trainer}, options.seeded, folder)
+        config = {**config, "trainer": trainer}
+        return Planned(values, seed, config, options.seeded, folder, self.metric, options.test)
 
 
 def _seeds(seed: int, seeded: tuple[str, ...]) -> list[str]:

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rbp_lightning.cli.sweep.live_table import LiveTable
 from rbp_lightning.cli.sweep.options import SweepOptions
-from rbp_lightning.cli.sweep.outcome import Outcome, read_outcome
+from rbp_lightning.cli.sweep.outcome import Outcome, failed, read_outcome
 from rbp_lightning.cli.sweep.planned import Planned, Planner
 from rbp_lightning.cli.sweep.report import Ended
+from rbp_lightning.cli.sweep.run_table import RunTable
+from rbp_lightning.cli.sweep.training import Epoch
 from rbp_lightning.cli.sweep.variations import Range, Variation
 from rbp_lightning.errors import UserError
 
@@ -46,7 +47,7 @@ class Search:
         UserError: If Optuna is not installed.
     """
 
-    def __init__(self, planner: Planner, options: SweepOptions, table: LiveTable) -> None:
+    def __init__(self, planner: Planner, options: SweepOptions, table: RunTable) -> None:
         self._planner, self._options, self._table = planner, options, table
         self._study = _study(options.folder, planner.mode)
         self._trials: dict[Path, Trial] = {}
@@ -57,9 +58,9 @@ class Search:
                 self._study.enqueue_trial(trial.params)
             elif trial.state.name in ("COMPLETE", "PRUNED"):
                 run = planner.plan({key: str(value) for key, value in trial.params.items()})[0]
-                if outcome := read_outcome(run):
+                if outcome := read_outcome(run.result):
                     self.ended.append(Ended(run, outcome))
-                    table.ended(run, outcome, before=True)
+                    table.outcome(run, outcome, before=True)
 
     def next(self) -> Planned | None:
         """Returns the run of the next trial, or ``None`` if there is none for now."""
@@ -71,7 +72,7 @@ class Search:
                 self._study.tell(trial, state=_state("FAIL"))
                 return None
             self._trials[run.folder] = trial
-            outcome = read_outcome(run)
+            outcome = read_outcome(run.result)
             if outcome is None:
                 return run
             self.end(run, outcome)
@@ -79,15 +80,15 @@ class Search:
 
     def start(self, run: Planned) -> None:
         """Shows that a trial has started."""
-        self._table.started(run)
+        self._table.reported(run.name)
 
-    def report(self, run: Planned, epoch: int, value: float | None) -> bool:
+    def report(self, run: Planned, progress: Epoch) -> bool:
         """Reports an epoch to the study; returns ``False`` if the trial is to be pruned."""
-        self._table.reported(run, epoch, value)
-        if value is None:
+        self._table.epoch(run, *progress)
+        if progress.value is None:
             return True
         trial = self._trials[run.folder]
-        trial.report(value, epoch)
+        trial.report(progress.value, progress.number)
         return not trial.should_prune()
 
     def end(self, run: Planned, outcome: Outcome) -> None:
@@ -97,7 +98,11 @@ class Search:
         value = outcome.value(self._planner.metric) if state == "COMPLETE" else None
         self._study.tell(trial, value, state=_state("FAIL" if value != value else state))
         self.ended.append(Ended(run, outcome))
-        self._table.ended(run, outcome)
+        self._table.outcome(run, outcome)
+
+    def fail(self, run: Planned, error: str) -> None:
+        """Reports the failure of a trial to the study."""
+        self.end(run, failed(error))
 
 
 def _study(folder: Path, mode: str) -> "Study":

@@ -7,15 +7,15 @@ from typing import Any
 
 from rbp_lightning.cli.explain import did_you_mean
 from rbp_lightning.cli.sweep.grid import Grid
-from rbp_lightning.cli.sweep.live_table import LiveTable
 from rbp_lightning.cli.sweep.on_ray import RayPool
 from rbp_lightning.cli.sweep.options import SweepOptions, parser
-from rbp_lightning.cli.sweep.planned import Planner
-from rbp_lightning.cli.sweep.pool import Pool, slots
+from rbp_lightning.cli.sweep.planned import Planned, Planner
 from rbp_lightning.cli.sweep.report import write_report
+from rbp_lightning.cli.sweep.run_table import RunTable
 from rbp_lightning.cli.sweep.search import Search, probes
 from rbp_lightning.cli.sweep.slurm import script
 from rbp_lightning.cli.sweep.variations import Variation, combinations
+from rbp_lightning.cli.workers import Pool, slots
 from rbp_lightning.errors import UserError
 from rbp_lightning.overview import program
 
@@ -48,13 +48,15 @@ def sweep(words: list[str]) -> None:
         planned = [planned[options.only]]
     options.folder.mkdir(parents=True, exist_ok=True)
     count = options.trials if searched else len(planned)
-    with LiveTable(count, planner.metric) as table:
+    modules = [Planned.__module__, *_modules([run.config for run in planned])]
+    table = RunTable(count, planner.metric)
+    with table:
         source = Search(planner, options, table) if searched else Grid(planned, table)
-        arguments = (planner.metric, options.test, _class_paths([run.config for run in planned]))
         if options.on == "ray":
-            RayPool(options.jobs, *arguments).run(source)
+            RayPool(options.jobs, modules).run(source)
         else:
-            Pool(slots(options.jobs, count, planned[0].config), *arguments).run(source)
+            gpus = planned[0].config["trainer"]["accelerator"] in ("auto", "gpu", "cuda")
+            Pool(slots(options.jobs, count, gpus), modules).run(source)
     if options.only is None:
         write_report(options.folder, source.ended, planner.metric, planner.mode, searched)
     failed = [one.run for one in source.ended if one.outcome.state == "failed"]
@@ -70,11 +72,11 @@ def _suggestion(message: str) -> str:
     return did_you_mean(unknown[1], parser("")._option_string_actions)
 
 
-def _class_paths(node: Any) -> Iterator[str]:
-    """Yields all class paths in a configuration."""
+def _modules(node: Any) -> Iterator[str]:
+    """Yields the modules of all class paths in a configuration."""
     if isinstance(node, dict):
         if isinstance(node.get("class_path"), str):
-            yield node["class_path"]
+            yield node["class_path"].rpartition(".")[0]
         node = list(node.values())
     for child in node if isinstance(node, list) else []:
-        yield from _class_paths(child)
+        yield from _modules(child)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from rbp_lightning.cli.sweep.live_table import LiveTable
 from rbp_lightning.cli.sweep.outcome import Outcome
 from rbp_lightning.cli.sweep.planned import Planned
+from rbp_lightning.cli.sweep.run_table import RunTable
 
 
 @pytest.fixture
@@ -24,21 +24,22 @@ def drawn(monkeypatch, capsys):
 
 
 def planned(rate: str, epochs: int | None = 30) -> Planned:
-    return Planned({"rate": rate}, 0, {"trainer": {"max_epochs": epochs}}, (), Path("runs", rate))
+    return Planned({"rate": rate}, 0, {"trainer": {"max_epochs": epochs}}, (), Path("runs", rate), "val/loss", None)
 
 
 def test_the_table_shows_epoch_and_metric_of_each_run_and_counts_those_that_ended(drawn) -> None:
     first, second, third = planned("0.1"), planned("0.2"), planned("0.3", None)
-    with LiveTable(4, "val/loss") as table:
-        table.ended(planned("0"), Outcome("finished", {"val/loss": 0.25}), before=True)
+    table = RunTable(4, "val/loss")
+    with table:
+        table.outcome(planned("0"), Outcome("finished", {"val/loss": 0.25}), before=True)
         assert ["rate=0,", "seed", "0", "finished", "before:", "val/loss", "0.25"] in drawn()
         for run in (first, second, third):
-            table.started(run)
+            table.reported(run.name)
         assert ["rate=0.3,", "seed", "0"] in drawn()
-        table.reported(first, 2, 0.123456)
-        table.reported(second, 1, None)
+        table.epoch(first, 2, 0.123456)
+        table.epoch(second, 1, None)
         drawn()
-        table.reported(third, 7, 3e-7)
+        table.epoch(third, 7, 3e-7)
         assert drawn()[-6:] == [
             ["run", "epoch", "val/loss"],
             ["─" * 38],
@@ -47,8 +48,8 @@ def test_the_table_shows_epoch_and_metric_of_each_run_and_counts_those_that_ende
             ["rate=0.3,", "seed", "0", "7/1000", "3e-07"],  # Lightning's default of epochs
             ["1", "finished", "of", "4"],
         ]
-        table.ended(first, Outcome("failed", {}, error="ValueError: [a] bug"))
-        table.ended(second, Outcome("pruned", {"val/loss": 0.5}))
+        table.outcome(first, Outcome("failed", {}, error="ValueError: [a] bug"))
+        table.outcome(second, Outcome("pruned", {"val/loss": 0.5}))
         found = drawn()
         assert ["rate=0.1,", "seed", "0", "failed:", "ValueError:", "[a]", "bug", "(runs/0.1/output.txt)"] in found
         assert ["rate=0.2,", "seed", "0", "pruned:", "val/loss", "0.5"] in found
