@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from rbp_lightning.cli.errors import one_line_errors
+from rbp_lightning.cli.interruption import signals_end_the_run
 
 
 def run(functions: dict[str, Any], program: str) -> None:
@@ -17,5 +18,5 @@ def run(functions: dict[str, Any], program: str) -> None:
     """
     arguments = sys.argv[1:]
     sys.argv = sys.argv[:1]  # a command line of Lightning within a function would read them as its own
-    with one_line_errors():
+    with one_line_errors(), signals_end_the_run():
         auto_cli(functions, args=arguments, prog=program)

@@ -4,7 +4,6 @@ import statistics
 import time
 from pathlib import Path
 
-import torch
 from jsonargparse.typing import PositiveInt
 from torch.nn.functional import cross_entropy
 
@@ -86,6 +85,7 @@ def classification(
     estimators: list[str] = ESTIMATORS,
     seeds: PositiveInt = 5,
     overrides: str = "",
+    jobs: PositiveInt | None = None,
     csv: Path = Path("logs/classification.csv"),
 ) -> None:
     """Image classification by deep equilibrium models, with each estimator.
@@ -100,12 +100,12 @@ def classification(
         estimators: Estimators to compare, as NAME or NAME:STEPS.
         seeds: Number of seeds of network and data, counted from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
+        jobs: Number of trainings at once; null for one per GPU or, without GPUs, one per core.
         csv: File of finished runs.
     """
-    torch.set_num_threads(1)
     wanted = [
         {**config_keys(task, overrides), "estimator": name, "seed": str(seed)}
         for name in estimators
         for seed in range(seeds)
     ]
-    print(table(run_missing(csv, wanted, MEASURED, train_and_test), estimators))
+    print(table(run_missing(csv, wanted, MEASURED, train_and_test, jobs, threads=1), estimators))

@@ -56,14 +56,14 @@ def plain_gradient(model: CitationGNN, graph: Data, prepared: PreparedGraph) -> 
 class Training:
     """A training with one of ``METHODS``, in blocks of epochs; the seed also draws the split."""
 
-    def __init__(self, method: str, seed: int, dtype: torch.dtype = torch.float32) -> None:
-        config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
-        data = CitationGraph(**config["data"]["init_args"], split_seed=seed)
+    def __init__(self, config: str, method: str, seed: int, dtype: torch.dtype = torch.float32) -> None:
+        content: dict[str, Any] = yaml.safe_load(Path(config).read_text())
+        data = CitationGraph(**content["data"]["init_args"], split_seed=seed)
         data.prepare_data()
         data.setup("fit")
         self.graph = data.graph
         torch.manual_seed(seed)
-        arguments = config["model"]["init_args"]
+        arguments = content["model"]["init_args"]
         cell = GRUPropagation(**arguments.pop("cell")["init_args"])
         self.model = CitationGNN(cell, **arguments, warm_start="warm start" in method).to(dtype)
         self.prepared = PreparedGraph(self.graph, cell.aggregation, dtype)
@@ -114,7 +114,7 @@ QUANTITIES = ["steps", "products", "seconds", "faster", "faster 25%", "faster 75
 
 def compare(keys: Row) -> dict[str, float]:
     """Trains with all methods in turn; returns the ``QUANTITIES`` of each."""
-    trainings = {method: Training(method, int(keys["seed"])) for method in METHODS}
+    trainings = {method: Training(keys["config"], method, int(keys["seed"])) for method in METHODS}
     times: dict[str, list[tuple[float, float]]] = {method: [] for method in METHODS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # loose tolerances are judged by their accuracy here
@@ -159,6 +159,7 @@ def cora_epoch(
     block: PositiveInt = 5,
     seeds: PositiveInt = 5,
     first_seed: NonNegativeInt = 0,
+    jobs: PositiveInt = 1,
     csv: Path = Path("logs/cora_epoch.csv"),
 ) -> None:
     """An epoch on Cora with the method of the paper's released code and with this project.
@@ -175,6 +176,7 @@ def cora_epoch(
         block: Epochs per block, with a validation after each block.
         seeds: Number of seeds.
         first_seed: The first seed.
+        jobs: Number of seeds at once. More than one would falsify the times.
         csv: File of finished seeds.
 
     Raises:
@@ -182,8 +184,7 @@ def cora_epoch(
     """
     if epochs < 2 * block:
         raise UserError(f"--epochs={epochs} gives no spread: it must be at least two blocks, {2 * block}.")
-    torch.set_num_threads(1)
     ours = {**config_keys(str(CONFIG)), "epochs": str(epochs), "block": str(block)}
     wanted = [{**ours, "seed": str(seed)} for seed in range(first_seed, first_seed + seeds)]
     measured = [f"{method}: {name}" for method in METHODS for name in QUANTITIES]
-    print(table(run_missing(csv, wanted, measured, compare)))
+    print(table(run_missing(csv, wanted, measured, compare, jobs, threads=1)))

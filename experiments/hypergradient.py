@@ -87,6 +87,7 @@ def hypergradient(
     estimators: list[str] = DEFAULT,
     seeds: PositiveInt = 1,
     overrides: str = "",
+    jobs: PositiveInt = 1,
     csv: Path = Path("logs/hypergradient.csv"),
 ) -> None:
     """Hyperparameter optimisation with each estimator.
@@ -102,8 +103,9 @@ def hypergradient(
         estimators: Estimators to compare, as NAME or NAME:STEPS.
         seeds: Number of seeds, counted from 0.
         overrides: Further arguments of the command line of each training, separated by spaces.
+        jobs: Number of trainings at once. More than one would falsify the seconds.
         csv: File of finished runs.
     """
     ours = config_keys(task, overrides)
     wanted = [{**ours, "estimator": name, "seed": str(seed)} for seed in range(seeds) for name in estimators]
-    print(table(run_missing(csv, wanted, MEASURED, optimize), estimators))
+    print(table(run_missing(csv, wanted, MEASURED, optimize, jobs), estimators))

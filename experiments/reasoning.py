@@ -150,6 +150,7 @@ def reasoning(
     seeds: PositiveInt = 10,
     also: list[str] = [],
     overrides: str = "",
+    jobs: PositiveInt = 1,
     csv: Path = Path("logs/reasoning.csv"),
 ) -> None:
     """Puzzles of several sizes solved exactly, with each estimator.
@@ -165,6 +166,7 @@ def reasoning(
         seeds: Number of seeds of network and puzzles, counted from 0.
         also: Variants of the test puzzles, as arguments of the data such as loops=0.1.
         overrides: Further arguments of the command line of each training, separated by spaces.
+        jobs: Number of trainings at once. More than one would falsify the seconds.
         csv: File of finished runs.
     """
     sizes = sizes_of(task)
@@ -175,6 +177,6 @@ def reasoning(
     ]
     measured = ["seconds", "steps"]
     measured += [column(what, size, kind) for kind in ["", *also] for size in sizes for what in ("exact", "residual")]
-    rows = run_missing(csv, wanted, measured, partial(train_and_test, also=also))
+    rows = run_missing(csv, wanted, measured, partial(train_and_test, also=also), jobs)
     print(table(rows, estimators, sizes, also))
     plot(rows, estimators[0], sizes, also, csv.with_suffix(".png"))

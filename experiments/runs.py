@@ -10,17 +10,19 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from lightning.pytorch import Callback
-from rich.console import Console
-from rich.progress import track
 
+import models  # noqa: F401  # so that configs and options find classes by name, as in train.py
 from datamodules.files import brief, read_bytes, reading
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, UserError
 from rbp_lightning.cli import RBPLightningCLI
+from rbp_lightning.cli.whole_files import written_whole
+from rbp_lightning.cli.workers import LiveTable, Pool, slots
 
 Row = dict[str, str]
 
@@ -112,36 +114,142 @@ def mean_and_spread(values: list[float], digits: int = 2) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
-def run_missing(path: Path, wanted: list[Row], measured: list[str], run: Callable[[Row], dict[str, Any]]) -> list[Row]:
-    """Executes the runs that are not in a file yet, and appends each as soon as it has finished.
+@dataclass(frozen=True)
+class Run:
+    """A run, as a job of a worker process.
+
+    Attributes:
+        name: Its name in messages.
+        log: The file that its output goes to.
+        keys: The columns that identify it.
+        run: Executes it.
+    """
+
+    name: str
+    log: Path
+    keys: Row
+    run: Callable[[Row], dict[str, Any]]
+
+    def work(self, report: Callable[[Any], bool]) -> Row:
+        """Executes it; returns its row."""
+        return {**self.keys, **{name: str(value) for name, value in self.run(self.keys).items()}}
+
+
+class Missing:
+    """Hands out runs, and appends the row of each that has finished to a file.
 
     Args:
         path: The CSV file.
+        fields: Its columns.
+        left: The runs.
+        table: Shows their progress.
+
+    Attributes:
+        rows: The rows of the runs that have finished.
+        failed: The others, with the files of their output.
+    """
+
+    def __init__(self, path: Path, fields: list[str], left: list[Run], table: LiveTable) -> None:
+        self._path, self._fields, self._left, self._table = path, fields, left, table
+        self.rows: list[Row] = []
+        self.failed: list[str] = []
+
+    def next(self) -> Run | None:
+        """Returns the next run, or ``None`` after the last."""
+        return self._left.pop(0) if self._left else None
+
+    def start(self, job: Run) -> None:
+        """Shows that a run has started."""
+        self._table.reported(job.name)
+
+    def report(self, job: Run, progress: Any) -> bool:
+        """Runs report no progress."""
+        return True
+
+    def end(self, job: Run, result: Row) -> None:
+        """Appends the row of a run."""
+        with self._path.open("a", newline="") as file:
+            _write(file, self._fields, [result], header=file.tell() == 0)
+        self.rows.append(result)
+        self._table.ended(job.name, "finished", "finished")
+
+    def fail(self, job: Run, error: str) -> None:
+        """Shows the failure of a run."""
+        self.failed.append(f"{job.name} ({job.log})")
+        self._table.ended(job.name, "failed", f"failed: {error} ({job.log})")
+
+
+def run_missing(
+    path: Path,
+    wanted: list[Row],
+    measured: list[str],
+    run: Callable[[Row], dict[str, Any]],
+    jobs: int | None = None,
+    threads: int | None = None,
+) -> list[Row]:
+    """Executes the runs that are not in a file yet, each in a process, and appends each as soon as it has finished.
+
+    The output of the runs for ``NAME.csv`` goes to files in ``NAME_output`` beside it.
+
+    Args:
+        path: The CSV file; in the end, its rows are in the order of ``wanted``, after any others.
         wanted: The columns that identify each run; all have the same keys.
         measured: The names of the values that ``run`` returns.
-        run: Executes a run.
+        run: Executes a run: a function of a module, or a ``functools.partial`` of one.
+        jobs: The number of runs at once; ``None`` for one per GPU or, without GPUs, one per core.
+        threads: The most threads of a run; ``None`` for an equal share.
 
     Returns:
         The wanted runs, with their measured values.
 
     Raises:
-        UserError: If the file has other columns, or is damaged.
+        UserError: If the file has other columns or is damaged, or if a run failed, after the others have finished.
     """
-    fields = [*wanted[0], *measured]
-    finished = read_runs(path, list(wanted[0]), measured) if os.path.lexists(path) else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for keys in track(wanted, description=str(path), console=Console(stderr=True)):
-        row = next((row for row in finished if keys.items() <= row.items()), None)
-        if row is None:
-            row = {**keys, **{name: str(value) for name, value in run(keys).items()}}
-            with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, fields)
-                if file.tell() == 0:
-                    writer.writeheader()
-                writer.writerow(row)
-        rows.append(row)
-    return rows
+    keys = list(wanted[0])
+    finished = read_runs(path, keys, measured) if os.path.lexists(path) else []
+    found = {_cells(row, keys): row for row in reversed(finished)}
+    missing = {_cells(row, keys): row for row in wanted if _cells(row, keys) not in found}
+    if missing:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = LiveTable(len(missing))
+        source = Missing(path, keys + measured, _runs(path, wanted, list(missing.values()), run), table)
+        with table:
+            module = getattr(run, "func", run).__module__
+            Pool(slots(jobs, len(missing), threads=threads), [__name__, module]).run(source)
+        if source.rows:
+            places = {_cells(row, keys): place for place, row in enumerate(wanted)}
+            rows = sorted(finished + source.rows, key=lambda row: places.get(_cells(row, keys), -1))
+            with written_whole(path) as unfinished, unfinished.open("w", newline="") as file:
+                _write(file, keys + measured, rows, header=True)
+        if source.failed:
+            problem = f"{len(source.failed)} of {len(wanted)} runs for {path} failed: {'; '.join(source.failed)}"
+            raise UserError(f"{problem}. The same command keeps the others, and tries these again.")
+        found |= {_cells(row, keys): row for row in source.rows}
+    return [found[_cells(row, keys)] for row in wanted]
+
+
+def _cells(row: Row, names: list[str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in names)
+
+
+def _runs(path: Path, wanted: list[Row], missing: list[Row], run: Callable[[Row], dict[str, Any]]) -> list[Run]:
+    """Names each run after the columns in which the wanted ones differ."""
+    *others, last = [name for name in wanted[0] if name != "sha256"]
+    names = [*(name for name in others if len({row[name] for row in wanted}) > 1), last]
+    runs = []
+    for keys in missing:
+        name = ", ".join(f"{one}={keys[one]}" for one in names)
+        readable = re.sub(r"[^\w.=-]+", "_", name)[-80:]
+        digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:8]
+        runs.append(Run(name, path.with_name(f"{path.stem}_output") / f"{readable}_{digest}.txt", keys, run))
+    return runs
+
+
+def _write(file: TextIO, fields: list[str], rows: list[Row], header: bool) -> None:
+    writer = csv.DictWriter(file, fields)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
 
 
 def read_runs(path: Path, keys: list[str], measured: list[str]) -> list[Row]:

@@ -3,6 +3,7 @@
 import copy
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from datamodules.puzzles import IGNORED
 from experiments.one_step.gradients import FIGURES, MEASURED, gradient_errors
 from experiments.one_step.limits import KINDS, limits_of, path_independence
 from experiments.one_step.report import draw, report
-from experiments.one_step.tasks import QUIET, TASKS, VARIANTS, arguments_of
+from experiments.one_step.tasks import QUIET, TASKS, VARIANTS, Task, arguments_of
 from experiments.runs import Row, config_keys, fit, run_missing
 from models import EquilibriumReasoner
 
@@ -112,20 +113,20 @@ def after_training(reasoner: EquilibriumReasoner, splits: dict[int, Any], budget
     return found
 
 
-def train_and_measure(keys: Row, task: str, batches: int) -> dict[str, Any]:
+def train_and_measure(keys: Row, task: Task, measure_after: list[int], samples: int) -> dict[str, Any]:
     """Runs one training, and measures its gradients and its results.
 
     Args:
-        keys: The result of ``config_keys``, cell, variant, estimator and seed.
-        task: Name of the task.
-        batches: Number of batches.
+        keys: The result of ``config_keys``, number of batches, cell, variant, estimator and seed.
+        task: The task.
+        measure_after: Numbers of batches after which gradients are measured.
+        samples: Number of samples on which they are measured.
     """
-    chosen = TASKS[task]
-    snapshots = Snapshots(moments(batches))
-    arguments = [*QUIET, *chosen.arguments, *chosen.cells[keys["cell"]], *VARIANTS[keys["variant"]]]
+    snapshots = Snapshots(measure_after)
+    arguments = [*QUIET, *task.arguments, *task.cells[keys["cell"]], *VARIANTS[keys["variant"]]]
     arguments += [*arguments_of(keys["estimator"]), f"--data.data_seed={keys['seed']}"]
     # These come last, to override the others.
-    arguments += [f"--trainer.max_steps={batches}", *keys["overrides"].split()]
+    arguments += [f"--trainer.max_steps={keys['batches']}", *keys["overrides"].split()]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*val_dataloader|.*smaller than the logging")
         begin = time.perf_counter(), time.process_time()
@@ -133,12 +134,12 @@ def train_and_measure(keys: Row, task: str, batches: int) -> dict[str, Any]:
         seconds, processor = time.perf_counter() - begin[0], time.process_time() - begin[1]
     data: Any = cli.datamodule
     data.setup("test")
-    batch = {name: part[:SAMPLES] for name, part in next(iter(data.train_dataloader())).items()}
+    batch = {name: part[:samples] for name, part in next(iter(data.train_dataloader())).items()}
     return {
         "seconds": f"{seconds:.1f}",
         "processor seconds": f"{processor:.1f}",
         **over_training(cli.model, snapshots.kept, batch),
-        **after_training(cli.model, data.splits["test"], chosen.budgets),
+        **after_training(cli.model, data.splits["test"], task.budgets),
     }
 
 
@@ -150,6 +151,7 @@ def one_step(
     seeds: PositiveInt = 5,
     batches: PositiveInt | None = None,
     overrides: str = "",
+    jobs: PositiveInt | None = None,
     csv: Path | None = None,
 ) -> None:
     """Is a one-step gradient enough?
@@ -169,6 +171,8 @@ def one_step(
         seeds: Number of seeds of network and puzzles, counted from 0.
         batches: Number of batches of a training; null for the task's own number.
         overrides: Further arguments of the command line of each training, separated by spaces.
+        jobs: Number of trainings at once; null for one per GPU or, without GPUs, one per core. Tables show
+            CPU time.
         csv: File of finished runs; null for logs/one_step_TASK.csv.
     """
     chosen, path = TASKS[task], Path(f"logs/one_step_{task}.csv") if csv is None else csv
@@ -190,6 +194,7 @@ def one_step(
     ends = ["exact", "residual", "residual twice", "radius", *KINDS, "alike", "distance"]
     measured = ["seconds", "processor seconds", *AT_MOMENTS]
     measured += [f"{name} {size}" for size in chosen.budgets for name in ends]
-    rows = run_missing(path, wanted, measured, lambda keys: train_and_measure(keys, task, count))
+    run = partial(train_and_measure, task=chosen, measure_after=moments(count), samples=SAMPLES)
+    rows = run_missing(path, wanted, measured, run, jobs)
     print(report(rows, list(chosen.budgets), moments(count)))
     draw(rows, list(chosen.budgets), moments(count), path.with_suffix(".png"))

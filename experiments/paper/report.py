@@ -1,6 +1,5 @@
 """The paper's experiments, repeated."""
 
-import logging
 import os
 import platform
 import shlex
@@ -45,7 +44,7 @@ within {hyperparameters.GROWTH:.0%} of the straight line. Other programs ran on 
 measured."""
 
 
-def rows_of(name: Domain, quick: bool, seeds: int | None, folder: Path, run: bool = True) -> list[Row]:
+def rows_of(name: Domain, quick: bool, seeds: int | None, folder: Path, run: bool = True, jobs: int = 1) -> list[Row]:
     """Executes the missing runs of a domain.
 
     Args:
@@ -54,12 +53,13 @@ def rows_of(name: Domain, quick: bool, seeds: int | None, folder: Path, run: boo
         seeds: Number of seeds; ``None`` for the domain's own number.
         folder: The folder of the CSV file.
         run: Whether to execute them; if not, all runs of the file are returned, whatever their settings.
+        jobs: Number of runs at once.
     """
     domain, path = DOMAINS[name], folder / f"{name}.csv"
     scale = domain.QUICK if quick else domain.FULL
     wanted = scale.wanted(seeds or scale.seeds)
     return (
-        run_missing(path, wanted, domain.MEASURED, domain.run)
+        run_missing(path, wanted, domain.MEASURED, domain.run, jobs)
         if run
         else read_runs(path, list(wanted[0]), domain.MEASURED)
     )
@@ -121,6 +121,7 @@ def paper(
     seeds: PositiveInt | None = None,
     out: Path | None = None,
     run: bool = True,
+    jobs: PositiveInt = 1,
 ) -> None:
     """The paper's experiments, repeated.
 
@@ -136,20 +137,22 @@ def paper(
         seeds: Number of seeds of each domain, counted from 0; None for the domain's own number.
         out: Folder of the report; None for logs/paper, or logs/paper_quick.
         run: Whether to execute missing runs; false reports the runs in the files, of whatever version.
+        jobs: Number of runs at once. More than one would falsify the times.
 
     Raises:
-        UserError: If no experiment could be run.
+        UserError: If an experiment could not be run; the report has the others.
     """
     options = [f"--domains={domains}"] * (domains != list(DOMAINS)) + ["--quick=true"] * quick
     options += [f"--seeds={seeds}"] * (seeds is not None) + [f"--out={out}"] * (out is not None)
-    options += ["--run=false"] * (not run)
+    options += ["--run=false"] * (not run) + [f"--jobs={jobs}"] * (jobs > 1)
     folder = out or Path("logs/paper_quick" if quick else "logs/paper")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     found: dict[Domain, list[Row]] = {}
+    left_out: list[str] = []
     for name in domains:
         try:
-            found[name] = rows_of(name, quick, seeds, folder, run)
-        except UserError as reason:  # its data set is missing
+            found[name] = rows_of(name, quick, seeds, folder, run, jobs)
+        except UserError as reason:  # its data set is missing, or a run failed
+            left_out.append(name)
             print(f"{name}: left out. {reason}", file=sys.stderr)
     if not found:
         raise UserError("No experiment could be run.")
@@ -158,3 +161,5 @@ def paper(
     (folder / "REPORT.md").write_text(text)
     write_csv(folder / "claims.csv", claims(findings))
     print(text)
+    if left_out:
+        raise UserError(f"The report leaves out {', '.join(left_out)}, for the reasons above.")

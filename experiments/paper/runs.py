@@ -1,13 +1,10 @@
 """Runs of the paper's experiments."""
 
-import gc
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import wraps
-from io import StringIO
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -84,15 +81,14 @@ def fit(keys: Row, *arguments: str, callbacks: list[Callback]) -> RBPLightningCL
 
 
 def watched(run: Callable[[Row], Measured]) -> Callable[[Row], Measured]:
-    """Silences a run, and adds its number of warnings of failures, its minutes, and the version."""
+    """Adds to a run its number of warnings of failures, its minutes, and the version."""
 
     @wraps(run)
     def wrapped(keys: Row) -> Measured:
         begin = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught, redirect_stdout(StringIO()):
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             measured = run(keys)
-        gc.collect()  # a Trainer and its data are a reference cycle
         told = sum(issubclass(warning.category, ConvergenceWarning) for warning in caught)
         minutes = round((time.perf_counter() - begin) / 60, 3)
         return {**measured, "warnings": told, "minutes": minutes, "version": __version__}

@@ -12,20 +12,20 @@ from tests.markdown import numbers, rows_of
 
 
 @pytest.fixture
-def narrow(cora: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def narrow(cora: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The real files of Cora, with a network of few hidden units."""
     config = yaml.safe_load(cora_epoch.CONFIG.read_text())
     config["model"]["init_args"]["cell"]["init_args"]["num_hidden"] = 16
     (tmp_path / "cora.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setattr(cora_epoch, "CONFIG", tmp_path / "cora.yaml")
+    return str(cora_epoch.CONFIG)
 
 
 @pytest.mark.data
-@pytest.mark.usefixtures("narrow")
-def test_the_released_code_s_method_and_neumann_rbp_give_the_same_gradient() -> None:
+def test_the_released_code_s_method_and_neumann_rbp_give_the_same_gradient(narrow: str) -> None:
     found = {}
     for method in (cora_epoch.RELEASED, "NeumannRBP(20)"):
-        training = cora_epoch.Training(method, seed=0, dtype=torch.float64)
+        training = cora_epoch.Training(narrow, method, seed=0, dtype=torch.float64)
         assert training.gradient() == (100, 20)
         found[method] = [parameter.grad for parameter in training.model.parameters()]
     plain, ours = found.values()

@@ -23,7 +23,7 @@ from datamodules.image_sources import folder_images
 from datamodules.mnist_files import labelled_images
 from datamodules.node_features import principal_components
 from datamodules.planetoid_files import read_planetoid
-from experiments.runs import run_missing
+from experiments.runs import read_runs
 from rbp_lightning import UserError
 from rbp_lightning.checkpoint_file import load_checkpoint
 from tests import planetoid
@@ -152,21 +152,18 @@ def components() -> Kind:
 
 
 def runs() -> Kind:
-    wanted = [{"config": "configs/a.yaml", "overrides": "--a=1, --b", "seed": str(seed)} for seed in range(5)]
+    wanted = [{"config": "configs/a.yaml", "overrides": "--a=1, --b", "seed": str(seed)} for seed in range(4)]
     keys, measured = list(wanted[0]), ["accuracy", "curve"]
-    rows = [{**keys, "accuracy": f"{80 + row}.5", "curve": "1.5 nan 2e-05"} for row, keys in enumerate(wanted[:4])]
+    rows = [{**keys, "accuracy": f"{80 + row}.5", "curve": "1.5 nan 2e-05"} for row, keys in enumerate(wanted)]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, keys + measured)
     writer.writeheader()
     writer.writerows(rows)
 
     def read(folder: Path) -> None:
-        for _ in range(2):  # the second time reads what the first one wrote
-            found = run_missing(folder / "runs.csv", wanted, measured, lambda keys: {"accuracy": 1.0, "curve": "1 2"})
-            assert len(found) == len(wanted)
-            for row in found:
-                assert list(row) == keys + measured
-                assert [float(number) for number in (row["accuracy"], *row["curve"].split())]
+        for row in read_runs(folder / "runs.csv", keys, measured):
+            assert list(row) == keys + measured
+            assert [float(number) for number in (row["accuracy"], *row["curve"].split())]
 
     return Kind({"runs.csv": text.getvalue().encode()}, read)
 
