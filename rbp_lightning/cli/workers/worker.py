@@ -54,7 +54,7 @@ class Slot:
 
 
 def work(job: Job, slot: Slot, channel: Connection) -> None:
-    """Executes a job, and sends its reports and its result, each after whether it is the result.
+    """Executes a job, and sends its reports and its result, each with whether it is the result.
 
     Args:
         job: The job.
