@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import cost, floors, gradients, memory, monitor, reversible, solver_steps
 from benchmarks.against import compare as against
 from benchmarks.graph_scale import grow as graphs
+from benchmarks.jax_peers import compare as jax_peers
 from benchmarks.peers import compare as peers
 from benchmarks.report import as_written
 from benchmarks.scaling import compare as scaling
@@ -69,6 +70,7 @@ TABLES: dict[str, Layout] = {
     "hypergradient_minibatches": _of_numbers(hypergradient_products.table_of_minibatches),
     "hypergradient_products": _of_numbers(hypergradient_products.table_of_products),
     "jax": peers.tables,
+    "jax_compilation": jax_peers.table_of_compilation,
     "mazes": reasoning.table_of_file,
     "memory": _of_numbers(memory.tables_of_file),
     "monitor": _of_numbers(monitor.table),
