@@ -89,7 +89,7 @@ TABLES: dict[str, Layout] = {
 }
 """The layout of each file, by its name; where a file has several tables, the table's name follows."""
 
-_BLOCK = re.compile(r"(<!-- table: (\w+\.csv(?:: [\w ]+)?) -->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- table: (\w+\.csv(?:: [\w ]+)?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
 def laid_out(table: str, folders: Sequence[Path] = FOLDERS) -> str:
@@ -126,7 +126,7 @@ def with_tables(text: str, folders: Sequence[Path] = FOLDERS) -> str:
     Raises:
         UserError: If a file is missing.
     """
-    return _BLOCK.sub(lambda block: f"{block[1]}{laid_out(block[2], folders)}{block[4]}", text)
+    return _BLOCK.sub(lambda block: f"{block[1]}{laid_out(block[2], folders)}\n{block[4]}", text)
 
 
 def tables() -> None:
