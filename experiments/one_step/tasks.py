@@ -56,7 +56,7 @@ TASKS = {
     ),
     "sudoku": Task(
         config="configs/sudoku.yaml",
-        batches=500,
+        batches=250,
         budgets={6: 64, 8: 64, 10: 64},
         cells={
             "one": ["--model.cell.num_hidden=32"],
@@ -66,10 +66,17 @@ TASKS = {
     ),
     "mazes": Task(
         config="configs/mazes.yaml",
-        batches=2000,
-        budgets={5: 40, 9: 200},
-        cells={"one": [], "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=24", "--model.cell.dims=2"]},
-        arguments=["--data.cells=5", "--data.test_cells=[5,9]", "--data.num_val=1"],
+        batches=400,
+        budgets={3: 24, 6: 80},
+        cells={
+            "one": ["--model.cell.num_hidden=20"],
+            "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=10", "--model.cell.dims=2"],
+        },
+        arguments=[
+            *["--data.cells=3", "--data.test_cells=[3,6]", "--data.num_val=1", "--model.random_steps=[8,24]"],
+            # Variants add a random start and a penalty; without them, a training is plain.
+            *["--model.random_start=false", "--model.residual_penalty=0", "--estimator.solver.max_steps=24"],
+        ],
     ),
     "digits": Task(
         config="configs/digits.yaml",
