@@ -20,8 +20,8 @@ def test_the_tables_of_a_page_match_the_files(page: Path) -> None:
 
 
 def test_every_table_is_in_a_page() -> None:
-    shown = {block[1] for page in PAGES for block in tables._BLOCK.findall(page.read_text())}
-    assert {table.replace(".csv", "") for table in shown} == set(tables.TABLES)
+    shown = {block[1].replace(".csv", "") for page in PAGES for block in tables._BLOCK.findall(page.read_text())}
+    assert set(tables.TABLES) <= shown <= set(tables.LAYOUTS)
 
 
 def test_a_table_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
