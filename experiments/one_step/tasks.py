@@ -66,7 +66,7 @@ TASKS = {
     ),
     "mazes": Task(
         config="configs/mazes.yaml",
-        batches=400,
+        batches=300,
         budgets={3: 24, 6: 80},
         cells={
             "one": ["--model.cell.num_hidden=20"],
