@@ -86,10 +86,9 @@ TABLES: dict[str, Layout] = {
     "sudoku": reasoning.table_of_file,
     "warm_start_table": as_written,
 }
-"""The layout of each file, by its name; where a file has several tables, the table's name follows."""
+"""The layout of each file, by its name; where a file has several tables, the table's name follows.
 
-LAYOUTS = TABLES | one_step.LAYOUTS
-"""These and the tables of the study, of which pages need not show all."""
+``one_step.LAYOUTS`` has more, of which pages need not show all."""
 
 _BLOCK = re.compile(r"(<!-- table: (\w+\.csv(?:: [\w ]+)?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
@@ -105,14 +104,15 @@ def laid_out(table: str, folders: Sequence[Path] = FOLDERS) -> str:
         UserError: If there is no such file, or no layout for it.
     """
     name = table.replace(".csv", "", 1)
-    if name not in LAYOUTS:
-        raise UserError(f"{table} has no layout: add it to experiments/tables.py, which has {', '.join(LAYOUTS)}.")
+    layouts = one_step.LAYOUTS | TABLES
+    if name not in layouts:
+        raise UserError(f"{table} has no layout: add it to experiments/tables.py, which has {', '.join(TABLES)}.")
     file = table.partition(":")[0]
     found = [folder / file for folder in folders if (folder / file).is_file()]
     if not found:
         raise UserError(f"There is no {folders[0] / file}: copy the file that the command wrote.")
     with found[0].open(newline="") as opened:
-        return LAYOUTS[name](list(csv.DictReader(opened)))
+        return layouts[name](list(csv.DictReader(opened)))
 
 
 def with_tables(text: str, folders: Sequence[Path] = FOLDERS) -> str:

@@ -66,11 +66,14 @@ TASKS = {
     ),
     "mazes": Task(
         config="configs/mazes.yaml",
-        batches=400,
+        batches=300,
         budgets={3: 24, 6: 80},
         cells={
             "one": ["--model.cell.num_hidden=20"],
-            "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=10", "--model.cell.dims=2"],
+            "two": [
+                *["--model.cell=TwoLevelCell", "--model.cell.num_hidden=10", "--model.cell.dims=2"],
+                *["--model.random_steps=[4,12]", "--estimator.solver.max_steps=12"],
+            ],
         },
         arguments=[
             *["--data.cells=3", "--data.test_cells=[3,6]", "--data.num_val=1", "--model.random_steps=[8,24]"],

@@ -22,6 +22,7 @@ from experiments.one_step.report import audits, over_time, results
 from experiments.one_step.tasks import TASKS, arguments_of
 from models import ConvolutionalCell, EquilibriumClassifier, EquilibriumReasoner, MultiscaleImageCell, ReasoningCell
 from rbp_lightning import JFB, Picard, UserError
+from rbp_lightning.diagnostics.audit.advice import TAPED
 from tests.markdown import numbers, rows_of
 
 
@@ -144,7 +145,8 @@ def test_a_class_is_right_or_wrong_as_a_whole() -> None:
 
 def test_an_audit_of_a_model_that_does_not_converge_advises_the_gradient_of_its_steps() -> None:
     found = audited(reasoner(6), batch_of(3), "JFB")
-    assert (found["audit: settled"], found["audit: advice"]) == ("0", "BPTT")
+    assert found["audit: settled"] == "0"
+    assert found["audit: advice"].startswith(TAPED)
     assert float(found["audit: error"]) > 0
 
 
