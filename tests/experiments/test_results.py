@@ -28,7 +28,7 @@ def test_every_table_is_in_a_page() -> None:
 def test_a_table_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "speed.csv").write_text("name,steps\nAuto,13\n")
     monkeypatch.setitem(
-        tables.LAYOUTS, "speed", lambda rows: "\n".join(f"{row['name']}: {row['steps']}" for row in rows)
+        tables.TABLES, "speed", lambda rows: "\n".join(f"{row['name']}: {row['steps']}" for row in rows)
     )
     page = "Before.\n\n<!-- table: speed.csv -->\nold\n<!-- end of table -->\n\nAfter.\n"
     expected = "Before.\n\n<!-- table: speed.csv -->\nAuto: 13\n<!-- end of table -->\n\nAfter.\n"
@@ -38,7 +38,7 @@ def test_a_table_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_file_may_have_several_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "speed.csv").write_text("name,steps\nAuto,13\n")
     for name in ("name", "steps"):
-        monkeypatch.setitem(tables.LAYOUTS, f"speed: {name}", lambda rows, name=name: rows[0][name])
+        monkeypatch.setitem(tables.TABLES, f"speed: {name}", lambda rows, name=name: rows[0][name])
     page = "<!-- table: speed.csv: name -->\n{}\n<!-- end of table -->\n\n"
     page += "<!-- table: speed.csv: steps -->\n{}\n<!-- end of table -->\n"
     for old in (page.format("old", "old"), page.replace("{}\n", "")):
