@@ -26,8 +26,10 @@ from rbp_lightning.cli.workers import LiveTable, Pool, slots
 
 Row = dict[str, str]
 
-_MEASURED = re.compile(r"nan|-?inf|-?\d+(\.\d+)?(e[+-]\d+)?|\d+(\.\d+){2}|[0-9a-f]{16,}", re.ASCII)
-"""A number, a version, or a picture in hexadecimal digits."""
+_MEASURED = re.compile(
+    r"nan|-?inf|-?\d+(\.\d+)?(e[+-]\d+)?|\d+(\.\d+){2}|[0-9a-f]{16,}|[A-Za-z]{3,}(\([\w=.()-]+\))?", re.ASCII
+)
+"""A number, a version, a picture in hexadecimal digits, or a word, such as an estimator with its options."""
 
 ESTIMATORS = [estimator.__name__ for estimator in (BPTT, TBPTT, RBP, NeumannRBP, CGRBP)]
 

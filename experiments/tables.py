@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks import cost, floors, gradients, memory, monitor, reversible, solver_steps
 from benchmarks.against import compare as against
 from benchmarks.graph_scale import grow as graphs
+from benchmarks.jax_peers import compare as jax_peers
 from benchmarks.peers import compare as peers
 from benchmarks.report import as_written
 from benchmarks.scaling import compare as scaling
@@ -69,10 +70,10 @@ TABLES: dict[str, Layout] = {
     "hypergradient_minibatches": _of_numbers(hypergradient_products.table_of_minibatches),
     "hypergradient_products": _of_numbers(hypergradient_products.table_of_products),
     "jax": peers.tables,
+    "jax_compilation": jax_peers.table_of_compilation,
     "mazes": reasoning.table_of_file,
     "memory": _of_numbers(memory.tables_of_file),
     "monitor": _of_numbers(monitor.table),
-    **{f"one_step_prefix_sums: {name}": layout for name, layout in one_step.LAYOUTS.items()},
     "peers": peers.tables,
     "prefix_sums_table": as_written,
     "random_search": random_search.table,
@@ -85,9 +86,11 @@ TABLES: dict[str, Layout] = {
     "sudoku": reasoning.table_of_file,
     "warm_start_table": as_written,
 }
-"""The layout of each file, by its name; where a file has several tables, the table's name follows."""
+"""The layout of each file, by its name; where a file has several tables, the table's name follows.
 
-_BLOCK = re.compile(r"(<!-- table: (\w+\.csv(?:: [\w ]+)?) -->\n)(.*?)(\n<!-- end of table -->)", re.DOTALL)
+``one_step.LAYOUTS`` has more, of which pages need not show all."""
+
+_BLOCK = re.compile(r"(<!-- table: (\w+\.csv(?:: [\w ]+)?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 
 
 def laid_out(table: str, folders: Sequence[Path] = FOLDERS) -> str:
@@ -101,14 +104,15 @@ def laid_out(table: str, folders: Sequence[Path] = FOLDERS) -> str:
         UserError: If there is no such file, or no layout for it.
     """
     name = table.replace(".csv", "", 1)
-    if name not in TABLES:
+    layouts = one_step.LAYOUTS | TABLES
+    if name not in layouts:
         raise UserError(f"{table} has no layout: add it to experiments/tables.py, which has {', '.join(TABLES)}.")
     file = table.partition(":")[0]
     found = [folder / file for folder in folders if (folder / file).is_file()]
     if not found:
         raise UserError(f"There is no {folders[0] / file}: copy the file that the command wrote.")
     with found[0].open(newline="") as opened:
-        return TABLES[name](list(csv.DictReader(opened)))
+        return layouts[name](list(csv.DictReader(opened)))
 
 
 def with_tables(text: str, folders: Sequence[Path] = FOLDERS) -> str:
@@ -124,7 +128,7 @@ def with_tables(text: str, folders: Sequence[Path] = FOLDERS) -> str:
     Raises:
         UserError: If a file is missing.
     """
-    return _BLOCK.sub(lambda block: f"{block[1]}{laid_out(block[2], folders)}{block[4]}", text)
+    return _BLOCK.sub(lambda block: f"{block[1]}{laid_out(block[2], folders)}\n{block[4]}", text)
 
 
 def tables() -> None:

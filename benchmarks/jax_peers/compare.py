@@ -110,6 +110,18 @@ def compare(
         yield target, {one: found.get(one, outcome) for one, outcome in at_target.items()}, settings, compilation
 
 
+def table_of_compilation(rows: Sequence[dict[str, Any]]) -> str:
+    """Formats the seconds to compile each method as Markdown.
+
+    Args:
+        rows: The rows of the file.
+    """
+    cases, methods = (list(dict.fromkeys(row[name] for row in rows)) for name in ("case", "method"))
+    seconds = {(row["case"], row["method"]): f"{float(row['seconds']):.1f}" for row in rows}
+    lines = [[one, *(seconds.get((name, one), "") for name in cases)] for one in methods]
+    return markdown(["seconds to compile", *cases], lines)
+
+
 def jax(
     python: Path = Path(".venv-jax/bin/python"),
     cases: list[CaseName] = ALL_CASES,
@@ -122,7 +134,8 @@ def jax(
     JAX runs in an interpreter of its own, on one thread of a CPU, and gets the same arrays. As in the comparison with
     peers, each method gets the loosest tolerance at which its gradient has the given relative error. The methods take
     turns, and the CPU time of each is divided by that of the loop by hand in PyTorch; compilation is timed separately.
-    Prints tables of medians with quartiles, and writes them and a CSV file with every ratio.
+    Prints tables of medians with quartiles, and writes them and two CSV files, with every ratio and with the seconds
+    to compile.
 
     Args:
         python: The interpreter with JAX, as ``make bench-jax`` makes it.
@@ -152,9 +165,12 @@ def jax(
                 print(f"{name}: left out. {reason}", file=sys.stderr)
     if not rows:
         raise UserError("No case could be compared.")
-    seconds = [
-        [one, *(f"{each[one]:.1f}" for each in compilations.values())] for one in next(iter(compilations.values()))
+    compilation_rows = [
+        {"case": name, "method": one, "seconds": seconds}
+        for name, each in compilations.items()
+        for one, seconds in each.items()
     ]
-    text = "\n\n".join([tables(rows), markdown(["seconds to compile", *compilations], seconds)])
+    write_csv(out / "jax_compilation.csv", compilation_rows)
+    text = "\n\n".join([tables(rows), table_of_compilation(compilation_rows)])
     (out / "jax.md").write_text(text + "\n")
     print(text)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models import EquilibriumReasoner
+from experiments.one_step.tasks import Model
 from rbp_lightning import (
     BPTT,
     CGRBP,
@@ -22,7 +22,7 @@ from rbp_lightning import (
 )
 from rbp_lightning.diagnostics.audit.gradient import copy_of, gradient_of
 from rbp_lightning.fixed_point import FixedPoint
-from rbp_lightning.linear import GMRES, spectral_radius
+from rbp_lightning.linear import GMRES, LinearSolution, spectral_radius
 from rbp_lightning.solvers import FixedPointSolver
 
 DENSE_SIZE = 1100
@@ -47,33 +47,37 @@ FIGURES = ["cosine to exact", "error to exact", "cosine to BPTT", "error to BPTT
 
 
 class _LastSolve(SolveObserver):
-    """Observes where a solve ended."""
+    """Observes where a solve ended, and how exactly the adjoint equation was solved there."""
 
-    radius = residual = float("nan")
+    radius = residual = adjoint = float("nan")
 
     def on_solve_end(self, fixed_point: FixedPoint, operator: JacobianOperator) -> None:
         self.radius = float(spectral_radius(operator, 20, 20).value.median())
         self.residual = float(fixed_point.residual.median())
 
+    def on_adjoint(self, solution: LinearSolution) -> None:
+        self.adjoint = float(solution.residual.max())
 
-def gradient_errors(reasoner: EquilibriumReasoner, batch: dict[str, Tensor]) -> dict[str, float]:
+
+def gradient_errors(model: Model, batch: dict[str, Tensor]) -> dict[str, float]:
     """Compares gradients of the training loss at one state of a training, in float64.
 
     All are taken at the last iterate of the training's forward solve, whether it is a fixed point or not. The exact
-    adjoint solves (I - J^T) z = g there; BPTT differentiates the steps. A Jacobian penalty is left out, since its
-    gradient is the same for all.
+    adjoint solves (I - J^T) z = g there, densely or, for a state of more than ``DENSE_SIZE`` elements, by GMRES; BPTT
+    differentiates the steps. A Jacobian penalty is left out, since its gradient is the same for all.
 
     Args:
-        reasoner: The reasoner, with its estimator's forward solver.
+        model: The model, with its estimator's forward solver.
         batch: A training batch.
 
     Returns:
-        For each gradient the ``FIGURES`` of all parameters together, as ``"NAME: FIGURE"``; and the medians over the
-        samples of the ``"spectral radius"`` of J and of the ``"residual"`` of the last solve.
+        For each gradient the ``FIGURES`` of all parameters together, as ``"NAME: FIGURE"``; the medians over the
+        samples of the ``"spectral radius"`` of J and of the ``"residual"`` of the last solve; and the largest
+        ``"adjoint residual"`` of the exact adjoint.
     """
-    wide: Any = copy_of(reasoner).double()
+    wide: Any = copy_of(model).double().train()
     wide.jacobian_penalty, wide.log = 0.0, _ignored
-    solver = reasoner.estimator.solver
+    solver = model.estimator.solver
     arguments = [{name: part.double() if part.is_floating_point() else part for name, part in batch.items()}, 0]
     last = _LastSolve()
 
@@ -82,7 +86,7 @@ def gradient_errors(reasoner: EquilibriumReasoner, batch: dict[str, Tensor]) -> 
 
     exact = gradient(ExactAdjoint(DENSE_SIZE, solver=solver), lambda: last)
     found = {name: gradient(make(solver)) for name, make in MEASURED.items()}
-    figures = {"spectral radius": last.radius, "residual": last.residual}
+    figures = {"spectral radius": last.radius, "residual": last.residual, "adjoint residual": last.adjoint}
     for name, one in found.items():
         values = [*compared(one, exact), *compared(one, found["BPTT"])]
         figures |= {f"{name}: {figure}": value for figure, value in zip(FIGURES, values, strict=True)}

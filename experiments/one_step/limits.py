@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from models import ReasoningCell
+from experiments.one_step.tasks import Cell
 from rbp_lightning import JacobianOperator
 from rbp_lightning.linear import spectral_radius
 from rbp_lightning.pytree import State, change_and_size, flatten_state
@@ -96,17 +96,17 @@ def limits_of(update: Update, state: State, budget: int) -> Limits:
 
 
 @torch.no_grad()
-def path_independence(cell: ReasoningCell, inputs: Tensor, budget: int, seed: int = 0) -> tuple[float, float]:
+def path_independence(cell: Cell, inputs: Tensor, budget: int, seed: int = 0) -> tuple[float, float]:
     """Compares the limits from two random initial states (Anil et al., NeurIPS 2022).
 
     Args:
         cell: The cell.
-        inputs: The puzzles.
+        inputs: The puzzles or images.
         budget: Number of steps.
         seed: Seed of the initial states, which are normal random numbers.
 
     Returns:
-        The share of puzzles with the same answer from both, and the median relative distance of the states.
+        The share of inputs with the same answer from both, and the median relative distance of the states.
     """
     update, zeros = cell.start(inputs)
     generator = torch.Generator().manual_seed(seed)
@@ -114,6 +114,19 @@ def path_independence(cell: ReasoningCell, inputs: Tensor, budget: int, seed: in
     for _ in range(2):
         start = tree_map(lambda leaf: torch.randn(leaf.shape, generator=generator).to(leaf), zeros)
         ends.append(iterate(update, start, budget))
-    answers = [cell.scores(end).argmax(1).flatten(1) for end in ends]
-    alike = (answers[0] == answers[1]).all(1).float().mean()
-    return float(alike), float(change(*ends).median())
+    answers = [cell.scores(end).argmax(1) for end in ends]
+    return share_of_examples(answers[0] == answers[1]), float(change(*ends).median())
+
+
+def share_of_examples(right: Tensor) -> float:
+    """The share of examples that are right at every position.
+
+    Args:
+        right: Of shape ``[batch, *positions]``; a class of a whole image has no positions.
+
+    Example:
+        >>> from experiments.one_step.limits import share_of_examples
+        >>> share_of_examples(torch.tensor([[True, False], [True, True]])), share_of_examples(torch.tensor([True]))
+        (0.5, 1.0)
+    """
+    return float(right.reshape(len(right), -1).all(1).float().mean())

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,12 +38,13 @@ def report(rows: list[Row], sizes: list[int], moments: list[int]) -> str:
 
     Args:
         rows: The runs.
-        sizes: Sizes of the test puzzles.
+        sizes: Sizes of the test puzzles or images.
         moments: Numbers of batches at which gradients were measured.
     """
     parts = []
     for group, runs in groups_of(rows).items():
         parts += [f"### {title(group)}", results(runs, sizes)]
+        parts += ["What the audit says of the last parameters:", audits(runs, sizes)]
         for name, own in _by_estimator(runs).items():
             parts += [f"Gradients along the trainings by {label(name)}:", gradients(own, moments)]
     return "\n\n".join([*parts, relations(rows, sizes)])
@@ -86,6 +88,26 @@ def gradients(rows: list[Row], moments: list[int]) -> str:
     return markdown(["gradient: cosine (error)", *header], lines)
 
 
+def audits(rows: list[Row], sizes: list[int]) -> str:
+    """What the library's audit says of the last parameters, next to what they solve.
+
+    Shares of the runs whose forward solve it takes as converged, medians of the errors that it reports, and its most
+    frequent advice.
+    """
+    lines = []
+    for name, runs in _by_estimator(rows).items():
+        solved = mean_and_spread([100 * float(row[f"exact {sizes[-1]}"]) for row in runs], 1)
+        settled = [float(row["audit: settled"]) for row in runs if row["audit: advice"] != "refused"]
+        advice, count = Counter(row["audit: advice"] for row in runs).most_common(1)[0]
+        cells = [f"{100 * statistics.mean(settled):.0f}" if settled else ""]
+        for figure in ("residual", "radius", "error", "implicit error"):
+            found = [value for value in _values(runs, f"audit: {figure}") if not math.isnan(value)]
+            cells.append(f"{statistics.median(found):.2g}" if found else "")
+        lines.append([label(name), solved, *cells, f"{advice} ({count} of {len(runs)})"])
+    header = ["trained by", f"exact at {sizes[-1]}, %", "converged, %", "residual", "radius", "reported error"]
+    return markdown([*header, "least error of an implicit gradient", "advice"], lines)
+
+
 def relations(rows: list[Row], sizes: list[int]) -> str:
     """Spearman's rank correlations with the share of the largest puzzles solved exactly, over all runs."""
     exact = [float(row[f"exact {sizes[-1]}"]) for row in rows]
@@ -122,7 +144,7 @@ def draw(rows: list[Row], sizes: list[int], moments: list[int], path: Path) -> N
 
     Args:
         rows: The runs.
-        sizes: Sizes of the test puzzles.
+        sizes: Sizes of the test puzzles or images.
         moments: Numbers of batches at which gradients were measured.
         path: The file.
     """

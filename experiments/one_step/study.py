@@ -4,6 +4,7 @@ import copy
 import time
 import warnings
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from datamodules.puzzles import IGNORED
+from experiments.one_step.audit import AUDITED, audited
 from experiments.one_step.gradients import FIGURES, MEASURED, gradient_errors
-from experiments.one_step.limits import KINDS, limits_of, path_independence
+from experiments.one_step.limits import KINDS, limits_of, path_independence, share_of_examples
 from experiments.one_step.report import draw, report
-from experiments.one_step.tasks import QUIET, TASKS, VARIANTS, Task, arguments_of
+from experiments.one_step.tasks import QUIET, TASKS, VARIANTS, Model, Task, arguments_of
 from experiments.runs import Row, config_keys, fit, run_missing
-from models import EquilibriumReasoner
+from rbp_lightning import UserError
 
 MOMENTS = (0.0, 0.25, 0.5, 1.0)
 """When gradients are measured, as fractions of the training."""
@@ -26,7 +28,10 @@ MOMENTS = (0.0, 0.25, 0.5, 1.0)
 SAMPLES = 8
 """Number of samples on which they are measured."""
 
-AT_MOMENTS = ["loss", "spectral radius", "residual", *(f"{name}: {figure}" for name in MEASURED for figure in FIGURES)]
+AT_MOMENTS = [
+    *["loss", "spectral radius", "residual", "adjoint residual"],
+    *(f"{name}: {figure}" for name in MEASURED for figure in FIGURES),
+]
 
 
 def moments(batches: int) -> list[int]:
@@ -59,49 +64,54 @@ class Snapshots(Callback):
 
 
 def over_training(
-    reasoner: EquilibriumReasoner, snapshots: dict[int, dict[str, Tensor]], batch: dict[str, Tensor]
+    model: Model, snapshots: dict[int, dict[str, Tensor]], batch: dict[str, Tensor], entries: tuple[str, str]
 ) -> dict[str, str]:
     """Measures gradients at several moments of a training.
 
     Args:
-        reasoner: The reasoner; it keeps the last parameters.
+        model: The model; it keeps the last parameters.
         snapshots: Its parameters, by number of batches.
         batch: The batch to measure on.
+        entries: The names of its inputs and targets.
 
     Returns:
         Figures by name, each with one number per moment, separated by spaces.
     """
     found = []
+    inputs, targets = (batch[name] for name in entries)
+    model.eval()
     for state in snapshots.values():
-        reasoner.load_state_dict(state)
+        model.load_state_dict(state)
         with torch.no_grad():
-            scores = reasoner.cell.scores(reasoner(batch["inputs"]).state)
-            loss = torch.nn.functional.cross_entropy(scores, batch["targets"], ignore_index=IGNORED)
-        found.append({"loss": float(loss), **gradient_errors(reasoner, batch)})
+            scores = model.cell.scores(model(inputs).state)
+            loss = torch.nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED)
+        found.append({"loss": float(loss), **gradient_errors(model, batch)})
     return {name: " ".join(f"{one[name]:.4g}" for one in found) for name in found[0]}
 
 
-def after_training(reasoner: EquilibriumReasoner, splits: dict[int, Any], budgets: dict[int, int]) -> dict[str, str]:
-    """Solves test puzzles of each size, and classifies the limits of the states.
+def after_training(model: Model, data: Any, task: Task) -> dict[str, str]:
+    """Tests examples of each size, and classifies the limits of the states.
 
     Args:
-        reasoner: The reasoner.
-        splits: The puzzles, by size.
-        budgets: Numbers of steps, by size.
+        model: The model.
+        data: The data module, after ``setup("test")``.
+        task: The task.
 
     Returns:
         Figures by name.
     """
-    cell = reasoner.cell
+    cell = model.eval().cell
     found: dict[str, str] = {}
-    for size, steps in budgets.items():
-        inputs, targets = splits[size]["inputs"], splits[size]["targets"]
+    loaders = data.test_dataloader()
+    loaders = loaders if isinstance(loaders, list) else [loaders]
+    for (size, steps), loader in zip(task.budgets.items(), loaders, strict=True):
+        inputs, targets = (torch.cat(parts) for parts in zip(*map(itemgetter(*task.entries), loader), strict=True))
         with torch.no_grad():
             limits = limits_of(*cell.start(inputs), steps)
             right = (cell.scores(limits.state).argmax(1) == targets) | (targets == IGNORED)
         alike, distance = path_independence(cell, inputs, steps)
         figures = {
-            "exact": float(right.flatten(1).all(1).float().mean()),
+            "exact": share_of_examples(right),
             "residual": float(limits.residual.median()),
             "residual twice": float(limits.residual_twice.median()),
             "radius": float(limits.radius.median()),
@@ -114,7 +124,7 @@ def after_training(reasoner: EquilibriumReasoner, splits: dict[int, Any], budget
 
 
 def train_and_measure(keys: Row, task: Task, measure_after: list[int], samples: int) -> dict[str, Any]:
-    """Runs one training, and measures its gradients and its results.
+    """Runs one training, measures its gradients and its results, and audits it.
 
     Args:
         keys: The result of ``config_keys``, number of batches, cell, variant, estimator and seed.
@@ -138,13 +148,14 @@ def train_and_measure(keys: Row, task: Task, measure_after: list[int], samples: 
     return {
         "seconds": f"{seconds:.1f}",
         "processor seconds": f"{processor:.1f}",
-        **over_training(cli.model, snapshots.kept, batch),
-        **after_training(cli.model, data.splits["test"], task.budgets),
+        **over_training(cli.model, snapshots.kept, batch, task.entries),
+        **after_training(cli.model, data, task),
+        **audited(cli.model, batch, keys["estimator"]),
     }
 
 
 def one_step(
-    task: Literal["prefix_sums", "sudoku", "mazes"] = "prefix_sums",
+    task: Literal["prefix_sums", "sudoku", "mazes", "digits"] = "prefix_sums",
     cells: list[str] = ["one", "two"],
     variants: list[str] = ["plain"],
     estimators: list[str] = ["JFB", "PhantomGradient:5", "NeumannRBP:4", "TBPTT:5", "CGRBP:5", "GMRES:5", "BPTT"],
@@ -158,15 +169,15 @@ def one_step(
 
     Trains cells with one and with two latent states, by several estimators with the same seeds and number of batches.
     At four moments, compares each cheap gradient with the exact adjoint and with BPTT. After the training, tests
-    puzzles of the training size and larger ones, checks whether states end in a fixed point, a 2-cycle or neither, and
-    whether two random initial states lead to the same answers. Prints tables, with differences to the first estimator
-    paired by seed, and writes a picture next to the CSV file. Finished runs are kept in that file, and repeated only if
-    the config changed; if the code changed, delete the file.
+    puzzles of the training size and larger ones, or images, checks whether states end in a fixed point, a 2-cycle or
+    neither, and whether two random initial states lead to the same answers, and asks the library's audit. Prints
+    tables, with differences to the first estimator paired by seed, and writes a picture next to the CSV file. Finished
+    runs are kept in that file, and repeated only if the config changed; if the code changed, delete the file.
 
     Args:
         task: The task.
         cells: Cells with one or two latent states.
-        variants: Any of plain, penalty (a Jacobian penalty) and random start.
+        variants: Any of plain, penalty (a Jacobian penalty) and random start; digits have plain trainings alone.
         estimators: Estimators to train with, as NAME or NAME:STEPS.
         seeds: Number of seeds of network and puzzles, counted from 0.
         batches: Number of batches of a training; null for the task's own number.
@@ -174,7 +185,13 @@ def one_step(
         jobs: Number of trainings at once; null for one per GPU or, without GPUs, one per core. Tables show
             CPU time.
         csv: File of finished runs; null for logs/one_step_TASK.csv.
+
+    Raises:
+        UserError: If the task has no such cell or variant.
     """
+    for name, given, offered in (("cells", cells, TASKS[task].cells), ("variants", variants, TASKS[task].variants)):
+        if unknown := [one for one in given if one not in offered]:
+            raise UserError(f"one_step: {name}={unknown} of {task} do not exist: choose from {', '.join(offered)}.")
     chosen, path = TASKS[task], Path(f"logs/one_step_{task}.csv") if csv is None else csv
     count = chosen.batches if batches is None else batches
     wanted = [
@@ -193,7 +210,7 @@ def one_step(
     ]
     ends = ["exact", "residual", "residual twice", "radius", *KINDS, "alike", "distance"]
     measured = ["seconds", "processor seconds", *AT_MOMENTS]
-    measured += [f"{name} {size}" for size in chosen.budgets for name in ends]
+    measured += [*(f"{name} {size}" for size in chosen.budgets for name in ends), *AUDITED]
     run = partial(train_and_measure, task=chosen, measure_after=moments(count), samples=SAMPLES)
     rows = run_missing(path, wanted, measured, run, jobs)
     print(report(rows, list(chosen.budgets), moments(count)))

@@ -3,6 +3,17 @@
 from dataclasses import dataclass
 
 from experiments.runs import estimator_arguments
+from models import EquilibriumClassifier, EquilibriumReasoner, ImageCell, ReasoningCell
+
+Model = EquilibriumReasoner | EquilibriumClassifier
+Cell = ReasoningCell | ImageCell
+
+VARIANTS = {
+    "plain": [],
+    "penalty": ["--model.jacobian_penalty=0.1"],
+    "random start": ["--model.random_start=true"],
+}
+"""Ways to train a cell."""
 
 
 @dataclass(frozen=True)
@@ -10,11 +21,13 @@ class Task:
     """A task of the study.
 
     Attributes:
-        config: Config of an ``EquilibriumReasoner``.
+        config: Config of an ``EquilibriumReasoner`` or ``EquilibriumClassifier``.
         batches: Number of batches of each training.
-        budgets: Numbers of steps in evaluation, by size of the test puzzles; the last size tests extrapolation.
+        budgets: Numbers of steps in evaluation, by size of the test examples; the last of several tests extrapolation.
         cells: Arguments of the command line for cells with one and with two latent states.
         arguments: Arguments of the command line for both.
+        entries: The names of the inputs and of the targets in a batch.
+        variants: The ``VARIANTS`` that its model has.
     """
 
     config: str
@@ -22,6 +35,8 @@ class Task:
     budgets: dict[int, int]
     cells: dict[str, list[str]]
     arguments: list[str]
+    entries: tuple[str, str] = ("inputs", "targets")
+    variants: tuple[str, ...] = tuple(VARIANTS)
 
 
 TASKS = {
@@ -41,30 +56,45 @@ TASKS = {
     ),
     "sudoku": Task(
         config="configs/sudoku.yaml",
-        batches=500,
+        batches=250,
         budgets={6: 64, 8: 64, 10: 64},
         cells={
-            "one": [],
-            "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=32", "--model.cell.dims=2"],
+            "one": ["--model.cell.num_hidden=32"],
+            "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=16", "--model.cell.dims=2"],
         },
-        arguments=["--data.num_val=1", "--data.num_test=128"],
+        arguments=["--data.num_val=1", "--data.num_test=64"],
     ),
     "mazes": Task(
         config="configs/mazes.yaml",
-        batches=2000,
-        budgets={5: 40, 9: 200},
-        cells={"one": [], "two": ["--model.cell=TwoLevelCell", "--model.cell.num_hidden=24", "--model.cell.dims=2"]},
-        arguments=["--data.cells=5", "--data.test_cells=[5,9]", "--data.num_val=1"],
+        batches=300,
+        budgets={3: 24, 6: 80},
+        cells={
+            "one": ["--model.cell.num_hidden=20"],
+            "two": [
+                *["--model.cell=TwoLevelCell", "--model.cell.num_hidden=10", "--model.cell.dims=2"],
+                *["--model.random_steps=[4,12]", "--estimator.solver.max_steps=12"],
+            ],
+        },
+        arguments=[
+            *["--data.cells=3", "--data.test_cells=[3,6]", "--data.num_val=1", "--model.random_steps=[8,24]"],
+            # Variants add a random start and a penalty; without them, a training is plain.
+            *["--model.random_start=false", "--model.residual_penalty=0", "--estimator.solver.max_steps=24"],
+        ],
+    ),
+    "digits": Task(
+        config="configs/digits.yaml",
+        batches=300,
+        budgets={8: 50},  # the side of the images
+        cells={
+            "one": ["--model.cell=ConvolutionalImageCell", "--model.cell.num_hidden=8", "--model.cell.halvings=0"],
+            "two": ["--model.cell.num_hidden=8"],
+        },
+        arguments=["--data.num_test=256"],
+        entries=("images", "labels"),
+        variants=("plain",),
     ),
 }
-"""The tasks by name. To add another task of an ``EquilibriumReasoner``, add an entry."""
-
-VARIANTS = {
-    "plain": [],
-    "penalty": ["--model.jacobian_penalty=0.1"],
-    "random start": ["--model.random_start=true"],
-}
-"""Ways to train a cell."""
+"""The tasks by name. To add another one of these models, add an entry."""
 
 QUIET = [
     "--trainer.callbacks=null",

@@ -75,5 +75,9 @@ def test_the_tables_of_jax_are_written(tmp_path: Path, capsys: pytest.CaptureFix
         rows = list(csv.DictReader(file))
     assert [row["failure"] for row in rows] == [""] * len(rows)
     assert all(float(row["error"]) <= 1e-2 and float(row["ratio"]) > 0 for row in rows)
+    with (tmp_path / "jax_compilation.csv").open(newline="") as file:
+        compilation = {row["method"]: float(row["seconds"]) for row in csv.DictReader(file)}
+    assert compilation.keys() < {row["method"] for row in rows}
+    assert all(seconds > 0 for seconds in compilation.values())
     assert "tanh, radius 0.38" in printed
     assert (tmp_path / "jax.md").read_text() in printed

@@ -12,14 +12,17 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from datamodules import PrefixSums
+from datamodules import LabelledImages, PrefixSums
 from experiments.one_step import study
+from experiments.one_step.audit import audited
 from experiments.one_step.gradients import compared, gradient_errors
 from experiments.one_step.limits import KINDS, change, limits_of, path_independence
-from experiments.one_step.report import over_time, results
+from experiments.one_step.pages import of_runs
+from experiments.one_step.report import audits, over_time, results
 from experiments.one_step.tasks import TASKS, arguments_of
-from models import ConvolutionalCell, EquilibriumReasoner, ReasoningCell
-from rbp_lightning import JFB, Picard
+from models import ConvolutionalCell, EquilibriumClassifier, EquilibriumReasoner, MultiscaleImageCell, ReasoningCell
+from rbp_lightning import JFB, Picard, UserError
+from rbp_lightning.diagnostics.audit.advice import TAPED
 from tests.markdown import numbers, rows_of
 
 
@@ -29,13 +32,17 @@ def batch_of(samples: int) -> dict[str, Tensor]:
     return data.splits["train"][5]
 
 
+def quiet_trainer() -> Trainer:
+    return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
 def reasoner(steps: int, **arguments) -> EquilibriumReasoner:
     torch.manual_seed(0)
     model = EquilibriumReasoner(ConvolutionalCell(num_inputs=1, num_classes=2, num_hidden=3), **arguments)
     for parameter in model.cell.block.parameters():  # to make it contractive
         parameter.data *= 0.7
     model.estimator = JFB(Picard(steps, tol=0))
-    model.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    model.trainer = quiet_trainer()
     return model
 
 
@@ -92,6 +99,73 @@ def test_converged_gradients_agree_at_a_fixed_point() -> None:
     assert errors["GMRES:20: error to exact"] < 1e-9
     assert errors["TBPTT:5: error to exact"] == pytest.approx(errors["NeumannRBP:4: error to exact"], rel=1e-6)
     assert errors["NeumannRBP:20: error to exact"] < errors["NeumannRBP:4: error to exact"] < 1
+
+
+def test_errors_of_a_classifier_are_those_of_a_training_step() -> None:
+    """The step is that of training mode, with batch normalisation over the batch."""
+    torch.manual_seed(0)
+    model = EquilibriumClassifier(MultiscaleImageCell(num_hidden=2, halvings=0))
+    model.estimator, model.trainer = JFB(Picard(200, tol=1e-14)), quiet_trainer()
+    batch = {"images": torch.rand(5, 1, 4, 4), "labels": torch.arange(5)}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    errors = gradient_errors(model.eval(), batch)
+    assert errors["adjoint residual"] < 1e-12
+    assert errors["BPTT: error to exact"] < 1e-9 < errors["JFB: error to exact"]
+    wide = EquilibriumClassifier(MultiscaleImageCell(num_hidden=2, halvings=0)).double()
+    wide.load_state_dict(before)
+    images = batch["images"].double()
+    update, state = wide.cell.start(images)
+    for _ in range(200):
+        state = update(state)
+    exact = torch.autograd.grad(cross_entropy(wide.cell.scores(state), batch["labels"]), list(wide.parameters()))
+    state = {name: leaf.detach() for name, leaf in state.items()}
+    loss = cross_entropy(wide.cell.scores(wide.cell.start(images)[0](state)), batch["labels"])
+    one_step = torch.autograd.grad(loss, list(wide.parameters()))
+    found = compared(*(torch.cat([part.flatten() for part in parts]) for parts in (one_step, exact)))
+    assert errors["JFB: cosine to exact"] == pytest.approx(found[0], rel=1e-8)
+    assert errors["JFB: error to exact"] == pytest.approx(found[1], rel=1e-8)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_class_is_right_or_wrong_as_a_whole() -> None:
+    torch.manual_seed(0)
+    model = EquilibriumClassifier(MultiscaleImageCell(num_hidden=2, halvings=0))
+    data = LabelledImages(num_test=40, eval_batch_size=25)
+    data.setup("test")
+    found = study.after_training(model, data, replace(TASKS["digits"], budgets={8: 100}))
+    batches = list(data.test_dataloader())
+    images, labels = (torch.cat([batch[name] for batch in batches]) for name in ("images", "labels"))
+    update, state = model.cell.start(images)
+    for _ in range(100):
+        state = update(state)
+    right = (model.cell.scores(state).argmax(1) == labels).float().mean()
+    assert float(found["exact 8"]) == pytest.approx(float(right), rel=1e-3)
+    assert (found["fixed 8"], found["alike 8"]) == ("1", "1")  # a contraction
+
+
+def test_an_audit_of_a_model_that_does_not_converge_advises_the_gradient_of_its_steps() -> None:
+    found = audited(reasoner(6), batch_of(3), "JFB")
+    assert found["audit: settled"] == "0"
+    assert found["audit: advice"].startswith(TAPED)
+    assert float(found["audit: error"]) > 0
+
+
+def test_an_audit_reports_the_error_of_the_configured_estimator() -> None:
+    model, batch = reasoner(200), batch_of(3)
+    errors = gradient_errors(model, batch)
+    found = audited(model, batch, "JFB")
+    assert found["audit: settled"] == "1"
+    assert float(found["audit: error"]) == pytest.approx(errors["JFB: error to exact"], rel=1e-2)
+    assert float(found["audit: implicit error"]) < 0.01
+    assert found["audit: advice"] not in ("JFB", "none")
+
+
+def test_a_refused_audit_is_recorded() -> None:
+    model = reasoner(6)
+    model.drawn = (number for number in range(3))  # cannot be copied
+    found = audited(model, batch_of(3), "JFB")
+    assert found.pop("audit: advice") == "refused"
+    assert all(map(math.isnan, found.values()))
 
 
 def test_kinds_of_limits_are_distinguished() -> None:
@@ -152,6 +226,31 @@ def test_the_table_pairs_seeds() -> None:
     assert numbers(second[1]) == [60, 40]
     assert numbers(second[2]) == [10, 10, 10]  # the difference to the first, and its interval
     assert over_time([{"loss": "1 2"}, {"loss": "3 2"}, {"loss": "2 7"}], "loss") == [2, 2]
+
+
+def test_the_table_of_audits_counts_the_advice() -> None:
+    figures = [("1", "0.1", "JFB"), ("0", "0.3", "BPTT"), ("0", "0.2", "BPTT"), ("nan", "nan", "refused")]
+    rows = [
+        {"estimator": "JFB", "exact 9": "0.5", "audit: settled": settled, "audit: error": error}
+        | {"audit: advice": advice, **dict.fromkeys(["audit: residual", "audit: radius", "audit: implicit error"], "1")}
+        for settled, error, advice in figures
+    ]
+    _, row = rows_of(audits(rows, [9]))
+    assert numbers(row[1])[0] == 50
+    assert numbers(row[2]) == [33]  # of those that were not refused
+    assert numbers(row[5]) == [0.2]
+    assert row[-1].startswith("BPTT")
+    assert numbers(row[-1]) == [2, 4]
+
+
+def test_a_table_without_runs_is_an_error() -> None:
+    with pytest.raises(UserError, match="cell=two"):
+        of_runs({"cell": "two"}, lambda rows: "")([{"cell": "one"}])
+
+
+def test_digits_have_no_random_starts() -> None:
+    with pytest.raises(UserError, match="plain"):
+        study.one_step("digits", variants=["random start"])
 
 
 @pytest.fixture

@@ -38,6 +38,33 @@ def _worst(choose: Callable[[list[float]], float], values: list[float]) -> float
     return math.nan if any(math.isnan(value) for value in values) else choose(values)
 
 
+def recommend(references: list[Reference], measured: list[Measurement], error: float) -> Measurement | None:
+    """Returns the cheapest estimator that reaches an error, or ``None`` if none does.
+
+    If a forward solve does not converge, these are the estimators that differentiate the steps taken. If the reference
+    is too inexact to measure the error, there are none.
+
+    Args:
+        references: The reference of each batch.
+        measured: The summary of each estimator.
+        error: The relative error to reach.
+    """
+    good = [one for one in measured if one.relative_error <= error]
+    if not all(one.settled for one in references):
+        good = [one for one in good if one.gradient.startswith(TAPED)]
+    elif not _all_finite(references) or not _adjoint_residual(references) <= error / 10:
+        good = []
+    return _cheapest(good) if good else None
+
+
+def _all_finite(references: list[Reference]) -> bool:
+    return all(bool(one.gradient.isfinite().all()) for one in references)
+
+
+def _adjoint_residual(references: list[Reference]) -> float:
+    return max(one.adjoint_residual or 0.0 for one in references)
+
+
 def advise(references: list[Reference], measured: list[Measurement], error: float) -> str:
     """Recommends the cheapest estimator that reaches an error, or explains what is wrong.
 
@@ -56,7 +83,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
         Take NeumannRBP(steps=10): it reaches a relative error of 0.2% (asked for: 1%) at the least cost, 11 ...
     """
     radius = max(one.spectral_radius for one in references)
-    good = [one for one in measured if one.relative_error <= error]
+    recommended = recommend(references, measured, error)
     unsettled = [one for one in references if not one.settled]
     if unsettled:
         worst = max(one.residual for one in unsettled)
@@ -70,22 +97,22 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
             advice += stable
         else:  # a fixed number of steps
             advice += "give it more steps" + (f", or {stable}" if radius >= 1 else "")
-        if taped := [one for one in good if one.gradient.startswith(TAPED)]:
-            advice += f"; until then {_cheapest(taped).gradient} gives the gradient of the steps taken"
+        if recommended is not None:
+            advice += f"; until then {recommended.gradient} gives the gradient of the steps taken"
         return advice + "."
-    inexact = max(one.adjoint_residual or 0.0 for one in references)
-    if any(not bool(one.gradient.isfinite().all()) for one in references):
+    if not _all_finite(references):
         return (
             f"The exact gradient is not finite, so the adjoint equation has no solution; the spectral radius of the "
             f"Jacobian is {radius:.3g}: make the map a stronger contraction (rbp_lightning.nn)."
         )
+    inexact = _adjoint_residual(references)
     if not inexact <= error / 10:
         return (
             f"The exact adjoint was solved to a residual of {inexact:.1e} only, too inexact to measure errors of "
             f"{_percent(error)}: the spectral radius of the Jacobian is {radius:.3g}, so make the map a stronger "
             "contraction (rbp_lightning.nn)."
         )
-    if not good:
+    if recommended is None:
         finite = [one for one in measured if one.relative_error < float("inf")]
         best = min(finite, key=lambda one: one.relative_error, default=None)
         reached = "none is finite" if best is None else f"{best.gradient} with {_percent(best.relative_error)} is best"
@@ -94,10 +121,10 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
             f"Jacobian is {radius:.3g}, so tighten the forward tolerance (or increase max_steps), audit more steps, or "
             "make the map a stronger contraction (rbp_lightning.nn)."
         )
-    cheapest = _cheapest(good)
     advice = (
-        f"Take {cheapest.gradient}: it reaches a relative error of {_percent(cheapest.relative_error)} (asked for: "
-        f"{_percent(error)}) at the least cost, {cheapest.products} products and {cheapest.saved_bytes / 1024:.0f} KiB"
+        f"Take {recommended.gradient}: it reaches a relative error of {_percent(recommended.relative_error)} "
+        f"(asked for: {_percent(error)}) at the least cost, {recommended.products} products and "
+        f"{recommended.saved_bytes / 1024:.0f} KiB"
     )
     implicit = [one for one in measured if not one.gradient.startswith(TAPED) and one.relative_error >= 0]
     least = min((one.relative_error for one in implicit), default=0.0)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import track
 
-from rbp_lightning.diagnostics.audit.advice import advise, summaries
+from rbp_lightning.diagnostics.audit.advice import advise, recommend, summaries
 from rbp_lightning.diagnostics.audit.forward import (
     ForwardMeasurement,
     advise_solver,
@@ -98,6 +98,7 @@ class GradientAudit(Callback):
         solvers: The measurements of the forward solvers.
         left_out: The estimators that cannot be applied to the module, and why.
         advice: The advice.
+        recommended: The estimator that it recommends; ``None`` for none.
     """
 
     def __init__(self, estimator: GradientEstimator, error: float, steps: Sequence[int]) -> None:
@@ -107,6 +108,7 @@ class GradientAudit(Callback):
         self.solvers: list[ForwardMeasurement] = []
         self.left_out: dict[str, str] = {}
         self.advice = ""
+        self.recommended: Measurement | None = None
         self._folder: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -156,6 +158,7 @@ class GradientAudit(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints and writes the report."""
         measured = summaries(self.measurements)
+        self.recommended = recommend(self.references, measured, self.error)
         self.advice = advise(self.references, measured, self.error) + advise_solver(self.solvers)
         print_table(self.references, measured)
         print_left_out(self.left_out)

@@ -88,7 +88,12 @@ class AuditTrainer(Trainer):
             _attributes(model, **module),
             warnings.catch_warnings(),
         ):
-            for message in ("`training_step` returned `None`", "smaller than the logging", "run with no optimizer"):
+            for message in (
+                "`training_step` returned `None`",
+                "smaller than the logging",
+                "run with no optimizer",
+                "have no `val_dataloader`",
+            ):
                 warnings.filterwarnings("ignore", f".*{message}")
             try:
                 self.fit(model, train_dataloaders, datamodule=datamodule)

@@ -12,7 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rbp_lightning import CGRBP, NeumannRBP, Picard
-from rbp_lightning.diagnostics.audit.advice import advise, summaries
+from rbp_lightning.diagnostics.audit.advice import advise, recommend, summaries
 from rbp_lightning.diagnostics.audit.measurement import Measurement
 from rbp_lightning.diagnostics.audit.reference import Reference
 from rbp_lightning.diagnostics.audit.report import pareto
@@ -91,8 +91,18 @@ def test_an_inexact_reference_gives_no_advice_below_its_residual() -> None:
     inexact = Reference("exact adjoint", torch.ones(1), True, 40, 1e-13, 1e-3, 0.999, 0.999, False)
     assert "solved to a residual of 1.0e-03 only" in advise([EXACT, inexact], rows, 0.005)
     assert advise([inexact], rows, 0.02).startswith("Take a")
+    assert recommend([EXACT, inexact], rows, 0.005) is None
     infinite = Reference("exact adjoint", torch.tensor([math.inf]), True, 40, 1e-13, math.nan, 1.0, 1.0, False)
     assert "exact gradient is not finite" in advise([infinite], rows, 0.01)
+
+
+def test_only_gradients_of_the_steps_are_recommended_where_the_solve_does_not_converge() -> None:
+    rows = [summary("JFB", 1e-4, 1), summary("TBPTT(steps=5)", 0.02, 5), summary("BPTT", 0.0, 12)]
+    unsettled = Reference("BPTT", torch.ones(1), False, 12, 0.3, None, 1.1, 1.2, False)
+    assert recommend([EXACT], rows, 0.01) is rows[0]
+    assert recommend([EXACT, unsettled], rows, 0.01) is rows[2]
+    assert recommend([unsettled], rows, 0.05) is rows[1]
+    assert recommend([unsettled], rows[:1], 0.05) is None
 
 
 def test_a_forward_tolerance_that_is_too_loose_is_reported() -> None:
