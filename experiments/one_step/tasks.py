@@ -72,7 +72,7 @@ TASKS = {
             "one": ["--model.cell.num_hidden=20"],
             "two": [
                 *["--model.cell=TwoLevelCell", "--model.cell.num_hidden=10", "--model.cell.dims=2"],
-                *["--model.random_steps=[4,12]", "--estimator.solver.max_steps=12"],
+                *["--model.random_steps=[5,12]", "--estimator.solver.max_steps=12"],
             ],
         },
         arguments=[
