@@ -3,7 +3,7 @@
 import re
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from datamodules.epoch_sampler import evaluation_sampler
 from datamodules.files import data_directory, obtain
-from datamodules.image_sources import GreyImages
 from datamodules.label_noise import flip_labels
 from datamodules.mnist_files import ORDER, TEST_FILES, TRAINING_FILES, labelled_images, mnist_files
 from rbp_lightning.errors import UserError, check_choice, check_count, check_number, check_seed
@@ -107,7 +106,7 @@ class MNISTSplits(LightningDataModule):
         """
         if hasattr(self, "splits"):
             return
-        images, labels, rows = self._draw()
+        images, brightest, labels, rows = self._draw()
         given = labels.copy()
         if self.label_noise:
             classes = np.unique(labels)
@@ -118,7 +117,7 @@ class MNISTSplits(LightningDataModule):
             given[rows["train"]] = flip_labels(labels[rows["train"]], classes, self.label_noise, noise)
         splits = {
             name: {
-                "images": torch.from_numpy(images[chosen]).unsqueeze(1),
+                "images": torch.from_numpy(np.divide(images[chosen], brightest, dtype=np.float32)).unsqueeze(1),
                 "labels": torch.from_numpy(given[chosen]),
                 "index": torch.arange(len(chosen)),
                 "clean": torch.from_numpy(given[chosen] == labels[chosen]),
@@ -132,12 +131,12 @@ class MNISTSplits(LightningDataModule):
         self.num_classes = int(labels.max()) + 1
         self.splits = splits
 
-    def _draw(self) -> tuple[GreyImages, NDArray[np.int64], dict[str, NDArray[np.int64]]]:
-        """Loads all images with their labels, and draws the indices of each split."""
+    def _draw(self) -> tuple[NDArray[Any], int, NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+        """Loads all images with their greatest intensity and their labels, and draws the indices of each split."""
         generator = np.random.default_rng([self.split_seed, 0])
         if self.files is None and self.source == "digits":
             digits = load_digits()
-            images, labels = digits.images / 16, digits.target
+            images, brightest, labels = digits.images, 16, digits.target
             self._check_enough(["num_train", "num_val", "num_test"], len(labels), "source='digits' has")
             drawn = generator.permutation(len(labels))
             test_drawn = drawn[self.num_train + self.num_val :]
@@ -154,14 +153,14 @@ class MNISTSplits(LightningDataModule):
             self._check_enough(["num_test"], len(test_labels), f"{paths[2]} has")
             drawn = generator.permutation(len(labels))
             test_drawn = len(labels) + generator.permutation(len(test_labels))
-            images = np.divide(np.concatenate([images, test_images]), 255, dtype=np.float32)
+            images, brightest = np.concatenate([images, test_images]), 255
             labels = np.concatenate([labels, test_labels])
         rows = {
             "train": drawn[: self.num_train],
             "val": drawn[self.num_train : self.num_train + self.num_val],
             "test": np.sort(test_drawn[: self.num_test]),
         }
-        return images.astype(np.float32, copy=False), labels.astype(np.int64), rows
+        return images, brightest, labels.astype(np.int64), rows
 
     def _paths(self) -> list[Path]:
         if self.files is None:

@@ -28,8 +28,9 @@ SHORT = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--tra
 NO_CALLBACKS = ["--trainer.callbacks=null"]  # the monitor's plots would take longer than the training
 FEW_RUNS = ["--seeds=1", "--trials=1"]
 FEW_IMAGES = ["--data.train_draws=2", "--data.eval_draws=1", "--model.num_hidden=16"]
-FEW_PUZZLES = ["--data.num_train=256", "--data.num_val=2", "--data.num_test=2", "--model.eval_steps=[4]"]
-FEW_PUZZLES += ["--trainer.limit_train_batches=1"]
+FEW_PUZZLES = ["--data.num_train=32", "--data.batch_size=16", "--data.num_val=2", "--data.num_test=2"]
+FEW_PUZZLES += ["--model.eval_steps=[4]", "--trainer.limit_train_batches=1"]
+FEW_GRADIENTS = ["--steps=[1]"]
 FEW_STEPS = ["--estimator.solver.max_steps=60"]
 FEW_LABELLED = ["--data.num_train=128", "--data.num_val=20", "--data.num_test=20"]
 SMALL = {
@@ -38,7 +39,7 @@ SMALL = {
     "configs/digits.yaml": FEW_LABELLED,
     "configs/hopfield.yaml": FEW_IMAGES,
     "configs/hypergrad.yaml": FEW_STEPS,
-    "configs/mazes.yaml": FEW_PUZZLES,
+    "configs/mazes.yaml": [*FEW_PUZZLES, "--data.test_cells=[5]"],
     "configs/prefix_sums.yaml": FEW_PUZZLES,
     "configs/sudoku.yaml": FEW_PUZZLES,
 }
@@ -105,6 +106,7 @@ def test_commands_run(command: str, checkout: Path, cli, monkeypatch, request) -
     if "--ckpt_path" in options:
         assert cli("fit", "--config", config, *SHORT, *NO_CALLBACKS, *SMALL[config])[0] == 0
     options += SMALL[config] if subcommand in ("test", "audit") else []
+    options += FEW_GRADIENTS if subcommand == "audit" and "--help" not in options else []
     status, out, err = cli(subcommand, *options)
     assert status == 0, err
     assert out or "finished: " in err

@@ -41,6 +41,25 @@ class ConfigParser(LightningArgumentParser):
         finally:
             self._action_groups = groups
 
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Returns a configuration as text. It has been parsed, so it is not checked again unless that is asked for.
+
+        Args:
+            args: As for ``ArgumentParser.dump``.
+            kwargs: As for ``ArgumentParser.dump``.
+        """
+        text: str = super().dump(*args, **_unchecked(kwargs))
+        return text
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Writes a configuration to a file; it is checked as in ``dump``.
+
+        Args:
+            args: As for ``ArgumentParser.save``.
+            kwargs: As for ``ArgumentParser.save``.
+        """
+        super().save(*args, **_unchecked(kwargs))
+
     def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Parses a file.
 
@@ -59,6 +78,12 @@ class ConfigParser(LightningArgumentParser):
             raise UserError(
                 f"--config: {cfg_path} is not UTF-8 text (byte {error.start}, {error.reason}): save it as UTF-8."
             ) from error
+
+
+def _unchecked(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of ``dump`` and ``save``, by their new names where Lightning has the old one."""
+    renamed = {"skip_unset" if name == "skip_none" else name: value for name, value in options.items()}
+    return {"skip_validation": True, **renamed}
 
 
 def load_yaml(text: str, path: str | None = None) -> Any:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:  # both are slow to import
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
+_SHOW_PICTURES = (TensorBoardLogger, WandbLogger, MLFlowLogger, CometLogger)
+
 
 def can_draw() -> bool:
     """Whether matplotlib is installed; without it there are no plots."""
@@ -61,8 +63,9 @@ def log_figure(
         step: The step.
         folder: The run's folder, from ``picture_folder``; ``None`` writes no file.
     """
-    if not trainer.is_global_zero:
-        return
+    shown = any(isinstance(logger, _SHOW_PICTURES) for logger in trainer.loggers)
+    if not trainer.is_global_zero or not (shown or folder is not None):
+        return  # drawing takes longer than much else
     pixels = picture if isinstance(picture, np.ndarray) else _pixels(picture)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

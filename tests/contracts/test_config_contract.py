@@ -43,14 +43,16 @@ def test_a_config_runs_without_warnings(config: Path, subcommand: str, cli, monk
     if settings["model"]["class_path"].endswith("HyperparameterOptimizer"):
         small += ["--estimator.steps=2", "--estimator.solver.max_steps=5"]
     if settings["data"]["class_path"].endswith("LabelledImages"):
-        small += ["--data.num_train=200", "--data.num_val=20", "--data.num_test=20"]
+        small += ["--data.num_train=40", "--data.num_val=20", "--data.num_test=20", "--data.batch_size=20"]
     if config not in FIRST.values() and {"class_path": "EquilibriumMonitor"} in settings["trainer"].get(
         "callbacks", []
     ):
         small.append("--trainer.callbacks.plot_every_n_steps=0")  # plots take longer than everything else
     if puzzles:
-        small += ["--model.eval_steps=[2,4]", "--data.batch_size=4"]
+        small += ["--model.eval_steps=[2,4]", "--data.batch_size=2"]
         small += ["--data.num_train=8", "--data.num_val=4", "--data.num_test=4"]
+    if settings["data"]["class_path"].endswith("Mazes"):
+        small.append("--data.test_cells=[5,9]")
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -169,6 +169,6 @@ class GradientAudit(Callback):
             write_files(folder, *content, self.advice, self.error)
             drawn = folder / "audit.png" if can_draw() else "not drawn, install matplotlib for that"
             print(f"Measurements: {folder / 'audit.csv'}, {folder / 'audit.json'}; error against cost: {drawn}")
-        if can_draw():
+        if can_draw() and trainer.loggers:
             log_figure(trainer, "audit/error_against_cost", pareto(measured, self.error), trainer.global_step)
         print(self.advice)

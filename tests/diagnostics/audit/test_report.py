@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -61,6 +62,11 @@ def test_the_plot_names_the_target_and_marks_the_configured_estimator() -> None:
     assert [*star.get_xydata()[0]] == [30, 1e-4]
     assert star.get_marker() not in {line.get_marker() for line in lines.values() if line is not star}
     assert lines["NeumannRBP"].get_xdata().tolist() == [6, 21]
+
+
+def test_errors_of_zero_are_drawn_without_a_warning() -> None:
+    rows = [summary("NeumannRBP(steps=1)", 0.0, 2), summary("BPTT as configured", 0.0, 40)]
+    pareto(rows, 0.01).savefig(BytesIO())
 
 
 def summary(name: str, error: float, products: int, saved: int = 1) -> Measurement:
