@@ -1,5 +1,6 @@
 """The study of one-step gradients: its metrics and its table."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +16,14 @@ from torch.nn.functional import cross_entropy
 from datamodules import LabelledImages, PrefixSums
 from experiments.one_step import study
 from experiments.one_step.audit import audited
-from experiments.one_step.gradients import compared, gradient_errors
+from experiments.one_step.gradients import MEASURED, compared, gradient_errors
 from experiments.one_step.limits import KINDS, change, limits_of, path_independence
 from experiments.one_step.pages import of_runs
 from experiments.one_step.report import audits, over_time, results
-from experiments.one_step.tasks import TASKS, arguments_of
+from experiments.one_step.tasks import QUIET, TASKS, VARIANTS, arguments_of
 from models import ConvolutionalCell, EquilibriumClassifier, EquilibriumReasoner, MultiscaleImageCell, ReasoningCell
 from rbp_lightning import JFB, Picard, UserError
+from rbp_lightning.cli.sweep.planned import fit_config
 from rbp_lightning.diagnostics.audit.advice import TAPED
 from tests.markdown import numbers, rows_of
 
@@ -270,9 +272,8 @@ def studied(tmp_path: Path, monkeypatch) -> Callable[..., Path]:
 
 
 @pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")  # trainings are cut short
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "prefix_sums"])
-def test_every_task_can_be_studied(task: str, studied: Callable[..., Path], capsys) -> None:
-    kept = studied(task, "two")
+def test_images_can_be_studied(studied: Callable[..., Path], capsys) -> None:
+    kept = studied("digits", "two")
     assert len(kept.read_text().splitlines()) == 2
     assert any(row[0].startswith("GMRES(steps=2)") for row in rows_of(capsys.readouterr().out))
 
@@ -286,9 +287,22 @@ def test_finished_runs_are_not_repeated(studied: Callable[..., Path], capsys) ->
     assert [rows[0], rows[2]] == [header, one]  # with the seconds of the first call, in the order of the second
     assert len(rows) == 3
     printed = capsys.readouterr().out
-    assert sum(row[0].startswith("GMRES(steps=2)") for row in rows_of(printed)) == 2  # one of each cell
+    # In the results and in the audits of each cell.
+    assert sum(row[0].startswith("GMRES(steps=2)") for row in rows_of(printed)) == 4
     Image.open(kept.with_suffix(".png")).verify()
     assert all(map(math.isfinite, numbers(" ".join(row[1] for row in rows_of(printed) if "NeumannRBP" in row[0]))))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_valid_options_and_enough_steps_for_truncation(task: str) -> None:
+    chosen = TASKS[task]
+    (truncated,) = (int(name.partition(":")[2]) for name in MEASURED if name.startswith("TBPTT"))
+    for cell, variant in itertools.product(chosen.cells.values(), chosen.variants):
+        words = [*QUIET, *chosen.arguments, *cell, *VARIANTS[variant], *arguments_of("TBPTT:1")]
+        config = fit_config([f"--config={chosen.config}", *words])
+        solver, model = config["estimator"]["init_args"]["solver"], config["model"]["init_args"]
+        fewest, *_ = model.get("random_steps") or [solver["init_args"]["max_steps"]]
+        assert fewest >= truncated
 
 
 def test_estimators_are_translated_to_options() -> None:
