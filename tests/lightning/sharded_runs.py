@@ -56,17 +56,17 @@ from tests.training import PROCESSES, fit, make_trainer
 SIZE = 2 * PROCESSES  # of which each process has as many
 TIGHT: dict[str, Any] = {"max_steps": 400, "tol": 1e-9}
 PICARD = Picard(**TIGHT)
-TRAINED = [NeumannRBP(60, PICARD), BPTT(PICARD), Implicit(Auto(**TIGHT), Auto(**TIGHT))]
+TRAINED = [NeumannRBP(20, PICARD), BPTT(PICARD), Implicit(Auto(**TIGHT), Auto(**TIGHT))]
 SOLVED = [
     Implicit(GMRES(60, tol=1e-9)),
     RBP(400, tol=1e-9, solver=ReducedRankExtrapolation(**TIGHT)),
-    TBPTT(40, PICARD),
+    TBPTT(20, PICARD),
     AdaptiveNeumann(1e-9, solver=Auto(**TIGHT)),
     ExactAdjoint(solver=NewtonKrylov(**TIGHT)),
     Implicit(BiCGSTAB(60, 1e-9), Anderson(**TIGHT)),
     Implicit(Anderson(**TIGHT), PICARD),
     Implicit(Dense(), Auto(**TIGHT)),
-    Implicit(StochasticNeumannSeries(60), PICARD),
+    Implicit(StochasticNeumannSeries(20), PICARD),
     SHINE(60, 1e-9, solver=Broyden(**TIGHT)),
 ]
 
@@ -207,7 +207,7 @@ def warm_gradients(rank: int) -> dict[str, float]:
 def tensor_parallel() -> dict[str, float]:
     """Relative differences of gradients under tensor parallelism, with replicated and with distributed states."""
     mesh, found, inputs = init_device_mesh("cpu", (PROCESSES,)), {}, inputs_of()
-    for estimator in (NeumannRBP(60, PICARD), BPTT(PICARD), Implicit()):
+    for estimator in (NeumannRBP(20, PICARD), BPTT(PICARD), Implicit()):
 
         def plain(cell: nn.Module, inputs: Tensor, estimator: GradientEstimator = estimator) -> Tensor:
             with agreeing(cell):
@@ -237,7 +237,7 @@ def two_dimensional(rank: int) -> dict[str, float]:
         return {}
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     found, inputs = {}, inputs_of()[rank // 2 :: 2]
-    for estimator in (NeumannRBP(60, PICARD), BPTT(PICARD), Implicit(Auto(**TIGHT), Auto(**TIGHT))):
+    for estimator in (NeumannRBP(20, PICARD), BPTT(PICARD), Implicit(Auto(**TIGHT), Auto(**TIGHT))):
 
         def solve(cell: nn.Module, inputs: Tensor, estimator: GradientEstimator = estimator) -> Tensor:
             with agreeing(cell):
@@ -305,7 +305,7 @@ def monitored(rank: int) -> dict[str, Any]:
     """The monitor's metrics with a sharded cell and with DDP."""
     found = {}
     for strategy in ("sharded", "ddp"):
-        trainer = train(Sharded(), strategy, NeumannRBP(60, PICARD), EquilibriumMonitor(1, 0))
+        trainer = train(Sharded(), strategy, NeumannRBP(20, PICARD), EquilibriumMonitor(1, 0))
         metrics = trainer.callback_metrics
         found[strategy] = {name: float(metrics[f"monitor/{name}"]) for name in ("spectral_radius", "adjoint_residual")}
     return found
