@@ -164,10 +164,10 @@ def draw(rows: list[Row], sizes: list[int], moments: list[int], path: Path) -> N
         outcome.set_yticks(range(len(by_estimator)), [label(name) for name in by_estimator])
         outcome.invert_yaxis()
         outcome.set_xlabel(f"exactly right at size {sizes[-1]}, %")
-        paths.set_xlabel("same answer from two random starts, %")
+        paths.set_xlabel("same answer from two starts, %")
         paths.set_ylabel(f"exactly right at size {sizes[-1]}, %")
-        paths.legend(fontsize=7)
-    panels[0][0].legend(fontsize=6)
+        paths.legend(fontsize=6, framealpha=0.4)
+        other.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=80)
 
 
