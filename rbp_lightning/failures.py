@@ -16,6 +16,7 @@ class Failure(Enum):
     DIVERGED = "the forward solve diverged"
     NAN = "the first step of the forward solve is not finite"
     GRADIENT = "a parameter's gradient is not finite"
+    PARAMETERS = "parameters are not finite"
     ADJOINT = "the adjoint solve did not converge"
     TRUNCATED = "the adjoint's Neumann series was truncated early"
     NOT_POSITIVE_DEFINITE = "I - J is not symmetric positive definite"
@@ -41,6 +42,7 @@ _POLICIES = {
     Failure.DIVERGED: "diverged",
     Failure.NAN: "diverged",
     Failure.GRADIENT: "diverged",
+    Failure.PARAMETERS: "diverged",
     Failure.ADJOINT: "adjoint",
     Failure.TRUNCATED: "adjoint",
     Failure.NOT_POSITIVE_DEFINITE: "adjoint",
@@ -57,6 +59,8 @@ _REMEDIES = {
     Failure.DIVERGED: "the update is not a contraction, so scale its weights down or damp it",
     Failure.NAN: "look for NaN in the inputs and the parameters, and lower the learning rate",
     Failure.GRADIENT: "look for NaN and infinities in the inputs, and lower the learning rate",
+    Failure.PARAMETERS: "return to an earlier checkpoint, look for NaN in the inputs, and set the policy's diverged to "
+    "skip or raise",
     Failure.ADJOINT: "increase steps or loosen tol, or make the update a stronger contraction (near spectral radius 1 "
     "no estimator is reliable)",
     Failure.TRUNCATED: "increase steps, use an estimator that solves to a tolerance (CGRBP, AdaptiveNeumann), or "

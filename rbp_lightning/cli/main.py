@@ -245,7 +245,13 @@ class RBPLightningCLI(LightningCLI):
     def _print_results(self) -> None:
         print_results(self.trainer)
 
-    after_validate = after_test = after_predict = after_audit = _print_results
+    after_validate = after_test = after_predict = _print_results
+
+    def after_audit(self) -> None:
+        """Prints the path of the results, and which parameters were audited if no checkpoint was named."""
+        self._print_results()
+        if self.checkpoint is None:
+            print_once("These are the gradients of the initial parameters: --ckpt_path names a checkpoint to audit.")
 
 
 def _model_options(words: Sequence[str]) -> list[str]:

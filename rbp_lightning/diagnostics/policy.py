@@ -35,7 +35,7 @@ class FailurePolicy(Callback):
         not_converged: Action if a forward solve ends above its tolerance, or its update is random.
         diverged: Action if a forward solve diverges or meets NaN, or a parameter's gradient is not finite (with a loss
             scale, the scaler handles that). To warn, gradients are checked every ``log_every_n_steps``, when logging
-            waits for the device anyway; to raise or skip, at every step.
+            waits for the device anyway; to raise or skip, at every step. The parameters are checked after every epoch.
         adjoint: Action if an adjoint is not solved to the estimator's tolerance.
         spectral_radius: Action if ``EquilibriumMonitor`` finds a spectral radius at or above 1.
         coupled_samples: Action if the samples of a batch depend on each other although ``batch_dims`` says otherwise.
@@ -161,6 +161,21 @@ class FailurePolicy(Callback):
         self._in_batch = False
         self.skips.end_batch()
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Checks the parameters, since the loss of a state that is frozen at its last finite iterate may look healthy.
+
+        Raises:
+            ConvergenceError: If a parameter is not finite and the action is ``"raise"``.
+        """
+        if self.action(Failure.PARAMETERS) == "ignore":
+            return
+        with agreeing(pl_module):  # a process may have only its part of each parameter
+            if everywhere(_all_finite(list(pl_module.parameters()))):
+                return
+            names = [name for name, parameter in pl_module.named_parameters() if not _all_finite([parameter])]
+            which = ", ".join(names) or "a parameter, in the part of another process,"
+            report(Failure.PARAMETERS, f"{type(pl_module).__name__}: not finite any more after this epoch: {which}")
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Checks the gradients if due, and skips the step if the policy says so.
 
@@ -190,9 +205,10 @@ class FailurePolicy(Callback):
 
     @staticmethod
     def _check_gradients(pl_module: LightningModule, parameters: list[Tensor]) -> None:
-        if everywhere(_all_finite(parameters)):
+        if everywhere(_all_finite(_gradients(parameters))):
             return
-        names = [name for name, parameter in pl_module.named_parameters() if not _all_finite([parameter])]
+        named = pl_module.named_parameters()
+        names = [name for name, parameter in named if not _all_finite(_gradients([parameter]))]
         which = ", ".join(names) or "a parameter, in the part of another process,"
         report(Failure.GRADIENT, f"{type(pl_module).__name__}: the gradient of {which} is wrong", parameters)
 
@@ -212,7 +228,11 @@ class FailurePolicy(Callback):
         self.skips.total, self.skips.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
 
-def _all_finite(parameters: list[Tensor]) -> bool:
-    gradients = [local_part(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    finite = [(leaf.coalesce().values() if leaf.is_sparse else leaf).isfinite().all() for leaf in gradients]
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    local = map(local_part, tensors)
+    finite = [(leaf.coalesce().values() if leaf.is_sparse else leaf).isfinite().all() for leaf in local]
     return not finite or bool(torch.stack([one.to(finite[0].device) for one in finite]).all())

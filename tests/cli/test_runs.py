@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rbp_lightning.cli
 from models import HopfieldMemory
 from tests.cli.options import CONFIG, ROOT, RUN, TINY
+from tests.cli.own import OPTIONS
 from tests.cli.sweep.own import NET
 from tests.training import hparams_of
 
@@ -105,6 +106,17 @@ def test_results_of_a_checkpoint_are_saved_in_its_run(cli) -> None:
     folders = {Path(path).relative_to(RUN).parts[0] for path in set(files("*")) - set(before)}
     assert folders == {"validate", "test", "predict", "audit"}
     assert yaml.safe_load((RUN / "config.yaml").read_text())["checkpoint"]["monitor"] == "val/loss"
+
+
+def test_the_next_command_of_a_module_without_a_test_audits_its_checkpoint(cli) -> None:
+    status, out, err = cli("fit", "--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", *OPTIONS)
+    assert status == 0, err
+    (command,) = re.findall("^Next: (.*)$", out, re.MULTILINE)
+    words = shlex.split(command)
+    status, out, err = cli(*words[words.index("audit") :], "--steps=[1]")
+    assert status == 0, err
+    assert "audit.csv" in out
+    assert "initial parameters" not in out
 
 
 def test_results_without_a_checkpoint_are_saved_beside_the_runs(cli) -> None:

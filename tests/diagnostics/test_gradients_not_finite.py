@@ -47,6 +47,17 @@ def test_a_nonfinite_gradient_is_handled_by_the_policy(kind: type, action: Any) 
         assert bool(trained[0].weight.isfinite().all()) == (action == "skip")
 
 
+@pytest.mark.parametrize("action", ["ignore", "warn", "skip"])
+def test_parameters_that_are_not_finite_are_reported_although_the_loss_is(action: Any) -> None:
+    def run() -> None:
+        # To warn, only the gradient of the first batch is checked.
+        rates, policy = [0.1, float("inf"), 0.2], FailurePolicy(diverged=action)
+        fit_rates(rates, neumann(), policy, module=NotFinite(), log_every_n_steps=9)
+
+    messages = [str(one.message) for one in convergence_warnings(run)]
+    assert sum("parameters are not finite" in text and ": weight" in text for text in messages) == (action == "warn")
+
+
 def test_sparse_gradients_are_checked() -> None:
     class Embedded(Rates):
         def __init__(self) -> None:

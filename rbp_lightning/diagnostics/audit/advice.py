@@ -121,8 +121,9 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
             f"Jacobian is {radius:.3g}, so tighten the forward tolerance (or increase max_steps), audit more steps, or "
             "make the map a stronger contraction (rbp_lightning.nn)."
         )
+    solver = " with the forward solver Broyden" if recommended.gradient.startswith("SHINE") else ""
     advice = (
-        f"Take {recommended.gradient}: it reaches a relative error of {_percent(recommended.relative_error)} "
+        f"Take {recommended.gradient}{solver}: it reaches a relative error of {_percent(recommended.relative_error)} "
         f"(asked for: {_percent(error)}) at the least cost, {recommended.products} products and "
         f"{recommended.saved_bytes / 1024:.0f} KiB"
     )

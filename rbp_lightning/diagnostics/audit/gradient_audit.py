@@ -159,7 +159,10 @@ class GradientAudit(Callback):
         """Prints and writes the report."""
         measured = summaries(self.measurements)
         self.recommended = recommend(self.references, measured, self.error)
-        self.advice = advise(self.references, measured, self.error) + advise_solver(self.solvers)
+        self.advice = advise(self.references, measured, self.error)
+        # SHINE needs Broyden's method, whatever takes fewer steps.
+        if self.recommended is None or not self.recommended.gradient.startswith("SHINE"):
+            self.advice += advise_solver(self.solvers)
         print_table(self.references, measured)
         print_left_out(self.left_out)
         print_solvers(self.solvers)

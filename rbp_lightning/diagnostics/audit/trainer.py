@@ -29,6 +29,7 @@ class AuditTrainer(Trainer):
         train_dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
+        weights_only: bool | None = None,
         batches: int = 1,
         error: float = 0.01,
         steps: Sequence[int] = (1, 2, 5, 10, 20, 50),
@@ -45,6 +46,7 @@ class AuditTrainer(Trainer):
             train_dataloaders: The training data, as for ``fit``.
             datamodule: A data module, instead of ``train_dataloaders``.
             ckpt_path: A checkpoint whose parameters to audit; ``None`` for the module's own.
+            weights_only: As for ``fit``, whose configuration has it; a checkpoint is always loaded with ``True``.
             batches: The number of training batches, at least 1.
             error: The relative error of the gradient to reach, above 0.
             steps: The numbers of steps to try, for estimators that have one.
@@ -57,6 +59,8 @@ class AuditTrainer(Trainer):
                 module cannot be audited.
         """
         check_count(self.audit, "batches", batches, 1)
+        if weights_only is False:
+            raise UserError("audit: weights_only=False would run code from the checkpoint: leave it out.")
         check_number(self.audit, "error", error, 0.0, 1.0, low_allowed=False)
         for count in steps:
             check_count(self.audit, "steps", count, 1)
