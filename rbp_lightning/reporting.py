@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
@@ -210,9 +211,14 @@ def warn_at(place: Place, text: str) -> None:
 def user_place() -> Place:
     """The innermost line on the stack that is outside this library, PyTorch and Lightning."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _SKIPPED:
+    while frame.f_back is not None and not is_user_frame(frame):
         frame = frame.f_back
     return Place(frame.f_code.co_filename, frame.f_lineno)
+
+
+def is_user_frame(frame: FrameType) -> bool:
+    """Whether a frame of the stack is outside this library, PyTorch and Lightning."""
+    return frame.f_globals.get("__name__", "").partition(".")[0] not in _SKIPPED
 
 
 def _every_warning_wanted() -> bool:

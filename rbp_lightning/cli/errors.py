@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from rbp_lightning.cli.interruption import Interrupted
 from rbp_lightning.cli.mistakes import find_mistake, is_disk_error
+from rbp_lightning.cli.summary import relative
 from rbp_lightning.errors import ConvergenceError, UserError
+from rbp_lightning.reporting import is_user_frame
 
 # Exceptions whose messages explain themselves to a user.
 _SELF_EXPLANATORY = (ArgumentError, ConvergenceError, MisconfigurationException, OSError, TypeError, ValueError)
@@ -66,8 +69,19 @@ def _message(mistake: BaseException) -> str:
             "trainer.default_root_dir). Checkpoints written before are intact."
         )
     if isinstance(mistake, _SELF_EXPLANATORY):
-        return str(mistake)
+        return f"{mistake}{_line_of_solve(mistake)}"
     return f"{type(mistake).__name__}: {mistake} (--debug shows the traceback)"
+
+
+def _line_of_solve(mistake: BaseException) -> str:
+    """The line of the user's code that started the solve which found the mistake; empty if there was none."""
+    frames = list(traceback.walk_tb(mistake.__traceback__))
+    calls = [frame.f_globals.get("__name__", "") + "." + frame.f_code.co_name for frame, _ in frames]
+    if "rbp_lightning.estimators.base.__call__" not in calls:
+        return ""
+    outside = frames[: calls.index("rbp_lightning.estimators.base.__call__")]
+    frame, line = next(one for one in reversed(outside) if is_user_frame(one[0]))
+    return f" ({relative(frame.f_code.co_filename)}:{line})"
 
 
 def _lost_process(error: BaseException) -> UserError | None:

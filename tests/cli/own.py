@@ -31,6 +31,8 @@ class Net(LightningModule):
         if self.fail == "hook":
             Path("/nowhere/table").read_text()
         update = lambda state: torch.tanh(0.5 * self.layer(state) + inputs)  # noqa: E731
+        if self.fail == "update":
+            update = lambda state: state.add_(1)  # noqa: E731
         state: Tensor = self.estimator(update, torch.zeros_like(inputs), batch_dims=1).state
         return state.square().mean()
 

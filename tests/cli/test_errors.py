@@ -309,6 +309,17 @@ def test_a_command_without_a_config_suggests_one(cli) -> None:
     assert "--config configs/hopfield.yaml" in err.splitlines()[-1]
 
 
+def test_a_mistake_in_an_update_is_reported_with_the_line_of_its_solve(cli) -> None:
+    status, _, err = cli(
+        "fit", "--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", *OPTIONS, "--model.fail=update"
+    )
+    assert status == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    found = re.search(r"in place.* \((.*own\.py):(\d+)\)$", line)
+    assert found is not None, line
+    assert "self.estimator(update" in Path(found[1]).read_text().splitlines()[int(found[2]) - 1]
+
+
 @pytest.mark.parametrize(
     ("option", "kind", "place"),
     [
