@@ -39,6 +39,19 @@ def shown(value: object) -> str:
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
 
 
+def refuse_unsafe_loading(weights_only: bool | None) -> None:
+    """Refuses Lightning's ``weights_only=False``.
+
+    Args:
+        weights_only: The argument; ``None`` if it is not given.
+
+    Raises:
+        UserError: If it is ``False``.
+    """
+    if weights_only is False:
+        raise UserError("weights_only=False would run code from the checkpoint, and is never needed: leave it out.")
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Loads the checkpoint of a LightningModule onto the CPU.
 

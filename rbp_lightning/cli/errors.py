@@ -80,8 +80,8 @@ def _line_of_solve(mistake: BaseException) -> str:
     if "rbp_lightning.estimators.base.__call__" not in calls:
         return ""
     outside = frames[: calls.index("rbp_lightning.estimators.base.__call__")]
-    frame, line = next(one for one in reversed(outside) if is_user_frame(one[0]))
-    return f" ({relative(frame.f_code.co_filename)}:{line})"
+    lines = [f" ({relative(frame.f_code.co_filename)}:{line})" for frame, line in outside if is_user_frame(frame)]
+    return lines[-1] if lines else ""
 
 
 def _lost_process(error: BaseException) -> UserError | None:

@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from rbp_lightning.checkpoint_file import refuse_unsafe_loading
 from rbp_lightning.cli.checkpointing import Checkpointing
 from rbp_lightning.cli.checkpoints import NamedCheckpoint, checkpoint_path
 from rbp_lightning.cli.claims import Claims
@@ -137,8 +138,7 @@ class RBPLightningCLI(LightningCLI):
         # Lightning's version takes the estimator for a model argument, and does not explain a bad file.
         subcommand, config = self.config.subcommand, self.config[self.config.subcommand]
         warn_of_replaced_callbacks(config.config or [], config.trainer)
-        if config.get("weights_only") is False:
-            raise UserError("weights_only=False would run code from the checkpoint, and is never needed: leave it out.")
+        refuse_unsafe_loading(config.get("weights_only"))
         if config.ckpt_path == "auto" and subcommand != "fit":
             raise UserError(f"ckpt_path='auto' is for fit alone: name the checkpoint to {subcommand}.")
         config.ckpt_path = path = checkpoint_path(config)

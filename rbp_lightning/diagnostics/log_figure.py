@@ -65,7 +65,7 @@ def log_figure(
     """
     shown = any(isinstance(logger, _SHOW_PICTURES) for logger in trainer.loggers)
     if not trainer.is_global_zero or not (shown or folder is not None):
-        return  # drawing takes longer than much else
+        return  # before the picture is drawn, which is slow
     pixels = picture if isinstance(picture, np.ndarray) else _pixels(picture)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):

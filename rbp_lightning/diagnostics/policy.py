@@ -1,6 +1,6 @@
 """The failure policy: what happens when a fixed point or its gradient is wrong."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -172,8 +172,7 @@ class FailurePolicy(Callback):
         with agreeing(pl_module):  # a process may have only its part of each parameter
             if everywhere(_all_finite(list(pl_module.parameters()))):
                 return
-            names = [name for name, parameter in pl_module.named_parameters() if not _all_finite([parameter])]
-            which = ", ".join(names) or "a parameter, in the part of another process,"
+            which = _names(pl_module, lambda parameter: not _all_finite([parameter]))
             report(Failure.PARAMETERS, f"{type(pl_module).__name__}: not finite any more after this epoch: {which}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -207,9 +206,7 @@ class FailurePolicy(Callback):
     def _check_gradients(pl_module: LightningModule, parameters: list[Tensor]) -> None:
         if everywhere(_all_finite(_gradients(parameters))):
             return
-        named = pl_module.named_parameters()
-        names = [name for name, parameter in named if not _all_finite(_gradients([parameter]))]
-        which = ", ".join(names) or "a parameter, in the part of another process,"
+        which = _names(pl_module, lambda parameter: not _all_finite(_gradients([parameter])))
         report(Failure.GRADIENT, f"{type(pl_module).__name__}: the gradient of {which} is wrong", parameters)
 
     def _checks_gradients(self, trainer: Trainer) -> bool:
@@ -226,6 +223,11 @@ class FailurePolicy(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the counts of skipped steps."""
         self.skips.total, self.skips.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+
+def _names(module: LightningModule, wrong: Callable[[Tensor], bool]) -> str:
+    names = [name for name, parameter in module.named_parameters() if wrong(parameter)]
+    return ", ".join(names) or "a parameter, in the part of another process,"
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:

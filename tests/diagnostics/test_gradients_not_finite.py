@@ -58,6 +58,13 @@ def test_parameters_that_are_not_finite_are_reported_although_the_loss_is(action
     assert sum("parameters are not finite" in text and ": weight" in text for text in messages) == (action == "warn")
 
 
+def test_a_parameter_without_a_gradient_that_is_not_finite_ends_the_run_if_the_policy_raises() -> None:
+    module = Rates()
+    module.unused = torch.nn.Parameter(torch.tensor(float("nan")))
+    with pytest.raises(ConvergenceError, match="unused; parameters are not finite"):
+        fit_rates([0.1], neumann(), FailurePolicy(diverged="raise"), module=module)
+
+
 def test_sparse_gradients_are_checked() -> None:
     class Embedded(Rates):
         def __init__(self) -> None:

@@ -10,6 +10,10 @@ TAPED = ("BPTT", "TBPTT")
 """Prefixes of the names of estimators that differentiate the steps taken, converged or not."""
 
 
+QUASI_NEWTON = "SHINE"
+"""Prefix of the names of estimators that need Broyden's method, with which they are measured."""
+
+
 def summaries(measurements: Iterable[Measurement]) -> list[Measurement]:
     """Summarises each estimator over the batches: the worst of each figure, and the mean time.
 
@@ -121,7 +125,7 @@ def advise(references: list[Reference], measured: list[Measurement], error: floa
             f"Jacobian is {radius:.3g}, so tighten the forward tolerance (or increase max_steps), audit more steps, or "
             "make the map a stronger contraction (rbp_lightning.nn)."
         )
-    solver = " with the forward solver Broyden" if recommended.gradient.startswith("SHINE") else ""
+    solver = " with the forward solver Broyden" if recommended.gradient.startswith(QUASI_NEWTON) else ""
     advice = (
         f"Take {recommended.gradient}{solver}: it reaches a relative error of {_percent(recommended.relative_error)} "
         f"(asked for: {_percent(error)}) at the least cost, {recommended.products} products and "

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.progress import track
 
-from rbp_lightning.diagnostics.audit.advice import advise, recommend, summaries
+from rbp_lightning.diagnostics.audit.advice import QUASI_NEWTON, advise, recommend, summaries
 from rbp_lightning.diagnostics.audit.forward import (
     ForwardMeasurement,
     advise_solver,
@@ -160,8 +160,8 @@ class GradientAudit(Callback):
         measured = summaries(self.measurements)
         self.recommended = recommend(self.references, measured, self.error)
         self.advice = advise(self.references, measured, self.error)
-        # SHINE needs Broyden's method, whatever takes fewer steps.
-        if self.recommended is None or not self.recommended.gradient.startswith("SHINE"):
+        # No advice on the solver beside an estimator that needs one of its own.
+        if self.recommended is None or not self.recommended.gradient.startswith(QUASI_NEWTON):
             self.advice += advise_solver(self.solvers)
         print_table(self.references, measured)
         print_left_out(self.left_out)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from rbp_lightning.checkpoint_file import load_checkpoint
+from rbp_lightning.checkpoint_file import load_checkpoint, refuse_unsafe_loading
 from rbp_lightning.diagnostics.audit.gradient_audit import GradientAudit
 from rbp_lightning.errors import UserError, check_count, check_number
 from rbp_lightning.estimators import GradientEstimator
@@ -59,8 +59,7 @@ class AuditTrainer(Trainer):
                 module cannot be audited.
         """
         check_count(self.audit, "batches", batches, 1)
-        if weights_only is False:
-            raise UserError("audit: weights_only=False would run code from the checkpoint: leave it out.")
+        refuse_unsafe_loading(weights_only)
         check_number(self.audit, "error", error, 0.0, 1.0, low_allowed=False)
         for count in steps:
             check_count(self.audit, "steps", count, 1)

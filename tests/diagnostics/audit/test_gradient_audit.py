@@ -16,6 +16,7 @@ from torch_geometric.data import Data as Graph
 from rbp_lightning import (
     BPTT,
     CGRBP,
+    AuditTrainer,
     Auto,
     Damped,
     FixedPointSolver,
@@ -113,6 +114,12 @@ class SymmetricOverTheBatch(Symmetric):
         mixing = matrix[:3, :3]
         start = torch.zeros_like(self.drive)
         return loss_of(self.estimator(lambda h: mixing @ h @ matrix + self.drive, start, batch_dims=1).state)
+
+
+def test_a_checkpoint_is_not_loaded_with_code() -> None:
+    trainer = AuditTrainer(accelerator="cpu", callbacks=[NeumannRBP()], logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match="weights_only=False would run code"):
+        trainer.audit(Exact(), weights_only=False)
 
 
 @pytest.mark.parametrize("module", [Symmetric, SymmetricOverTheBatch])

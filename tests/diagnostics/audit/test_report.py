@@ -102,6 +102,12 @@ def test_an_inexact_reference_gives_no_advice_below_its_residual() -> None:
     assert "exact gradient is not finite" in advise([infinite], rows, 0.01)
 
 
+def test_shine_is_advised_with_its_forward_solver() -> None:
+    assert "SHINE(steps=2) with the forward solver Broyden:" in advise(
+        [EXACT], [summary("SHINE(steps=2)", 1e-4, 3)], 0.01
+    )
+
+
 def test_only_gradients_of_the_steps_are_recommended_where_the_solve_does_not_converge() -> None:
     rows = [summary("JFB", 1e-4, 1), summary("TBPTT(steps=5)", 0.02, 5), summary("BPTT", 0.0, 12)]
     unsettled = Reference("BPTT", torch.ones(1), False, 12, 0.3, None, 1.1, 1.2, False)
