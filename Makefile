@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASKS := $(VENV)/.tasks
 DEV := $(VENV)/.dev
-DOCS := $(VENV)/.docs
+DOCS := .venv-docs
 JAX := .venv-jax
 # It asks for NumPy 1, of which it makes no use where it is measured; with its dependencies it would bring that.
 SILVA := silva-networks==1.2.2
@@ -12,8 +12,11 @@ SILVA := silva-networks==1.2.2
 # Most modules of these packages are never imported, so that compiling all of them takes longer than it saves. Those that are
 # must be kept compiled, which the variable forbids in many containers: a start of Lightning then takes three times as long.
 unexport PYTHONDONTWRITEBYTECODE
-INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt --config-settings editable_mode=compat \
-	--editable
+# setuptools warns that it may drop this mode some day.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --no-compile --constraint constraints.txt \
+	--config-settings editable_mode=compat --editable
+# Many Pythons bring a pip that takes twice as long.
+NEW_PIP := install --quiet --upgrade "pip>=25.1"
 
 .PHONY: demo memory thinking test fuzz check docs bench bench-jax clean
 
@@ -45,8 +48,8 @@ check: $(DEV)
 	$(BIN)/lint-imports --no-logo
 
 # The site, in site/; a warning is an error, and so is a link that leads nowhere.
-docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+docs: $(DOCS)/.packages
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --clean
 
 # glibc is told to keep freed memory: otherwise fetching it again decides the times of the Hopfield network.
 # `make bench AGAINST=PATH` compares with another checkout, too.
@@ -69,18 +72,22 @@ $(JAX)/.packages: Makefile
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip $(NEW_PIP)
 
 $(TASKS): pyproject.toml constraints.txt | $(BIN)/pip
 	$(INSTALL) ".[tasks]"
 	touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) ".[tasks,deploy,dev,docs]"
-	touch $(TASKS) $(DOCS) $@
+	$(INSTALL) ".[tasks,deploy,dev]"
+	touch $(TASKS) $@
 
-$(DOCS): pyproject.toml constraints.txt | $(BIN)/pip
-	$(INSTALL) ".[docs]"
+# The site is built from the source files, without importing them.
+$(DOCS)/.packages: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip $(NEW_PIP)
+	$(DOCS)/bin/pip install --quiet --no-compile --constraint constraints.txt --group docs
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(JAX) logs site recall.png thinking.png
+	rm -rf $(VENV) $(DOCS) $(JAX) logs site recall.png thinking.png

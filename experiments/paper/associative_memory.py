@@ -87,8 +87,8 @@ def _draw_recall(rows: list[Row], path: Path) -> None:
     first = {row["estimator"]: row for row in rows if row["seed"] == "0"}
     names = ["corrupted", "BPTT", "TBPTT", "RBP", "NeumannRBP", "CGRBP"]
     figure = Figure(figsize=(1.0 * len(STEPS) * len(LEVELS), 1.05 * len(names)), layout="constrained")
-    parts: Any = figure.subfigures(1, len(STEPS))
-    for block, (steps, part) in enumerate(zip(STEPS, parts, strict=True)):
+    parts: Any = figure.subfigures(1, len(STEPS), squeeze=False)
+    for block, (steps, part) in enumerate(zip(STEPS, parts[0], strict=True)):
         part.suptitle(f"{steps} steps")
         panels = part.subplots(len(names), len(LEVELS))
         for line, name in zip(panels, names, strict=True):

@@ -30,7 +30,7 @@ def loaded(**arguments) -> MNISTSplits:
 
 def counted(images: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, brightest: int) -> Counter:
     """The number of occurrences of each labelled image, by its pixels in the file."""
-    pixels = np.rint(np.asarray(images).reshape(len(images), -1) * brightest).astype(np.uint8)
+    pixels = np.rint(np.asarray(images, np.float32).reshape(len(images), -1) * brightest).astype(np.uint8)
     return Counter((row.tobytes(), int(label)) for row, label in zip(pixels, labels, strict=True))
 
 
@@ -94,11 +94,13 @@ def test_mnist_is_split_as_in_the_paper(data_dir) -> None:
         files = [f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"]
         images, labels = labelled_images(*mnist_files(files, data_dir))
         together = sum((counted_split(data, name, 255) for name in names), Counter())
-        assert together == counted(images / 255, labels, 255)
+        assert together == counted(images, labels, brightest=1)
     centred = loaded(source="mnist", data_dir=data_dir, **sizes)
     mean = data.splits["train"]["images"].double().mean(0)
     for name, split in centred.splits.items():
-        torch.testing.assert_close(split["images"], (data.splits[name]["images"] - mean).float(), rtol=0, atol=1e-6)
+        some = slice(None, None, 10)
+        expected = (data.splits[name]["images"][some] - mean).float()
+        torch.testing.assert_close(split["images"][some], expected, rtol=0, atol=1e-6)
         assert torch.equal(split["labels"], data.splits[name]["labels"])
 
 

@@ -153,7 +153,7 @@ def test_an_audit_of_a_model_that_does_not_converge_advises_the_gradient_of_its_
 
 
 def test_an_audit_reports_the_error_of_the_configured_estimator() -> None:
-    model, batch = reasoner(200), batch_of(3)
+    model, batch = reasoner(120), batch_of(3)
     errors = gradient_errors(model, batch)
     found = audited(model, batch, "JFB")
     assert found["audit: settled"] == "1"

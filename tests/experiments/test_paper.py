@@ -30,7 +30,7 @@ SHORT = {
     "--model.cell.num_hidden=16 --trainer.callbacks=null",  # the monitor has its own tests
     hyperparameters: "--trainer.max_epochs=3 --estimator.solver.max_steps=40",
 }
-STEPS = {associative_memory: [10, 20], hyperparameters: [4, 20, 40]}
+STEPS = {associative_memory: [20], hyperparameters: [4, 20, 40]}
 """Truncation steps of the estimators; three are needed to check for linear growth of memory."""
 FEW = ["RBP", "RBP:60", "NeumannRBP"]
 """Estimators of the classification of documents."""

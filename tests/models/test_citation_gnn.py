@@ -424,7 +424,7 @@ def test_a_run_on_a_user_s_dataset_logs_its_metrics_and_can_be_tested(tmp_path, 
     ("name", "share", "options"),
     [
         ("cora", 0.76, ["--trainer.max_epochs=40"]),
-        ("cora_contractive", 0.72, ["--trainer.max_epochs=90"]),
+        ("cora_contractive", 0.72, ["--trainer.max_epochs=70"]),
         # The consistency loss slows down the first hundred epochs on CiteSeer.
         ("citeseer", 0.66, ["--trainer.max_epochs=40", "--model.consistency=0"]),
     ],

@@ -19,8 +19,8 @@ SMALL = {
     "hypergrad": [
         "--data.num_train=50",
         "--model.hyperparameters=null",
-        "--estimator.solver.max_steps=10",
-        "--model.network.sizes=[64,8,10]",
+        "--estimator.solver.max_steps=6",
+        "--model.network.sizes=[64,4,10]",
         "--estimator.steps=5",
     ],
 }
@@ -57,7 +57,7 @@ def test_a_task_is_audited_from_the_command_line(task: str, cli) -> None:
 def test_an_audit_of_a_checkpoint_uses_its_weights(cli) -> None:
     config = f"--config={ROOT / 'configs' / 'hopfield.yaml'}"
     tiny = ["--model.num_hidden=8", "--data.train_draws=2", "--data.eval_draws=1", "--trainer.accelerator=cpu"]
-    short = ["--trainer.max_epochs=30", "--trainer.check_val_every_n_epoch=30", "--trainer.callbacks=null"]
+    short = ["--trainer.max_epochs=20", "--trainer.check_val_every_n_epoch=20", "--trainer.callbacks=null"]
     status, _, err = cli("fit", config, *tiny, *short)
     assert status == 0, err
     radii = []
