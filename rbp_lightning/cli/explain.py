@@ -17,7 +17,7 @@ _NOISE = re.compile(
     r"a dict with|Expected a <class '(NoneType|collections\.abc\.\w+)'>|Given value type|Given value: N(ested|ame)"
 )
 _NO_SUCH_CLASS = re.compile(
-    r"Expected a dot import path|No module named|has no attribute|does not correspond to a subclass|but is abstract"
+    r"Expected a dot import path|No module named|has no attribute|does not correspond to a subclass|is abstract"
 )
 
 # Python's errors where jsonargparse mistakes the type of a value.
@@ -122,6 +122,8 @@ def _explain_value(message: str, keys: list[str], parser: ArgumentParser) -> str
         suggestion = did_you_mean(option[1], options)
         return f"{where}{owner.__name__} has no option {option[1]!r}.{suggestion} Its options: {', '.join(options)}."
     known = list(known_classes(_type_of(keys, owners, parser))) if keys and _NO_SUCH_CLASS.search(message) else []
+    if "is abstract" in message:
+        reason = "name one of its classes, also to set just an option of it"
     if given := re.fullmatch(r"Given value: (.*)", reason):
         reason = f"{given[1]} is not a valid value"
     if not known:

@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from rbp_lightning.diagnostics.policy import FailurePolicy
+from rbp_lightning.estimators import GradientEstimator
 from rbp_lightning.overview import program
 
 print_once = rank_zero_only(print)
@@ -17,7 +19,7 @@ print_once = rank_zero_only(print)
 
 
 def print_training(trainer: Trainer) -> None:
-    """Prints the metrics of a training, the paths of its pictures, best checkpoint and logs, and a next command.
+    """Prints the gradient and the metrics of a training, what failed in it, the paths of its files and a next command.
 
     Args:
         trainer: The Trainer after ``fit``; its process 0 prints.
@@ -32,6 +34,12 @@ def print_training(trainer: Trainer) -> None:
     print(f"\nTrained for {trainer.current_epoch} epoch(s), {trainer.global_step} step(s).")
     for name in wanted:
         print(f"  {name.ljust(margin)}{metrics[name]:.4g}")
+    estimators = [one for one in trainer.callbacks if isinstance(one, GradientEstimator)]  # type: ignore[attr-defined]
+    for estimator in estimators:
+        print(f"Gradient: {estimator}")
+    policies = [one for one in trainer.callbacks if isinstance(one, FailurePolicy)]  # type: ignore[attr-defined]
+    if failures := [failure.value for policy in policies for failure in policy.found]:
+        print(f"Failures: {'; '.join(failures)}. The warnings above say what to do.")
     folder = relative(log_dir) if log_dir is not None and trainer.loggers else None
     if folder is not None:
         _print_pictures(folder)

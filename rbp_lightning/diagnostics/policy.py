@@ -72,6 +72,7 @@ class FailurePolicy(Callback):
         self.max_skips = check_count(self, "max_skips", max_skips, 1)
         self.truncation_tol = check_number(self, "truncation_tol", truncation_tol, 0.0, 1.0)
         self.skips = SkippedSteps()
+        self.found: list[Failure] = []  # under a Trainer, since its last setup
         self._warned: set[tuple[Failure, Place] | Failure] = set()
         self._in_trainer = self._in_batch = self._set_up = False
 
@@ -107,6 +108,8 @@ class FailurePolicy(Callback):
         if key not in self._warned:
             self._warned.add(key)
             warn_at(place, text)
+        if self._in_trainer and failure not in self.found:
+            self.found.append(failure)
 
     def __enter__(self) -> "FailurePolicy":
         """Activates the policy."""
@@ -124,6 +127,7 @@ class FailurePolicy(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Activates the policy."""
         self._warned.clear()
+        self.found.clear()
         self._in_trainer = True
         self._set_up = True
         self.__enter__()

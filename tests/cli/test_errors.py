@@ -82,6 +82,14 @@ def test_an_invalid_option_gives_one_clear_error(cli, arguments, message) -> Non
     assert not list(Path().rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize("solver", [".max_steps=3", "=FixedPointSolver"])
+def test_an_option_of_a_solver_without_its_class_names_the_solvers(cli, solver: str) -> None:
+    status, _, err = cli("fit", *OWN, "--estimator=NeumannRBP", f"--estimator.solver{solver}")
+    assert status == 2
+    (told,) = [line for line in err.splitlines() if "error: " in line]
+    assert re.search(r"--estimator\.solver: .* Known: Anderson, Auto, .*Picard", told)
+
+
 def test_an_unknown_command_is_refused_with_a_suggestion(cli) -> None:
     status, _, err = cli("ft", *TINY)
     assert status == 2

@@ -119,6 +119,19 @@ def test_the_next_command_of_a_module_without_a_test_audits_its_checkpoint(cli) 
     assert "initial parameters" not in out
 
 
+@pytest.mark.filterwarnings("ignore::rbp_lightning.ConvergenceWarning")
+@pytest.mark.parametrize(("steps", "failures"), [(100, []), (1, ["the forward solve did not converge"])])
+def test_fit_names_its_gradient_and_what_failed(cli, steps: int, failures: list[str]) -> None:
+    words = ["--model=tests.cli.own.Net", "--data=tests.cli.own.Inputs", *OPTIONS]
+    words += ["--estimator=NeumannRBP", "--estimator.solver=Auto", f"--estimator.solver.max_steps={steps}"]
+    status, out, err = cli("fit", *words)
+    assert status == 0, err
+    (gradient,) = re.findall("^Gradient: (.*)$", out, re.MULTILINE)
+    assert gradient.startswith("NeumannRBP(")
+    assert f"max_steps={steps}" in gradient
+    assert re.findall("^Failures: (.*?)\\. ", out, re.MULTILINE) == failures
+
+
 def test_results_without_a_checkpoint_are_saved_beside_the_runs(cli) -> None:
     for subcommand in ("test", "test", "predict"):
         assert cli(subcommand, *TINY)[0] == 0
