@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rbp_lightning.rng_states import get_rng_states, set_rng_states
+
 _WORDS = 624
 """The length of the state of NumPy's Mersenne Twister."""
 
@@ -24,12 +26,13 @@ def generator_states(device: torch.device) -> dict[str, Any]:
         True
     """
     twister: Any = np.random.get_state(legacy=False)
+    torch_states = get_rng_states([device])
     states = {
-        "torch": torch.get_rng_state(),
+        "torch": torch_states[torch.device("cpu")],
         "python": random.getstate(),
         "numpy": {**twister, "state": {**twister["state"], "key": twister["state"]["key"].tolist()}},
     }
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    return states | ({"cuda": torch_states[device]} if device.type == "cuda" else {})
 
 
 def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
@@ -45,8 +48,7 @@ def set_generator_states(states: dict[str, Any], device: torch.device) -> None:
     twister = states["numpy"]["state"]
     if len(twister["key"]) != _WORDS or not 0 <= twister["pos"] <= _WORDS:
         raise ValueError("the state of NumPy's generator is invalid")
-    torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    cuda = {device: states["cuda"]} if device.type == "cuda" and "cuda" in states else {}
+    set_rng_states({torch.device("cpu"): states["torch"], **cuda})

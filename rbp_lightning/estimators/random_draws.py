@@ -3,10 +3,8 @@
 import pickle
 import random
 import sys
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -14,6 +12,7 @@ from rbp_lightning.agreement import anywhere
 from rbp_lightning.estimators.spot_checks import SpotChecks
 from rbp_lightning.pytree import State
 from rbp_lightning.reporting import Place
+from rbp_lightning.rng_states import get_rng_states
 from rbp_lightning.solvers import Solve
 from rbp_lightning.state_function import Update
 
@@ -104,9 +103,8 @@ _taped_checks, _untaped_checks = SpotChecks(), SpotChecks()
 
 def _generators(state: State) -> list[Any]:
     """The states of the global random generators."""
-    found: list[Any] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
+    found: list[Any] = [random.getstate()]
     if (numpy := sys.modules.get("numpy")) is not None:
         found.append(pickle.dumps(numpy.random.get_state(legacy=False)))
-    devices = {leaf.device for leaf in tree_leaves(state) if isinstance(leaf, Tensor) and leaf.is_cuda}
-    read: Callable[[torch.device], Tensor] = torch.cuda.get_rng_state
-    return found + [read(device).numpy().tobytes() for device in sorted(devices, key=str)]
+    devices = [leaf.device for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+    return found + [one.numpy().tobytes() for one in get_rng_states(devices).values()]

@@ -8,6 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from rbp_lightning.errors import UserError
 from rbp_lightning.reporting import ignoring
+from rbp_lightning.rng_states import get_rng_states, set_rng_states
 
 
 class _Segment:
@@ -15,7 +16,7 @@ class _Segment:
 
     def __init__(self, recompute: Callable[[], object], device: torch.device) -> None:
         self._recompute, self._device = recompute, device
-        self._generators = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._generators = get_rng_states([device])
         self._autocast = torch.get_autocast_dtype(device.type), torch.is_autocast_enabled(device.type)
         self.count = 0
         self.live: dict[int, Tensor] = {}
@@ -38,15 +39,15 @@ class _Segment:
             saved.append((tensor.detach(), tensor._version))
             return saved[-1][0]
 
-        device, (cpu, cuda) = self._device, self._generators
-        dtype, enabled = self._autocast
-        with torch.random.fork_rng([] if cuda is None else [device]), torch.autocast(device.type, dtype, enabled):
-            torch.set_rng_state(cpu)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, device)
+        before = get_rng_states([self._device])
+        set_rng_states(self._generators)
+        try:
+            mode = torch.autocast(self._device.type, *self._autocast)
             # Failures of nested solves were reported in the first run.
-            with torch.enable_grad(), ignoring(), saved_tensors_hooks(pack, lambda tensor: tensor):
+            with mode, torch.enable_grad(), ignoring(), saved_tensors_hooks(pack, lambda tensor: tensor):
                 self._recompute()
+        finally:
+            set_rng_states(before)
         same = [tensor.shape for tensor, _ in saved] == self._shapes
         if not same or any(saved[index][1] != version for index, version in self._versions.items()):
             raise UserError(

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from rbp_lightning.pytree import State
+from rbp_lightning.rng_states import get_rng_states, set_rng_states
 from rbp_lightning.state_function import Update
 
 
@@ -28,10 +29,10 @@ class SameDraws:
     """
 
     def __init__(self) -> None:
-        self._began: list[Tensor] | None = None
+        self._began: dict[torch.device, Tensor] | None = None
         self._draws = False
         self._dtypes: list[torch.dtype] = []
-        self._cuda: list[torch.device] = []
+        self._devices: list[torch.device] = []
         self._kernels: AbstractContextManager[Any] = nullcontext()
 
     def __call__(self, update: Update, state: State) -> State:
@@ -45,26 +46,27 @@ class SameDraws:
             return self._first(update, state)
         if not self._draws:
             return update(state)
-        before = self._read()
-        self._write(self._began)
+        before = get_rng_states(self._devices)
+        set_rng_states(self._began)
         try:
             return self._apply(update, state)
         finally:
-            self._write(before)
+            set_rng_states(before)
 
     def _first(self, update: Update, state: State) -> State:
         leaves = tree_flatten(state)[0]
         self._dtypes = [leaf.dtype for leaf in leaves]
-        self._cuda = sorted({leaf.device for leaf in leaves if leaf.is_cuda}, key=str)
-        began = self._read()
+        self._devices = [leaf.device for leaf in leaves]
+        began = get_rng_states(self._devices)
         image = self._apply(update, state)
-        moved = [not torch.equal(one, other) for one, other in zip(began, self._read(), strict=True)]
-        self._began, self._draws = began, any(moved)
-        if any(moved[1:]):
+        ended = get_rng_states(self._devices)
+        moved = [device for device, one in began.items() if not torch.equal(one, ended[device])]
+        self._began, self._draws = began, bool(moved)
+        if any(device.type == "cuda" for device in moved):
             # Attention kernels differ in their dropout masks: with dropout, always use the math kernel, which has all
             # derivatives. On a CPU, PyTorch uses it with dropout anyway.
             self._kernels = sdpa_kernel(SDPBackend.MATH)
-            self._write(began)
+            set_rng_states(began)
             image = self._apply(update, state)
         return image
 
@@ -74,14 +76,6 @@ class SameDraws:
         leaves = [_with_contiguous_strides(leaf.to(dtype)) for leaf, dtype in zip(leaves, self._dtypes, strict=True)]
         with self._kernels:
             return update(tree_unflatten(leaves, structure))
-
-    def _read(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._cuda)]
-
-    def _write(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, state in zip(self._cuda, states[1:], strict=True):
-            torch.cuda.set_rng_state(state, device)
 
 
 def _with_contiguous_strides(leaf: Tensor) -> Tensor:

@@ -1,11 +1,14 @@
 """Four threads share estimators, a policy and a class of observers."""
 
+import gc
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -34,7 +37,10 @@ from rbp_lightning import (
     ignoring,
     observing,
 )
+from rbp_lightning.estimators.random_draws import DrawWatch
 from rbp_lightning.linear import Richardson
+from rbp_lightning.nn.same_draws import SameDraws
+from tests.cli.runs import Run, Zygote
 
 THREADS = 4
 
@@ -178,3 +184,29 @@ def test_estimators_can_be_used_by_four_threads_at_once(cases: Any, figures: Any
     figures.update(solves=solves, wrong=len(wrong), **done)
     assert not wrong, "\n".join(wrong)
     assert done.total() == solves
+
+
+def collect_garbage_in_threads() -> None:
+    """Threads read and set generators, in which nearly every allocation starts a collection that passes the GIL on."""
+
+    def work() -> None:
+        for _ in range(30):
+            watch, draws = DrawWatch(torch.sin), SameDraws()
+            for _ in range(3):
+                watch(torch.zeros(2))
+                draws(torch.nn.functional.dropout, torch.ones(2))
+
+    gc.callbacks.append(lambda phase, info: time.sleep(1e-3))
+    gc.set_threshold(7)
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_garbage_collections_do_not_deadlock_threads(zygote: Zygote, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from tests.fuzz.test_threads import collect_garbage_in_threads as run\nrun()\n")
+    run = Run(zygote, tmp_path, [], {}, script)
+    assert run.end(100) == 0, run.error()
