@@ -1,5 +1,6 @@
 """The states of PyTorch's global random generators, read and set by one thread at a time."""
 
+import os
 import threading
 from collections.abc import Iterable, Mapping
 
@@ -9,6 +10,9 @@ from torch import Tensor
 # PyTorch holds the mutex of a generator while it creates the tensor of its state, which can start a garbage collection.
 # A callback or finaliser of that can pass the GIL on to a thread that keeps it while waiting for the mutex: a deadlock.
 _LOCK = threading.RLock()
+
+if hasattr(os, "register_at_fork"):  # a child would wait for ever for a thread that it does not have
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 _CPU = torch.device("cpu")
 

@@ -1,6 +1,7 @@
 """Four threads share estimators, a policy and a class of observers."""
 
 import gc
+import os
 import sys
 import threading
 import time
@@ -36,6 +37,7 @@ from rbp_lightning import (
     WarmStart,
     ignoring,
     observing,
+    rng_states,
 )
 from rbp_lightning.estimators.random_draws import DrawWatch
 from rbp_lightning.linear import Richardson
@@ -205,8 +207,26 @@ def collect_garbage_in_threads() -> None:
         thread.join()
 
 
-def test_garbage_collections_do_not_deadlock_threads(zygote: Zygote, tmp_path: Path) -> None:
+def fork_beside_a_thread() -> None:
+    """Forks a child that reads a generator, while a thread of the parent reads one, which takes long."""
+    reading = threading.Event()
+
+    def work() -> None:
+        with rng_states._LOCK:
+            reading.set()
+            time.sleep(1)
+
+    threading.Thread(target=work).start()
+    reading.wait()
+    if not (child := os.fork()):
+        rng_states.get_rng_states([])
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("program", [collect_garbage_in_threads, fork_beside_a_thread])
+def test_nothing_waits_for_ever_for_a_generator(program: Callable[[], None], zygote: Zygote, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("from tests.fuzz.test_threads import collect_garbage_in_threads as run\nrun()\n")
+    script.write_text(f"from tests.fuzz.test_threads import {program.__name__} as run\nrun()\n")
     run = Run(zygote, tmp_path, [], {}, script)
     assert run.end(100) == 0, run.error()
