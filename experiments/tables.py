@@ -20,6 +20,7 @@ from experiments import (
     hypergradient_products,
     random_search,
     reasoning,
+    sweep_tables,
 )
 from experiments.one_step import pages as one_step
 from experiments.paper import documents
@@ -78,7 +79,7 @@ TABLES: dict[str, Layout] = {
     "prefix_sums_table": as_written,
     "random_search": random_search.table,
     "reads": as_written,
-    "recall_table": as_written,
+    "recall": sweep_tables.of_estimators({"test/exact_recall": "recalled exactly", "test/pixel_error": "wrong pixels"}),
     "reversible": _of_numbers(reversible.table),
     "scaling": _of_numbers(scaling.table),
     "scaling_devices": _of_numbers(scaling.table_of_devices),

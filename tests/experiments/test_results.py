@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import tables
+from experiments import sweep_tables, tables
 from experiments.one_step.pages import LAYOUTS
 from rbp_lightning import UserError
+from tests.markdown import numbers, rows_of
 
 PAGES = sorted(tables.PAGES.glob("*.md"))
 
@@ -23,6 +24,22 @@ def test_the_tables_of_a_page_match_the_files(page: Path) -> None:
 def test_every_table_is_in_a_page() -> None:
     shown = {block[1].replace(".csv", "") for page in PAGES for block in tables._BLOCK.findall(page.read_text())}
     assert set(tables.TABLES) <= shown <= set(tables.TABLES) | set(LAYOUTS)
+
+
+def test_a_table_of_a_sweep_has_the_means_of_the_seeds_of_each_estimator() -> None:
+    estimators = {
+        "BPTT": [(0.9, 10), (1.0, 30), (0.8, 11)],
+        '{"class_path": "RBP", "init_args": {"steps": 5}}': [(1.0, 9)],
+    }
+    rows = [
+        {"estimator": name, "test/exact_recall": str(share), "seconds": str(seconds)}
+        for name, runs in estimators.items()
+        for share, seconds in runs
+    ]
+    _, first, second = rows_of(sweep_tables.of_estimators({"test/exact_recall": "recalled exactly"})(rows))
+    assert (first[0], first[2:]) == ("BPTT", ["11", "3"])
+    assert numbers(first[1]) == [90, 10]
+    assert second == ["RBP(steps=5)", "100.00 %", "9", "1"]
 
 
 def test_a_table_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
