@@ -22,7 +22,7 @@ def files(*names: str) -> list[str]:
 
 
 def test_fit_writes_checkpoints_pictures_and_curves(cli) -> None:
-    estimator = ["--estimator=RBP", "--estimator.steps=60", "--estimator.solver.max_steps=30"]
+    estimator = ["--estimator=RBP", "--estimator.steps=60", "--estimator.solver.max_steps=60"]
     status, out, err = cli("fit", *TINY, *estimator, "--trainer.callbacks.plot_every_n_steps=100")
     assert status == 0, err
     assert f"Logs: {RUN}" in out
