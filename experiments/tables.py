@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,9 @@ def _number(cell: str) -> int | float | str | list[float]:
         return cell
 
 
+RECALL = {"test/exact_recall": "recalled exactly", "test/pixel_error": "wrong pixels"}
+"""The metrics of the associative memory, each with the title of its column."""
+
 TABLES: dict[str, Layout] = {
     "against": _of_numbers(against.table),
     "citation_table": as_written,
@@ -79,7 +83,7 @@ TABLES: dict[str, Layout] = {
     "prefix_sums_table": as_written,
     "random_search": random_search.table,
     "reads": as_written,
-    "recall": sweep_tables.of_estimators({"test/exact_recall": "recalled exactly", "test/pixel_error": "wrong pixels"}),
+    "recall": _of_estimators(partial(sweep_tables.table, shares=RECALL)),
     "reversible": _of_numbers(reversible.table),
     "scaling": _of_numbers(scaling.table),
     "scaling_devices": _of_numbers(scaling.table_of_devices),
