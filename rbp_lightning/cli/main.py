@@ -101,6 +101,8 @@ class RBPLightningCLI(LightningCLI):
             self._subcommand_method_arguments[subcommand] = []
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if "verbose" in self._subcommand_method_arguments[subcommand]:
+            parser.set_defaults(verbose=False)  # Lightning's table cuts long names and numbers; a summary follows
         cast(ConfigParser, parser).help_groups = arrange(parser, subcommand)
         return parser
 
@@ -242,14 +244,18 @@ class RBPLightningCLI(LightningCLI):
         """Prints the summary of the training."""
         print_training(self.trainer)
 
-    def _print_results(self) -> None:
-        print_results(self.trainer)
+    def _print_evaluation(self) -> None:
+        print_results(self.trainer, metrics=not self._get(self.config, "verbose"))
 
-    after_validate = after_test = after_predict = _print_results
+    after_validate = after_test = _print_evaluation
+
+    def after_predict(self) -> None:
+        """Prints the path of the results."""
+        print_results(self.trainer)
 
     def after_audit(self) -> None:
         """Prints the path of the results, and which parameters were audited if no checkpoint was named."""
-        self._print_results()
+        print_results(self.trainer)
         if self.checkpoint is None:
             print_once("These are the gradients of the initial parameters: --ckpt_path names a checkpoint to audit.")
 

@@ -1,5 +1,6 @@
 """The summary that a run prints."""
 
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,12 +29,8 @@ def print_training(trainer: Trainer) -> None:
     if not trainer.is_global_zero:
         return
     best = _best(trainer)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    wanted = shown_metrics(trainer, metrics)
-    margin = max(map(len, wanted), default=0) + 2
     print(f"\nTrained for {trainer.current_epoch} epoch(s), {trainer.global_step} step(s).")
-    for name in wanted:
-        print(f"  {name.ljust(margin)}{metrics[name]:.4g}")
+    hidden = _print_metrics(trainer)
     estimators = [one for one in trainer.callbacks if isinstance(one, GradientEstimator)]  # type: ignore[attr-defined]
     for estimator in estimators:
         print(f"Gradient: {estimator}")
@@ -46,7 +43,6 @@ def print_training(trainer: Trainer) -> None:
     for callback in best:
         print(_best_checkpoint(callback, trainer))
     if folder is not None:
-        hidden = len(metrics) - len(wanted)
         print(f"Logs: {folder}" + (f", with {hidden} more metric(s)" if hidden else ""))
         if isinstance(trainer.logger, TensorBoardLogger):
             print(f"To view them: tensorboard --logdir {shlex.quote(str(folder.parent))}")
@@ -62,17 +58,42 @@ def shown_metrics(trainer: Trainer, names: Iterable[str]) -> list[str]:
         names: The metrics to choose from.
     """
     important = {*trainer.progress_bar_metrics, *(str(one.monitor) for one in _best(trainer))}
-    return sorted(important & set(names) or names)
+    return sorted(important & set(names) or names, key=_in_order)
 
 
-def print_results(trainer: Trainer) -> None:
-    """Prints the path of the results of a validation, test, prediction or audit.
+def _print_metrics(trainer: Trainer) -> int:
+    """Prints the metrics that matter; returns the number of the others."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    wanted = shown_metrics(trainer, metrics)
+    margin = max(map(len, wanted), default=0) + 2
+    for name in wanted:
+        print(f"  {name.ljust(margin)}{metrics[name]:.4g}")
+    return len(metrics) - len(wanted)
+
+
+def _in_order(name: str) -> list[int | str]:
+    """A key by which numbers in names are sorted by value.
+
+    Example:
+        >>> sorted(["test/exact_512", "test/exact_16"], key=_in_order)
+        ['test/exact_16', 'test/exact_512']
+    """
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def print_results(trainer: Trainer, metrics: bool = False) -> None:
+    """Prints metrics and the path of the results of a validation, test, prediction or audit.
 
     Args:
         trainer: The Trainer; its process 0 prints.
+        metrics: Whether there are metrics of this run to print.
     """
     log_dir = trainer.log_dir  # all ranks must ask together
-    if trainer.is_global_zero and log_dir is not None and trainer.loggers and Path(log_dir).exists():
+    if not trainer.is_global_zero:
+        return
+    if metrics and (hidden := _print_metrics(trainer)):
+        print(f"  and {hidden} more (--verbose=true prints all)")
+    if log_dir is not None and trainer.loggers and Path(log_dir).exists():
         _print_pictures(relative(log_dir))
         print(f"Results: {relative(log_dir)}")
 

@@ -21,13 +21,17 @@ def files(*names: str) -> list[str]:
     return sorted(str(path) for name in names for path in Path().rglob(name))
 
 
+def metrics_in(out: str) -> dict[str, float]:
+    return {name: float(value) for name, value in re.findall(r"^ +(\S+/\S+) +([\d.e-]+)$", out, re.MULTILINE)}
+
+
 def test_fit_writes_checkpoints_pictures_and_curves(cli) -> None:
     estimator = ["--estimator=RBP", "--estimator.steps=60", "--estimator.solver.max_steps=60"]
     status, out, err = cli("fit", *TINY, *estimator, "--trainer.callbacks.plot_every_n_steps=100")
     assert status == 0, err
     assert f"Logs: {RUN}" in out
     assert f"Best checkpoint: {RUN}/checkpoints/best.ckpt" in out
-    named = re.findall(r"^ +(\S+/\S+) +[\d.e-]+$", out, re.MULTILINE)
+    named = list(metrics_in(out))
     assert named == ["train/loss", "val/exact_recall", "val/loss", "val/pixel_error"]  # without the monitor's metrics
     pictures = ["adjoint_solve.png", "forward_solve.png", "recall.png", "spectrum.png"]
     assert all(name in out for name in pictures)
@@ -59,6 +63,29 @@ def test_fit_writes_checkpoints_pictures_and_curves(cli) -> None:
     status, out, err = cli(*shlex.split(following))
     assert status == 0, err
     assert files("recall.png") == [f"{RUN}/recall.png", f"{RUN}/test/recall.png"]
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "names"),
+    [
+        ("test", ["test/exact_recall", "test/pixel_error"]),
+        ("validate", ["val/exact_recall", "val/loss", "val/pixel_error"]),
+    ],
+)
+def test_an_evaluation_prints_the_metrics_that_matter_or_all(cli, subcommand: str, names: list[str]) -> None:
+    status, out, err = cli(subcommand, *TINY)
+    assert status == 0, err
+    (folder,) = re.findall("^Results: (.*)$", out, re.MULTILINE)
+    events = EventAccumulator(folder).Reload()
+    logged = {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"] if name != "epoch"}
+    printed = metrics_in(out)
+    assert printed == pytest.approx({name: logged[name] for name in names}, rel=1e-3)
+    assert re.findall(r"and (\d+) more", out) == [str(len(logged) - len(printed))]
+
+    status, out, err = cli(subcommand, *TINY, "--verbose=true")
+    assert status == 0, err
+    assert not metrics_in(out)
+    assert all(name in out for name in logged)
 
 
 @pytest.mark.parametrize("validated", [True, False])
