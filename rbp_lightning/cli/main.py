@@ -112,7 +112,7 @@ class RBPLightningCLI(LightningCLI):
         parser.add_lightning_class_args(FailurePolicy, "policy")
         parser.add_class_arguments(Checkpointing, "checkpoint")
         parser.add_argument("--trust_checkpoint", type=bool, default=False, help=_TRUST)
-        parser.set_defaults({"estimator": {"class_path": "rbp_lightning.NeumannRBP"}})
+        parser.set_defaults({"estimator": {"class_path": "rbp_lightning.Implicit"}})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses the arguments; an error explains in one line what is wrong.

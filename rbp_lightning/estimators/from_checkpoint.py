@@ -35,7 +35,7 @@ def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
     if not isinstance(description, dict):
         raise UserError(
             f"{fspath(path)!r} has no gradient estimator, because its Trainer had none: create one, such as "
-            "NeumannRBP()."
+            "Implicit()."
         )
     made: GradientEstimator = from_description(description, GradientEstimator)
     return made

@@ -39,7 +39,7 @@ class NeedsEstimator(LightningModule):
         """Raises an error with the remedy if there is no estimator."""
         if name != "estimator":
             return super().__getattr__(name)
-        remedy = "give its Trainer one, Trainer(callbacks=[NeumannRBP()]), or set one, module.estimator = NeumannRBP()"
+        remedy = "give its Trainer one, Trainer(callbacks=[Implicit()]), or set one, module.estimator = Implicit()"
         if (recorded := vars(self).get("_recorded_estimator")) is not None:
             remedy = (
                 f"its checkpoint records {described_call(recorded)}; restore that with the checkpoint's path, "

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import rbp_lightning.cli
 from models import HopfieldMemory
+from rbp_lightning import FixedPointLayer
 from tests.cli.options import CONFIG, ROOT, RUN, TINY
 from tests.cli.own import OPTIONS
 from tests.cli.sweep.own import NET
@@ -99,6 +100,13 @@ def test_hparams_name_the_metrics_of_a_module_of_one_s_own(cli, validated: bool)
     assert values["rate"] == 0.01
     assert metrics == (["val/loss"] if validated else ["train/level", "train/loss"])
     assert set(events.Tags()["scalars"]) == {"epoch", "train/level", "train/loss", *metrics}  # and no hp_metric
+
+
+def test_the_default_gradient_is_that_of_a_layer(cli) -> None:
+    status, out, err = cli("fit", *NET, "--print_config")
+    assert status == 0, err
+    name = type(FixedPointLayer(torch.nn.Identity()).estimator).__name__
+    assert yaml.safe_load(out)["estimator"]["class_path"].endswith(f".{name}")
 
 
 def test_a_linear_solver_can_be_set_by_option_or_file(cli) -> None:
