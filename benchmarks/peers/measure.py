@@ -19,6 +19,9 @@ STEP = 10**0.25
 TOLERANCES = [0.1 / STEP**count for count in range(28)]
 """The tolerances to try, loosest first, down to the limit of float32; then the last interval is halved five times."""
 
+PLATEAU = 12
+"""After so many tighter tolerances without a smaller error no more are tried; each factor of 1000 holds as many."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -82,7 +85,7 @@ def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
     Returns:
         The setting, or why there is none.
     """
-    least = float("inf")
+    least, since = float("inf"), 0
     for tol in TOLERANCES:
         try:
             error = error_at(tol)
@@ -90,7 +93,10 @@ def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
             return f"fails: {type(reason).__name__}: {(str(reason).splitlines() or [''])[0][:80]}"
         if error <= target:
             break
+        since = 0 if error < 0.99 * least else since + 1
         least = min(least, error)
+        if since == PLATEAU:
+            return f"error {least:.0e} at best"
     else:
         return f"error {least:.0e} at best"
     loose = tol * STEP

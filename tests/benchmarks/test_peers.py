@@ -101,6 +101,9 @@ def test_a_method_that_fails_or_is_too_inaccurate_is_reported() -> None:
     assert calibrate(case, torch.ones(1), "broken", broken, 0.4, [1e-3]) == ["fails: ValueError: no such thing"]
     assert loosest(lambda tol: 3 + tol, 1e-3) == "error 3e+00 at best"
     assert loosest(lambda tol: max(tol, 2e-6), 1e-6) == "error 2e-06 at best"
+    asked = []
+    assert loosest(lambda tol: asked.append(tol) or 0.5, 1e-3) == "error 5e-01 at best"
+    assert len(asked) < 14  # the tighter tolerances are the slow ones
 
 
 def test_the_loosest_tolerance_that_meets_an_error_is_found() -> None:
