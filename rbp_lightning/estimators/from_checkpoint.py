@@ -34,8 +34,7 @@ def estimator_from_checkpoint(path: str | PathLike[str]) -> GradientEstimator:
     description = load_checkpoint(fspath(path)).get("estimator")
     if not isinstance(description, dict):
         raise UserError(
-            f"{fspath(path)!r} has no gradient estimator, because its Trainer had none: create one, such as "
-            "Implicit()."
+            f"{fspath(path)!r} has no gradient estimator, because its Trainer had none: create one, such as Implicit()."
         )
     made: GradientEstimator = from_description(description, GradientEstimator)
     return made
