@@ -51,7 +51,7 @@ class FailurePolicy(Callback):
         >>> with FailurePolicy(diverged="raise"):
         ...     NeumannRBP(solver=Picard(max_steps=20))(lambda h: 2 * h + 1, torch.zeros(()))
         Traceback (most recent call last):
-        rbp_lightning.errors.ConvergenceError: NeumannRBP: The forward solve took ...
+        rbp_lightning.errors.ConvergenceError: NeumannRBP: The forward solve applied F ...
     """
 
     def __init__(

@@ -68,7 +68,7 @@ def solve_result(
         with in_context(context):
             report(
                 failure,
-                f"{name}: The forward solve took {solve.steps} steps to a relative residual of "
+                f"{name}: The forward solve applied F {solve.steps} times, to a relative residual of "
                 f"{worst:.2e} (tol={solve.solver.tol:g}), status {status.value!r}{whose}"
                 f"{_of_one_leaf(solve)}",
                 parameters_of(image),
