@@ -208,11 +208,16 @@ class GradientEstimator(Callback, ABC):
             names = " and ".join(type(estimator).__name__ for estimator in estimators)
             raise UserError(f"The Trainer has {len(estimators)} gradient estimators ({names}): keep one of them.")
         unshare(trainer, pl_module)
-        self._serve(pl_module)
+        self.serve(pl_module)
         if stage == "fit":
             log_hyperparameters(trainer, pl_module, {"estimator": describe(self)})
 
-    def _serve(self, pl_module: LightningModule) -> None:
+    def serve(self, pl_module: LightningModule) -> None:
+        """Becomes the estimator of a module and of its layers without one of their own.
+
+        Args:
+            pl_module: The module.
+        """
         pl_module.estimator = self  # type: ignore[assignment]
         for module in pl_module.modules():
             if getattr(module, "takes_estimator", False):  # a FixedPointLayer
@@ -220,7 +225,7 @@ class GradientEstimator(Callback, ABC):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Repeats ``setup`` for layers created in ``configure_model``, and lets processes that share them agree."""
-        self._serve(pl_module)
+        self.serve(pl_module)
         begin_agreeing(pl_module)
 
     on_test_start = on_predict_start = on_fit_start

@@ -72,7 +72,7 @@ def loss_of(
     Raises:
         UserError: If the training step returns no loss.
     """
-    module.estimator = estimator  # type: ignore[assignment]
+    estimator.serve(module)
     devices = [module.device] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), ignoring(), observing(make_observer):
         torch.manual_seed(SEED)

@@ -15,6 +15,7 @@ from rbp_lightning.diagnostics.audit.gradient import copy_of, gradient_of, loss_
 from rbp_lightning.errors import UserError
 from rbp_lightning.estimators import BPTT, ExactAdjoint, GradientEstimator, SolveObserver
 from rbp_lightning.fixed_point import FixedPoint
+from rbp_lightning.layer import FixedPointLayer
 from rbp_lightning.linear import JacobianOperator, LinearSolution, norm_bounds, spectral_radius
 from rbp_lightning.linear.symmetry import is_asymmetric
 from rbp_lightning.solvers import FixedPointSolver
@@ -101,8 +102,15 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
         arguments: The arguments of its ``training_step``.
 
     Raises:
-        UserError: If the module does not run in float64, or has no fixed points.
+        UserError: If the module does not run in float64, has no fixed points, or has a layer with an estimator of its
+            own.
     """
+    for name, layer in module.named_modules():
+        if isinstance(layer, FixedPointLayer) and not layer.takes_estimator:
+            raise UserError(
+                f"{type(module).__name__}: its layer {name} has an estimator of its own, {layer.estimator!r}, which an "
+                "audit cannot compare with others: create the layer without one, and give it to the Trainer."
+            )
     configured: GradientEstimator = module.estimator  # type: ignore[assignment]
     # With a tolerance of 0 the number of steps is part of the problem.
     solver = configured.solver
@@ -116,8 +124,8 @@ def reference(module: LightningModule, arguments: Sequence[Any]) -> Reference:
         loss = float(loss_of(copy_of(wide), exact, wide_arguments, lambda: inspection).detach())
         if not inspection.solves:
             raise UserError(
-                f"{type(module).__name__}: its training step calls no self.estimator, so there is no fixed point to "
-                "audit: call self.estimator(f, start) in it."
+                f"{type(module).__name__}: its training step solves no fixed point with the Trainer's estimator: "
+                "call self.estimator(f, start) in it, or a FixedPointLayer."
             )
         settled = inspection.residual <= SETTLED
         if settled:

@@ -42,7 +42,8 @@ class AuditTrainer(Trainer):
         ``audit.json`` and ``audit.png`` into the log folder, and logs the plot.
 
         Args:
-            model: The module, whose training step calls ``self.estimator``.
+            model: The module, whose training step calls ``self.estimator`` or a ``FixedPointLayer`` without an
+                estimator of its own.
             train_dataloaders: The training data, as for ``fit``.
             datamodule: A data module, instead of ``train_dataloaders``.
             ckpt_path: A checkpoint whose parameters to audit; ``None`` for the module's own.

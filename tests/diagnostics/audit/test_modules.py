@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.data import DataLoader
 
-from rbp_lightning import EquilibriumMonitor, NeumannRBP, Picard, UserError
+from rbp_lightning import JFB, EquilibriumMonitor, FixedPointLayer, GradientEstimator, NeumannRBP, Picard, UserError
 from tests.cells import loss_of
 from tests.diagnostics.audit.audited import Exact, audit, batches, make_trainer
 from tests.training import Tanh, vectors
@@ -123,10 +123,44 @@ class ByHand(Exact):
         self.automatic_optimization = False
 
 
+class Cell(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, state: Tensor, drive: Tensor) -> Tensor:
+        return torch.tanh(state @ self.weight + drive)
+
+
+class Layered(Exact):
+    """The same module with a layer."""
+
+    def __init__(self, estimator: GradientEstimator | None = None) -> None:
+        super().__init__()
+        self.layer = FixedPointLayer(Cell(self.weight), estimator)
+
+    def training_step(self, batch: Any) -> Tensor:
+        return loss_of(self.layer(self.drive))
+
+
+class LayerWithItsOwn(Layered):
+    def __init__(self) -> None:
+        super().__init__(JFB())
+
+
+def test_the_gradients_of_a_layer_are_compared_as_those_of_a_module() -> None:
+    found = [audit(module, NeumannRBP(3), steps=[1, 5, 20]) for module in (Exact(), Layered())]
+    errors, errors_of_layer = ({row.gradient: row.relative_error for row in one.measurements} for one in found)
+    assert errors_of_layer == pytest.approx(errors, rel=1e-2, abs=1e-6)
+    assert len({round(errors[f"NeumannRBP(steps={count})"], 9) for count in (1, 5, 20)}) == 3
+    torch.testing.assert_close(found[1].references[0].gradient, found[0].references[0].gradient)
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (NoFixedPoint, "no self.estimator"),
+        (LayerWithItsOwn, r"layer layer has an estimator of its own, JFB\("),
+        (NoFixedPoint, "call self.estimator"),
         (NoLoss, "returned NoneType"),
         (DictWithoutLoss, "returned NoneType"),
         (Noisy, "draws others in another precision"),
