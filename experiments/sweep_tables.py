@@ -19,7 +19,8 @@ def table(rows: list[Row], estimators: list[str], shares: dict[str, str]) -> str
     for estimator in estimators:
         runs = [row for row in rows if row["estimator"] == estimator]
         percentages = [mean_and_spread([100 * float(run[metric]) for run in runs]) for metric in shares]
-        seconds = statistics.median(float(run["seconds"]) for run in runs)
+        seconds = [float(run["seconds"]) for run in runs if run["seconds"]]  # resumed runs have none
         name = title({"estimator": estimator})
-        lines.append([name, *(f"{one} %" for one in percentages), f"{seconds:.0f}", len(runs)])
+        middle = f"{statistics.median(seconds):.0f}" if seconds else "–"  # noqa: RUF001
+        lines.append([name, *(f"{one} %" for one in percentages), middle, len(runs)])
     return markdown(["gradient", *shares.values(), "seconds", "seeds"], lines)

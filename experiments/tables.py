@@ -16,7 +16,6 @@ from benchmarks.report import as_written
 from benchmarks.scaling import compare as scaling
 from experiments import (
     classification,
-    hypergradient,
     hypergradient_error,
     hypergradient_products,
     random_search,
@@ -24,7 +23,7 @@ from experiments import (
     sweep_tables,
 )
 from experiments.one_step import pages as one_step
-from experiments.paper import documents
+from experiments.paper import documents, hyperparameters
 from experiments.runs import Row
 from rbp_lightning.errors import UserError
 
@@ -59,6 +58,7 @@ RECALL = {"test/exact_recall": "recalled exactly", "test/pixel_error": "wrong pi
 
 TABLES: dict[str, Layout] = {
     "against": _of_numbers(against.table),
+    "citation_cora": _of_estimators(partial(sweep_tables.table, shares={"test/accuracy": "test accuracy"})),
     "citation_table": as_written,
     "claims": as_written,
     "classification_digits": _of_estimators(classification.table),
@@ -70,10 +70,10 @@ TABLES: dict[str, Layout] = {
     "floors": _of_numbers(floors.table),
     "gradients": gradients.table,
     "graphs": _of_numbers(graphs.table),
-    "hypergradient": _of_estimators(hypergradient.table),
     "hypergradient_error": _of_numbers(hypergradient_error.table),
     "hypergradient_minibatches": _of_numbers(hypergradient_products.table_of_minibatches),
     "hypergradient_products": _of_numbers(hypergradient_products.table_of_products),
+    "hyperparameters": _of_estimators(hyperparameters.table),
     "jax": peers.tables,
     "jax_compilation": jax_peers.table_of_compilation,
     "mazes": reasoning.table_of_file,

@@ -124,9 +124,10 @@ def rivals_at(steps: int, values: dict[str, list[float]]) -> dict[str, list[floa
 
     Args:
         steps: Truncation steps; ``BPTT`` has none.
-        values: For each estimator, as ``NAME`` or ``NAME:STEPS``, a value for each seed.
+        values: For each estimator that was run, as ``NAME`` or ``NAME:STEPS``, a value for each seed.
     """
-    return {name: values[name] for name in ("BPTT", *(f"{one}:{steps}" for one in ("TBPTT", "RBP", "CGRBP")))}
+    names = ("BPTT", *(f"{one}:{steps}" for one in ("TBPTT", "RBP", "CGRBP")))
+    return {name: values[name] for name in names if name in values}
 
 
 def best_of_all(

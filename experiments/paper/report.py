@@ -13,17 +13,18 @@ import torch
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.report import as_written, write_csv
-from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability
+from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability, truncation_cost
 from experiments.paper.findings import LEVEL, RELEVANT, Finding, claims, table
 from experiments.runs import Row, read_runs, run_missing
 from rbp_lightning.errors import UserError
 
-Domain = Literal["associative_memory", "documents", "hyperparameters", "instability", "first_state"]
+Domain = Literal["associative_memory", "documents", "hyperparameters", "truncation_cost", "instability", "first_state"]
 
 DOMAINS: dict[Domain, ModuleType] = {
     "associative_memory": associative_memory,
     "documents": documents,
     "hyperparameters": hyperparameters,
+    "truncation_cost": truncation_cost,
     "instability": instability,
     "first_state": first_state,
 }
@@ -38,9 +39,9 @@ the gradient, as `RBP` does here. Errors are those of the adjoint, and a range c
 
 LEGEND = f"""Two estimators differ if their means are more than {RELEVANT:.1%} apart and a paired t-test over the seeds
 is significant at {LEVEL:.0%}, without correction for the number of comparisons; otherwise the comparison is
-*inconclusive*. For time and memory, *agrees* means a ratio of the slopes between {1 / hyperparameters.SLOPES:g} and
-{hyperparameters.SLOPES:g}, a growth of less than {hyperparameters.GROWTH:.0%} where there should be none, and a point
-within {hyperparameters.GROWTH:.0%} of the straight line. Other programs ran on the machine while times were
+*inconclusive*. For time and memory, *agrees* means a ratio of the slopes between {1 / truncation_cost.SLOPES:g} and
+{truncation_cost.SLOPES:g}, a growth of less than {truncation_cost.GROWTH:.0%} where there should be none, and a point
+within {truncation_cost.GROWTH:.0%} of the straight line. Other programs ran on the machine while times were
 measured."""
 
 
@@ -126,10 +127,10 @@ def paper(
     """The paper's experiments, repeated.
 
     Runs associative memory, document classification and hyperparameter optimisation with the five estimators and
-    several seeds, and recurrent back-propagation in settings where it may be unstable. Writes a report with tables,
-    pictures, and each claim of the paper next to the result; claims.csv has the claims alone. Finished runs are kept
-    in a CSV file per domain, and repeated only if the config changed, so an interrupted command continues where it
-    stopped. If the code changed, delete the files.
+    several seeds, measures the cost of truncation steps, and runs recurrent back-propagation in settings where it may
+    be unstable. Writes a report with tables, pictures, and each claim of the paper next to the result; claims.csv has
+    the claims alone. Finished runs are kept in a CSV file per domain, and repeated only if the config changed, so an
+    interrupted command continues where it stopped. If the code changed, delete the files.
 
     Args:
         domains: The experiments to run.

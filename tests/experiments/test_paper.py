@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from experiments import tables
-from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability
+from experiments.paper import associative_memory, documents, first_state, hyperparameters, instability, truncation_cost
 from experiments.paper.findings import MEMORY, TAPE, Errors, Finding, best_of_all, claims, less, table
 from experiments.paper.report import DOMAINS, Domain, findings_of, paper
 from experiments.paper.report import rows_of as rows_of_domain
@@ -29,8 +29,9 @@ SHORT = {
     documents: "--trainer.max_epochs=2 --trainer.check_val_every_n_epoch=2 --estimator.solver.max_steps=21 "
     "--model.cell.num_hidden=16 --trainer.callbacks=null",  # the monitor has its own tests
     hyperparameters: "--trainer.max_epochs=3 --estimator.solver.max_steps=40",
+    truncation_cost: "--trainer.max_epochs=3 --estimator.solver.max_steps=40",
 }
-STEPS = {associative_memory: [20], hyperparameters: [4, 20, 40]}
+STEPS = {associative_memory: [20], hyperparameters: [20], truncation_cost: [4, 20, 40]}
 """Truncation steps of the estimators; three are needed to check for linear growth of memory."""
 FEW = ["RBP", "RBP:60", "NeumannRBP"]
 """Estimators of the classification of documents."""
@@ -59,18 +60,19 @@ def run(folder: Path, *domains: Domain) -> str:
 @pytest.mark.usefixtures("short", "no_data")
 def test_the_report_without_data_and_from_stored_runs(tmp_path: Path, capsys) -> None:
     with pytest.raises(UserError, match="leaves out documents"):
-        run(tmp_path, "associative_memory", "documents", "hyperparameters")
+        run(tmp_path, "associative_memory", "documents", "hyperparameters", "truncation_cost")
     report, told = (tmp_path / "REPORT.md").read_text(), capsys.readouterr().err
     assert re.search(r"estimator=RBP:60.* failed: Missing .*planetoid", told)
     assert "documents: left out. 3 of 3 runs" in told
-    for name in (associative_memory.NAME, hyperparameters.NAME, "--quick=true", "--seeds=1", __version__):
+    names = [domain.NAME for domain in (associative_memory, hyperparameters, truncation_cost)]
+    for name in (*names, "--quick=true", "--seeds=1", __version__):
         assert name in report
     pictures = sorted(tmp_path.glob("*.png"))
     assert [picture.name for picture in pictures] == [
-        "hyperparameters_cost.png",
         "hyperparameters_curves.png",
         "memory_curves.png",
         "memory_recall.png",
+        "truncation_cost.png",
     ]
     for picture in pictures:
         assert f"({picture.name})" in report
