@@ -47,7 +47,7 @@ def _table(rows: list[Row]) -> str:
 def _draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     time_panel, memory_panel = figure.subplots(1, 2)
-    for name in ("TBPTT", "RBP", "NeumannRBP", "CGRBP"):
+    for name in dict.fromkeys(row["estimator"].partition(":")[0] for row in rows if ":" in row["estimator"]):
         for panel, measured, unit in ((time_panel, "seconds", 1), (memory_panel, "peak_bytes", 2**20)):
             values = [[value / unit for value in values_of(rows, f"{name}:{steps}", measured)] for steps in STEPS]
             means = [np.mean(one) for one in values]

@@ -41,8 +41,11 @@ FEW = ["RBP", "RBP:60", "NeumannRBP"]
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The quick mode with even fewer epochs and steps, and with logs in a temporary folder."""
     for domain, steps in STEPS.items():
+        estimators = truncated(steps)
+        if domain is truncation_cost:  # the two that the claims are about
+            estimators = [name for name in estimators if name.startswith(("TBPTT", "NeumannRBP"))]
         monkeypatch.setattr(domain, "STEPS", steps)
-        monkeypatch.setattr(domain, "QUICK", replace(domain.QUICK, estimators=truncated(steps)))
+        monkeypatch.setattr(domain, "QUICK", replace(domain.QUICK, estimators=estimators))
     monkeypatch.setattr(documents, "ESTIMATORS", FEW)
     monkeypatch.setattr(documents, "QUICK", replace(documents.QUICK, estimators=FEW))
     for domain, own in SHORT.items():
