@@ -13,7 +13,16 @@ import yaml
 from jsonargparse.typing import PositiveInt
 
 from benchmarks.report import markdown
-from experiments.runs import Row, config_keys, estimator_arguments, fit, label, mean_and_spread, run_missing
+from experiments.runs import (
+    Row,
+    config_keys,
+    estimator_arguments,
+    estimators_in,
+    fit,
+    label,
+    mean_and_spread,
+    run_missing,
+)
 from models.equilibrium_reasoner.curves import curves
 from rbp_lightning import UserError
 from rbp_lightning.cli.averaged_weights import stop_averaging
@@ -118,7 +127,7 @@ def table_of_file(rows: list[Row]) -> str:
     """
     named = [found.groups() for name in rows[0] if (found := re.fullmatch(r"exact_(\d+)_?(.*)", name))]
     sizes, kinds = (list(dict.fromkeys(found)) for found in zip(*named, strict=True))
-    return table(rows, list(dict.fromkeys(row["estimator"] for row in rows)), list(map(int, sizes)), kinds[1:])
+    return table(rows, estimators_in(rows), list(map(int, sizes)), kinds[1:])
 
 
 def plot(rows: list[Row], estimator: str, sizes: list[int], also: Sequence[str], path: Path) -> None:

@@ -60,6 +60,11 @@ def estimator_arguments(estimator: str) -> list[str]:
     return [f"--estimator={name}", *([f"--estimator.steps={steps}"] if steps else [])]
 
 
+def estimators_in(rows: list[Row]) -> list[str]:
+    """The estimators of runs, in the order of their first runs."""
+    return list(dict.fromkeys(row["estimator"] for row in rows))
+
+
 def label(estimator: str) -> str:
     """The name of ``NAME`` or ``NAME:STEPS`` in tables and pictures."""
     name, _, steps = estimator.partition(":")

@@ -3,20 +3,19 @@
 import statistics
 
 from benchmarks.report import markdown
-from experiments.runs import Row, mean_and_spread
+from experiments.runs import Row, estimators_in, mean_and_spread
 from rbp_lightning.cli.sweep.variations import title
 
 
-def table(rows: list[Row], estimators: list[str], shares: dict[str, str]) -> str:
+def table(rows: list[Row], shares: dict[str, str]) -> str:
     """Formats means and standard deviations over the seeds, and median seconds, as Markdown.
 
     Args:
         rows: Runs of one sweep, from the CSV file.
-        estimators: The estimators, as in the file, one for each row.
         shares: The metrics, from 0 to 1, each with the title of its column; they are shown in percent.
     """
     lines = []
-    for estimator in estimators:
+    for estimator in estimators_in(rows):
         runs = [row for row in rows if row["estimator"] == estimator]
         percentages = [mean_and_spread([100 * float(run[metric]) for run in runs]) for metric in shares]
         seconds = [float(run["seconds"]) for run in runs if run["seconds"]]  # resumed runs have none

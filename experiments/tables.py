@@ -24,7 +24,7 @@ from experiments import (
 )
 from experiments.one_step import pages as one_step
 from experiments.paper import documents, hyperparameters
-from experiments.runs import Row
+from experiments.runs import Row, estimators_in
 from rbp_lightning.errors import UserError
 
 PAGES = Path("docs")
@@ -41,7 +41,7 @@ def _of_numbers(layout: Layout) -> Layout:
 
 def _of_estimators(table: Callable[[list[Row], list[str]], str]) -> Layout:
     """A layout of all runs of a file, from a table that takes the runs and their estimators."""
-    return lambda rows: table(rows, list(dict.fromkeys(row["estimator"] for row in rows)))
+    return lambda rows: table(rows, estimators_in(rows))
 
 
 def _number(cell: str) -> int | float | str | list[float]:
@@ -58,7 +58,7 @@ RECALL = {"test/exact_recall": "recalled exactly", "test/pixel_error": "wrong pi
 
 TABLES: dict[str, Layout] = {
     "against": _of_numbers(against.table),
-    "citation_cora": _of_estimators(partial(sweep_tables.table, shares={"test/accuracy": "test accuracy"})),
+    "citation_cora": partial(sweep_tables.table, shares={"test/accuracy": "test accuracy"}),
     "citation_table": as_written,
     "claims": as_written,
     "classification_digits": _of_estimators(classification.table),
@@ -73,7 +73,7 @@ TABLES: dict[str, Layout] = {
     "hypergradient_error": _of_numbers(hypergradient_error.table),
     "hypergradient_minibatches": _of_numbers(hypergradient_products.table_of_minibatches),
     "hypergradient_products": _of_numbers(hypergradient_products.table_of_products),
-    "hyperparameters": _of_estimators(hyperparameters.table),
+    "hyperparameters": hyperparameters.table,
     "jax": peers.tables,
     "jax_compilation": jax_peers.table_of_compilation,
     "mazes": reasoning.table_of_file,
@@ -83,7 +83,7 @@ TABLES: dict[str, Layout] = {
     "prefix_sums_table": as_written,
     "random_search": random_search.table,
     "reads": as_written,
-    "recall": _of_estimators(partial(sweep_tables.table, shares=RECALL)),
+    "recall": partial(sweep_tables.table, shares=RECALL),
     "reversible": _of_numbers(reversible.table),
     "scaling": _of_numbers(scaling.table),
     "scaling_devices": _of_numbers(scaling.table_of_devices),

@@ -22,7 +22,7 @@ Evaluate:
   predict    Let a model predict.
 
 Trust:
-  audit      Compare the gradients of all estimators with the exact one.
+  audit      Compare the gradients of the estimators with the exact one.
 
 Options of every command:
   -c, --config FILE  Take options from a YAML file; what comes later wins.

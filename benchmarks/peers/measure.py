@@ -20,7 +20,7 @@ TOLERANCES = [0.1 / STEP**count for count in range(28)]
 """The tolerances to try, loosest first, down to the limit of float32; then the last interval is halved five times."""
 
 PLATEAU = 12
-"""After so many tighter tolerances without a smaller error no more are tried; each factor of 1000 holds as many."""
+"""The search ends after this many tighter tolerances, a factor of 1000, without a smaller error."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def loosest(error_at: Callable[[float], float], target: float) -> Setting | str:
         since = 0 if error < 0.99 * least else since + 1
         least = min(least, error)
         if since == PLATEAU:
-            return f"error {least:.0e} at best"
-    else:
+            break
+    if not error <= target:
         return f"error {least:.0e} at best"
     loose = tol * STEP
     for _ in range(5):

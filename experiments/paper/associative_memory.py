@@ -12,7 +12,7 @@ from benchmarks.report import markdown
 from experiments.paper.findings import EFFECTIVE, UNSTABLE, Finding, best_of_all, less, rivals_at
 from experiments.paper.plots import bands, curves_at
 from experiments.paper.runs import Curve, Measured, Scale, fit, truncated, values_of, watched
-from experiments.runs import Row, label, mean_and_spread
+from experiments.runs import Row, estimators_in, label, mean_and_spread
 
 NAME = "Associative memory"
 LEVELS = (0.1, 0.3, 0.5, 0.7)
@@ -114,7 +114,7 @@ def section(rows: list[Row], folder: Path) -> str:
     """
     bands(curves_at(STEPS, rows), folder / "memory_curves.png", "training, in percent", "training loss", "log")
     _draw_recall(rows, folder / "memory_recall.png")
-    estimators = list(dict.fromkeys(row["estimator"] for row in rows))
+    estimators = estimators_in(rows)
     return f"""Ten clean binarised images are stored. They are recalled from images in which a share of the on pixels is
 erased, twenty times each. The table shows the percentage of wrong pixels, mean and standard deviation over the seeds.
 An estimator warns at most once per epoch.
@@ -133,7 +133,7 @@ An estimator warns at most once per epoch.
 def findings(rows: list[Row]) -> list[Finding]:
     """Compares these runs with the paper's findings."""
     last = STEPS[-1]
-    losses = {name: values_of(rows, name, "loss") for name in dict.fromkeys(row["estimator"] for row in rows)}
+    losses = {name: values_of(rows, name, "loss") for name in estimators_in(rows)}
     found = [
         less(
             UNSTABLE,

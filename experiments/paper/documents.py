@@ -11,7 +11,7 @@ from benchmarks.report import markdown
 from experiments.paper.findings import EFFECTIVE, UNSTABLE, Finding, best_of_all, less
 from experiments.paper.plots import bands
 from experiments.paper.runs import Measured, Scale, curve_text, watched
-from experiments.runs import Row, estimator_arguments, fit_and_test, label, mean_and_spread
+from experiments.runs import Row, estimator_arguments, estimators_in, fit_and_test, label, mean_and_spread
 from rbp_lightning.solvers import Update
 
 NAME = "Documents"
@@ -129,7 +129,7 @@ def section(rows: list[Row], folder: Path) -> str:
         folder: The folder of the pictures.
     """
     configs = list(dict.fromkeys(row["config"] for row in rows))
-    estimators = list(dict.fromkeys(row["estimator"] for row in rows))
+    estimators = estimators_in(rows)
     curves = {
         config: {label(name): [row["differences"] for row in rows if _is(row, config, name)] for name in estimators}
         for config in configs

@@ -6,7 +6,7 @@ from benchmarks.report import markdown
 from experiments.paper.findings import UNSTABLE, Finding, less
 from experiments.paper.instability import UNSCALED, called
 from experiments.paper.runs import Curve, Measured, Scale, fit, values_of, watched
-from experiments.runs import Row, mean_and_spread
+from experiments.runs import Row, estimators_in, mean_and_spread
 
 NAME = "Instability with the features in the first state"
 STARTS = {UNSCALED: "unscaled start", "RBP": "scaled start"}
@@ -47,7 +47,7 @@ def section(rows: list[Row], folder: Path) -> str:
         folder: The folder of the pictures; there are none.
     """
     lines = []
-    for name in dict.fromkeys(row["estimator"] for row in rows):
+    for name in estimators_in(rows):
         losses, accuracies = (values_of(rows, name, figure) for figure in ("loss", "test_accuracy"))
         lines.append([called(name), mean_and_spread(losses, 4), f"{mean_and_spread(accuracies)} %", len(losses)])
     return f"""In the released code the features enter the first state only, and not every step as in the section on

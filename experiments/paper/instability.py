@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.report import markdown
 from experiments.paper.findings import UNSTABLE, Errors, Finding, less, percent
 from experiments.paper.runs import Curve, Measured, Scale, fit, values_of, watched
-from experiments.runs import Row, label, mean_and_spread
+from experiments.runs import Row, estimators_in, label, mean_and_spread
 from rbp_lightning import Implicit, NeumannRBP, Richardson, attach_gradient, ignoring
 from rbp_lightning.pytree import Vector
 from rbp_lightning.solvers import FixedPointSolver
@@ -136,7 +136,7 @@ def section(rows: list[Row], folder: Path) -> str:
         folder: The folder of the pictures; there are none.
     """
     lines = []
-    for name in dict.fromkeys(row["estimator"] for row in rows):
+    for name in estimators_in(rows):
         losses = values_of(rows, name, "loss")
         errors = [_power(values_of(rows, name, error)) for error in ERRORS]
         lines.append([called(name), *errors, mean_and_spread(losses, 4), len(losses)])

@@ -10,7 +10,7 @@ from benchmarks.report import markdown
 from experiments.paper import hyperparameters
 from experiments.paper.findings import MEMORY, TAPE, TIME, Finding
 from experiments.paper.runs import Scale, truncated, values_of
-from experiments.runs import Row, label, mean_and_spread
+from experiments.runs import Row, estimators_in, label, mean_and_spread
 
 NAME = "Cost of the truncation steps"
 WHERE = "hyperparameters of a training"
@@ -36,7 +36,7 @@ run = hyperparameters.run
 
 def _table(rows: list[Row]) -> str:
     lines = []
-    for name in dict.fromkeys(row["estimator"] for row in rows):
+    for name in estimators_in(rows):
         losses = values_of(rows, name, "loss")
         seconds = statistics.median(values_of(rows, name, "seconds"))
         memory = mean_and_spread([value / 2**20 for value in values_of(rows, name, "peak_bytes")], 1)
@@ -47,7 +47,7 @@ def _table(rows: list[Row]) -> str:
 def _draw(rows: list[Row], path: Path) -> None:
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     time_panel, memory_panel = figure.subplots(1, 2)
-    for name in dict.fromkeys(row["estimator"].partition(":")[0] for row in rows if ":" in row["estimator"]):
+    for name in dict.fromkeys(one.partition(":")[0] for one in estimators_in(rows) if ":" in one):
         for panel, measured, unit in ((time_panel, "seconds", 1), (memory_panel, "peak_bytes", 2**20)):
             values = [[value / unit for value in values_of(rows, f"{name}:{steps}", measured)] for steps in STEPS]
             means = [np.mean(one) for one in values]

@@ -28,7 +28,7 @@ _DESCRIPTIONS = {
     "validate": "Evaluates a model on the validation data.",
     "test": "Evaluates a model on the test data.",
     "predict": "Runs a model on the prediction data.",
-    "audit": "Compares the gradients of all estimators with the exact gradient on training batches, without training.",
+    "audit": "Compares the gradients of the estimators with the exact gradient on training batches, without training.",
 }
 
 _SECTIONS = (
@@ -69,6 +69,7 @@ _HELP = {
     "auto, the last checkpoint of this run if there is one.",
     "weights_only": "Leave it out: checkpoints are always loaded with weights_only=true.",
     "seed_everything": "The seed; true draws one at random.",
+    "verbose": "Whether to print all metrics, in Lightning's table.",
 }
 """Replaces help of Lightning's that does not apply here."""
 

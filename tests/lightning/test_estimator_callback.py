@@ -198,6 +198,6 @@ def test_max_steps_of_a_call_override_those_of_the_solver(estimator: GradientEst
             estimator(update, torch.ones(2, 4), max_steps=19)
 
 
-def test_the_error_of_a_failing_solve_names_the_steps_that_it_took() -> None:
+def test_the_error_of_a_failing_solve_says_how_often_f_was_applied() -> None:
     with FailurePolicy(not_converged="raise"), pytest.raises(RuntimeError, match="applied F 7 times"):
         NeumannRBP(solver=Picard(500, 1e-6))(lambda h: 0.9 * h + 1, torch.zeros(2), max_steps=6)

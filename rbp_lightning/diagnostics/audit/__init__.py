@@ -1,4 +1,4 @@
-"""The gradient audit: compares the gradients of all estimators with the exact gradient."""
+"""The gradient audit: compares the gradients of the estimators with the exact gradient."""
 
 from rbp_lightning.diagnostics.audit.advice import advise
 from rbp_lightning.diagnostics.audit.gradient_audit import GradientAudit

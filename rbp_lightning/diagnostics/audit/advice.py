@@ -18,7 +18,7 @@ def summaries(measurements: Iterable[Measurement]) -> list[Measurement]:
     """Summarises each estimator over the batches: the worst of each figure, and the mean time.
 
     Args:
-        measurements: The measurements of all estimators on all batches.
+        measurements: The measurements of the estimators on all batches.
     """
     grouped: dict[str, list[Measurement]] = {}
     for measurement in measurements:

@@ -94,7 +94,7 @@ class GradientAudit(Callback):
 
     Attributes:
         references: The reference of each batch.
-        measurements: The measurements of all estimators on all batches.
+        measurements: The measurements of the estimators on all batches.
         solvers: The measurements of the forward solvers.
         left_out: The estimators that cannot be applied to the module, and why.
         advice: The advice.

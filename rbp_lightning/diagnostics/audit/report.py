@@ -111,7 +111,7 @@ def write_files(
     Args:
         folder: The folder, which is created if missing.
         references: The reference of each batch.
-        measurements: The measurements of all estimators on all batches.
+        measurements: The measurements of the estimators on all batches.
         measured: The summary of each estimator.
         left_out: The estimators that cannot be applied, and why.
         solvers: The measurements of the forward solvers.

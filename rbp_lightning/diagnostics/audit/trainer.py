@@ -34,7 +34,7 @@ class AuditTrainer(Trainer):
         error: float = 0.01,
         steps: Sequence[int] = (1, 2, 5, 10, 20, 50),
     ) -> GradientAudit:
-        """Compares the gradients of all estimators with the exact gradient on training batches, without training.
+        """Compares the gradients of the estimators with the exact gradient on training batches, without training.
 
         The exact gradient is computed in float64, at a fixed point solved to 1e-12, by a dense solution of the adjoint
         equation or, for more than 512 elements in a sample, by GMRES. If the forward solve does not converge, the
