@@ -63,6 +63,7 @@ TABLES: dict[str, Layout] = {
     "claims": as_written,
     "classification_digits": _of_estimators(classification.table),
     "classification_mnist": _of_estimators(classification.table),
+    "classification_mnist_cost": _of_estimators(classification.table),
     "cora_epoch_table": as_written,
     "cost": _of_numbers(cost.tables_of_file),
     "derivatives": as_written,

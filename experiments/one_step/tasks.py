@@ -78,7 +78,8 @@ TASKS = {
         arguments=[
             *["--data.cells=3", "--data.test_cells=[3,6]", "--data.num_val=1", "--model.random_steps=[8,24]"],
             # Variants add a random start and a penalty; without them, a training is plain.
-            *["--model.random_start=false", "--model.residual_penalty=0", "--estimator.solver.max_steps=24"],
+            *["--model.random_start=false", "--model.residual_penalty=0", "--data.num_train=3200"],
+            *["--estimator.solver=Picard", "--estimator.solver.max_steps=24", "--estimator.solver.tol=0"],
         ],
     ),
     "digits": Task(

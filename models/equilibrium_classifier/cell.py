@@ -1,5 +1,6 @@
 """The interface of cells for image classification."""
 
+import itertools
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -17,9 +18,9 @@ NORMS: tuple[Norm, ...] = ("infinity", "frobenius", "spectral")
 class ImageCell(nn.Module, ABC):
     """A contraction of feature maps, which an ``EquilibriumClassifier`` iterates with an image injected at every step.
 
-    The image goes through a stem once: a convolution of stride 2 for each halving of its sides, or one of stride 1
-    without any. Batch normalisation is in the stem and the readout but not in the update, where samples must not affect
-    each other.
+    The image goes through a stem once: at each halving of its sides a convolution of stride 2, or one of stride 1
+    without any halving, followed by ``depth - 1`` more. As many precede the readout. Batch normalisation is in the stem
+    and the readout but not in the update, where samples must not affect each other.
 
     Constructor arguments must be plain values, each kept in an attribute of the same name, from which checkpoints
     record them.
@@ -31,13 +32,14 @@ class ImageCell(nn.Module, ABC):
         halvings: Number of times that the sides of an image are halved, at least 0.
         norm: The norm in which the update is a contraction, as for ``contractive``.
         bound: The contraction constant, in (0, 1).
+        depth: Number of convolutions at each resolution of the stem, at least 1.
 
     Raises:
         UserError: If an argument is out of its range.
     """
 
     def __init__(
-        self, num_channels: int, num_classes: int, num_hidden: int, halvings: int, norm: Norm, bound: float
+        self, num_channels: int, num_classes: int, num_hidden: int, halvings: int, norm: Norm, bound: float, depth: int
     ) -> None:
         super().__init__()
         self.num_channels = check_count(self, "num_channels", num_channels, 1)
@@ -48,6 +50,7 @@ class ImageCell(nn.Module, ABC):
         self.bound = check_number(self, "bound", bound, 0.0, low_allowed=False)
         if bound >= 1:
             raise UserError(f"{type(self).__name__}: bound={bound!r} must be below 1 for a contraction: lower it.")
+        self.depth = check_count(self, "depth", depth, 1, 100)
 
     @abstractmethod
     def start(self, images: Tensor) -> tuple[Update, State]:
@@ -69,30 +72,36 @@ POOLED = 3
 """Height and width to which feature maps are pooled for the readout."""
 
 
-def stem(num_channels: int, num_hidden: int, halvings: int) -> nn.Sequential:
+def stem(num_channels: int, num_hidden: int, halvings: int, depth: int) -> nn.Sequential:
     """Returns the convolutions that turn images into feature maps.
 
     Args:
         num_channels: Number of channels of an image.
         num_hidden: Number of channels of a feature map.
-        halvings: Number of times that the sides are halved; with 0 there is one convolution of stride 1.
+        halvings: Number of times that the sides are halved; with 0 there is one resolution, that of the image.
+        depth: Number of convolutions at each resolution.
     """
     layers: list[nn.Module] = []
     channels = num_channels
-    for _ in range(halvings - 1):
-        layers += [_convolution(channels, num_hidden // 2 or 1, stride=2), nn.ReLU()]
-        channels = num_hidden // 2 or 1
-    return nn.Sequential(*layers, _convolution(channels, num_hidden, stride=2 if halvings else 1))
+    widths = [*[num_hidden // 2 or 1] * (halvings - 1), num_hidden]
+    for width, index in itertools.product(widths, range(depth)):
+        layers += [_convolution(channels, width, stride=2 if halvings and index == 0 else 1), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*layers[:-1])
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs))
 
 
-def pooled(num_hidden: int) -> nn.Module:
+def pooled(num_hidden: int, depth: int) -> nn.Module:
     """Returns a module that pools a feature map to ``POOLED`` x ``POOLED`` averages per channel, as a vector.
 
     Args:
         num_hidden: Number of channels of the feature map.
+        depth: Number of layers before the pooling: normalisation, and convolutions after it.
     """
-    return nn.Sequential(nn.BatchNorm2d(num_hidden), nn.AdaptiveAvgPool2d(POOLED), nn.Flatten())
+    layers: list[nn.Module] = [nn.BatchNorm2d(num_hidden)]
+    for _ in range(depth - 1):
+        layers += [_convolution(num_hidden, num_hidden, stride=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(POOLED), nn.Flatten())

@@ -21,6 +21,7 @@ class ConvolutionalImageCell(ImageCell):
         halvings: Number of times that the sides of an image are halved before it is injected.
         norm: The norm in which the update is a contraction.
         bound: The contraction constant, in (0, 1).
+        depth: Number of convolutions at each resolution of the stem; one less precede the readout.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -40,11 +41,12 @@ class ConvolutionalImageCell(ImageCell):
         halvings: int = 1,
         norm: Norm = "infinity",
         bound: float = 0.9,
+        depth: int = 1,
     ) -> None:
-        super().__init__(num_channels, num_classes, num_hidden, halvings, norm, bound)
-        self.stem = stem(num_channels, num_hidden, halvings)
+        super().__init__(num_channels, num_classes, num_hidden, halvings, norm, bound, depth)
+        self.stem = stem(num_channels, num_hidden, halvings, depth)
         self.hidden = contractive(nn.Conv2d(num_hidden, num_hidden, 3, padding=1, bias=False), bound, norm)
-        self.readout = nn.Sequential(pooled(num_hidden), nn.Linear(num_hidden * POOLED**2, num_classes))
+        self.readout = nn.Sequential(pooled(num_hidden, depth), nn.Linear(num_hidden * POOLED**2, num_classes))
 
     def start(self, images: Tensor) -> tuple[Update, State]:
         """Computes d, and returns the update and a state of zeros."""

@@ -27,6 +27,7 @@ class MultiscaleImageCell(ImageCell):
         halvings: Number of times that the sides of an image are halved before it is injected.
         norm: The norm in which the update is a contraction.
         bound: The contraction constant, in (0, 1).
+        depth: Number of convolutions at each resolution of the stem; one less precede the readout.
 
     Raises:
         UserError: If an argument is out of its range.
@@ -46,10 +47,11 @@ class MultiscaleImageCell(ImageCell):
         halvings: int = 1,
         norm: Norm = "infinity",
         bound: float = 0.9,
+        depth: int = 1,
     ) -> None:
-        super().__init__(num_channels, num_classes, num_hidden, halvings, norm, bound)
-        self.stem = stem(num_channels, num_hidden, halvings)
-        self.smaller_stem = stem(num_hidden, num_hidden, 1)
+        super().__init__(num_channels, num_classes, num_hidden, halvings, norm, bound, depth)
+        self.stem = stem(num_channels, num_hidden, halvings, depth)
+        self.smaller_stem = stem(num_hidden, num_hidden, 1, depth)
         # Repeating each pixel four times doubles the Euclidean norm, and keeps the largest entry.
         self._growth = 1.0 if norm == "infinity" else 2.0
         convolutions = {
@@ -57,7 +59,7 @@ class MultiscaleImageCell(ImageCell):
             for name in ("fine", "coarse", "to_fine", "to_coarse")
         }
         self.hidden = contractive(nn.ModuleDict(convolutions), bound / 2, norm)
-        self.pooled = nn.ModuleDict({"fine": pooled(num_hidden), "coarse": pooled(num_hidden)})
+        self.pooled = nn.ModuleDict({"fine": pooled(num_hidden, depth), "coarse": pooled(num_hidden, depth)})
         self.readout = nn.Linear(2 * num_hidden * POOLED**2, num_classes)
 
     def start(self, images: Tensor) -> tuple[Update, State]:

@@ -143,7 +143,14 @@ def test_a_short_training_learns_the_digits_and_logs_wrong_images(trained) -> No
     assert np.loadtxt(Path(trainer.log_dir) / "classes.txt", dtype=int).tolist() == classes.tolist()
 
 
-@pytest.mark.parametrize("make", [partial(MultiscaleImageCell, halvings=0), ConvolutionalImageCell])
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(MultiscaleImageCell, halvings=0, depth=2),
+        ConvolutionalImageCell,
+        partial(ConvolutionalImageCell, depth=2),
+    ],
+)
 def test_cells_train_and_load_from_checkpoints(make, tmp_path) -> None:
     model = EquilibriumClassifier(make(num_hidden=4))
     data = LabelledImages(num_train=20, num_val=4, num_test=8, batch_size=10)
@@ -168,6 +175,7 @@ def test_cells_train_and_load_from_checkpoints(make, tmp_path) -> None:
         ({"num_hidden": 0}, "num_hidden=0"),
         ({"num_classes": 1}, "num_classes=1"),
         ({"halvings": -1}, "halvings=-1"),
+        ({"depth": 0}, "depth=0"),
     ],
 )
 @pytest.mark.parametrize("make", CELLS)
