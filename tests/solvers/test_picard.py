@@ -142,7 +142,7 @@ def test_a_warm_start_at_rounding_is_not_divergence() -> None:
         assert warm.status is not Status.DIVERGED
 
 
-class Damped(FixedPointSolver):
+class DampedPicard(FixedPointSolver):
     """h <- h + 0.3 (F(h) - h)."""
 
     def step(self, vector, image, memory):
@@ -154,7 +154,7 @@ def test_a_user_s_solver_converges_where_picard_iteration_does_not() -> None:
     weight = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     start = torch.zeros(3, 1, dtype=torch.float64)
     assert run(lambda h: 1 - 2 * h, start, Picard(100), 1).status is Status.DIVERGED
-    result = CGRBP(solver=Damped(200, 1e-12))(lambda h: 1 - weight * h, start, 1)
+    result = CGRBP(solver=DampedPicard(200, 1e-12))(lambda h: 1 - weight * h, start, 1)
     assert result.status is Status.CONVERGED
     torch.testing.assert_close(result.state.detach(), torch.full_like(start, 1 / 3), rtol=1e-10, atol=0)
     result.state.sum().backward()
