@@ -12,7 +12,6 @@ from benchmarks.peak_memory import peak_bytes
 from benchmarks.report import markdown
 from experiments.runs import Row, config_keys, estimator_arguments, fit, label, mean_and_spread, run_missing
 from rbp_lightning.cli import RBPLightningCLI
-from rbp_lightning.cli.averaged_weights import stop_averaging
 
 ESTIMATORS = ["JFB", "PhantomGradient", "NeumannRBP:5", "CGRBP", "Implicit", "BPTT"]
 
@@ -53,7 +52,6 @@ def train_and_test(keys: Row) -> dict[str, float]:
     cli = fit(keys, f"--data.data_seed={keys['seed']}", *estimator_arguments(keys["estimator"]))
     minutes = (time.process_time() - begin) / 60
     best = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]  # of the first ModelCheckpoint
-    stop_averaging(cli.trainer)
     (metrics,) = cli.trainer.test(cli.model, cli.datamodule, ckpt_path=best, verbose=False)
     return {
         "accuracy": metrics["test/accuracy"],

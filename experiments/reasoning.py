@@ -25,7 +25,6 @@ from experiments.runs import (
 )
 from models.equilibrium_reasoner.curves import curves
 from rbp_lightning import UserError
-from rbp_lightning.cli.averaged_weights import stop_averaging
 
 
 def sizes_of(config: str) -> list[int]:
@@ -63,7 +62,6 @@ def train_and_test(keys: Row, also: Sequence[str] = ()) -> dict[str, str]:
     cli = fit(keys, *arguments)
     seconds = time.perf_counter() - begin
     best = cli.trainer.checkpoint_callback.best_model_path  # type: ignore[union-attr]  # of the first ModelCheckpoint
-    stop_averaging(cli.trainer)
     steps = cli.model.budgets
     found = {"seconds": f"{seconds:.1f}", "steps": " ".join(map(str, steps))}
     own = {name: value for name, value in cli.datamodule.hparams.items() if not name.startswith("_")}  # _class_path

@@ -21,6 +21,7 @@ import models  # noqa: F401  # so that configs and options find classes by name,
 from datamodules.files import brief, read_bytes, reading
 from rbp_lightning import BPTT, CGRBP, RBP, TBPTT, NeumannRBP, UserError
 from rbp_lightning.cli import RBPLightningCLI
+from rbp_lightning.cli.averaged_weights import stop_averaging
 from rbp_lightning.cli.whole_files import written_whole
 from rbp_lightning.cli.workers import LiveTable, Pool, slots
 
@@ -72,7 +73,7 @@ def label(estimator: str) -> str:
 
 
 def fit(keys: Row, *arguments: str, callbacks: Sequence[Callback] = (), **options: Any) -> RBPLightningCLI:
-    """Trains a config.
+    """Trains a config. A test of a checkpoint by its Trainer then takes averaged weights, if there are any.
 
     Args:
         keys: The result of ``config_keys``, and a seed.
@@ -83,9 +84,11 @@ def fit(keys: Row, *arguments: str, callbacks: Sequence[Callback] = (), **option
     own = [f"--config={keys['config']}", f"--seed_everything={keys['seed']}"]
     own += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     defaults = {"callbacks": list(callbacks)}
-    return RBPLightningCLI(
+    cli = RBPLightningCLI(
         args=["fit", *own, *keys["overrides"].split(), *arguments], trainer_defaults=defaults, **options
     )
+    stop_averaging(cli.trainer)
+    return cli
 
 
 def fit_and_test(keys: Row, variant: list[str], *callbacks: Callback) -> dict[str, float]:

@@ -18,9 +18,10 @@ NORMS: tuple[Norm, ...] = ("infinity", "frobenius", "spectral")
 class ImageCell(nn.Module, ABC):
     """A contraction of feature maps, which an ``EquilibriumClassifier`` iterates with an image injected at every step.
 
-    The image goes through a stem once: at each halving of its sides a convolution of stride 2, or one of stride 1
-    without any halving, followed by ``depth - 1`` more. As many precede the readout. Batch normalisation is in the stem
-    and the readout but not in the update, where samples must not affect each other.
+    The image goes through a stem once, with ``depth`` convolutions at each resolution, of which the first halves the
+    sides; without halvings there is one resolution, that of the image. Another ``depth - 1`` precede the pooling of the
+    readout. Batch normalisation is in the stem and the readout but not in the update, where samples must not affect
+    each other.
 
     Constructor arguments must be plain values, each kept in an attribute of the same name, from which checkpoints
     record them.
@@ -99,7 +100,7 @@ def pooled(num_hidden: int, depth: int) -> nn.Module:
 
     Args:
         num_hidden: Number of channels of the feature map.
-        depth: Number of layers before the pooling: normalisation, and convolutions after it.
+        depth: One more than the number of convolutions before the pooling.
     """
     layers: list[nn.Module] = [nn.BatchNorm2d(num_hidden)]
     for _ in range(depth - 1):

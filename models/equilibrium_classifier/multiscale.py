@@ -27,7 +27,7 @@ class MultiscaleImageCell(ImageCell):
         halvings: Number of times that the sides of an image are halved before it is injected.
         norm: The norm in which the update is a contraction.
         bound: The contraction constant, in (0, 1).
-        depth: Number of convolutions at each resolution of the stem; one less precede the readout.
+        depth: Number of convolutions at each resolution of the stem; ``depth - 1`` more precede the readout.
 
     Raises:
         UserError: If an argument is out of its range.
